@@ -1,0 +1,6 @@
+"""atoms: which units does a language model compute with?"""
+
+from ._config import get_num_threads, set_num_threads, show_config
+from ._version import __version__
+
+__all__ = ["__version__", "get_num_threads", "set_num_threads", "show_config"]

@@ -1,0 +1,48 @@
+/* internal.h: what the rooms of the core share. Not installed. */
+#ifndef ATOMS_INTERNAL_H
+#define ATOMS_INTERNAL_H
+
+#include "atoms.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ATOMS_ALIGN 64
+#define ATOMS_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define ATOMS_MAX(a, b) ((a) > (b) ? (a) : (b))
+
+struct atoms_ctx {
+    atoms_ctx_params p;
+    atoms_isa isa;
+};
+
+/* 64-byte aligned; NULL when n * size overflows or memory is short. Size 0 gives a valid block. */
+void *atoms_alloc(int64_t n, size_t size);
+void *atoms_calloc(int64_t n, size_t size);
+void atoms_free(void *p);
+
+/* Asks the caller whether to stop. Cheap enough for once per tile; call it only from OpenMP
+ * thread 0. Returns ATOMS_OK or ATOMS_ERR_CANCELLED. */
+typedef struct {
+    double last;
+} atoms_pollster;
+atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster);
+
+/* C (m, n) = alpha A (m, k) B (k, n) + beta C, any strides (in elements) of which one of each
+ * pair is 1. Runs on the calling thread only, from any thread, inside or outside OpenMP
+ * regions. beta = 0 overwrites C, NaN included. */
+void atoms_gemm_f32(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, float alpha,
+                    const float *a, int64_t rsa, int64_t csa, const float *b, int64_t rsb,
+                    int64_t csb, float beta, float *c, int64_t rsc, int64_t csc);
+void atoms_gemm_f64(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, double alpha,
+                    const double *a, int64_t rsa, int64_t csa, const double *b, int64_t rsb,
+                    int64_t csb, double beta, double *c, int64_t rsc, int64_t csc);
+
+/* out (n, d) float32 or float64 = rows of x (element strides rs, cs), converted. */
+void atoms_rows_to_f32(int64_t n, int64_t d, const void *x, atoms_dtype type, int64_t rs,
+                       int64_t cs, float *out);
+void atoms_rows_to_f64(int64_t n, int64_t d, const void *x, atoms_dtype type, int64_t rs,
+                       int64_t cs, double *out);
+
+#endif

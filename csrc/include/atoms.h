@@ -1,0 +1,100 @@
+/* atoms.h: the public interface of the atoms C core.
+ *
+ * Purpose      Atomic inner product, sparse-autoencoder training, sparse recovery and
+ *              the statistics of dictionaries, on plain buffers. No Python in here.
+ * Layout       Matrices are row-major and contiguous unless a stride is given; samples,
+ *              latents and atoms are rows. Sizes are int64_t.
+ * Arguments    (context, sizes, inputs, parameters, outputs, workspace).
+ * Numbers      Parameters and products are float32; moments, losses, norms and statistics
+ *              are summed in float64 unless a prototype says otherwise.
+ * Ownership    The caller owns every buffer. Opaque handles come in _new/_free pairs.
+ * Threads      A context is immutable apart from its cancel flag; any number of threads
+ *              may share it. Work is cut by problem size, never by thread count, and reduced in a
+ *              fixed order, so results are bit-identical for any number of threads.
+ * Errors       Every function that can fail returns atoms_status. Nothing here prints,
+ *              aborts or exits.
+ */
+#ifndef ATOMS_H
+#define ATOMS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define ATOMS_API __attribute__((visibility("default")))
+#else
+#define ATOMS_API
+#endif
+
+/* ---------------------------------------------------------------- status */
+
+typedef enum {
+    ATOMS_OK = 0,
+    ATOMS_ERR_ARGUMENT = -1,  /* a size or parameter outside its documented range */
+    ATOMS_ERR_MEMORY = -2,    /* an allocation failed; outputs are unspecified */
+    ATOMS_ERR_NONFINITE = -3, /* NaN or infinity where finite numbers are needed */
+    ATOMS_ERR_SINGULAR = -4,  /* a matrix is not positive definite */
+    ATOMS_ERR_CANCELLED = -5  /* the poll function asked to stop */
+} atoms_status;
+
+ATOMS_API const char *atoms_status_message(atoms_status status);
+
+/* --------------------------------------------------------------- context */
+
+typedef enum {
+    ATOMS_F32 = 0,
+    ATOMS_F64 = 1,
+    ATOMS_F16 = 2,
+    ATOMS_BF16 = 3
+} atoms_dtype;
+
+/* Instruction sets, weakest first. AVX512 means F+BW+DQ+VL; VNNI adds VNNI, BF16 adds both. */
+typedef enum {
+    ATOMS_ISA_PORTABLE = 0,
+    ATOMS_ISA_AVX2 = 1,
+    ATOMS_ISA_AVX512 = 2,
+    ATOMS_ISA_AVX512_VNNI = 3,
+    ATOMS_ISA_AVX512_BF16 = 4
+} atoms_isa;
+
+typedef enum { ATOMS_BLAS_BLIS = 0, ATOMS_BLAS_FORTRAN = 1 } atoms_blas_kind;
+
+/* Fortran dgemm/sgemm (32-bit integers), as SciPy exports them. */
+typedef void (*atoms_fortran_sgemm)(char *, char *, int *, int *, int *, float *, float *, int *,
+                                    float *, int *, float *, float *, int *);
+typedef void (*atoms_fortran_dgemm)(char *, char *, int *, int *, int *, double *, double *, int *,
+                                    double *, int *, double *, double *, int *);
+
+typedef struct {
+    int num_threads;              /* >= 1 */
+    atoms_isa max_isa;            /* never use more than this; capped by what the CPU has */
+    atoms_blas_kind blas;         /* BLIS only where the core was built with it */
+    atoms_fortran_sgemm f_sgemm;  /* used with ATOMS_BLAS_FORTRAN, else NULL */
+    atoms_fortran_dgemm f_dgemm;
+    int (*poll)(void *);          /* non-zero: stop with ATOMS_ERR_CANCELLED; may be NULL.
+                                     Called only from the thread that called the core, at most
+                                     about ten times a second. */
+    void *poll_data;
+} atoms_ctx_params;
+
+typedef struct atoms_ctx atoms_ctx;
+
+ATOMS_API void atoms_ctx_params_init(atoms_ctx_params *params);
+ATOMS_API atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx);
+ATOMS_API void atoms_ctx_free(atoms_ctx *ctx);
+ATOMS_API int atoms_ctx_num_threads(const atoms_ctx *ctx);
+ATOMS_API atoms_isa atoms_ctx_isa(const atoms_ctx *ctx);
+ATOMS_API atoms_isa atoms_cpu_isa(void); /* the best this machine can run */
+ATOMS_API const char *atoms_isa_name(atoms_isa isa);
+ATOMS_API int atoms_has_blis(void);
+ATOMS_API const char *atoms_blis_version(void); /* "" without BLIS */
+ATOMS_API const char *atoms_blis_kernels(void); /* kernel family in use, "" without BLIS */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ATOMS_H */

@@ -1,0 +1,289 @@
+/* binding.c: array converters, the Context object, errors. */
+#include "binding.h"
+
+/* ---------------------------------------------------------------- arrays */
+
+static int float_type(PyArrayObject *a, atoms_dtype *dtype)
+{
+    switch (PyArray_TYPE(a)) {
+    case NPY_FLOAT32: *dtype = ATOMS_F32; return VIEW_F32;
+    case NPY_FLOAT64: *dtype = ATOMS_F64; return VIEW_F64;
+    case NPY_FLOAT16: *dtype = ATOMS_F16; return VIEW_F16;
+    }
+    /* ml_dtypes registers bfloat16 under a type number of its own: known by its name */
+    PyArray_Descr *descr = PyArray_DESCR(a);
+    if (PyDataType_ELSIZE(descr) == 2 && descr->typeobj &&
+        strstr(descr->typeobj->tp_name, "bfloat16")) {
+        *dtype = ATOMS_BF16;
+        return VIEW_BF16;
+    }
+    return 0;
+}
+
+static int fill(PyArrayObject *a, const char *name, atoms_view *view)
+{
+    npy_intp size = PyArray_ITEMSIZE(a);
+    for (int i = 0; i < view->ndim; i++) {
+        view->shape[i] = PyArray_DIM(a, i);
+        if (PyArray_STRIDE(a, i) % size) {
+            PyErr_Format(PyExc_ValueError,
+                         "%s: the strides are not whole elements; pass numpy.ascontiguousarray(%s)",
+                         name, name);
+            return -1;
+        }
+        view->stride[i] = PyArray_STRIDE(a, i) / size;
+    }
+    view->data = PyArray_DATA(a);
+    Py_INCREF(a);
+    view->array = a;
+    return 0;
+}
+
+static PyArrayObject *as_array(PyObject *obj, const char *name, int ndim)
+{
+    if (!PyArray_Check(obj)) {
+        PyErr_Format(PyExc_TypeError, "%s: expected a NumPy array, got %.100s", name,
+                     Py_TYPE(obj)->tp_name);
+        return NULL;
+    }
+    PyArrayObject *a = (PyArrayObject *)obj;
+    if (PyArray_NDIM(a) != ndim) {
+        PyErr_Format(PyExc_ValueError, "%s: expected %d dimension(s), got %d", name, ndim,
+                     PyArray_NDIM(a));
+        return NULL;
+    }
+    if (!PyArray_ISALIGNED(a) || !PyArray_ISNOTSWAPPED(a)) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s: expected an aligned array in native byte order; pass a copy of it", name);
+        return NULL;
+    }
+    return a;
+}
+
+int atoms_view_in(PyObject *obj, const char *name, int ndim, int types, atoms_view *view)
+{
+    memset(view, 0, sizeof *view);
+    PyArrayObject *a = as_array(obj, name, ndim);
+    if (!a)
+        return -1;
+    if (!(float_type(a, &view->dtype) & types)) {
+        PyErr_Format(PyExc_TypeError, "%s: unsupported dtype %R; pass %s%s", name,
+                     (PyObject *)PyArray_DESCR(a), types & VIEW_F32 ? "float32" : "float64",
+                     types == VIEW_FLOATS ? ", float64, float16 or bfloat16" : "");
+        return -1;
+    }
+    view->ndim = ndim;
+    return fill(a, name, view);
+}
+
+int atoms_view_in_c(PyObject *obj, const char *name, int ndim, int types, atoms_view *view)
+{
+    if (atoms_view_in(obj, name, ndim, types, view) < 0)
+        return -1;
+    if (!PyArray_IS_C_CONTIGUOUS(view->array)) {
+        atoms_view_clear(view);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: expected a C-contiguous array; pass numpy.ascontiguousarray(%s)", name,
+                     name);
+        return -1;
+    }
+    return 0;
+}
+
+int atoms_view_typed(PyObject *obj, const char *name, int typenum, int writeable, int ndim,
+                     const int64_t *shape, atoms_view *view)
+{
+    memset(view, 0, sizeof *view);
+    PyArrayObject *a = as_array(obj, name, ndim);
+    if (!a)
+        return -1;
+    if (!PyArray_EquivTypenums(PyArray_TYPE(a), typenum)) {
+        PyArray_Descr *want = PyArray_DescrFromType(typenum);
+        PyErr_Format(PyExc_TypeError, "%s: expected dtype %R, got %R", name, (PyObject *)want,
+                     (PyObject *)PyArray_DESCR(a));
+        Py_XDECREF(want);
+        return -1;
+    }
+    if (!PyArray_IS_C_CONTIGUOUS(a)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous array", name);
+        return -1;
+    }
+    if (writeable && !PyArray_ISWRITEABLE(a)) {
+        PyErr_Format(PyExc_ValueError, "%s: the output array is read-only", name);
+        return -1;
+    }
+    for (int i = 0; shape && i < ndim; i++)
+        if (shape[i] >= 0 && PyArray_DIM(a, i) != shape[i]) {
+            PyErr_Format(PyExc_ValueError, "%s: expected length %lld along axis %d, got %lld", name,
+                         (long long)shape[i], i, (long long)PyArray_DIM(a, i));
+            return -1;
+        }
+    view->ndim = ndim;
+    return fill(a, name, view);
+}
+
+int atoms_views_overlap(const atoms_view *a, const char *name_a, const atoms_view *b,
+                        const char *name_b)
+{
+    /* Bounds are enough: outputs are contiguous, so touching bounds means shared memory or a
+     * strided input interleaved with an output, which nobody wants. */
+    char *lo[2], *hi[2];
+    const atoms_view *v[2] = {a, b};
+    for (int k = 0; k < 2; k++) {
+        lo[k] = hi[k] = v[k]->data;
+        int64_t size = PyArray_ITEMSIZE(v[k]->array);
+        for (int i = 0; i < v[k]->ndim; i++) {
+            if (v[k]->shape[i] == 0)
+                return 0;
+            int64_t span = (v[k]->shape[i] - 1) * v[k]->stride[i] * size;
+            *(span < 0 ? &lo[k] : &hi[k]) += span;
+        }
+        hi[k] += size;
+    }
+    if (lo[0] >= hi[1] || lo[1] >= hi[0])
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s and %s share memory; pass a separate output array", name_a,
+                 name_b);
+    return 1;
+}
+
+void atoms_view_clear(atoms_view *view)
+{
+    Py_CLEAR(view->array);
+}
+
+/* --------------------------------------------------------------- context */
+
+typedef struct {
+    PyObject_HEAD
+    atoms_ctx *ctx;
+} ContextObject;
+
+static int poll_signals(void *data)
+{
+    (void)data;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    int stop = PyErr_CheckSignals() < 0;
+    PyGILState_Release(gil);
+    return stop;
+}
+
+/* The C function behind scipy.linalg.cython_blas.NAME. */
+static void *scipy_pointer(const char *name)
+{
+    void *pointer = NULL;
+    PyObject *module = PyImport_ImportModule("scipy.linalg.cython_blas");
+    PyObject *api = module ? PyObject_GetAttrString(module, "__pyx_capi__") : NULL;
+    PyObject *capsule = api ? PyMapping_GetItemString(api, name) : NULL;
+    if (capsule)
+        pointer = PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
+    Py_XDECREF(capsule);
+    Py_XDECREF(api);
+    Py_XDECREF(module);
+    return pointer;
+}
+
+static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"num_threads", "isa", "blas", NULL};
+    int num_threads, isa = ATOMS_ISA_AVX512_BF16;
+    const char *blas = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|iz:Context", names, &num_threads, &isa,
+                                     &blas))
+        return NULL;
+    if (num_threads < 1)
+        return PyErr_Format(PyExc_ValueError, "num_threads: expected at least 1, got %d",
+                            num_threads);
+    if (isa < 0 || isa > ATOMS_ISA_AVX512_BF16)
+        return PyErr_Format(PyExc_ValueError, "isa: expected 0 to %d, got %d",
+                            (int)ATOMS_ISA_AVX512_BF16, isa);
+    atoms_ctx_params params;
+    atoms_ctx_params_init(&params);
+    params.num_threads = num_threads;
+    params.max_isa = (atoms_isa)isa;
+    params.poll = poll_signals;
+    if (blas && !strcmp(blas, "scipy"))
+        params.blas = ATOMS_BLAS_FORTRAN;
+    else if (blas && strcmp(blas, "blis"))
+        return PyErr_Format(PyExc_ValueError, "blas: expected 'blis' or 'scipy', got '%s'", blas);
+    else if (blas && !atoms_has_blis())
+        return PyErr_Format(PyExc_ValueError, "blas: this build has no BLIS; pass 'scipy'");
+    if (params.blas == ATOMS_BLAS_FORTRAN) {
+        params.f_sgemm = (atoms_fortran_sgemm)(uintptr_t)scipy_pointer("sgemm");
+        if (params.f_sgemm)
+            params.f_dgemm = (atoms_fortran_dgemm)(uintptr_t)scipy_pointer("dgemm");
+        if (!params.f_dgemm)
+            return NULL;
+    }
+    ContextObject *self = (ContextObject *)type->tp_alloc(type, 0);
+    if (!self)
+        return NULL;
+    atoms_status status = atoms_ctx_new(&params, &self->ctx);
+    if (status < 0) {
+        Py_DECREF(self);
+        return atoms_raise(status, "Context");
+    }
+    return (PyObject *)self;
+}
+
+static void context_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    atoms_ctx_free(((ContextObject *)self)->ctx);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *context_num_threads(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromLong(atoms_ctx_num_threads(((ContextObject *)self)->ctx));
+}
+
+static PyObject *context_isa(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(atoms_isa_name(atoms_ctx_isa(((ContextObject *)self)->ctx)));
+}
+
+static PyGetSetDef context_getset[] = {
+    {"num_threads", context_num_threads, NULL, "threads that calls with this context use", NULL},
+    {"isa", context_isa, NULL, "instruction set in use", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyType_Slot context_slots[] = {{Py_tp_new, context_new},
+                                      {Py_tp_dealloc, context_dealloc},
+                                      {Py_tp_getset, context_getset},
+                                      {Py_tp_doc, "Context(num_threads, isa=4, blas=None)"},
+                                      {0, NULL}};
+
+PyType_Spec atoms_context_spec = {"atoms._core.Context", sizeof(ContextObject), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, context_slots};
+
+int atoms_get_ctx(PyObject *obj, const atoms_ctx **ctx)
+{
+    /* the heap type is found by its destructor: no per-module state to look up */
+    if (Py_TYPE(obj)->tp_dealloc != context_dealloc) {
+        PyErr_Format(PyExc_TypeError, "ctx: expected a Context, got %.100s", Py_TYPE(obj)->tp_name);
+        return -1;
+    }
+    *ctx = ((ContextObject *)obj)->ctx;
+    return 0;
+}
+
+/* ---------------------------------------------------------------- errors */
+
+PyObject *atoms_raise(atoms_status status, const char *where)
+{
+    if (status >= 0)
+        Py_RETURN_NONE;
+    if (status == ATOMS_ERR_CANCELLED) {
+        if (!PyErr_Occurred())
+            PyErr_SetNone(PyExc_KeyboardInterrupt);
+        return NULL;
+    }
+    if (status == ATOMS_ERR_MEMORY)
+        return PyErr_Format(PyExc_MemoryError, "%s: out of memory", where);
+    PyObject *type = status == ATOMS_ERR_SINGULAR ? PyExc_ArithmeticError : PyExc_ValueError;
+    return PyErr_Format(type, "%s: %s", where, atoms_status_message(status));
+}

@@ -1,0 +1,53 @@
+/* module.c: the extension module atoms._core. */
+#define ATOMS_IMPORT_ARRAY
+#include "binding.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+static PyObject *build_info(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+#ifdef _OPENMP
+    int openmp = _OPENMP;
+#else
+    int openmp = 0;
+#endif
+    return Py_BuildValue("{s:i,s:s,s:s,s:s,s:i,s:s}", "has_blis", atoms_has_blis(), "blis_version",
+                         atoms_blis_version(), "blis_kernels", atoms_blis_kernels(), "cpu_isa",
+                         atoms_isa_name(atoms_cpu_isa()), "openmp", openmp, "compiler",
+                         __VERSION__);
+}
+
+static PyMethodDef module_methods[] = {
+    {"build_info", build_info, METH_NOARGS, "what this extension was built with and found"},
+    {NULL, NULL, 0, NULL}};
+
+static int module_exec(PyObject *module)
+{
+    if (PyArray_ImportNumPyAPI() < 0)
+        return -1;
+    PyObject *type = PyType_FromModuleAndSpec(module, &atoms_context_spec, NULL);
+    int failed = !type || PyModule_AddType(module, (PyTypeObject *)type) < 0;
+    Py_XDECREF(type);
+    PyMethodDef *rooms[] = {atoms_metric_methods, atoms_sae_methods, atoms_theory_methods,
+                            atoms_recovery_methods};
+    for (size_t i = 0; !failed && i < sizeof rooms / sizeof *rooms; i++)
+        failed = PyModule_AddFunctions(module, rooms[i]) < 0;
+    return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};
+
+static struct PyModuleDef module_def = {.m_base = PyModuleDef_HEAD_INIT,
+                                        .m_name = "_core",
+                                        .m_doc = "The C core of atoms.",
+                                        .m_methods = module_methods,
+                                        .m_slots = module_slots};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&module_def);
+}

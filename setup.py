@@ -1,13 +1,14 @@
-"""Builds atoms._core: the C core and its binding in one extension."""
+"""Builds atoms._core: the C core and its binding in one extension.
+
+ATOMS_BLIS=none builds without BLIS, on the BLAS that SciPy exports; ATOMS_COVERAGE=1 counts lines.
+`python setup.py blis-flags` prints the compiler's flags for BLIS, for the Makefile.
+"""
 
 import os
 import platform
 import subprocess
 import sys
 from glob import glob
-
-import numpy
-from setuptools import Extension, setup
 
 
 def blis():
@@ -18,40 +19,55 @@ def blis():
         flags = subprocess.run(
             ["pkg-config", "--cflags", "--libs", "blis"], capture_output=True, text=True, check=True
         ).stdout.split()
-        return (
-            [f for f in flags if not f.startswith(("-l", "-L"))],
-            [f for f in flags if f.startswith(("-l", "-L"))],
-        )
+        libraries = [f for f in flags if f.startswith(("-l", "-L"))]
+        return [f for f in flags if f not in libraries], libraries
     except (OSError, subprocess.CalledProcessError):
         pass
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
-    roots = ["/usr/local/include", "/usr/include", f"/usr/include/{machine}-linux-gnu", sys.prefix + "/include"]
-    for root in roots:
+    prefixes = [sys.prefix, os.environ.get("CONDA_PREFIX", sys.prefix), "/usr/local", "/usr"]
+    for root in [p + "/include" for p in prefixes] + [f"/usr/include/{machine}-linux-gnu"]:
         # Debian keeps the header in a folder named after the threading variant
-        for folder in sorted(glob(f"{root}/blis*/")) + [root]:
+        for folder in [*sorted(glob(f"{root}/blis*/")), root]:
             if os.path.exists(os.path.join(folder, "blis.h")):
-                return ["-I" + folder], ["-lblis"]
+                lib = os.path.join(os.path.dirname(root), "lib")
+                search = [f"-L{lib}", f"-Wl,-rpath,{lib}"] if glob(f"{lib}/libblis.*") else []
+                return ["-I" + folder], [*search, "-lblis"]
     return None
 
 
-cflags = ["-std=c11", "-O3", "-g", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=fast", "-fno-math-errno"]
+def blis_flags():
+    """Compiler flags and linker flags; blis.h as a system header, for its warnings are not ours."""
+    found = blis()
+    if found is None:
+        return [], []
+    return ["-DATOMS_WITH_BLIS", *("-isystem" + f[2:] if f.startswith("-I") else f for f in found[0])], found[1]
+
+
+if sys.argv[1:] == ["blis-flags"]:
+    print(*sum(blis_flags(), []))
+    sys.exit()
+
+import numpy  # noqa: E402
+from setuptools import Extension, setup  # noqa: E402
+
+cflags = "-std=c11 -O3 -g -fopenmp -fvisibility=hidden -Wall -Wextra -ffp-contract=fast -fno-math-errno".split()
 ldflags = ["-fopenmp"]
-macros = []
-if found := blis():
-    cflags += ["-isystem" + f[2:] if f.startswith("-I") else f for f in found[0]]
-    ldflags += found[1]
-    macros.append(("ATOMS_WITH_BLIS", "1"))
+blis_cflags, blis_ldflags = blis_flags()
+if not blis_cflags:
+    print("atoms: building without BLIS, on the BLAS that SciPy exports", file=sys.stderr)
+if os.environ.get("ATOMS_COVERAGE"):
+    cflags.append("--coverage")
+    ldflags.append("--coverage")
 
 setup(
     ext_modules=[
         Extension(
             "atoms._core",
             sources=sorted(glob("csrc/core/*.c")) + sorted(glob("csrc/python/*.c")),
-            depends=glob("csrc/*/*.h"),
+            depends=glob("csrc/*/*.h") + glob("csrc/*/*.inc"),
             include_dirs=["csrc/include", "csrc/core", numpy.get_include()],
-            define_macros=macros,
-            extra_compile_args=cflags,
-            extra_link_args=ldflags,
+            extra_compile_args=cflags + blis_cflags,
+            extra_link_args=ldflags + blis_ldflags,
             libraries=["m"],
         )
     ]

@@ -38,7 +38,7 @@ atoms_isa atoms_cpu_isa(void)
 const char *atoms_isa_name(atoms_isa isa)
 {
     static const char *const names[] = {"portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
-    return isa >= ATOMS_ISA_PORTABLE && isa <= ATOMS_ISA_AVX512_BF16 ? names[isa] : "unknown";
+    return (unsigned)isa <= ATOMS_ISA_AVX512_BF16 ? names[isa] : "unknown";
 }
 
 void atoms_ctx_params_init(atoms_ctx_params *params)
@@ -51,13 +51,15 @@ void atoms_ctx_params_init(atoms_ctx_params *params)
 
 atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx)
 {
-    if (params->num_threads < 1 || params->max_isa < ATOMS_ISA_PORTABLE)
+    if (params->num_threads < 1 || (unsigned)params->max_isa > ATOMS_ISA_AVX512_BF16 ||
+        (unsigned)params->blas > ATOMS_BLAS_FORTRAN)
         return ATOMS_ERR_ARGUMENT;
     if (params->blas == ATOMS_BLAS_BLIS ? !atoms_has_blis() : !params->f_sgemm || !params->f_dgemm)
         return ATOMS_ERR_ARGUMENT;
     atoms_ctx *c = calloc(1, sizeof *c);
     if (!c)
         return ATOMS_ERR_MEMORY;
+    atoms_blas_start();
     c->p = *params;
     c->isa = ATOMS_MIN(params->max_isa, atoms_cpu_isa());
     *ctx = c;

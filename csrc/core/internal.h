@@ -29,15 +29,22 @@ typedef struct {
 } atoms_pollster;
 atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster);
 
-/* C (m, n) = alpha A (m, k) B (k, n) + beta C, any strides (in elements) of which one of each
- * pair is 1. Runs on the calling thread only, from any thread, inside or outside OpenMP
- * regions. beta = 0 overwrites C, NaN included. */
+/* C (m, n) = alpha A (m, k) B (k, n) + beta C, strides in elements. Fast when one stride of each
+ * pair is 1 and the other at least the length it steps over; right, by plain loops, for any
+ * others. Runs on the calling thread only, from any thread, inside or outside OpenMP regions.
+ * beta = 0 overwrites C, NaN included. */
 void atoms_gemm_f32(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, float alpha,
                     const float *a, int64_t rsa, int64_t csa, const float *b, int64_t rsb,
                     int64_t csb, float beta, float *c, int64_t rsc, int64_t csc);
 void atoms_gemm_f64(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, double alpha,
                     const double *a, int64_t rsa, int64_t csa, const double *b, int64_t rsb,
                     int64_t csb, double beta, double *c, int64_t rsc, int64_t csc);
+
+/* Starts BLIS, once, with the kernel family that suits this CPU; nothing without BLIS. */
+void atoms_blas_start(void);
+/* The kernel families to try on a CPU where BLIS may choose badly, best first, NULL at the end;
+ * NULL where its own choice stands. vendor and family as CPUID gives them. */
+const char *const *atoms_blis_families(const char *vendor, int family, atoms_isa isa);
 
 /* out (n, d) float32 or float64 = rows of x (element strides rs, cs), converted. */
 void atoms_rows_to_f32(int64_t n, int64_t d, const void *x, atoms_dtype type, int64_t rs,

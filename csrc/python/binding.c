@@ -1,5 +1,8 @@
 /* binding.c: array converters, the Context object, errors. */
+#define _POSIX_C_SOURCE 200809L /* pthread_atfork */
 #include "binding.h"
+
+#include <pthread.h>
 
 /* ---------------------------------------------------------------- arrays */
 
@@ -157,7 +160,34 @@ void atoms_view_clear(atoms_view *view)
 typedef struct {
     PyObject_HEAD
     atoms_ctx *ctx;
+    atoms_ctx *serial; /* the same with one thread */
+    int scipy;
 } ContextObject;
+
+/* A child made by fork has the parent's OpenMP state but none of its threads: waiting for them,
+ * it would hang for ever. So it works with one thread, whatever its contexts say. */
+static int forked;
+
+static void note_fork(void)
+{
+    forked = 1;
+}
+
+int atoms_watch_forks(void)
+{
+    static int watching;
+    if (!watching && pthread_atfork(NULL, NULL, note_fork)) {
+        PyErr_SetString(PyExc_MemoryError, "pthread_atfork failed");
+        return -1;
+    }
+    watching = 1;
+    return 0;
+}
+
+static const atoms_ctx *usable_ctx(PyObject *self)
+{
+    return forked ? ((ContextObject *)self)->serial : ((ContextObject *)self)->ctx;
+}
 
 static int poll_signals(void *data)
 {
@@ -168,15 +198,21 @@ static int poll_signals(void *data)
     return stop;
 }
 
-/* The C function behind scipy.linalg.cython_blas.NAME. */
+/* The C function behind scipy.linalg.cython_blas.NAME. Its capsule is named after its signature:
+ * one with other integers than ours is refused. Extension modules are never unloaded, so the
+ * pointer stays good. */
 static void *scipy_pointer(const char *name)
 {
     void *pointer = NULL;
     PyObject *module = PyImport_ImportModule("scipy.linalg.cython_blas");
     PyObject *api = module ? PyObject_GetAttrString(module, "__pyx_capi__") : NULL;
     PyObject *capsule = api ? PyMapping_GetItemString(api, name) : NULL;
-    if (capsule)
-        pointer = PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
+    const char *signature = capsule ? PyCapsule_GetName(capsule) : NULL;
+    if (signature && !strncmp(signature, "void (char *, char *, int *, int *, int *, ", 43))
+        pointer = PyCapsule_GetPointer(capsule, signature);
+    else if (!PyErr_Occurred())
+        PyErr_Format(PyExc_ImportError, "scipy.linalg.cython_blas.%s: unknown signature %s", name,
+                     signature ? signature : "");
     Py_XDECREF(capsule);
     Py_XDECREF(api);
     Py_XDECREF(module);
@@ -218,7 +254,11 @@ static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     ContextObject *self = (ContextObject *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
+    self->scipy = params.blas == ATOMS_BLAS_FORTRAN;
     atoms_status status = atoms_ctx_new(&params, &self->ctx);
+    params.num_threads = 1;
+    if (status == ATOMS_OK)
+        status = atoms_ctx_new(&params, &self->serial);
     if (status < 0) {
         Py_DECREF(self);
         return atoms_raise(status, "Context");
@@ -230,6 +270,7 @@ static void context_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     atoms_ctx_free(((ContextObject *)self)->ctx);
+    atoms_ctx_free(((ContextObject *)self)->serial);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -237,18 +278,25 @@ static void context_dealloc(PyObject *self)
 static PyObject *context_num_threads(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyLong_FromLong(atoms_ctx_num_threads(((ContextObject *)self)->ctx));
+    return PyLong_FromLong(atoms_ctx_num_threads(usable_ctx(self)));
 }
 
 static PyObject *context_isa(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyUnicode_FromString(atoms_isa_name(atoms_ctx_isa(((ContextObject *)self)->ctx)));
+    return PyUnicode_FromString(atoms_isa_name(atoms_ctx_isa(usable_ctx(self))));
+}
+
+static PyObject *context_blas(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyUnicode_FromString(((ContextObject *)self)->scipy ? "scipy" : "blis");
 }
 
 static PyGetSetDef context_getset[] = {
     {"num_threads", context_num_threads, NULL, "threads that calls with this context use", NULL},
     {"isa", context_isa, NULL, "instruction set in use", NULL},
+    {"blas", context_blas, NULL, "'blis' or 'scipy'", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot context_slots[] = {{Py_tp_new, context_new},
@@ -262,12 +310,13 @@ PyType_Spec atoms_context_spec = {"atoms._core.Context", sizeof(ContextObject), 
 
 int atoms_get_ctx(PyObject *obj, const atoms_ctx **ctx)
 {
-    /* the heap type is found by its destructor: no per-module state to look up */
+    /* No module state to look up here: the type, which cannot be subclassed, is known by its
+     * destructor. */
     if (Py_TYPE(obj)->tp_dealloc != context_dealloc) {
         PyErr_Format(PyExc_TypeError, "ctx: expected a Context, got %.100s", Py_TYPE(obj)->tp_name);
         return -1;
     }
-    *ctx = ((ContextObject *)obj)->ctx;
+    *ctx = usable_ctx(obj);
     return 0;
 }
 

@@ -44,7 +44,8 @@ int atoms_views_overlap(const atoms_view *a, const char *name_a, const atoms_vie
                         const char *name_b);
 void atoms_view_clear(atoms_view *view);
 
-/* 0 and the borrowed context of a _core.Context, or -1 with an exception. */
+/* 0 and the borrowed context of a _core.Context, or -1 with an exception. In a forked child it is
+ * one of a single thread. */
 int atoms_get_ctx(PyObject *obj, const atoms_ctx **ctx);
 
 /* Turns a status into an exception (NULL) or None. KeyboardInterrupt raised by the poll
@@ -52,6 +53,7 @@ int atoms_get_ctx(PyObject *obj, const atoms_ctx **ctx);
 PyObject *atoms_raise(atoms_status status, const char *where);
 
 extern PyType_Spec atoms_context_spec;
+int atoms_watch_forks(void); /* 0, or -1 with an exception */
 
 /* One table of methods for each room; NULL-terminated. */
 extern PyMethodDef atoms_metric_methods[];

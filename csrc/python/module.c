@@ -27,7 +27,7 @@ static PyMethodDef module_methods[] = {
 
 static int module_exec(PyObject *module)
 {
-    if (PyArray_ImportNumPyAPI() < 0)
+    if (PyArray_ImportNumPyAPI() < 0 || atoms_watch_forks() < 0)
         return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &atoms_context_spec, NULL);
     int failed = !type || PyModule_AddType(module, (PyTypeObject *)type) < 0;

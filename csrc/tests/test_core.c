@@ -1,0 +1,335 @@
+/* test_core.c: context, instruction sets, memory, polling, products, converters. */
+#include "check.h"
+
+/* ----------------------------------------------------------------- context */
+
+TEST(core_status_messages)
+{
+    for (int s = ATOMS_ERR_CANCELLED; s <= ATOMS_OK; s++) {
+        CHECK(strcmp(atoms_status_message((atoms_status)s), "unknown status"));
+        for (int t = s + 1; t <= ATOMS_OK; t++)
+            CHECK(strcmp(atoms_status_message((atoms_status)s),
+                         atoms_status_message((atoms_status)t)));
+    }
+    CHECK(!strcmp(atoms_status_message((atoms_status)-99), "unknown status"));
+}
+
+TEST(core_isa_names)
+{
+    CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_PORTABLE), "portable"));
+    CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX512_BF16), "avx512_bf16"));
+    CHECK(!strcmp(atoms_isa_name((atoms_isa)99), "unknown"));
+    CHECK(atoms_cpu_isa() >= ATOMS_ISA_PORTABLE && atoms_cpu_isa() <= ATOMS_ISA_AVX512_BF16);
+}
+
+TEST(core_context_arguments)
+{
+    atoms_ctx_params good, bad;
+    atoms_ctx *ctx = NULL;
+    atoms_ctx_params_init(&good);
+    good.f_sgemm = atoms_test_sgemm;
+    good.f_dgemm = atoms_test_dgemm;
+
+    bad = good, bad.num_threads = 0;
+    CHECK(atoms_ctx_new(&bad, &ctx) == ATOMS_ERR_ARGUMENT && !ctx);
+    bad = good, bad.max_isa = (atoms_isa)-1;
+    CHECK(atoms_ctx_new(&bad, &ctx) == ATOMS_ERR_ARGUMENT && !ctx);
+    bad = good, bad.max_isa = (atoms_isa)(ATOMS_ISA_AVX512_BF16 + 1);
+    CHECK(atoms_ctx_new(&bad, &ctx) == ATOMS_ERR_ARGUMENT && !ctx);
+    bad = good, bad.blas = (atoms_blas_kind)7;
+    CHECK(atoms_ctx_new(&bad, &ctx) == ATOMS_ERR_ARGUMENT && !ctx);
+    bad = good, bad.blas = ATOMS_BLAS_FORTRAN, bad.f_dgemm = NULL;
+    CHECK(atoms_ctx_new(&bad, &ctx) == ATOMS_ERR_ARGUMENT && !ctx);
+    bad = good, bad.blas = ATOMS_BLAS_BLIS;
+    CHECK(atoms_ctx_new(&bad, &ctx) == (atoms_has_blis() ? ATOMS_OK : ATOMS_ERR_ARGUMENT));
+    atoms_ctx_free(ctx);
+    atoms_ctx_free(NULL);
+
+    good.num_threads = 5;
+    good.max_isa = ATOMS_ISA_PORTABLE;
+    CHECK(atoms_ctx_new(&good, &ctx) == ATOMS_OK);
+    CHECK(atoms_ctx_num_threads(ctx) == 5);
+    CHECK(atoms_ctx_isa(ctx) == ATOMS_ISA_PORTABLE);
+    atoms_ctx_free(ctx);
+}
+
+TEST(core_blis_families)
+{
+    const char *const *f;
+    /* what BLIS knows is left to BLIS, and so is a CPU without AVX2 */
+    CHECK(!atoms_blis_families("AuthenticAMD", 0x17, ATOMS_ISA_AVX2));
+    CHECK(!atoms_blis_families("AuthenticAMD", 0x1a, ATOMS_ISA_PORTABLE));
+    CHECK(!atoms_blis_families("GenuineIntel", 6, ATOMS_ISA_AVX2));
+    CHECK(!atoms_blis_families("GenuineIntel", 6, ATOMS_ISA_AVX512_VNNI));
+    CHECK((f = atoms_blis_families("GenuineIntel", 6, ATOMS_ISA_AVX512_BF16)) &&
+          !strcmp(f[0], "skx"));
+    CHECK((f = atoms_blis_families("HygonGenuine", 0x18, ATOMS_ISA_AVX2)) && !strcmp(f[0], "zen3"));
+    CHECK((f = atoms_blis_families("AuthenticAMD", 0x19, ATOMS_ISA_AVX2)) && !strcmp(f[0], "zen3"));
+    /* no CPU is given a family beyond its instructions */
+    for (int family = 0x17; family < 0x20; family++)
+        for (f = atoms_blis_families("AuthenticAMD", family, ATOMS_ISA_AVX2); f && *f; f++)
+            CHECK(strcmp(*f, "skx") && strcmp(*f, "zen4") && strcmp(*f, "zen5"));
+    /* Zen 5 takes 512-bit kernels, Zen 4 of an old release does not */
+    bool skx = false;
+    for (f = atoms_blis_families("AuthenticAMD", 0x1a, ATOMS_ISA_AVX512_BF16); *f; f++)
+        skx |= !strcmp(*f, "skx");
+    CHECK(skx);
+    for (f = atoms_blis_families("AuthenticAMD", 0x19, ATOMS_ISA_AVX512_BF16); *f; f++)
+        CHECK(strcmp(*f, "skx"));
+    if (atoms_has_blis()) {
+        CHECK(*atoms_blis_version());
+        CHECK(*atoms_blis_kernels());
+    }
+}
+
+TEST(core_alloc)
+{
+    int64_t sizes[] = {0, 1, 7, 64, 65, 4097};
+    for (int i = 0; i < 6; i++) {
+        unsigned char *p = atoms_calloc(sizes[i], 3);
+        CHECK(p && (uintptr_t)p % ATOMS_ALIGN == 0);
+        for (int64_t j = 0; p && j < sizes[i] * 3; j++)
+            CHECK(p[j] == 0);
+        atoms_free(p);
+    }
+    CHECK(!atoms_alloc(-1, 4));
+    CHECK(!atoms_alloc(INT64_MAX, 8));
+    CHECK(!atoms_calloc(INT64_MAX / 2, 2));
+    CHECK(!atoms_alloc(INT64_MAX, 1)); /* more than there can be */
+    atoms_free(NULL);
+    atoms_test_fail_alloc(1);
+    CHECK(!atoms_calloc(10, 4));
+    CHECK(atoms_test_fail_alloc(0));
+}
+
+static int count_poll(void *data)
+{
+    return ++*(int *)data >= 2;
+}
+
+TEST(core_poll)
+{
+    int calls = 0;
+    atoms_ctx_params params;
+    atoms_ctx_params_init(&params);
+    params.f_sgemm = atoms_test_sgemm;
+    params.f_dgemm = atoms_test_dgemm;
+    atoms_ctx *ctx = NULL;
+    atoms_pollster pollster = {0};
+    CHECK(atoms_ctx_new(&params, &ctx) == ATOMS_OK);
+    CHECK(atoms_poll(ctx, &pollster) == ATOMS_OK); /* no poll function */
+    atoms_ctx_free(ctx);
+
+    params.poll = count_poll;
+    params.poll_data = &calls;
+    CHECK(atoms_ctx_new(&params, &ctx) == ATOMS_OK);
+    for (int i = 0; i < 1000; i++) /* far less than a tenth of a second: asked once */
+        CHECK(atoms_poll(ctx, &pollster) == ATOMS_OK);
+    CHECK(calls == 1);
+    pollster.last -= 0.2; /* as if time had passed */
+    CHECK(atoms_poll(ctx, &pollster) == ATOMS_ERR_CANCELLED);
+    pollster.last += 3600; /* the clock was set back: asked all the same */
+    CHECK(atoms_poll(ctx, &pollster) == ATOMS_ERR_CANCELLED);
+    atoms_ctx_free(ctx);
+}
+
+/* ---------------------------------------------------------------- products */
+
+/* An (m, n) matrix inside a buffer, in one of several layouts. */
+typedef struct {
+    double *data;
+    int64_t rs, cs, size;
+} layout;
+
+enum { ROWS, COLUMNS, WIDE_ROWS, WIDE_COLUMNS, GENERAL, LAYOUTS };
+
+static layout make(int kind, int64_t m, int64_t n, uint64_t *seed)
+{
+    layout a = {0};
+    switch (kind) {
+    case ROWS: a.rs = n, a.cs = 1; break;
+    case COLUMNS: a.rs = 1, a.cs = m; break;
+    case WIDE_ROWS: a.rs = n + 5, a.cs = 1; break;
+    case WIDE_COLUMNS: a.rs = 1, a.cs = m + 3; break;
+    default: a.rs = 2 * n + 1, a.cs = 2; break;
+    }
+    a.size = (m ? m - 1 : 0) * a.rs + (n ? n - 1 : 0) * a.cs + 1;
+    a.data = atoms_alloc(a.size, sizeof *a.data);
+    for (int64_t i = 0; i < a.size; i++)
+        a.data[i] = atoms_test_random(seed);
+    return a;
+}
+
+static float *to_float(const layout *a)
+{
+    float *f = atoms_alloc(a->size, sizeof *f);
+    for (int64_t i = 0; i < a->size; i++)
+        f[i] = (float)a->data[i];
+    return f;
+}
+
+/* C = alpha A B + beta C of every kind of layout against plain loops in double, the elements
+ * between C's rows left alone. */
+static void check_gemm(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, int ka, int kb,
+                       int kc, double beta)
+{
+    uint64_t seed = 7;
+    const double alpha = -1.5;
+    layout a = make(ka, m, k, &seed), b = make(kb, k, n, &seed), c = make(kc, m, n, &seed);
+    float *fa = to_float(&a), *fb = to_float(&b), *fc = to_float(&c);
+    double *want = atoms_alloc(c.size, sizeof *want);
+    memcpy(want, c.data, (size_t)c.size * sizeof *want);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            int64_t at = i * c.rs + j * c.cs;
+            double sum = 0;
+            for (int64_t p = 0; p < k; p++)
+                sum += a.data[i * a.rs + p * a.cs] * b.data[p * b.rs + j * b.cs];
+            want[at] = alpha * sum + beta * want[at];
+            if (beta == 0) /* what was there does not count */
+                c.data[at] = fc[at] = NAN;
+        }
+    atoms_gemm_f64(ctx, m, n, k, alpha, a.data, a.rs, a.cs, b.data, b.rs, b.cs, beta, c.data, c.rs,
+                   c.cs);
+    atoms_gemm_f32(ctx, m, n, k, (float)alpha, fa, a.rs, a.cs, fb, b.rs, b.cs, (float)beta, fc,
+                   c.rs, c.cs);
+    double worst64 = 0, worst32 = 0; /* fmax would drop a NaN, so it is asked for */
+    for (int64_t i = 0; i < c.size; i++) {
+        CHECK(!isnan(c.data[i]) && !isnan(fc[i]));
+        worst64 = fmax(worst64, fabs(c.data[i] - want[i]));
+        worst32 = fmax(worst32, fabs(fc[i] - want[i]));
+    }
+    CHECK(worst64 < 1e-12 && worst32 < 1e-4);
+    atoms_free(a.data), atoms_free(b.data), atoms_free(c.data), atoms_free(want);
+    atoms_free(fa), atoms_free(fb), atoms_free(fc);
+}
+
+TEST(core_gemm)
+{
+    static const int64_t shapes[][3] = {{1, 1, 1},   {1, 17, 5},  {17, 1, 5},   {5, 3, 1},
+                                        {1, 1, 33},  {1, 9, 1},   {9, 1, 1},    {33, 15, 97},
+                                        {97, 65, 3}, {3, 4, 0},   {0, 3, 4},    {3, 0, 4}};
+    for (int i = 0; i < atoms_test_contexts(); i += 2 * (atoms_cpu_isa() + 1)) {
+        atoms_ctx *ctx = atoms_test_context(i);
+        atoms_test_fortran_calls = 0;
+        for (int s = 0; s < 12; s++)
+            for (int kinds = 0; kinds < LAYOUTS * LAYOUTS * LAYOUTS; kinds++)
+                check_gemm(ctx, shapes[s][0], shapes[s][1], shapes[s][2], kinds % LAYOUTS,
+                           kinds / LAYOUTS % LAYOUTS, kinds / (LAYOUTS * LAYOUTS),
+                           kinds % 2 ? 0 : 0.5);
+        CHECK((atoms_test_fortran_calls > 0) == (ctx->p.blas == ATOMS_BLAS_FORTRAN));
+        atoms_ctx_free(ctx);
+    }
+}
+
+/* Strides that BLIS would end the process for: rows that repeat, and rows that overlap. */
+TEST(core_gemm_odd_strides)
+{
+    double a[12], b[6] = {1, 2, 3, 4, 5, 6}, c[8];
+    for (int i = 0; i < 12; i++)
+        a[i] = i;
+    for (int i = 0; i < atoms_test_contexts(); i += 2 * (atoms_cpu_isa() + 1)) {
+        atoms_ctx *ctx = atoms_test_context(i);
+        atoms_gemm_f64(ctx, 4, 2, 3, 1, a, 0, 1, b, 2, 1, 0, c, 2, 1); /* four times row 0 */
+        for (int r = 0; r < 4; r++)
+            CHECK(c[2 * r] == 0 * 1 + 1 * 3 + 2 * 5 && c[2 * r + 1] == 0 * 2 + 1 * 4 + 2 * 6);
+        atoms_gemm_f64(ctx, 4, 2, 3, 1, a, 1, 1, b, 2, 1, 0, c, 2, 1); /* a Hankel matrix */
+        for (int r = 0; r < 4; r++)
+            CHECK(c[2 * r] == r * 1 + (r + 1) * 3 + (r + 2) * 5);
+        atoms_gemm_f64(ctx, 1, 2, 3, 1, a + 2, 9, -1, b, 2, 1, 0, c, 2, 1); /* a row, backwards */
+        CHECK(c[0] == 2 * 1 + 1 * 3 + 0 * 5);
+        atoms_ctx_free(ctx);
+    }
+}
+
+/* Called from many OpenMP threads at once, each on its own tile. */
+TEST(core_gemm_in_parallel)
+{
+    enum { N = 64, TILES = 12 };
+    uint64_t seed = 3;
+    float *a = atoms_alloc(N * N, 4), *c = atoms_alloc((int64_t)TILES * N * N, 4);
+    for (int i = 0; i < N * N; i++)
+        a[i] = (float)atoms_test_random(&seed);
+    for (int i = 0; i < atoms_test_contexts(); i += 2 * (atoms_cpu_isa() + 1)) {
+        atoms_ctx *ctx = atoms_test_context(i);
+#pragma omp parallel for num_threads(4) schedule(dynamic)
+        for (int t = 0; t < TILES; t++)
+            atoms_gemm_f32(ctx, N, N, N, 1, a, N, 1, a, 1, N, 0, c + (int64_t)t * N * N, N, 1);
+        for (int t = 1; t < TILES; t++)
+            CHECK(!memcmp(c, c + (int64_t)t * N * N, N * N * 4));
+        atoms_ctx_free(ctx);
+    }
+    atoms_free(a), atoms_free(c);
+}
+
+/* -------------------------------------------------------------- converters */
+
+/* What a 16-bit float means, from its definition. */
+static double meaning(unsigned h, int exponent_bits)
+{
+    int mantissa_bits = 15 - exponent_bits, top = (1 << exponent_bits) - 1;
+    int exponent = h >> mantissa_bits & top, mantissa = h & ((1 << mantissa_bits) - 1);
+    double value;
+    if (exponent == top)
+        value = mantissa ? NAN : INFINITY;
+    else if (exponent == 0)
+        value = ldexp(mantissa, 1 - top / 2 - mantissa_bits);
+    else
+        value = ldexp(mantissa + (1 << mantissa_bits), exponent - top / 2 - mantissa_bits);
+    return h & 0x8000 ? -value : value;
+}
+
+static bool same(double x, double y)
+{
+    return isnan(x) ? isnan(y) : x == y && signbit(x) == signbit(y);
+}
+
+/* All 65,536 values of both 16-bit types, contiguous and strided. */
+TEST(core_convert_16_bit)
+{
+    enum { N = 1 << 16 };
+    uint16_t *x = atoms_alloc(2 * N, 2);
+    float *f = atoms_alloc(N, 4);
+    double *d = atoms_alloc(N, 8);
+    for (int type = ATOMS_F16; type <= ATOMS_BF16; type++)
+        for (int cs = 1; cs <= 2; cs++) {
+            for (int i = 0; i < N; i++)
+                x[i * cs] = (uint16_t)i;
+            atoms_rows_to_f32(256, 256, x, (atoms_dtype)type, 256 * cs, cs, f);
+            atoms_rows_to_f64(256, 256, x, (atoms_dtype)type, 256 * cs, cs, d);
+            int wrong = 0;
+            for (int i = 0; i < N; i++) {
+                double want = meaning((unsigned)i, type == ATOMS_F16 ? 5 : 8);
+                wrong += !same(want, f[i]) || !same(want, d[i]);
+            }
+            CHECK(wrong == 0);
+        }
+    atoms_free(x), atoms_free(f), atoms_free(d);
+}
+
+TEST(core_convert_strides)
+{
+    enum { N = 5, D = 19 };
+    float x32[N * D * 2], f[N * D];
+    double x64[N * D * 2], d[N * D];
+    for (int i = 0; i < N * D * 2; i++)
+        x32[i] = (float)(x64[i] = i * 0.37);
+    for (int cs = 1; cs <= 2; cs++)
+        for (int type = ATOMS_F32; type <= ATOMS_F64; type++) {
+            const void *x = type == ATOMS_F32 ? (void *)x32 : (void *)x64;
+            atoms_rows_to_f32(N, D, x, (atoms_dtype)type, D * cs, cs, f);
+            atoms_rows_to_f64(N, D, x, (atoms_dtype)type, D * cs, cs, d);
+            for (int i = 0; i < N * D; i++) {
+                int at = i / D * D * cs + i % D * cs;
+                CHECK(f[i] == x32[at] && d[i] == (type == ATOMS_F32 ? x32[at] : x64[at]));
+            }
+        }
+    /* rows and columns backwards, and one row repeated */
+    atoms_rows_to_f32(N, D, x32 + N * D - 1, ATOMS_F32, -D, -1, f);
+    for (int i = 0; i < N * D; i++)
+        CHECK(f[i] == x32[N * D - 1 - i]);
+    atoms_rows_to_f32(N, D, x32, ATOMS_F32, 0, 1, f);
+    for (int i = 0; i < N * D; i++)
+        CHECK(f[i] == x32[i % D]);
+    atoms_rows_to_f32(0, D, NULL, ATOMS_F32, 0, 1, f);
+}

@@ -1,0 +1,39 @@
+"""Fixtures that every room's tests share: the core's contexts of every kind."""
+
+import contextlib
+
+import pytest
+
+from atoms import _config, _core
+
+ISAS = _config._ISAS
+HERE = ISAS.index(_core.build_info()["cpu_isa"])
+BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
+
+
+@pytest.fixture(params=ISAS[: HERE + 1])
+def isa(request, monkeypatch):
+    """Each instruction set of this CPU in turn, in ATOMS_ISA."""
+    monkeypatch.setenv("ATOMS_ISA", request.param)
+    return request.param
+
+
+@pytest.fixture(params=BLAS)
+def blas(request, monkeypatch):
+    """Each BLAS of this build in turn, in ATOMS_BLAS; SciPy's is held to one thread."""
+    monkeypatch.setenv("ATOMS_BLAS", request.param)
+    held = _config.serial_blas() if request.param == "scipy" else contextlib.nullcontext()
+    with held:
+        yield request.param
+
+
+@pytest.fixture
+def contexts():
+    """Contexts for every instruction set and BLAS with 1, 2 and 3 threads, to be compared."""
+    with _config.serial_blas():
+        yield [
+            _core.Context(threads, isa, blas)
+            for blas in BLAS
+            for isa in range(HERE + 1)
+            for threads in (1, 2, 3)
+        ]

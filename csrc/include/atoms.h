@@ -94,6 +94,28 @@ ATOMS_API int atoms_has_blis(void);
 ATOMS_API const char *atoms_blis_version(void); /* "" without BLIS */
 ATOMS_API const char *atoms_blis_kernels(void); /* kernel family in use, "" without BLIS */
 
+/* ---- metric */
+
+/* Sum and second moment of rows about a shift, in float64: sum (d) = sum_i (x_i - shift) and
+ * second (d, d) = sum_i (x_i - shift)(x_i - shift)', symmetric to the bit. Both are overwritten.
+ * x (n, d) of any type, strides rs and cs in elements; shift (d) may be NULL for zero. Products
+ * of float32 values without a shift are exact, sums run over at most 256 rows before they join
+ * the total. n d (d + 1) floating-point operations; workspace two blocks of rows, 2 * 4 MB or
+ * 2 * 256 rows, and nothing of size n. ATOMS_ERR_NONFINITE when x holds NaN or infinity (or
+ * overflows), ATOMS_ERR_CANCELLED when stopped: sum and second are then unspecified. */
+ATOMS_API atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x,
+                                     atoms_dtype type, int64_t rs, int64_t cs, const double *shift,
+                                     double *sum, double *second);
+
+/* out (n, m) = (x - center) w + offset, multiplied and summed in float64, rounded once to
+ * float32. x (n, d) of any type and strides; center (d) and offset (m) may be NULL for zero;
+ * w (d, m) row-major. Each row of out depends on its row of x alone, to the bit. Workspace
+ * d m doubles and 64 d for each thread. ATOMS_ERR_NONFINITE when a result is not finite. */
+ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m,
+                                     const void *x, atoms_dtype type, int64_t rs, int64_t cs,
+                                     const double *center, const double *w, const double *offset,
+                                     float *out);
+
 #ifdef __cplusplus
 }
 #endif

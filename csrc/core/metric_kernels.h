@@ -1,0 +1,33 @@
+/* metric_kernels.h: the float64 micro-kernels of the metric, one table for each instruction set.
+ *
+ * A panel is 24 columns of a matrix with their k entries side by side: (k, 24), contiguous and
+ * 64-byte aligned. The symmetric product reads panels on both sides: as 24 columns, and as three
+ * groups of 8 rows.
+ */
+#ifndef ATOMS_METRIC_KERNELS_H
+#define ATOMS_METRIC_KERNELS_H
+
+#include <stdint.h>
+
+enum { ATOMS_PANEL = 24, ATOMS_GROUP = 8 };
+
+typedef struct {
+    /* syrk[g - 1]: C (8, 8 g) += A' B with A (k, 8) and B (k, 8 g), both rows 24 apart: parts of
+     * panels. C has row stride ldc. */
+    void (*syrk[3])(int64_t k, const double *a, const double *b, double *c, int64_t ldc);
+    /* C (8, 24) = A B with A (8, k) of row stride lda and a panel B; C is contiguous. */
+    void (*gemm)(int64_t k, const double *a, int64_t lda, const double *b, double *c);
+    /* panels p0 to p1 of `rows` rows of x (row stride ldx): panel (rows, 24) = x - shift, the
+     * panels `stride` apart; sum gets the columns' sums. x and shift start at panel p0. */
+    void (*pack_f32)(int64_t rows, int64_t panels, const float *x, int64_t ldx, const double *shift,
+                     double *panel, int64_t stride, double *sum);
+    void (*pack_f64)(int64_t rows, int64_t panels, const double *x, int64_t ldx,
+                     const double *shift, double *panel, int64_t stride, double *sum);
+} atoms_metric_kernels;
+
+extern const atoms_metric_kernels atoms_metric_portable;
+#if defined(__x86_64__)
+extern const atoms_metric_kernels atoms_metric_avx2, atoms_metric_avx512;
+#endif
+
+#endif

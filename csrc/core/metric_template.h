@@ -1,0 +1,103 @@
+/* metric_template.h: the kernels of metric_kernels.h, written once over LANES-wide vectors.
+ *
+ * The including file sets LANES, ROWS and VECS: a register tile holds ROWS x VECS vectors and
+ * must leave room for VECS more and one broadcast. ROWS divides 8, VECS * LANES divides 24;
+ * VECS_8 and VECS_16 are the same for the 8 and 16 columns of diagonal blocks.
+ */
+#include "metric_kernels.h"
+
+typedef double vec __attribute__((vector_size(LANES * 8)));
+typedef double vec_u __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
+
+/* C (rows, vecs * LANES) (+)= sum over p of a[r * rsa + p * ksa] * b[p * 24 + j]. Every argument
+ * but k and the pointers is a constant where this is inlined, so acc lives in registers. */
+static inline __attribute__((always_inline)) void tile(int rows, int vecs, int add, int64_t k,
+                                                       const double *a, int64_t rsa, int64_t ksa,
+                                                       const double *b, double *c, int64_t ldc)
+{
+    vec acc[ROWS][VECS];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++)
+            acc[r][v] = (vec){0};
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < k; p++) {
+        vec bv[VECS];
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++)
+            bv[v] = *(const vec_u *)(b + p * ATOMS_PANEL + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vecs; v++)
+                acc[r][v] += a[r * rsa + p * ksa] * bv[v];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; v++) {
+            vec_u *out = (vec_u *)(c + r * ldc + v * LANES);
+            if (add)
+                acc[r][v] += *out;
+            *out = acc[r][v];
+        }
+}
+
+/* 8 rows by `cols` columns in register tiles of `vecs` vectors */
+static inline __attribute__((always_inline)) void block(int vecs, int cols, int add, int64_t k,
+                                                        const double *a, int64_t rsa, int64_t ksa,
+                                                        const double *b, double *c, int64_t ldc)
+{
+    for (int r = 0; r < ATOMS_GROUP; r += ROWS)
+        for (int j = 0; j < cols; j += vecs * LANES)
+            tile(ROWS, vecs, add, k, a + r * rsa, rsa, ksa, b + j, c + r * ldc + j, ldc);
+}
+
+static void syrk_8(int64_t k, const double *a, const double *b, double *c, int64_t ldc)
+{
+    block(VECS_8, 8, 1, k, a, 1, ATOMS_PANEL, b, c, ldc);
+}
+
+static void syrk_16(int64_t k, const double *a, const double *b, double *c, int64_t ldc)
+{
+    block(VECS_16, 16, 1, k, a, 1, ATOMS_PANEL, b, c, ldc);
+}
+
+static void syrk_24(int64_t k, const double *a, const double *b, double *c, int64_t ldc)
+{
+    block(VECS, 24, 1, k, a, 1, ATOMS_PANEL, b, c, ldc);
+}
+
+static void gemm_24(int64_t k, const double *a, int64_t lda, const double *b, double *c)
+{
+    block(VECS, 24, 0, k, a, lda, 1, b, c, ATOMS_PANEL);
+}
+
+#define PACK(T)                                                                                   \
+    for (int64_t i = 0; i < rows; i++)                                                            \
+        for (int64_t p = 0; p < panels; p++) {                                                    \
+            const T *from = x + i * ldx + p * ATOMS_PANEL;                                        \
+            const double *s = shift + p * ATOMS_PANEL;                                            \
+            double *restrict to = panel + p * stride + i * ATOMS_PANEL;                           \
+            double *restrict total = sum + p * ATOMS_PANEL;                                       \
+            for (int j = 0; j < ATOMS_PANEL; j++) {                                               \
+                double value = (double)from[j] - s[j];                                            \
+                to[j] = value;                                                                    \
+                total[j] += value;                                                                \
+            }                                                                                     \
+        }
+
+static void pack_f32(int64_t rows, int64_t panels, const float *x, int64_t ldx,
+                     const double *shift, double *panel, int64_t stride, double *sum)
+{
+    PACK(float)
+}
+
+static void pack_f64(int64_t rows, int64_t panels, const double *x, int64_t ldx,
+                     const double *shift, double *panel, int64_t stride, double *sum)
+{
+    PACK(double)
+}
+
+const atoms_metric_kernels TABLE = {{syrk_8, syrk_16, syrk_24}, gemm_24, pack_f32, pack_f64};

@@ -246,3 +246,53 @@ def _feature_names(X: Any) -> np.ndarray | None:
         return None
     names = np.asarray(columns, dtype=object)
     return names if len(names) and all(isinstance(c, str) for c in names) else None
+
+
+# ----------------------------------------------------------------------------- files
+
+
+def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """Write a safetensors file beside `path` and rename it there: `path` is never half written."""
+    import json
+    import os
+    import tempfile
+
+    from safetensors.numpy import save
+
+    path = os.fspath(path)
+    text = {"format": "atoms", "kind": kind, "parameters": json.dumps(metadata)}
+    data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=text)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and metadata of a file written by `save_tensors` for the same `kind`."""
+    import json
+    import os
+
+    from safetensors import SafetensorError, safe_open
+
+    path = os.fspath(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = file.metadata() or {}
+            if text.get("format") != "atoms" or text.get("kind") != kind:
+                raise ValueError(
+                    f"{path}: expected a file saved by atoms.{kind}, found "
+                    f"{text.get('kind') or 'a safetensors file without its mark'}"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text["parameters"])
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file or cut short: {error}") from None

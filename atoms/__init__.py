@@ -2,5 +2,6 @@
 
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
+from .metric import AtomicInnerProduct
 
-__all__ = ["__version__", "get_num_threads", "set_num_threads", "show_config"]
+__all__ = ["AtomicInnerProduct", "__version__", "get_num_threads", "set_num_threads", "show_config"]

@@ -116,6 +116,63 @@ ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d,
                                      const double *center, const double *w, const double *offset,
                                      float *out);
 
+/* ---- theory */
+
+/* Explained variance. For each of two groups of samples, 0: ordinary, 1: massive (Euclidean norm
+ * above massive_norm), `sums` (2, ATOMS_EV_ROWS, d) float64 holds per coordinate the sums of
+ * x, x^2, e and e^2 (e = x - h), each as a row of high and a row of low halves: about 106 bits.
+ * Zeroed by the caller before the first call; calls add. */
+#define ATOMS_EV_ROWS 8
+
+/* x, h (n, d): samples and their reconstructions, any type and strides; h.data NULL means zero.
+ * whitener (d, d) float64 or NULL: x and e are multiplied by it first (the massive group is still
+ * told by the norm of the plain x). mean (d) or NULL, in the space after whitening.
+ * tokens (n, 4) OUT: squared norm of the plain x, then in the space after whitening the sums
+ * over coordinates of x^2, e^2 and (x - mean)^2.
+ * *bad_row: a row with NaN or infinity when ATOMS_ERR_NONFINITE is returned. */
+typedef struct {
+    const void *data;
+    atoms_dtype type;
+    int64_t rs, cs; /* element strides */
+} atoms_matrix;
+
+ATOMS_API atoms_status atoms_ev_update(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_matrix x,
+                                       atoms_matrix h, const double *whitener, const double *mean,
+                                       double massive_norm, double *sums, double *tokens,
+                                       int64_t *bad_row);
+
+/* unit (n, d) float32 = rows of x times whitener (d, d) float64 or NULL, divided by their norms
+ * (n) float64; both computed in float64. A row of zeros or with NaN or infinity: ERR_NONFINITE
+ * and its number in *bad_row. */
+ATOMS_API atoms_status atoms_unit_rows(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_matrix x,
+                                       const double *whitener, float *unit, double *norms,
+                                       int64_t *bad_row);
+
+/* |cosines| of all pairs i < j of unit (n, d): float32 products of fixed tiles, so the same
+ * numbers in every call and for any number of threads. Counted by their bits: the upper ones are
+ * the index into counts (ATOMS_COSINE_BINS) OUT. Refining counts the values of chosen bins by
+ * their lower bits: slot (ATOMS_COSINE_BINS) holds -1 or a row of counts (num_slots,
+ * 1 << ATOMS_COSINE_LOW_BITS) OUT. Memory: num_threads times the counts and 1 MB. */
+#define ATOMS_COSINE_LOW_BITS 13
+#define ATOMS_COSINE_BINS ((0x3f800000 >> ATOMS_COSINE_LOW_BITS) + 1)
+
+ATOMS_API atoms_status atoms_cosine_histogram(const atoms_ctx *ctx, int64_t n, int64_t d,
+                                              const float *unit, int64_t *counts);
+ATOMS_API atoms_status atoms_cosine_refine(const atoms_ctx *ctx, int64_t n, int64_t d,
+                                           const float *unit, const int32_t *slot,
+                                           int64_t num_slots, int64_t *counts);
+
+/* For each row of a (n, d) the row of b (m, d), m >= 1, with the largest (absolute) product:
+ * index (n), the first of equals, and value (n), its signed product unless absolute. */
+ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m, int64_t d,
+                                     const float *a, const float *b, int absolute, int64_t *index,
+                                     float *value);
+
+/* babel (kmax) OUT float64: babel[k - 1] is the largest, over atoms, sum of the k largest
+ * |cosines| of an atom with others; 1 <= kmax < n. Memory: a strip of rows of n for each thread. */
+ATOMS_API atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
+                                   int64_t kmax, double *babel);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,7 +1,15 @@
 """atoms: which units does a language model compute with?"""
 
+from . import theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .metric import AtomicInnerProduct
 
-__all__ = ["AtomicInnerProduct", "__version__", "get_num_threads", "set_num_threads", "show_config"]
+__all__ = [
+    "AtomicInnerProduct",
+    "__version__",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+    "theory",
+]

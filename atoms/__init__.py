@@ -1,6 +1,6 @@
 """atoms: which units does a language model compute with?"""
 
-from . import theory
+from . import controls, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .metric import AtomicInnerProduct
@@ -8,6 +8,7 @@ from .metric import AtomicInnerProduct
 __all__ = [
     "AtomicInnerProduct",
     "__version__",
+    "controls",
     "get_num_threads",
     "set_num_threads",
     "show_config",

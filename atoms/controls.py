@@ -1,0 +1,561 @@
+"""Dictionaries that learnt nothing, or too much: what a trained one must be compared with.
+
+Each is fitted on activations and then has what a trained
+:class:`~atoms.SparseAutoencoder` has: ``transform`` to CSR codes, ``inverse_transform``,
+``W_enc (d_in, d_sae)``, ``W_dec (d_sae, d_in)``, ``b_enc (d_sae,)``, ``b_dec (d_in,)``,
+``threshold``, ``d_sae`` and ``l0``. Codes may be negative: a direction and its opposite are one
+atom here, which makes the controls a little stronger than an autoencoder of the same width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from . import _core
+from ._config import context
+from ._estimator import Estimator, nonfinite_error
+from .theory import _native, _unit_rows, _whitener
+
+__all__ = [
+    "KMeansDictionary",
+    "MemorizingDictionary",
+    "NeuronBasis",
+    "PCADictionary",
+    "RandomDictionary",
+    "random_model",
+    "shuffle_coordinates",
+]
+
+_WORK = 32 << 20  # bytes of float32 for a block of correlations
+
+
+def _nearest(Z: np.ndarray, unit: np.ndarray, num_threads: int | None) -> np.ndarray:
+    """Row of `unit` with the largest |product| with each row of Z, the first of equals."""
+    index, value = np.empty(len(Z), np.int64), np.empty(len(Z), np.float32)
+    _core.nearest(context(num_threads), Z, unit, True, index, value)
+    return index
+
+
+class _Dictionary(Estimator):
+    """Unit atoms in whitened space, the l0 of them that correlate most, least squares on those."""
+
+    d_sae: Any
+    l0: Any
+    metric: Any
+    center: bool
+    num_threads: int | None
+
+    def _start(self, X: Any) -> np.ndarray:
+        X = self._check_X(X, reset=True)
+        d = X.shape[1]
+        self._whitener = _whitener(self.metric, d)
+        total = np.zeros(d)
+        for part in self._blocks(X):
+            block = part.astype(np.float64)
+            if not np.isfinite(block).all():
+                raise nonfinite_error(X, "X")
+            total += block.sum(axis=0)
+        self.b_dec = (total / len(X) if self.center else np.zeros(d)).astype(np.float32)
+        return X
+
+    @staticmethod
+    def _blocks(X: np.ndarray, width: int | None = None):
+        step = max(1, _WORK // (4 * (width or X.shape[1])))
+        for first in range(0, len(X), step):
+            yield X[first : first + step]
+
+    def _whiten(self, X: np.ndarray) -> np.ndarray:
+        """(X - b_dec) S^{1/2}, float32: where atoms are unit vectors and the metric is the dot product."""
+        Z = X.astype(np.float64) - self.b_dec
+        if self._whitener is not None:
+            Z = Z @ self._whitener
+        return np.ascontiguousarray(Z, np.float32)
+
+    def _set_atoms(self, unit: np.ndarray) -> None:
+        """Unit rows (d_sae, d) in whitened space become W_dec, of unit norm in the metric."""
+        self._unit = np.ascontiguousarray(unit, np.float32)
+        W = self._unit.astype(np.float64)
+        if self._whitener is not None:
+            W = np.linalg.solve(self._whitener.T, W.T).T
+        self.W_dec = np.ascontiguousarray(W, np.float32)
+        self.d_sae = len(unit)
+        self.l0 = self.d_sae if self.l0 is None else self.l0
+        most = min(unit.shape)
+        if not isinstance(self.l0, (int, np.integer)) or not 1 <= self.l0 <= most:
+            raise ValueError(f"l0: expected a whole number from 1 to {most}, got {self.l0!r}")
+
+    @property
+    def W_enc(self) -> np.ndarray:
+        """S W_dec', (d_in, d_sae) float32: correlations in the metric, before selection."""
+        self._check_fitted()
+        W = self._unit.astype(np.float64)
+        if self._whitener is not None:
+            W = W @ self._whitener.T
+        return np.ascontiguousarray(W.T, np.float32)
+
+    @property
+    def b_enc(self) -> np.ndarray:
+        """-b_dec W_enc, (d_sae,) float32."""
+        return -(self.b_dec @ self.W_enc)
+
+    @property
+    def threshold(self) -> None:
+        """None: latents are chosen by rank, not by a threshold."""
+        return None
+
+    def _select(self, Z: np.ndarray) -> np.ndarray:
+        """(n, l0) indices of the atoms that correlate most with each row, ascending."""
+        if self.l0 == 1:
+            return _nearest(Z, self._unit, self.num_threads)[:, None]
+        strength = np.abs(Z @ self._unit.T)
+        if self.l0 == len(self._unit):
+            return np.broadcast_to(np.arange(self.l0), (len(Z), self.l0))
+        return np.sort(np.argpartition(strength, -self.l0, axis=1)[:, -self.l0 :], axis=1)
+
+    def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Least squares on the chosen atoms; dependent ones share by a ridge of 1e-9."""
+        atoms = self._unit[index].astype(np.float64)
+        right = np.einsum("nkd,nd->nk", atoms, Z.astype(np.float64))
+        if index.shape[1] == 1:
+            return right
+        gram = atoms @ atoms.transpose(0, 2, 1) + 1e-9 * np.eye(index.shape[1])
+        return np.linalg.solve(gram, right[..., None])[..., 0]
+
+    def transform(self, X: Any) -> scipy.sparse.csr_array:
+        """Codes of X (n, d_in): (n, d_sae) CSR float32 with l0 entries in each row, those not zero."""
+        self._check_fitted()
+        X = self._check_X(X, reset=False)
+        index, value = [], []
+        width = max(X.shape[1] * (1 if self.l0 == 1 else self.l0), len(self._unit))
+        for part in self._blocks(X, width):
+            Z = self._whiten(part)
+            if not np.isfinite(Z).all():
+                raise nonfinite_error(X, "X")
+            chosen = self._select(Z)
+            index.append(chosen)
+            value.append(self._coefficients(Z, chosen).astype(np.float32))
+        rows = np.arange(0, len(X) * self.l0 + 1, self.l0)
+        codes = scipy.sparse.csr_array(
+            (np.concatenate(value).ravel(), np.concatenate(index).ravel().astype(np.int32), rows),
+            shape=(len(X), len(self._unit)),
+        )
+        codes.eliminate_zeros()
+        return codes
+
+    def inverse_transform(self, codes: Any) -> np.ndarray:
+        """codes @ W_dec + b_dec, (n, d_in) float32."""
+        self._check_fitted()
+        if codes.shape[1] != len(self.W_dec):
+            raise ValueError(f"codes: expected {len(self.W_dec)} columns (d_sae), got {codes.shape[1]}")
+        return np.asarray(codes @ self.W_dec, dtype=np.float32) + self.b_dec
+
+    def fit_transform(self, X: Any, y: Any = None) -> scipy.sparse.csr_array:
+        return self.fit(X).transform(X)  # type: ignore[attr-defined, no-any-return]
+
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """inverse_transform(transform(X)): what `explained_variance` takes as its callable."""
+        return self.inverse_transform(self.transform(X))
+
+
+_COMMON = """metric : AtomicInnerProduct, optional
+        Correlations, unit norms and least squares are in this metric; Euclidean without.
+    center : bool
+        b_dec is the mean of X (in float32), else zero.
+    num_threads : int, optional"""
+
+
+def _document(cls: type) -> type:
+    cls.__doc__ = (cls.__doc__ or "").replace("{common}", _COMMON)
+    return cls
+
+
+@_document
+class RandomDictionary(_Dictionary):
+    """Atoms of independent, uniformly random directions (in whitened space).
+
+    Encoding: the `l0` atoms of largest |correlation| with the sample, all at once, then least
+    squares on these. What it explains at the L0 of a trained dictionary is owed to width and
+    sparsity, not to learning.
+
+    Parameters
+    ----------
+    d_sae : int
+    l0 : int
+        Active latents of each sample.
+    {common}
+    random_state : int
+
+    Notes
+    -----
+    Time: 2 n d_sae d + 2 n l0^2 d operations. Memory: blocks of 32 MB.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.controls import RandomDictionary
+    >>> X = np.random.default_rng(0).standard_normal((100, 8))
+    >>> RandomDictionary(32, l0=3).fit(X).transform(X).nnz
+    300
+    """
+
+    def __init__(
+        self,
+        d_sae: int,
+        l0: int = 8,
+        metric: Any = None,
+        *,
+        center: bool = True,
+        random_state: int = 0,
+        num_threads: int | None = None,
+    ) -> None:
+        self.d_sae = d_sae
+        self.l0 = l0
+        self.metric = metric
+        self.center = center
+        self.random_state = random_state
+        self.num_threads = num_threads
+
+    def fit(self, X: Any, y: Any = None) -> RandomDictionary:
+        """X gives the dimension and the mean alone."""
+        X = self._start(X)
+        rng = np.random.default_rng(self.random_state)
+        directions = rng.standard_normal((self.d_sae, X.shape[1]), dtype=np.float32)
+        self._set_atoms(_unit_rows(directions, None, self.num_threads, "W_dec")[0])
+        return self
+
+
+@_document
+class MemorizingDictionary(_Dictionary):
+    """Samples as atoms: each activation is stored, a new one is given the nearest one stored.
+
+    Encoding: K = 1, the atom of largest |cosine| in the metric, scaled by the projection, which
+    is the best approximation by one atom. With d_sae >= the number of samples the training set
+    is explained fully and nothing is learnt: see what it scores on held-out activations.
+
+    Parameters
+    ----------
+    d_sae : int, optional
+        Samples kept, drawn without replacement; by default, and at most, all. Set in fit.
+    {common}
+    random_state : int
+
+    Notes
+    -----
+    Samples equal to the mean (to zero, without `center`) have no direction and are left out.
+    Time: 2 n d_sae d operations. Memory: 4 d_sae d bytes twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.controls import MemorizingDictionary
+    >>> from atoms.theory import explained_variance
+    >>> rng = np.random.default_rng(0)
+    >>> X, X_held = rng.standard_normal((2, 200, 16))
+    >>> control = MemorizingDictionary().fit(X)
+    >>> round(explained_variance(X, control.reconstruct).total, 6)
+    1.0
+    >>> explained_variance(X_held, control.reconstruct).total < 0.6
+    True
+    """
+
+    l0 = 1
+
+    def __init__(
+        self,
+        d_sae: int | None = None,
+        metric: Any = None,
+        *,
+        center: bool = True,
+        random_state: int = 0,
+        num_threads: int | None = None,
+    ) -> None:
+        self.d_sae = d_sae
+        self.metric = metric
+        self.center = center
+        self.random_state = random_state
+        self.num_threads = num_threads
+
+    def fit(self, X: Any, y: Any = None) -> MemorizingDictionary:
+        X = self._start(X)
+        keep = np.arange(len(X))
+        if self.d_sae is not None and self.d_sae < len(X):
+            rng = np.random.default_rng(self.random_state)
+            keep = np.sort(rng.permutation(len(X))[: self.d_sae])
+        parts = []
+        for chosen in self._blocks(keep[:, None], X.shape[1]):
+            Z = self._whiten(X[chosen[:, 0]])
+            parts.append(Z[np.any(Z != 0, axis=1)])
+        atoms = np.concatenate(parts)
+        if len(atoms) == 0:
+            raise ValueError("X: expected a sample that differs from the mean, got none")
+        self._set_atoms(_unit_rows(atoms, None, self.num_threads, "X")[0])
+        return self
+
+
+@_document
+class KMeansDictionary(_Dictionary):
+    """Spherical k-means: atoms are the mean directions of clusters, K = 1.
+
+    Lloyd's iterations on lines: each sample goes to the atom of largest |cosine| in the metric,
+    each atom becomes the normalised, sign-corrected sum of its samples' directions. Atoms start
+    at random samples; one that loses all its samples starts again at the sample worst served.
+
+    Parameters
+    ----------
+    d_sae : int
+        At most the number of samples that differ from the mean.
+    {common}
+    max_iter : int
+        Iterations at most; fewer when no sample changes its atom.
+    random_state : int
+
+    Attributes
+    ----------
+    n_iter_ : int
+    """
+
+    l0 = 1
+
+    def __init__(
+        self,
+        d_sae: int,
+        metric: Any = None,
+        *,
+        center: bool = True,
+        max_iter: int = 10,
+        random_state: int = 0,
+        num_threads: int | None = None,
+    ) -> None:
+        self.d_sae = d_sae
+        self.metric = metric
+        self.center = center
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.num_threads = num_threads
+
+    def fit(self, X: Any, y: Any = None) -> KMeansDictionary:
+        """Whitened directions are held once in float32: 4 n d bytes."""
+        X = self._start(X)
+        Z = np.concatenate([self._whiten(part) for part in self._blocks(X)])
+        Z = Z[np.any(Z != 0, axis=1)]
+        if not 1 <= self.d_sae <= len(Z):
+            raise ValueError(f"d_sae: expected 1 to {len(Z)} (samples off the mean), got {self.d_sae}")
+        Z = _unit_rows(Z, None, self.num_threads, "X")[0]
+        rng = np.random.default_rng(self.random_state)
+        unit = Z[np.sort(rng.permutation(len(Z))[: self.d_sae])]
+        before = None
+        for self.n_iter_ in range(1, self.max_iter + 1):
+            index = _nearest(Z, unit, self.num_threads)
+            if before is not None and np.array_equal(index, before):
+                break
+            before = index
+            dots = np.einsum("nd,nd->n", Z, unit[index])
+            assign = scipy.sparse.csr_array(
+                (np.where(dots < 0, -1.0, 1.0), (index, np.arange(len(Z)))), shape=(self.d_sae, len(Z))
+            )
+            sums = assign @ Z.astype(np.float64)
+            norms = np.linalg.norm(sums, axis=1)
+            empty = np.flatnonzero(norms < 1e-12)
+            if len(empty):
+                sums[empty] = Z[np.argsort(np.abs(dots), kind="stable")[: len(empty)]]
+                norms[empty] = 1.0
+            unit = (sums / norms[:, None]).astype(np.float32)
+        self._set_atoms(_unit_rows(unit, None, self.num_threads, "X")[0])
+        return self
+
+
+@_document
+class PCADictionary(_Dictionary):
+    """Principal directions: an orthonormal dictionary in the metric, d_sae = d_in at most.
+
+    Coherence 0, q* = 1 at any L0 and, with `l0` = d_in, an R2 of 1: it passes the paper's two
+    criteria without being sparse. With fewer latents it keeps the `l0` largest coordinates of
+    each sample, its best approximation by so many.
+
+    Parameters
+    ----------
+    l0 : int, optional
+        By default all; set in fit.
+    {common}
+    d_sae : int, optional
+        Leading directions kept; by default all; set in fit.
+
+    Notes
+    -----
+    Directions are those of the *raw* second moment about b_dec, written in whitened space: under a
+    metric that whitens the data fully all directions weigh alike and any rotation would do.
+    Without a metric this is ordinary PCA.
+    """
+
+    def __init__(
+        self,
+        l0: int | None = None,
+        metric: Any = None,
+        *,
+        center: bool = True,
+        d_sae: int | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self.l0 = l0
+        self.metric = metric
+        self.center = center
+        self.d_sae = d_sae
+        self.num_threads = num_threads
+
+    def fit(self, X: Any, y: Any = None) -> PCADictionary:
+        X = self._start(X)
+        d = X.shape[1]
+        second = np.zeros((d, d))
+        for part in self._blocks(X):
+            block = part.astype(np.float64) - self.b_dec
+            second += block.T @ block
+        directions = np.linalg.eigh(second)[1][:, ::-1].T  # rows, the largest first
+        if self._whitener is not None:  # the nearest orthonormal rows to the whitened directions
+            U, _, Vt = np.linalg.svd(directions @ self._whitener, full_matrices=False)
+            directions = U @ Vt
+        kept = d if self.d_sae is None else self.d_sae
+        if not 1 <= kept <= d:
+            raise ValueError(f"d_sae: expected 1 to {d} (d_in), got {self.d_sae}")
+        self._set_atoms(directions[:kept])
+        return self
+
+    def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(Z @ self._unit.T, index, axis=1)
+
+
+@_document
+class NeuronBasis(_Dictionary):
+    """The coordinates themselves ("neurons"): the standard basis, of unit norm in the metric.
+
+    Codes are coordinates of x - b_dec, copied, not refitted: the `l0` that are largest in the
+    metric's units. All of them reproduce x, and the metric makes them coherent, so R2 = 1 and q*
+    is near 0.
+
+    Parameters
+    ----------
+    l0 : int, optional
+        By default all; set in fit.
+    {common}
+    """
+
+    d_sae = None
+
+    def __init__(
+        self,
+        l0: int | None = None,
+        metric: Any = None,
+        *,
+        center: bool = True,
+        num_threads: int | None = None,
+    ) -> None:
+        self.l0 = l0
+        self.metric = metric
+        self.center = center
+        self.num_threads = num_threads
+
+    def fit(self, X: Any, y: Any = None) -> NeuronBasis:
+        X = self._start(X)
+        d = X.shape[1]
+        rows = np.eye(d) if self._whitener is None else self._whitener
+        unit, self._norms = _unit_rows(rows, None, self.num_threads, "metric")
+        self._set_atoms(unit)
+        self.W_dec = np.diag((1 / self._norms).astype(np.float32))  # exact zeros elsewhere
+        return self
+
+    def _whiten(self, X: np.ndarray) -> np.ndarray:
+        """Coordinates in units of the atoms, not whitened: the codes before selection."""
+        return ((X.astype(np.float64) - self.b_dec) * self._norms).astype(np.float32)
+
+    def _select(self, Z: np.ndarray) -> np.ndarray:
+        return np.sort(np.argpartition(np.abs(Z), -self.l0, axis=1)[:, -self.l0 :], axis=1)
+
+    def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(Z, index, axis=1)
+
+    @property
+    def W_enc(self) -> np.ndarray:
+        """Diagonal (d_in, d_sae): coordinates in units of the atoms."""
+        self._check_fitted()
+        return np.diag(self._norms.astype(np.float32))
+
+
+# ------------------------------------------------------------------ data and models
+
+
+def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.ndarray:
+    """X with each coordinate permuted over the samples, independently of the others.
+
+    Every coordinate keeps its distribution; all that joins coordinates is gone. What a dictionary
+    finds here it owes to the marginals.
+
+    Parameters
+    ----------
+    X : array (n, d)
+    random_state : int
+    out : array (n, d), optional
+        Where to write, a memory map for instance; not X itself.
+
+    Returns
+    -------
+    array (n, d) of X's dtype
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.controls import shuffle_coordinates
+    >>> X = np.arange(12.0).reshape(6, 2)
+    >>> bool((np.sort(shuffle_coordinates(X), axis=0) == X).all())
+    True
+    """
+    X = X if isinstance(X, np.ndarray) else np.asarray(X)
+    if X.ndim != 2:
+        raise ValueError(f"X: expected two dimensions (n, d), got shape {X.shape}")
+    if out is None:
+        out = np.empty_like(X, subok=False)
+    if out.shape != X.shape:
+        raise ValueError(f"out: expected shape {X.shape} as X has, got {out.shape}")
+    if np.may_share_memory(out, X):
+        raise ValueError("out: shares memory with X; pass a separate array")
+    rng = np.random.default_rng(random_state)
+    for j in range(X.shape[1]):
+        out[:, j] = X[rng.permutation(len(X)), j]
+    return out
+
+
+def random_model(model: Any, random_state: int = 0) -> Any:
+    """A copy of a PyTorch model with the random parameters its architecture starts from.
+
+    Transformers models are built anew from their configuration; other modules are copied and each
+    of their layers asked to `reset_parameters`. Activations captured from it show what
+    architecture and text alone do. The global random state is left as it was; the model given is
+    not touched.
+
+    Raises
+    ------
+    TypeError
+        A layer that holds parameters and has no `reset_parameters`, outside Transformers.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(random_state)
+        if hasattr(model, "config") and hasattr(model, "_init_weights"):
+            fresh = type(model)(copy.deepcopy(model.config))
+        else:
+            fresh = copy.deepcopy(model)
+            for name, layer in fresh.named_modules():
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
+                elif next(layer.parameters(recurse=False), None) is not None:
+                    raise TypeError(
+                        f"model: layer {name or type(layer).__name__!r} has parameters and no "
+                        "reset_parameters; give it one that draws them anew"
+                    )
+    first = next(model.parameters(), None)
+    if first is not None:
+        fresh = fresh.to(device=first.device, dtype=first.dtype)
+    return fresh.train(model.training)

@@ -17,7 +17,7 @@
 
 enum {
     DEPTH = 256,     /* rows summed in registers: a group of 8 columns stays in 16 KB of L1 */
-    PACK_PANELS = 8, /* panels packed by one task */
+    PACK_ROWS = 64,  /* rows packed by one task: whole rows, so that memory is read in order */
     ROW_PANELS = 2,  /* panels by panels of one task of the product; DEPTH rows of the latter */
     COL_PANELS = 12, /* stay in L2 */
     PHASE_DOUBLES = 512 * 1024,
@@ -60,40 +60,30 @@ static const void *element(const rows *x, int64_t i, int64_t j)
     }
 }
 
-/* Panels p0 to p1 of rows i0 to i1 into `panel`, its columns' sums (overwritten) into `sum`.
+/* Rows i0 to i1 into panels DEPTH * 24 apart, their columns' sums (overwritten) into `sum`.
  * Whole panels of plain float32 and float64 rows go straight there, the rest by way of a tile. */
 static void pack(const atoms_metric_kernels *kernels, const rows *x, int64_t i0, int64_t i1,
-                 int64_t p0, int64_t p1, const double *shift, double *panel, double *sum)
+                 const double *shift, double *panel, double *sum)
 {
     enum { TILE_ROWS = 32 };
-    const int64_t stride = DEPTH * ATOMS_PANEL;
-    memset(sum, 0, (size_t)(p1 - p0) * ATOMS_PANEL * sizeof *sum);
-    int64_t whole = x->d / ATOMS_PANEL;
-    if (x->cs == 1 && x->type <= ATOMS_F64 && p0 < whole) {
-        int64_t count = ATOMS_MIN(p1, whole) - p0;
-        const void *from = element(x, i0, p0 * ATOMS_PANEL);
-        if (x->type == ATOMS_F32)
-            kernels->pack_f32(i1 - i0, count, from, x->rs, shift, panel, stride, sum);
-        else
-            kernels->pack_f64(i1 - i0, count, from, x->rs, shift, panel, stride, sum);
-        p0 += count;
-        panel += count * stride;
-        shift += count * ATOMS_PANEL;
-        sum += count * ATOMS_PANEL;
-    }
-    for (int64_t p = p0; p < p1; p++) {
+    const int64_t stride = DEPTH * ATOMS_PANEL, panels = ceil_div(x->d, ATOMS_PANEL);
+    memset(sum, 0, (size_t)(panels * ATOMS_PANEL) * sizeof *sum);
+    int64_t direct = x->cs == 1 && x->type <= ATOMS_F64 ? x->d / ATOMS_PANEL : 0;
+    if (x->type == ATOMS_F32)
+        kernels->pack_f32(i1 - i0, direct, element(x, i0, 0), x->rs, shift, panel, stride, sum);
+    else if (direct)
+        kernels->pack_f64(i1 - i0, direct, element(x, i0, 0), x->rs, shift, panel, stride, sum);
+    for (int64_t p = direct; p < panels; p++) {
         double tile[TILE_ROWS * ATOMS_PANEL], wide[TILE_ROWS * ATOMS_PANEL];
-        int64_t cols = ATOMS_MIN(ATOMS_PANEL, x->d - p * ATOMS_PANEL);
+        int64_t at = p * ATOMS_PANEL, cols = ATOMS_MIN(ATOMS_PANEL, x->d - at);
         for (int64_t i = i0; i < i1; i += TILE_ROWS) {
             int64_t count = ATOMS_MIN(TILE_ROWS, i1 - i);
-            atoms_rows_to_f64(count, cols, element(x, i, p * ATOMS_PANEL), x->type, x->rs, x->cs,
-                              tile);
+            atoms_rows_to_f64(count, cols, element(x, i, at), x->type, x->rs, x->cs, tile);
             memset(wide, 0, sizeof wide); /* columns beyond d count as zeros */
             for (int64_t r = 0; r < count; r++)
                 memcpy(wide + r * ATOMS_PANEL, tile + r * cols, (size_t)cols * sizeof *tile);
-            kernels->pack_f64(count, 1, wide, ATOMS_PANEL, shift + (p - p0) * ATOMS_PANEL,
-                              panel + (p - p0) * stride + (i - i0) * ATOMS_PANEL, stride,
-                              sum + (p - p0) * ATOMS_PANEL);
+            kernels->pack_f64(count, 1, wide, ATOMS_PANEL, shift + at,
+                              panel + p * stride + (i - i0) * ATOMS_PANEL, stride, sum + at);
         }
     }
 }
@@ -103,27 +93,25 @@ static void pack(const atoms_metric_kernels *kernels, const rows *x, int64_t i0,
 /* One phase: `depths` slices of at most DEPTH rows, each `panels` panels of (DEPTH, 24). */
 typedef struct {
     int64_t i0, i1;
-    double *panels, *sums; /* (depths, panels, DEPTH, 24) and (depths, panels, 24) */
+    double *panels, *sums; /* (depths, panels, DEPTH, 24) and (packs, panels, 24) */
 } phase;
 
 typedef struct {
     const atoms_metric_kernels *kernels;
     rows x;
-    int64_t panels, depths, pack_groups, row_tasks, col_tasks;
+    int64_t panels, depths, row_tasks, col_tasks;
     const double *shift; /* padded to whole panels */
     double *second;
 } moments;
 
 static void pack_task(const moments *m, const phase *ph, int64_t task)
 {
-    int64_t s = task / m->pack_groups, p0 = task % m->pack_groups * PACK_PANELS;
-    int64_t i0 = ph->i0 + s * DEPTH, i1 = ATOMS_MIN(i0 + DEPTH, ph->i1);
+    int64_t i0 = ph->i0 + task * PACK_ROWS, i1 = ATOMS_MIN(i0 + PACK_ROWS, ph->i1);
     if (i0 >= i1)
         return;
-    int64_t at = s * m->panels + p0;
-    pack(m->kernels, &m->x, i0, i1, p0, ATOMS_MIN(p0 + PACK_PANELS, m->panels),
-         m->shift + p0 * ATOMS_PANEL, ph->panels + at * DEPTH * ATOMS_PANEL,
-         ph->sums + at * ATOMS_PANEL);
+    int64_t slice = task * PACK_ROWS / DEPTH, row = task * PACK_ROWS % DEPTH;
+    double *panels = ph->panels + (slice * m->panels * DEPTH + row) * ATOMS_PANEL;
+    pack(m->kernels, &m->x, i0, i1, m->shift, panels, ph->sums + task * m->panels * ATOMS_PANEL);
 }
 
 /* second[rows of group g of panel pi, columns of panel pj] += a slice's product. Tiles that
@@ -162,12 +150,12 @@ static void product_task(const moments *m, const phase *ph, int64_t task)
     }
 }
 
-/* Adds a packed phase's sums to the total, slice by slice; false when one is not finite. */
+/* Adds a packed phase's sums to the total, task by task; false when one is not finite. */
 static bool add_sums(const moments *m, const phase *ph, double *sum)
 {
-    for (int64_t s = 0; ph->i0 + s * DEPTH < ph->i1; s++)
+    for (int64_t task = 0; ph->i0 + task * PACK_ROWS < ph->i1; task++)
         for (int64_t j = 0; j < m->x.d; j++) {
-            double value = ph->sums[s * m->panels * ATOMS_PANEL + j];
+            double value = ph->sums[task * m->panels * ATOMS_PANEL + j];
             if (!isfinite(value))
                 return false;
             sum[j] += value;
@@ -197,16 +185,15 @@ atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const voi
     m.panels = ceil_div(d, ATOMS_PANEL);
     m.depths = PHASE_DOUBLES / (DEPTH * m.panels * ATOMS_PANEL);
     m.depths = ATOMS_MAX(1, ATOMS_MIN(8, m.depths));
-    m.pack_groups = ceil_div(m.panels, PACK_PANELS);
     m.row_tasks = ceil_div(m.panels, ROW_PANELS);
     m.col_tasks = ceil_div(m.panels, COL_PANELS);
     const int64_t phase_rows = m.depths * DEPTH, phases = ceil_div(n, phase_rows);
     const int64_t width = m.panels * ATOMS_PANEL;
-    const int64_t products = m.row_tasks * m.col_tasks, packs = m.pack_groups * m.depths;
+    const int64_t products = m.row_tasks * m.col_tasks, packs = phase_rows / PACK_ROWS;
 
     double *padded = atoms_calloc(width, sizeof *padded);
     double *buffer = atoms_alloc(2 * phase_rows * width, sizeof *buffer);
-    double *sums = atoms_alloc(2 * m.depths * width, sizeof *sums);
+    double *sums = atoms_alloc(2 * packs * width, sizeof *sums);
     atoms_status status = padded && buffer && sums ? ATOMS_OK : ATOMS_ERR_MEMORY;
     if (status < 0)
         goto done;
@@ -224,7 +211,7 @@ atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const voi
             int64_t half = (k + t) & 1, i0 = ATOMS_MAX(0, k + t) * phase_rows;
             *(t ? &next : &now) =
                 (phase){i0, ATOMS_MIN(n, i0 + phase_rows), buffer + half * phase_rows * width,
-                        sums + half * m.depths * width};
+                        sums + half * packs * width};
         }
         int64_t todo_pack = k + 1 < phases ? packs : 0, todo_product = k >= 0 ? products : 0;
 #pragma omp for schedule(dynamic, 1)

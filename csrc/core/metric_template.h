@@ -16,6 +16,10 @@ static inline __attribute__((always_inline)) void tile(int rows, int vecs, int a
                                                        const double *b, double *c, int64_t ldc)
 {
     vec acc[ROWS][VECS];
+    if (add) /* C comes from L3 as a rule: fetch it while summing */
+        for (int r = 0; r < rows; r++)
+            for (int j = 0; j < vecs * LANES; j += 7)
+                __builtin_prefetch(c + r * ldc + j, 1);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8

@@ -114,7 +114,8 @@ class _SerialBlas:
     def _controller(self) -> threadpoolctl.ThreadpoolController:
         import scipy.linalg.cython_blas  # noqa: F401  (its BLAS must be loaded to be found)
 
-        return threadpoolctl.ThreadpoolController().select(user_api="blas")
+        # BLIS, the fourth kind there is, uses one thread unless told otherwise
+        return threadpoolctl.ThreadpoolController().select(internal_api=["openblas", "mkl", "flexiblas"])
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:

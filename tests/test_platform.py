@@ -14,15 +14,21 @@ import pytest
 import atoms
 from atoms import _config, _core
 
+BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
+
+HERE = os.path.dirname(os.path.dirname(atoms.__file__))
+
 
 def run(code, timeout=120, **env):
-    """Runs Python code in a process of its own; its standard output."""
+    """Runs a script, or Python code, in a process of its own on this same atoms; its output."""
+    script = [code] if isinstance(code, os.PathLike) else ["-c", textwrap.dedent(code)]
+    path = os.pathsep.join(filter(None, [HERE, env.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        [sys.executable, "-W", "error", *script],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, **env},
+        env={**os.environ, **env, "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -137,7 +143,7 @@ def test_blis_kernels_of_the_user():
         kernels, left = run(KERNELS, BLIS_ARCH_TYPE=str(number)).split()
         assert left == str(number)
         families.add(kernels)
-        if "generic" in families and len(families) > 1:
+        if "generic" in families:
             break
     assert "generic" in families
 
@@ -147,3 +153,304 @@ def test_blis_kernels_of_the_user():
 def test_blis_survives_bad_kernels(value):
     default, _ = run(KERNELS).split()
     assert run(KERNELS, BLIS_ARCH_TYPE=value).split()[0] == default
+
+
+# ------------------------------------------------------------------ arrays
+
+
+def product(x, w, out=None, ctx=None):
+    """x @ w through the binding: enough of it to try every check on arrays."""
+    out = np.empty((len(x), w.shape[1]), np.float32) if out is None else out
+    _core.product(ctx or _config.context(1), x, None, w, None, out)
+    return out
+
+
+ONE = np.ones((1, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bit_input_is_exact(dtype):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    dtype = np.dtype(getattr(ml_dtypes, dtype)) if dtype == "bfloat16" else np.dtype(dtype)
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    with np.errstate(invalid="ignore"):
+        want = bits.view(dtype).astype(np.float32)
+    finite = np.isfinite(want)
+    x = bits[finite].view(dtype)[:, None]
+    np.testing.assert_array_equal(product(x, ONE)[:, 0], want[finite])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_strides_and_memory_maps(dtype, tmp_path):
+    base = np.random.default_rng(0).standard_normal((24, 30)).astype(dtype)
+    w = np.eye(15)
+    for view in (base[:, ::2], base[::-1, :15], base[::3, 14::-1], np.asfortranarray(base)[:, 3:18]):
+        np.testing.assert_array_equal(product(view, w), view.astype(np.float32))
+    base.tofile(tmp_path / "x")
+    mapped = np.memmap(tmp_path / "x", dtype, "r", shape=(24, 30))
+    np.testing.assert_array_equal(product(mapped[:, ::2], w), base[:, ::2].astype(np.float32))
+
+
+def test_arrays_are_checked():
+    x, w = np.zeros((4, 3)), np.eye(3)
+    packed = np.zeros(4, [("byte", "i1"), ("x", "f4", 3)])["x"]
+    misaligned = np.zeros(4, np.dtype([("x", "f8", 3), ("rest", "f4")]))["x"]
+    for bad, error, message in [
+        ([[1.0]], TypeError, "X: expected a NumPy array, got list"),
+        (np.zeros(3), ValueError, r"X: expected 2 dimension\(s\), got 1"),
+        (np.zeros((4, 3), int), TypeError, "X: unsupported dtype .*; pass float32, float64, float16 or bfloat16"),
+        (np.zeros((4, 3), object), TypeError, "X: unsupported dtype"),
+        (x.astype(">f8"), ValueError, "X: expected an aligned array in native byte order"),
+        (packed, ValueError, "X: expected an aligned array"),
+        (misaligned, ValueError, "X: (expected an aligned array|the strides are not whole elements)"),
+    ]:
+        with pytest.raises(error, match=message):
+            product(bad, w, np.zeros((4, 3), np.float32))
+    read_only = np.zeros((4, 3), np.float32)
+    read_only.flags.writeable = False
+    for out, error, message in [
+        (np.zeros((4, 3)), TypeError, "out: expected dtype .*float32.*, got .*float64"),
+        (np.zeros((3, 4), np.float32).T, ValueError, "out: expected a C-contiguous array"),
+        (np.zeros((5, 3), np.float32), ValueError, "out: expected length 4 along axis 0, got 5"),
+        (read_only, ValueError, "out: the output array is read-only"),
+    ]:
+        with pytest.raises(error, match=message):
+            product(x, w, out)
+    with pytest.raises(TypeError, match="ctx: expected a Context, got int"):
+        _core.product(1, x, None, w, None, np.zeros((4, 3), np.float32))
+
+
+def test_overlap_is_refused():
+    memory = np.zeros((8, 3), np.float32)
+    w = np.eye(3)
+    for x, out in [
+        (memory[:4], memory[3:7]),
+        (memory[3::-1], memory[:4]),
+        (memory[::2], memory[4:]),
+    ]:
+        with pytest.raises(ValueError, match="X and out share memory"):
+            product(x, w, out)
+    product(memory[:4], w, memory[4:])  # neighbours do not
+    product(memory[:0], w, memory[:0])  # nothing shares nothing
+
+
+# ----------------------------------------------------------------- threads
+
+
+def test_same_bits_for_any_threads(contexts):
+    x = np.random.default_rng(1).standard_normal((501, 97)).astype(np.float32)
+    results = {}
+    for ctx in contexts:
+        total, second = np.zeros(97), np.zeros((97, 97))
+        _core.moments(ctx, x, None, total, second)
+        out = product(x, second, ctx=ctx)
+        results.setdefault((ctx.isa, ctx.blas), []).append((total, second, out))
+        np.testing.assert_allclose(second, x.T.astype(float) @ x, rtol=1e-11, atol=1e-9)
+    for same in results.values():
+        assert len(same) == 3
+        for other in same[1:]:
+            for a, b in zip(same[0], other):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_calls_from_several_threads(blas):
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = np.random.default_rng(2).standard_normal((400, 64)).astype(np.float32)
+
+    def fit(_):
+        total, second = np.zeros(64), np.zeros((64, 64))
+        _core.moments(_config.context(2), x, None, total, second)
+        return second, product(x, second, ctx=_config.context(2))
+
+    want = fit(0)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(fit, range(32)):
+            np.testing.assert_array_equal(got[0], want[0])
+            np.testing.assert_array_equal(got[1], want[1])
+
+
+WORK = """
+import warnings
+import numpy as np
+from atoms import _config, _core
+x = np.random.default_rng(3).standard_normal((600, 80)).astype(np.float32)
+
+def work(threads):
+    total, second = np.zeros(80), np.zeros((80, 80))
+    out = np.empty((600, 80), np.float32)
+    ctx = _config.context(threads)
+    _core.moments(ctx, x, None, total, second)
+    _core.product(ctx, x, None, second, None, out)
+    return ctx.num_threads, out.sum(dtype=float).hex()
+
+# Python 3.12 warns of any fork in a process with threads, and ours are OpenMP's
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+"""
+
+
+def test_after_fork():
+    # a parent whose OpenMP threads are already running: a child would wait for them for ever
+    out = run(
+        WORK
+        + """
+import os
+want = work(2)
+assert want[0] == 2
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0:
+        got = work(2)
+        os._exit(0 if got == (1, want[1]) else 3)
+    assert os.waitpid(pid, 0)[1] == 0
+assert work(2) == want  # and the parent goes on with its threads
+print("ok")
+""",
+        timeout=60,
+    )
+    assert out == "ok\n"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        WORK
+        + f"""
+if __name__ == "__main__":
+    import multiprocessing
+    want = work(2)
+    with multiprocessing.get_context("{method}").Pool(2) as pool:
+        got = pool.map(work, [2] * 4)
+    threads = 1 if "{method}" == "fork" else 2
+    assert got == [(threads, want[1])] * 4, (got, want)
+    print("ok")
+"""
+    )
+    assert run(script) == "ok\n"
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+def test_joblib(backend, tmp_path):
+    pytest.importorskip("joblib")
+    (tmp_path / "job.py").write_text(WORK)
+    code = f"""
+    import joblib
+    from job import work
+    want = work(2)
+    got = joblib.Parallel(2, backend={backend!r})(joblib.delayed(work)(2) for _ in range(4))
+    assert [g[1] for g in got] == [want[1]] * 4, (got, want)
+    print("ok")
+    """
+    assert run(code, PYTHONPATH=str(tmp_path)) == "ok\n"
+
+
+def test_fork_in_the_middle_of_another_thread():
+    # children are made while another thread computes: locks must not be left held in them
+    out = run(
+        WORK
+        + """
+import os, threading
+stop = threading.Event()
+def busy():
+    while not stop.is_set():
+        work(2)
+thread = threading.Thread(target=busy)
+thread.start()
+want = work(2)[1]
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if work(2)[1] == want else 3)
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+thread.join()
+print("ok")
+""",
+        timeout=60,
+    )
+    assert out == "ok\n"
+
+
+# ------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.mark.parametrize("blas", BLAS)
+def test_interrupt_within_half_a_second(blas):
+    out = run(
+        """
+        import signal, threading, time
+        import numpy as np
+        from atoms import _config, _core
+
+        x = np.ones((1, 1024), np.float32)
+        x = np.broadcast_to(x, (2_000_000, 1024))  # a minute of work, a row of memory
+        total, second = np.zeros(1024), np.zeros((1024, 1024))
+        sent = []
+
+        def interrupt():
+            sent.append(time.monotonic())
+            signal.raise_signal(signal.SIGINT)
+
+        timer = threading.Timer(0.3, interrupt)
+        timer.start()
+        try:
+            _core.moments(_config.context(2), x, None, total, second)
+            print("not interrupted")
+        except KeyboardInterrupt:
+            late = time.monotonic() - sent[0]
+            print("ok" if late < 0.5 else f"{late} s late")
+        """,
+        ATOMS_BLAS=blas,
+    )
+    assert out == "ok\n"
+
+
+# ------------------------------------------------------------- SciPy's BLAS
+
+
+def test_serial_blas_nests_and_restores():
+    import threading
+
+    import threadpoolctl
+
+    def threads():
+        return sorted({p["num_threads"] for p in _config.serial_blas._controller.info()})
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = threads()
+        inside, leave = threading.Event(), threading.Event()
+
+        def other():
+            with _config.serial_blas():
+                inside.set()
+                leave.wait(10)
+
+        thread = threading.Thread(target=other)
+        with _config.serial_blas():
+            assert threads() == [1]
+            thread.start()
+            inside.wait(10)
+        assert threads() == [1]  # the other thread is still inside
+        leave.set()
+        thread.join()
+        assert threads() == before
+        with pytest.raises(KeyError), _config.serial_blas():
+            raise KeyError
+        assert threads() == before
+
+
+def test_scipy_mode_wraps_the_core():
+    out = run(
+        """
+        import numpy as np, threadpoolctl
+        from atoms import _config, _core
+        assert _config.uses_scipy_blas()
+        assert _config.context(2).blas == "scipy"
+        assert hasattr(_core.moments, "__wrapped__")
+        assert not hasattr(_core.build_info, "__wrapped__")
+        print(_core.moments.__doc__ != None)
+        """,
+        ATOMS_BLAS="scipy",
+    )
+    assert out == "True\n"

@@ -108,29 +108,38 @@ class _SerialBlas:
     def _reset_in_child(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._limiter: contextlib.AbstractContextManager | None = None
+        self._before: list[int] = []
 
     @functools.cached_property
-    def _controller(self) -> threadpoolctl.ThreadpoolController:
+    def _libraries(self) -> list[threadpoolctl.LibController]:
         import scipy.linalg.cython_blas  # noqa: F401  (its BLAS must be loaded to be found)
 
         # BLIS, the fourth kind there is, uses one thread unless told otherwise
-        return threadpoolctl.ThreadpoolController().select(internal_api=["openblas", "mkl", "flexiblas"])
+        found = threadpoolctl.ThreadpoolController().select(internal_api=["openblas", "mkl", "flexiblas"])
+        return found.lib_controllers
+
+    @staticmethod
+    def _set(library: threadpoolctl.LibController, n: int) -> None:
+        # From 3.8 on, threadpoolctl ignores every thread but the first that ever set a limit. Here
+        # calls are counted instead, so whichever thread is the last one out must be able to.
+        getattr(library, "_real_set_num_threads", library.set_num_threads)(n)
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                self._limiter = self._controller.limit(limits=1)
+                self._before = [library.get_num_threads() for library in self._libraries]
+                for library in self._libraries:
+                    self._set(library, 1)
         try:
             yield
         finally:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    limiter, self._limiter = self._limiter, None
-                    limiter.restore_original_limits()
+                    for library, n in zip(self._libraries, self._before):
+                        self._set(library, n)
 
 
 serial_blas = _SerialBlas()
@@ -151,7 +160,7 @@ def uses_scipy_blas() -> bool:
 
 
 # One place for every room: with SciPy's BLAS, each function of the core runs inside serial_blas.
-# It costs a call about 10 microseconds; with BLIS nothing is wrapped and nothing is paid.
+# It costs a call some 20 microseconds; with BLIS nothing is wrapped and nothing is paid.
 if uses_scipy_blas():
     for _name, _function in list(vars(_core).items()):
         if callable(_function) and not isinstance(_function, type) and _name != "build_info":

@@ -415,7 +415,7 @@ def test_serial_blas_nests_and_restores():
     import threadpoolctl
 
     def threads():
-        return sorted({p["num_threads"] for p in _config.serial_blas._controller.info()})
+        return sorted({library.get_num_threads() for library in _config.serial_blas._libraries})
 
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         before = threads()

@@ -115,6 +115,56 @@ ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d,
                                      const void *x, atoms_dtype type, int64_t rs, int64_t cs,
                                      const double *center, const double *w, const double *offset,
                                      float *out);
+/* ---------------------------------------------------------------- recovery */
+
+/* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
+ * once asked for. Immutable after atoms_dict_gram: any number of threads may share it. */
+typedef struct atoms_dict atoms_dict;
+
+/* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
+ * float64). precision: ATOMS_F32 or ATOMS_F64, that of all work on the handle. A zero row is
+ * never selected. ATOMS_ERR_NONFINITE when a row holds NaN or infinity. */
+ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms,
+                                      atoms_dtype type, int64_t rs, int64_t cs,
+                                      atoms_dtype precision, atoms_dict **dict);
+ATOMS_API void atoms_dict_free(atoms_dict *dict);
+ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
+ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
+ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
+ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
+/* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
+ * second time. n^2 elements, n rounded up to a multiple of 64. */
+ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
+
+/* What became of one signal. */
+typedef enum {
+    ATOMS_SIGNAL_CONVERGED = 0, /* the stopping rule was met, or the residual is all rounding */
+    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen */
+    ATOMS_SIGNAL_LIMIT = 2,     /* stopped by the limit on atoms or steps; the code is the best yet */
+    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code */
+    ATOMS_SIGNAL_RANGE = 4,     /* a coefficient is too large for the type: empty code */
+    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found */
+} atoms_signal_status;
+
+typedef struct {
+    int64_t n_nonzero; /* most atoms in a code, 1 .. min(n, d) */
+    double tol;        /* stop once the residual's norm (not squared) is at most this; < 0: never */
+    int ols;           /* choose by alpha^2 / |orthogonalised atom|^2 (OLS, ORMP), not by alpha^2 */
+    int nonnegative;   /* codes >= 0, refitted by non-negative least squares; excludes ols */
+} atoms_omp_params;
+
+/* Orthogonal matching pursuit of n signals x (n, d). With a Gram matrix in the handle one step
+ * at t atoms costs n t products a signal; without, n d (one matrix product for each tile of
+ * signals). Optional warm support: warm_indices[warm_indptr[i] .. warm_indptr[i + 1]) are chosen
+ * first, in that order. Outputs, indexed by signal: indices (n, n_nonzero) increasing, values
+ * (n, n_nonzero) in the handle's precision, counts (n,), status (n,), steps (n,), and unless
+ * NULL residual (n,), the residual's norm summed in float64. */
+ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
+                                 const void *x, atoms_dtype type, int64_t rs, int64_t cs,
+                                 const int64_t *warm_indptr, const int32_t *warm_indices,
+                                 const atoms_omp_params *params, int32_t *indices, void *values,
+                                 int32_t *counts, int8_t *status, int32_t *steps,
+                                 double *residual);
 
 /* ---- theory */
 

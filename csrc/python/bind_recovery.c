@@ -1,4 +1,187 @@
 /* bind_recovery.c: the binding of the recovery room. */
 #include "binding.h"
 
-PyMethodDef atoms_recovery_methods[] = {{NULL, NULL, 0, NULL}};
+#define DICT "atoms._core.dict"
+
+static void dict_destroy(PyObject *capsule)
+{
+    atoms_dict_free(PyCapsule_GetPointer(capsule, DICT));
+}
+
+static atoms_dict *get_dict(PyObject *obj)
+{
+    if (!PyCapsule_IsValid(obj, DICT)) {
+        PyErr_Format(PyExc_TypeError, "dictionary: expected a handle of dict_new, got %.100s",
+                     Py_TYPE(obj)->tp_name);
+        return NULL;
+    }
+    return PyCapsule_GetPointer(obj, DICT);
+}
+
+static PyObject *py_dict_new(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *atoms_obj;
+    int double_precision;
+    const atoms_ctx *ctx;
+    atoms_view a;
+    if (!PyArg_ParseTuple(args, "OOp:dict_new", &ctx_obj, &atoms_obj, &double_precision) ||
+        atoms_get_ctx(ctx_obj, &ctx) < 0 ||
+        atoms_view_in(atoms_obj, "dictionary", 2, VIEW_FLOATS, &a) < 0)
+        return NULL;
+    atoms_dict *dict = NULL;
+    atoms_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_dict_new(ctx, a.shape[0], a.shape[1], a.data, a.dtype, a.stride[0], a.stride[1],
+                            double_precision ? ATOMS_F64 : ATOMS_F32, &dict);
+    Py_END_ALLOW_THREADS
+    atoms_view_clear(&a);
+    if (status < 0)
+        return atoms_raise(status, "dict_new");
+    PyObject *capsule = PyCapsule_New(dict, DICT, dict_destroy);
+    if (!capsule)
+        atoms_dict_free(dict);
+    return capsule;
+}
+
+static PyObject *py_dict_gram(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj;
+    const atoms_ctx *ctx;
+    atoms_dict *dict;
+    if (!PyArg_ParseTuple(args, "OO:dict_gram", &ctx_obj, &dict_obj) ||
+        atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
+        return NULL;
+    atoms_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_dict_gram(ctx, dict);
+    Py_END_ALLOW_THREADS
+    return atoms_raise(status, "dict_gram");
+}
+
+static PyObject *py_dict_has_gram(PyObject *self, PyObject *obj)
+{
+    (void)self;
+    atoms_dict *dict = get_dict(obj);
+    return dict ? PyBool_FromLong(atoms_dict_has_gram(dict)) : NULL;
+}
+
+/* ----------------------------------------------------------------- arrays */
+
+/* The arrays of one call: cleared together, so that errors need one way out. */
+#define MOST_VIEWS 12
+typedef struct {
+    atoms_view view[MOST_VIEWS];
+    const char *name[MOST_VIEWS];
+    int n;
+} views;
+
+static void clear(views *v)
+{
+    for (int i = 0; i < v->n; i++)
+        atoms_view_clear(&v->view[i]);
+}
+
+static atoms_view *signals(views *v, PyObject *obj, const atoms_dict *dict)
+{
+    atoms_view *x = &v->view[v->n];
+    if (atoms_view_in(obj, "X", 2, VIEW_FLOATS, x) < 0)
+        return NULL;
+    v->name[v->n++] = "X";
+    if (x->shape[1] == atoms_dict_d_in(dict))
+        return x;
+    PyErr_Format(PyExc_ValueError, "X: expected %lld columns, as the dictionary has, got %lld",
+                 (long long)atoms_dict_d_in(dict), (long long)x->shape[1]);
+    return NULL;
+}
+
+/* A contiguous array; None is allowed where `optional` and leaves *data NULL. */
+static int typed(views *v, PyObject *obj, const char *name, int typenum, int writeable, int ndim,
+                 int64_t rows, int64_t cols, int optional, void **data)
+{
+    *data = NULL;
+    if (optional && obj == Py_None)
+        return 0;
+    int64_t shape[2] = {rows, cols};
+    atoms_view *a = &v->view[v->n];
+    if (atoms_view_typed(obj, name, typenum, writeable, ndim, shape, a) < 0)
+        return -1;
+    v->name[v->n++] = name;
+    *data = a->data;
+    for (int i = 0; writeable && i + 1 < v->n; i++)
+        if (atoms_views_overlap(a, name, &v->view[i], v->name[i]))
+            return -1;
+    return 0;
+}
+
+static int value_type(const atoms_dict *dict)
+{
+    return atoms_dict_precision(dict) == ATOMS_F64 ? NPY_FLOAT64 : NPY_FLOAT32;
+}
+
+/* indptr (n + 1) must grow from 0 to the number of indices, all of them atoms. */
+static int check_support(int64_t n, const int64_t *indptr, const int32_t *indices, int64_t size,
+                         int64_t n_atoms)
+{
+    int bad = indptr[0] != 0 || indptr[n] != size;
+    for (int64_t i = 0; i < n; i++)
+        bad |= indptr[i] > indptr[i + 1];
+    for (int64_t i = 0; !bad && i < size; i++)
+        bad = indices[i] < 0 || indices[i] >= n_atoms;
+    if (bad)
+        PyErr_SetString(PyExc_ValueError, "support: not a valid CSR pattern for this dictionary");
+    return bad ? -1 : 0;
+}
+
+/* --------------------------------------------------------------------- OMP */
+
+static PyObject *py_omp(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj, *o[9];
+    atoms_omp_params p;
+    long long n_nonzero;
+    const atoms_ctx *ctx;
+    const atoms_dict *dict;
+    if (!PyArg_ParseTuple(args, "OOOLdppOOOOOOOO:omp", &ctx_obj, &dict_obj, &o[0], &n_nonzero,
+                          &p.tol, &p.ols, &p.nonnegative, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6],
+                          &o[7], &o[8]) ||
+        atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
+        return NULL;
+    p.n_nonzero = n_nonzero;
+    views v = {.n = 0};
+    void *indptr, *support, *indices, *values, *counts, *status, *steps, *residual;
+    PyObject *result = NULL;
+    atoms_view *x = signals(&v, o[0], dict);
+    int64_t n = x ? x->shape[0] : 0;
+    if (!x || typed(&v, o[1], "indptr", NPY_INT64, 0, 1, n + 1, 0, 1, &indptr) < 0 ||
+        typed(&v, o[2], "support", NPY_INT32, 0, 1, -1, 0, !indptr, &support) < 0 ||
+        (indptr && check_support(n, indptr, support, v.view[2].shape[0],
+                                 atoms_dict_n_atoms(dict)) < 0) ||
+        typed(&v, o[3], "indices", NPY_INT32, 1, 2, n, n_nonzero, 0, &indices) < 0 ||
+        typed(&v, o[4], "values", value_type(dict), 1, 2, n, n_nonzero, 0, &values) < 0 ||
+        typed(&v, o[5], "counts", NPY_INT32, 1, 1, n, 0, 0, &counts) < 0 ||
+        typed(&v, o[6], "status", NPY_INT8, 1, 1, n, 0, 0, &status) < 0 ||
+        typed(&v, o[7], "steps", NPY_INT32, 1, 1, n, 0, 0, &steps) < 0 ||
+        typed(&v, o[8], "residual", NPY_FLOAT64, 1, 1, n, 0, 1, &residual) < 0)
+        goto done;
+    atoms_status outcome;
+    Py_BEGIN_ALLOW_THREADS
+    outcome = atoms_omp(ctx, dict, n, x->data, x->dtype, x->stride[0], x->stride[1], indptr,
+                        support, &p, indices, values, counts, status, steps, residual);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(outcome, "omp");
+done:
+    clear(&v);
+    return result;
+}
+
+PyMethodDef atoms_recovery_methods[] = {
+    {"dict_new", py_dict_new, METH_VARARGS, "dict_new(ctx, atoms, double_precision) -> handle"},
+    {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle)"},
+    {"dict_has_gram", py_dict_has_gram, METH_O, "dict_has_gram(handle) -> bool"},
+    {"omp", py_omp, METH_VARARGS,
+     "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "
+     "counts, status, steps, residual)"},
+    {NULL, NULL, 0, NULL}};

@@ -1,0 +1,81 @@
+/* recovery.h: what the files of the recovery room share. Not installed. */
+#ifndef ATOMS_RECOVERY_H
+#define ATOMS_RECOVERY_H
+
+#include "internal.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+static inline bool atoms_is_first_thread(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num() == 0;
+#else
+    return true;
+#endif
+}
+
+/* Atoms are handled in panels of this many; every per-atom array is padded to whole panels. */
+#define PANEL 64
+
+struct atoms_dict {
+    int64_t n, np, d; /* atoms, atoms padded to whole panels, coordinates */
+    atoms_dtype type; /* ATOMS_F32 or ATOMS_F64: the type of `atoms` and `gram` */
+    void *atoms;      /* (np, d) unit rows; zero atoms and padding are zero rows */
+    double *norm;     /* (n,) norms of the atoms as given */
+    void *gram;       /* (np, np) products of unit rows, or NULL until atoms_dict_gram */
+};
+
+/* One tile of signals on its way through OMP: inputs, then outputs, all indexed from the tile's
+ * first signal. */
+typedef struct {
+    int64_t n;
+    const void *x;
+    atoms_dtype x_type;
+    int64_t rs, cs;
+    const int64_t *warm_indptr; /* offsets into warm_indices, or NULL */
+    const int32_t *warm_indices;
+    int32_t *indices; /* (n, n_nonzero) */
+    void *values;     /* (n, n_nonzero) of the dictionary's type */
+    int32_t *counts;
+    int8_t *status;
+    int32_t *steps;
+    double *residual; /* may be NULL */
+} omp_tile;
+
+/* Workspace bytes for one thread, and the work on one tile. One pair for each instruction set
+ * and precision. */
+typedef struct {
+    int64_t (*workspace)(const atoms_dict *dict, const atoms_omp_params *p, int64_t tile);
+    void (*run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
+                omp_tile *tile, void *workspace);
+} omp_kernel;
+
+extern const omp_kernel atoms_omp_portable_f32, atoms_omp_portable_f64;
+extern const omp_kernel atoms_omp_avx2_f32, atoms_omp_avx2_f64;
+extern const omp_kernel atoms_omp_avx512_f32, atoms_omp_avx512_f64;
+
+/* Loads a signal as float64, divides it by its norm and says what it is. `*scale` is the norm.
+ * Returns ATOMS_SIGNAL_OK, or _NONFINITE, or _ZERO with `out` zeroed. */
+typedef enum { SIGNAL_OK, SIGNAL_ZERO, SIGNAL_NONFINITE } signal_kind;
+signal_kind atoms_load_signal(int64_t d, const void *x, atoms_dtype type, int64_t cs, double *out,
+                              double *scale);
+
+/* Norm of x in float64, free of overflow and underflow; NaN when x holds NaN or infinity. */
+double atoms_safe_norm(int64_t d, const double *x);
+
+/* Solves the non-negative least squares problem min |a z - b| over z >= 0 given gram = a'a
+ * (t, t; leading dimension ld) and b = a'x, by Lawson and Hanson's active sets. work: at least
+ * t * (t + 4) doubles and t flags. Returns the number of inner steps, or -1 at the limit. */
+int atoms_nnls_gram(int64_t t, const double *gram, int64_t ld, const double *b, double *z,
+                    double *work, int8_t *passive);
+
+/* In-place Cholesky of the leading n x n block (row-major lower triangle). Returns n, or the
+ * first row whose pivot is not above `floor`. */
+int64_t atoms_cholesky(int64_t n, double *a, int64_t ld, double floor);
+/* Solves L L' x = b in place. */
+void atoms_cholesky_solve(int64_t n, const double *l, int64_t ld, double *b);
+
+#endif

@@ -1,0 +1,331 @@
+/* recovery_dict.c: dictionaries made ready, their Gram matrix, signals brought to unit norm, and
+ * the small dense solvers that several recovery methods lean on. */
+#include "recovery.h"
+
+#include <float.h>
+#include <math.h>
+
+/* ------------------------------------------------------------ dictionary */
+
+double atoms_safe_norm(int64_t d, const double *x)
+{
+    double top = 0, sum = 0;
+    for (int64_t i = 0; i < d; i++) {
+        double a = fabs(x[i]);
+        if (!(a <= DBL_MAX))
+            return NAN;
+        top = ATOMS_MAX(top, a);
+    }
+    if (top == 0)
+        return 0;
+    int e;
+    frexp(top, &e); /* a power of two: scaling by it is exact */
+    for (int64_t i = 0; i < d; i++) {
+        double a = ldexp(x[i], -e);
+        sum += a * a;
+    }
+    return ldexp(sqrt(sum), e);
+}
+
+/* Sum of squares when it is safely inside the range, else < 0: the way out for slow scaling. */
+static double plain_square(int64_t d, const double *x)
+{
+    double s[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= d; i += 8)
+        for (int k = 0; k < 8; k++)
+            s[k] += x[i + k] * x[i + k];
+    for (; i < d; i++)
+        s[0] += x[i] * x[i];
+    double sum = ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
+    return sum > 1e-200 && sum < 1e200 ? sum : -1;
+}
+
+static double norm_of(int64_t d, const double *x)
+{
+    double square = plain_square(d, x);
+    return square > 0 ? sqrt(square) : atoms_safe_norm(d, x);
+}
+
+/* x / norm, also where 1 / norm overflows */
+static void divide(int64_t d, double *x, double norm)
+{
+    if (norm > 1e-300 && norm < 1e300) {
+        double inverse = 1 / norm;
+        for (int64_t i = 0; i < d; i++)
+            x[i] *= inverse;
+    } else {
+        for (int64_t i = 0; i < d; i++)
+            x[i] /= norm;
+    }
+}
+
+signal_kind atoms_load_signal(int64_t d, const void *x, atoms_dtype type, int64_t cs, double *out,
+                              double *scale)
+{
+    atoms_rows_to_f64(1, d, x, type, 0, cs, out);
+    *scale = norm_of(d, out);
+    if (isfinite(*scale) && *scale > 0) {
+        divide(d, out, *scale);
+        return SIGNAL_OK;
+    }
+    memset(out, 0, (size_t)d * sizeof *out);
+    return *scale == 0 ? SIGNAL_ZERO : SIGNAL_NONFINITE;
+}
+
+static int64_t element_size(atoms_dtype type)
+{
+    return type == ATOMS_F64 || type == ATOMS_F32 ? (type == ATOMS_F64 ? 8 : 4) : 2;
+}
+
+atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms,
+                            atoms_dtype type, int64_t rs, int64_t cs, atoms_dtype precision,
+                            atoms_dict **dict)
+{
+    (void)ctx;
+    if (n < 1 || d < 1 || n > INT32_MAX - PANEL ||
+        (precision != ATOMS_F32 && precision != ATOMS_F64))
+        return ATOMS_ERR_ARGUMENT;
+    int64_t np = (n + PANEL - 1) / PANEL * PANEL;
+    atoms_dict *h = calloc(1, sizeof *h);
+    double *row = atoms_alloc(d, sizeof *row);
+    if (!h || !row || d > INT64_MAX / np)
+        goto memory;
+    *h = (atoms_dict){.n = n, .np = np, .d = d, .type = precision};
+    h->norm = atoms_calloc(n, sizeof *h->norm);
+    h->atoms = atoms_calloc(np * d, (size_t)element_size(precision));
+    if (!h->norm || !h->atoms)
+        goto memory;
+    for (int64_t i = 0; i < n; i++) {
+        const char *from = (const char *)atoms + i * rs * element_size(type);
+        if (atoms_load_signal(d, from, type, cs, row, &h->norm[i]) == SIGNAL_NONFINITE) {
+            atoms_free(row);
+            atoms_dict_free(h);
+            return ATOMS_ERR_NONFINITE;
+        }
+        for (int64_t j = 0; j < d; j++)
+            if (precision == ATOMS_F64)
+                ((double *)h->atoms)[i * d + j] = row[j];
+            else
+                ((float *)h->atoms)[i * d + j] = (float)row[j];
+    }
+    atoms_free(row);
+    *dict = h;
+    return ATOMS_OK;
+memory:
+    atoms_free(row);
+    atoms_dict_free(h);
+    return ATOMS_ERR_MEMORY;
+}
+
+void atoms_dict_free(atoms_dict *dict)
+{
+    if (!dict)
+        return;
+    atoms_free(dict->atoms);
+    atoms_free(dict->norm);
+    atoms_free(dict->gram);
+    free(dict);
+}
+
+int64_t atoms_dict_n_atoms(const atoms_dict *dict)
+{
+    return dict->n;
+}
+
+int64_t atoms_dict_d_in(const atoms_dict *dict)
+{
+    return dict->d;
+}
+
+atoms_dtype atoms_dict_precision(const atoms_dict *dict)
+{
+    return dict->type;
+}
+
+int atoms_dict_has_gram(const atoms_dict *dict)
+{
+    return dict->gram != NULL;
+}
+
+/* ------------------------------------------------------------------ Gram */
+
+#define GRAM_TILE 512
+
+/* One tile of the lower triangle by a product, and its mirror image by a blocked copy. */
+#define GRAM_TILE_BODY(T, gemm)                                                                   \
+    const T *a = dict->atoms;                                                                     \
+    T *g = gram;                                                                                  \
+    int64_t np = dict->np, d = dict->d;                                                           \
+    gemm(ctx, rows, cols, d, 1, a + i * d, d, 1, a + j * d, 1, d, 0, g + i * np + j, np, 1);      \
+    for (int64_t r = 0; i != j && r < rows; r += 16)                                              \
+        for (int64_t c = 0; c < cols; c++)                                                        \
+            for (int64_t k = r; k < ATOMS_MIN(r + 16, rows); k++)                                 \
+                g[(j + c) * np + i + k] = g[(i + k) * np + j + c];
+
+static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, void *gram, int64_t i,
+                      int64_t j)
+{
+    int64_t rows = ATOMS_MIN(GRAM_TILE, dict->np - i), cols = ATOMS_MIN(GRAM_TILE, dict->np - j);
+    if (dict->type == ATOMS_F64) {
+        GRAM_TILE_BODY(double, atoms_gemm_f64)
+    } else {
+        GRAM_TILE_BODY(float, atoms_gemm_f32)
+    }
+}
+
+atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict)
+{
+    if (dict->gram)
+        return ATOMS_OK;
+    if (dict->np > INT64_MAX / dict->np)
+        return ATOMS_ERR_MEMORY;
+    void *gram = atoms_alloc(dict->np * dict->np, (size_t)element_size(dict->type));
+    if (!gram)
+        return ATOMS_ERR_MEMORY;
+    int64_t tiles = (dict->np + GRAM_TILE - 1) / GRAM_TILE, pairs = tiles * (tiles + 1) / 2;
+    int stop = 0;
+    atoms_pollster pollster = {0};
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t p = 0; p < pairs; p++) {
+        int stopped;
+#pragma omp atomic read
+        stopped = stop;
+        if (stopped)
+            continue;
+        int64_t i = (int64_t)((sqrt(8.0 * (double)p + 1) - 1) / 2);
+        while (i * (i + 1) / 2 > p)
+            i--;
+        while ((i + 1) * (i + 2) / 2 <= p)
+            i++;
+        gram_tile(ctx, dict, gram, i * GRAM_TILE, (p - i * (i + 1) / 2) * GRAM_TILE);
+        if (atoms_is_first_thread() && atoms_poll(ctx, &pollster) < 0) {
+#pragma omp atomic write
+            stop = 1;
+        }
+    }
+    if (stop) {
+        atoms_free(gram);
+        return ATOMS_ERR_CANCELLED;
+    }
+    dict->gram = gram;
+    return ATOMS_OK;
+}
+
+/* ---------------------------------------------------- small dense solvers */
+
+int64_t atoms_cholesky(int64_t n, double *a, int64_t ld, double floor)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double *row = a + i * ld;
+        for (int64_t j = 0; j <= i; j++) {
+            double s = row[j];
+            for (int64_t k = 0; k < j; k++)
+                s -= row[k] * a[j * ld + k];
+            if (j < i)
+                row[j] = s / a[j * ld + j];
+            else if (s > floor)
+                row[i] = sqrt(s);
+            else
+                return i;
+        }
+    }
+    return n;
+}
+
+void atoms_cholesky_solve(int64_t n, const double *l, int64_t ld, double *b)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double s = b[i];
+        for (int64_t k = 0; k < i; k++)
+            s -= l[i * ld + k] * b[k];
+        b[i] = s / l[i * ld + i];
+    }
+    for (int64_t i = n - 1; i >= 0; i--) {
+        double s = b[i];
+        for (int64_t k = i + 1; k < n; k++)
+            s -= l[k * ld + i] * b[k];
+        b[i] = s / l[i * ld + i];
+    }
+}
+
+/* Least squares over the passive atoms; the others of z_new are zero. Returns 0 on a singular
+ * set. chol: (t, t), rhs: (t,). */
+static int nnls_refit(int64_t t, const double *gram, int64_t ld, const double *b,
+                      const int8_t *passive, double *chol, double *rhs, double *z_new)
+{
+    int64_t m = 0;
+    for (int64_t i = 0; i < t; i++) {
+        z_new[i] = 0;
+        if (!passive[i])
+            continue;
+        int64_t c = 0;
+        for (int64_t j = 0; j <= i; j++)
+            if (passive[j])
+                chol[m * t + c++] = gram[i * ld + j];
+        rhs[m++] = b[i];
+    }
+    if (atoms_cholesky(m, chol, t, 1e-14) < m)
+        return 0;
+    atoms_cholesky_solve(m, chol, t, rhs);
+    m = 0;
+    for (int64_t i = 0; i < t; i++)
+        if (passive[i])
+            z_new[i] = rhs[m++];
+    return 1;
+}
+
+int atoms_nnls_gram(int64_t t, const double *gram, int64_t ld, const double *b, double *z,
+                    double *work, int8_t *passive)
+{
+    double *chol = work, *rhs = work + t * t, *z_new = rhs + t, *blocked = z_new + t;
+    double top = 0;
+    for (int64_t i = 0; i < t; i++) {
+        top = ATOMS_MAX(top, fabs(b[i]));
+        z[i] = blocked[i] = 0;
+        passive[i] = 0;
+    }
+    int steps = 0, limit = 10 * (int)t + 10;
+    for (;;) {
+        int64_t best = -1;
+        double best_slope = 1e-13 * top;
+        for (int64_t i = 0; i < t; i++) {
+            if (passive[i] || blocked[i] > 0)
+                continue;
+            double slope = b[i];
+            for (int64_t j = 0; j < t; j++)
+                slope -= gram[i * ld + j] * z[j];
+            if (slope > best_slope) {
+                best_slope = slope;
+                best = i;
+            }
+        }
+        if (best < 0)
+            return steps;
+        passive[best] = 1;
+        for (;;) {
+            if (++steps > limit)
+                return -1;
+            if (!nnls_refit(t, gram, ld, b, passive, chol, rhs, z_new)) {
+                passive[best] = 0; /* dependent on the others: it can add nothing */
+                blocked[best] = 1;
+                break;
+            }
+            double step = 1;
+            for (int64_t i = 0; i < t; i++)
+                if (passive[i] && z_new[i] <= 0)
+                    step = ATOMS_MIN(step, z[i] / (z[i] - z_new[i]));
+            for (int64_t i = 0; i < t; i++) {
+                z[i] = step < 1 ? z[i] + step * (z_new[i] - z[i]) : z_new[i];
+                if (passive[i] && step < 1 && z_new[i] <= 0 && z[i] <= 1e-15 * top) {
+                    passive[i] = 0;
+                    z[i] = 0;
+                }
+            }
+            if (step >= 1)
+                break;
+        }
+        if (!passive[best])
+            blocked[best] = 1; /* it went in and came straight out: a slope of rounding */
+    }
+}

@@ -1,0 +1,760 @@
+/* recovery_omp_impl.h: orthogonal matching pursuit of one tile of signals, for one number type
+ * and one instruction set. Included by recovery_omp_{portable,avx2,avx512}.c, which define
+ *   T, GEMM, FN(name)             number type, its product, name mangling
+ *   VLEN, VMAX, VMIN, VRCP, BCAST vectors of T
+ *   U_T, LOAD_U, STORE_U, U_EPS   how orthogonalised atoms are stored, and the rounding of it
+ *   EPS, DEPENDENT                rounding of T; least rho^2 of an atom that counts as new
+ *
+ * With chosen atoms d_1 .. d_t (unit rows), q_1 .. q_t their Gram-Schmidt basis and L = [d_i . q_k]:
+ *   u_k[j] = q_k . d_j         kept for every atom j, in panels [atoms / PANEL][step][PANEL], so
+ *                              that a step reads one stream: u_t = (G_i - sum_k w_k u_k) / rho
+ *                              with w = L^-1 G_i,chosen and rho^2 = 1 - |w|^2;
+ *   alpha[j] = d_j . r         falls by c u_t[j], c = alpha[i] / rho;
+ *   nrm[j] = 1 - sum_k u_k[j]^2, what is left of atom j outside the span (for OLS);
+ *   gamma = L^-T c             the coefficients, updated by c times a row of L^-1.
+ * The update of alpha and nrm and the search for the next atom are one pass over the atoms,
+ * bound by the bandwidth of the panels. They may therefore be stored at lower precision
+ * (half floats): the pass then only screens. A rounding of u by U_EPS changes alpha[j] by at
+ * most U_EPS |gamma rho| sqrt(1 - nrm[j]); every atom that could win within that bound is
+ * evaluated from the Gram matrix at full precision, and so are w, rho, c and gamma: the
+ * choice and the codes are those of T. */
+
+#define vec FN(vec)
+#define vec_u FN(vec_u)
+#define state FN(state)
+#define GROUP 2 /* signals in flight on a thread: one's Gram row is fetched during the other's pass */
+
+typedef T vec __attribute__((vector_size(VLEN * sizeof(T))));
+typedef T vec_u __attribute__((vector_size(VLEN * sizeof(T)), aligned(sizeof(T)), may_alias));
+
+typedef struct {
+    int64_t i; /* signal within the tile; -1: slot empty */
+    int64_t t, ld, np;
+    const int32_t *warm;
+    int64_t n_warm;
+    double energy, tol2; /* |r|^2 and its limit, signal at unit norm */
+    bool dependent, drained;
+    const T *alpha0, *x;
+    T *alpha, *nrm, *lanes; /* lanes: VLEN lane-wise best scores for each panel */
+    T top, nrm_min;
+    U_T *u;
+    T *linv, *linv_t;             /* L^-1 by rows and by columns */
+    T *w, *w_try, *g, *c, *gamma, *rho;
+    T alpha_i, rho2; /* of the atom whose w is in `w` */
+    int32_t *chosen;
+} state;
+
+/* ------------------------------------------------------------- vector odds */
+
+static inline T FN(sum_lanes)(vec v)
+{
+    T s = 0;
+    for (int k = 0; k < VLEN; k++)
+        s += v[k];
+    return s;
+}
+
+static inline T FN(dot)(int64_t n, const T *a, const T *b)
+{
+    vec s[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * VLEN <= n; i += 4 * VLEN)
+        for (int k = 0; k < 4; k++)
+            s[k] += *(const vec_u *)(a + i + k * VLEN) * *(const vec_u *)(b + i + k * VLEN);
+    T tail = 0;
+    for (; i < n; i++)
+        tail += a[i] * b[i];
+    return FN(sum_lanes)((s[0] + s[1]) + (s[2] + s[3])) + tail;
+}
+
+/* y (rows, padded) = sum over k < n of x[k] m[k][.], m with leading dimension ld */
+static inline void FN(combine)(int64_t n, int64_t rows, const T *m, int64_t ld, const T *x, T *y)
+{
+    for (int64_t r = 0; r < rows; r += VLEN) {
+        vec even = {0}, odd = {0};
+        int64_t k = 0;
+        for (; k + 2 <= n; k += 2) {
+            even += x[k] * *(const vec *)(m + k * ld + r);
+            odd += x[k + 1] * *(const vec *)(m + (k + 1) * ld + r);
+        }
+        if (k < n)
+            even += x[k] * *(const vec *)(m + k * ld + r);
+        *(vec *)(y + r) = even + odd;
+    }
+}
+
+/* ------------------------------------------------------------------ passes */
+
+/* What one pass leaves behind about a panel and about all of them. */
+static inline __attribute__((always_inline)) void FN(rank)(vec alpha, vec nrm, bool ols,
+                                                           bool nonnegative, vec *best,
+                                                           vec *nrm_min)
+{
+    vec zero = {0};
+    if (nonnegative)
+        alpha = VMAX(alpha, zero);
+    vec score = alpha * alpha * VRCP(VMAX(nrm, BCAST(NRM_FLOOR)));
+    *best = VMAX(*best, score);
+    if (ols)
+        *nrm_min = VMIN(*nrm_min, nrm);
+}
+
+static inline __attribute__((always_inline)) void FN(close_pass)(state *s, vec best, vec nrm_min)
+{
+    s->top = best[0];
+    s->nrm_min = nrm_min[0];
+    for (int k = 1; k < VLEN; k++) {
+        s->top = ATOMS_MAX(s->top, best[k]);
+        s->nrm_min = ATOMS_MIN(s->nrm_min, nrm_min[k]);
+    }
+}
+
+/* The first pass: nothing chosen yet. */
+static void FN(open_pass)(state *s, bool nonnegative)
+{
+    vec all = {0}, nrm_min = BCAST(1);
+    for (int64_t p = 0; p < s->np; p += PANEL) {
+        vec best = {0};
+        for (int64_t j = p; j < p + PANEL; j += VLEN) {
+            vec a = *(const vec *)(s->alpha0 + j);
+            *(vec *)(s->alpha + j) = a;
+            FN(rank)(a, *(const vec *)(s->nrm + j), false, nonnegative, &best, &nrm_min);
+        }
+        *(vec *)(s->lanes + p / PANEL * VLEN) = best;
+        all = VMAX(all, best);
+    }
+    FN(close_pass)(s, all, nrm_min);
+}
+
+/* One step's pass. row: Gram row of the chosen atom (gram), or u_t itself. */
+static inline __attribute__((always_inline)) void FN(pass)(state *s, const T *row, bool gram,
+                                                           bool ols, bool nonnegative)
+{
+    int64_t t = s->t;
+    T rho = (T)sqrt((double)s->rho2), c = s->c[t], inverse = 1 / rho;
+    vec all = {0}, nrm_min = BCAST(1);
+    for (int64_t p = 0; p < s->np; p += PANEL) {
+        vec best = {0};
+        U_T *panel = gram ? s->u + p * s->ld : NULL;
+        for (int64_t j = 0; j < PANEL; j += 4 * VLEN) {
+            vec a[4];
+            for (int m = 0; m < 4; m++)
+                a[m] = *(const vec *)(row + p + j + m * VLEN);
+            if (gram) {
+                for (int64_t k = 0; k < t; k++) {
+                    const U_T *u = panel + k * PANEL + j;
+                    vec w = BCAST(s->w[k]);
+                    __builtin_prefetch(u + s->ld * PANEL);
+                    for (int m = 0; m < 4; m++)
+                        a[m] -= w * LOAD_U(u + m * VLEN);
+                }
+                for (int m = 0; m < 4; m++) {
+                    a[m] *= inverse;
+                    STORE_U(panel + t * PANEL + j + m * VLEN, a[m]);
+                }
+            }
+            for (int m = 0; m < 4; m++) {
+                vec *alpha = (vec *)(s->alpha + p + j + m * VLEN);
+                vec *nrm = (vec *)(s->nrm + p + j + m * VLEN);
+                *alpha -= c * a[m];
+                if (ols)
+                    *nrm -= a[m] * a[m];
+                FN(rank)(*alpha, *nrm, ols, nonnegative, &best, &nrm_min);
+            }
+        }
+        *(vec *)(s->lanes + p / PANEL * VLEN) = best;
+        all = VMAX(all, best);
+    }
+    FN(close_pass)(s, all, nrm_min);
+}
+
+static void FN(run_pass)(state *s, const T *row, bool gram, const atoms_omp_params *p)
+{
+    if (gram && p->ols)
+        FN(pass)(s, row, true, true, false);
+    else if (gram && p->nonnegative)
+        FN(pass)(s, row, true, false, true);
+    else if (gram)
+        FN(pass)(s, row, true, false, false);
+    else if (p->ols)
+        FN(pass)(s, row, false, true, false);
+    else if (p->nonnegative)
+        FN(pass)(s, row, false, false, true);
+    else
+        FN(pass)(s, row, false, false, false);
+}
+
+/* --------------------------------------------------------------- selection */
+
+static inline T FN(score)(const state *s, int64_t j, bool nonnegative)
+{
+    T a = s->alpha[j];
+    if (nonnegative && a < 0)
+        return 0;
+    return a * a / ATOMS_MAX(s->nrm[j], (T)NRM_FLOOR);
+}
+
+/* The atom of the best score, as far as the pass can tell. */
+static int64_t FN(locate)(const state *s, bool nonnegative)
+{
+    for (int64_t p = 0; p < s->np; p += PANEL) {
+        const T *lanes = s->lanes + p / PANEL * VLEN;
+        bool here = false;
+        for (int k = 0; k < VLEN; k++)
+            here |= lanes[k] == s->top;
+        if (!here)
+            continue;
+        int64_t best = p;
+        T best_score = -1;
+        for (int64_t j = p; j < p + PANEL; j++) {
+            T score = FN(score)(s, j, nonnegative);
+            if (score > best_score) {
+                best_score = score;
+                best = j;
+            }
+        }
+        return best;
+    }
+    return -1;
+}
+
+/* Takes atom j out of the running for good. */
+static void FN(exclude)(state *s, int64_t j, bool nonnegative)
+{
+    s->nrm[j] = (T)INFINITY;
+    T *lanes = s->lanes + j / PANEL * VLEN;
+    for (int k = 0; k < VLEN; k++)
+        lanes[k] = 0;
+    for (int64_t i = j / PANEL * PANEL; i < j / PANEL * PANEL + PANEL; i++)
+        lanes[i % VLEN] = ATOMS_MAX(lanes[i % VLEN], FN(score)(s, i, nonnegative));
+    s->top = 0;
+    for (int64_t i = 0; i < s->np / PANEL * VLEN; i++)
+        s->top = ATOMS_MAX(s->top, s->lanes[i]);
+}
+
+/* alpha, rho^2 and w of atom j at full precision; the score, or -1 where j is in the span. */
+static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
+                           const atoms_omp_params *p, T *w, T *alpha, T *rho2)
+{
+    const T *atoms = dict->atoms, *gram = dict->gram;
+    int64_t t = s->t;
+    for (int64_t k = 0; k < t; k++)
+        s->g[k] = gram ? gram[j * dict->np + s->chosen[k]]
+                       : FN(dot)(dict->d, atoms + j * dict->d, atoms + s->chosen[k] * dict->d);
+    FN(combine)(t, t, s->linv_t, s->ld, s->g, w);
+    double square = 0, fall = 0;
+    for (int64_t k = 0; k < t; k++) {
+        square += (double)w[k] * w[k];
+        fall += (double)s->c[k] * w[k];
+    }
+    *rho2 = (T)(1 - square);
+    *alpha = (T)(s->alpha0[j] - fall);
+    if (*rho2 < DEPENDENT)
+        return -1;
+    if (p->nonnegative && *alpha < 0)
+        return 0;
+    return (double)*alpha * *alpha / (p->ols ? *rho2 : 1);
+}
+
+/* How far the screened alpha may be from the true one. */
+static double FN(screen_error)(const state *s)
+{
+    double sum = 0;
+    for (int64_t k = 0; k < s->t; k++)
+        sum += (double)s->gamma[k] * s->rho[k] * s->gamma[k] * s->rho[k];
+    return U_EPS * sqrt(sum) + 8 * EPS;
+}
+
+/* Evaluates every atom that may still beat `score`; keeps the best in s->w, s->alpha_i, s->rho2. */
+static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, double score,
+                           const atoms_omp_params *p)
+{
+    double error = FN(screen_error)(s);
+    double reach = error / sqrt(p->ols ? ATOMS_MAX((double)s->nrm_min, NRM_FLOOR) : 1 - NRM_SLACK);
+    double limit = sqrt(score) * (1 - 8 * EPS) - reach;
+    limit = limit > 0 ? limit * limit : 0;
+    int64_t best = first;
+    for (int64_t q = 0; q < s->np; q += PANEL) {
+        const T *lanes = s->lanes + q / PANEL * VLEN;
+        bool near = false;
+        for (int k = 0; k < VLEN; k++)
+            near |= lanes[k] >= (T)limit;
+        for (int64_t j = q; near && j < q + PANEL; j++) {
+            double a = p->nonnegative ? ATOMS_MAX(s->alpha[j], 0) : fabs((double)s->alpha[j]);
+            double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[j], NRM_FLOOR);
+            if (j == first || upper < score * (1 - 8 * EPS))
+                continue;
+            T alpha, rho2;
+            double found = FN(evaluate)(dict, s, j, p, s->w_try, &alpha, &rho2);
+            if (found < 0) {
+                s->nrm[j] = (T)INFINITY;
+                s->dependent = true;
+            } else if (found > score || (found == score && j < best)) {
+                T *swap = s->w;
+                s->w = s->w_try;
+                s->w_try = swap;
+                s->alpha_i = alpha;
+                s->rho2 = rho2;
+                score = found;
+                best = j;
+            }
+        }
+    }
+    return best;
+}
+
+/* The next atom, its w, rho^2 and alpha in the state; -1 when nothing is left to explain. */
+static int64_t FN(choose)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
+{
+    while (s->n_warm > 0) {
+        int64_t j = *s->warm++;
+        s->n_warm--;
+        if (isinf(s->nrm[j]))
+            continue; /* given twice, or a zero atom */
+        if (FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2) >= 0)
+            return j;
+        s->dependent = true;
+        FN(exclude)(s, j, p->nonnegative);
+    }
+    for (;;) {
+        int64_t j = s->top > 0 ? FN(locate)(s, p->nonnegative) : -1;
+        if (j < 0) {
+            s->drained = true;
+            return -1;
+        }
+        double score = FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2);
+        if (score < 0) {
+            /* an atom in the span whose alpha is no more than rounding says nothing */
+            s->dependent |= fabs((double)s->alpha[j]) > 64 * EPS + 2 * FN(screen_error)(s);
+            FN(exclude)(s, j, p->nonnegative);
+            continue;
+        }
+        j = FN(recheck)(dict, s, j, score, p);
+        if (fabs((double)s->alpha_i) > 32 * EPS && (!p->nonnegative || s->alpha_i > 0))
+            return j;
+        if (!p->ols) {
+            s->drained = true;
+            return -1;
+        }
+        FN(exclude)(s, j, p->nonnegative);
+    }
+}
+
+/* Chosen atom j, whose w, rho^2 and alpha are in the state: new c, gamma and row of L^-1. */
+static void FN(accept)(state *s, int64_t j)
+{
+    int64_t t = s->t, ld = s->ld;
+    T rho = (T)sqrt((double)s->rho2), c = s->alpha_i / rho, inverse = 1 / rho;
+    T *row = s->linv + t * ld;
+    FN(combine)(t, t, s->linv, ld, s->w, row);
+    for (int64_t k = 0; k < t; k++) {
+        row[k] *= -inverse;
+        s->linv_t[k * ld + t] = row[k];
+        s->gamma[k] += c * row[k];
+    }
+    row[t] = inverse;
+    s->linv_t[t * ld + t] = inverse;
+    s->gamma[t] = c * inverse;
+    s->c[t] = c;
+    s->rho[t] = rho;
+    s->chosen[t] = (int32_t)j;
+    s->nrm[j] = (T)INFINITY;
+    s->energy -= (double)c * c;
+}
+
+/* ------------------------------------------------------------ start and end */
+
+/* |x - sum gamma d| at unit norm, summed in float64. */
+static double FN(true_residual)(const atoms_dict *dict, const state *s)
+{
+    const T *atoms = dict->atoms;
+    double sum = 0;
+    for (int64_t j = 0; j < dict->d; j += 64) {
+        double r[64];
+        int64_t m = ATOMS_MIN(64, dict->d - j);
+        for (int64_t i = 0; i < m; i++)
+            r[i] = s->x[j + i];
+        for (int64_t k = 0; k < s->t; k++) {
+            const T *row = atoms + s->chosen[k] * dict->d + j;
+            double z = s->gamma[k];
+            for (int64_t i = 0; i < m; i++)
+                r[i] -= z * row[i];
+        }
+        for (int64_t i = 0; i < m; i++)
+            sum += r[i] * r[i];
+    }
+    return sqrt(sum);
+}
+
+static bool FN(met)(const atoms_dict *dict, state *s)
+{
+    if (s->tol2 < 0 || s->energy > s->tol2 * (1 + 1e-3) + 16 * EPS)
+        return false;
+    double r = FN(true_residual)(dict, s);
+    s->energy = r * r;
+    return s->energy <= s->tol2;
+}
+
+static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const omp_tile *tile,
+                      state *s, int64_t i, double scale, const T *x, const T *alpha0)
+{
+    s->i = i;
+    s->t = 0;
+    s->x = x;
+    s->alpha0 = alpha0;
+    s->energy = 1;
+    s->tol2 = p->tol < 0 ? -1 : (p->tol / scale) * (p->tol / scale);
+    s->dependent = s->drained = false;
+    s->n_warm = 0;
+    if (tile->warm_indptr) {
+        s->warm = tile->warm_indices + tile->warm_indptr[i];
+        s->n_warm = tile->warm_indptr[i + 1] - tile->warm_indptr[i];
+    }
+    for (int64_t j = 0; j < dict->np; j++)
+        s->nrm[j] = (T)(1 - NRM_SLACK);
+    for (int64_t j = 0; j < dict->n; j++)
+        if (dict->norm[j] == 0)
+            s->nrm[j] = (T)INFINITY;
+    for (int64_t j = dict->n; j < dict->np; j++)
+        s->nrm[j] = (T)INFINITY;
+    FN(open_pass)(s, p->nonnegative);
+}
+
+/* Writes the code of the state's signal, atoms increasing, at the signal's own scale. */
+static void FN(finish)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile, state *s,
+                       double scale)
+{
+    int64_t i = s->i, count = 0;
+    int32_t *indices = tile->indices + i * p->n_nonzero;
+    T *values = (T *)tile->values + i * p->n_nonzero;
+    bool in_range = true;
+    for (int64_t k = 0; k < s->t; k++) {
+        T z = (T)((double)s->gamma[k] * (scale / dict->norm[s->chosen[k]]));
+        in_range &= isfinite(z) != 0;
+        if (s->gamma[k] == 0)
+            continue;
+        int64_t at = count++;
+        for (; at > 0 && indices[at - 1] > s->chosen[k]; at--) {
+            indices[at] = indices[at - 1];
+            values[at] = values[at - 1];
+        }
+        indices[at] = s->chosen[k];
+        values[at] = z;
+    }
+    bool met = p->tol < 0 || s->energy <= s->tol2 ||
+               (s->drained && FN(true_residual)(dict, s) < 256 * EPS);
+    int status = !in_range                   ? ATOMS_SIGNAL_RANGE
+                 : !met                      ? ATOMS_SIGNAL_LIMIT
+                 : s->dependent              ? ATOMS_SIGNAL_DEPENDENT
+                                             : ATOMS_SIGNAL_CONVERGED;
+    tile->status[i] = (int8_t)status;
+    tile->counts[i] = in_range ? (int32_t)count : 0;
+    if (tile->residual)
+        tile->residual[i] = scale * (in_range ? FN(true_residual)(dict, s) : 1);
+    s->i = -1;
+}
+
+/* ------------------------------------------------------------ non-negative */
+
+/* alpha = alpha0 - G gamma */
+static void FN(correlate)(const atoms_dict *dict, state *s, T *r)
+{
+    const T *atoms = dict->atoms, *gram = dict->gram;
+    int64_t d = dict->d;
+    memcpy(s->alpha, s->alpha0, (size_t)dict->np * sizeof(T));
+    if (gram) {
+        for (int64_t k = 0; k < s->t; k++)
+            for (int64_t j = 0; j < dict->np; j++)
+                s->alpha[j] -= s->gamma[k] * gram[s->chosen[k] * dict->np + j];
+        return;
+    }
+    memcpy(r, s->x, (size_t)d * sizeof(T));
+    for (int64_t k = 0; k < s->t; k++)
+        for (int64_t j = 0; j < d; j++)
+            r[j] -= s->gamma[k] * atoms[s->chosen[k] * d + j];
+    for (int64_t j = 0; j < dict->n; j++)
+        s->alpha[j] = FN(dot)(d, atoms + j * d, r);
+}
+
+/* Once a refit has turned a coefficient negative the atoms in the code change by more than one
+ * a step, and the recurrences end: the rest goes by non-negative least squares on the Gram
+ * matrix of the chosen atoms, and alpha from scratch. work: n_nonzero (2 n_nonzero + 6) doubles
+ * and d of T. */
+static int FN(nonnegative_rest)(const atoms_dict *dict, const atoms_omp_params *p, state *s,
+                                double *work, T *r, int8_t *passive)
+{
+    const T *atoms = dict->atoms;
+    int64_t most = p->n_nonzero, d = dict->d;
+    double *gram = work, *b = gram + most * most, *z = b + most, *inner = z + most;
+    for (int step = 0; step < 3 * most + 10; step++) {
+        for (int64_t k = 0; k < s->t; k++) {
+            b[k] = s->alpha0[s->chosen[k]];
+            for (int64_t l = 0; l <= k; l++)
+                gram[k * most + l] = gram[l * most + k] =
+                    FN(dot)(d, atoms + s->chosen[k] * d, atoms + s->chosen[l] * d);
+        }
+        if (atoms_nnls_gram(s->t, gram, most, b, z, inner, passive) < 0)
+            return step + 1;
+        int64_t kept = 0;
+        s->energy = 1;
+        for (int64_t k = 0; k < s->t; k++) {
+            if (z[k] <= 0) {
+                s->nrm[s->chosen[k]] = 1; /* free to come back */
+                continue;
+            }
+            s->energy -= z[k] * b[k];
+            s->chosen[kept] = s->chosen[k];
+            s->gamma[kept++] = (T)z[k];
+        }
+        s->t = kept;
+        if (s->t == most || FN(met)(dict, s))
+            return step + 1;
+        FN(correlate)(dict, s, r);
+        int64_t best = -1;
+        T best_alpha = (T)(32 * EPS);
+        for (int64_t j = 0; j < dict->n; j++)
+            if (s->alpha[j] > best_alpha && !isinf(s->nrm[j])) {
+                best_alpha = s->alpha[j];
+                best = j;
+            }
+        if (best < 0) {
+            s->drained = true;
+            return step + 1;
+        }
+        s->nrm[best] = (T)INFINITY;
+        s->chosen[s->t] = (int32_t)best;
+        s->gamma[s->t++] = 0;
+    }
+    return 3 * (int)most + 10;
+}
+
+static bool FN(some_negative)(const state *s)
+{
+    bool some = false;
+    for (int64_t k = 0; k < s->t; k++)
+        some |= s->gamma[k] < 0;
+    return some;
+}
+
+/* -------------------------------------------------------------------- tile */
+
+typedef struct {
+    T *x, *alpha0, *q, *uq, *r; /* (tile, d), (tile, np), Gram-free: (tile, d), (tile, np) */
+    double *row, *scale, *nonneg;
+    int8_t *passive;
+    state *slots;
+    int64_t n_slots;
+} FN(room);
+
+/* Carves a workspace; with base NULL only its size is found. */
+static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int64_t tile,
+                         char *base, FN(room) *room)
+{
+    int64_t used = 0, np = dict->np, ld = (p->n_nonzero + VLEN - 1) / VLEN * VLEN, d = dict->d;
+    bool gram = dict->gram != NULL;
+#define TAKE(member, type, count)                                                                 \
+    do {                                                                                          \
+        (member) = base ? (type *)(base + used) : NULL;                                           \
+        used += ((int64_t)(count) * (int64_t)sizeof(type) + 63) / 64 * 64;                        \
+    } while (0)
+    room->n_slots = gram ? GROUP : tile;
+    TAKE(room->x, T, tile * d);
+    TAKE(room->alpha0, T, tile * np);
+    TAKE(room->q, T, gram ? 0 : tile * d);
+    TAKE(room->uq, T, gram ? 0 : tile * np);
+    TAKE(room->r, T, d);
+    TAKE(room->row, double, d);
+    TAKE(room->scale, double, tile);
+    TAKE(room->nonneg, double, p->nonnegative ? p->n_nonzero * (2 * p->n_nonzero + 6) : 0);
+    TAKE(room->passive, int8_t, p->n_nonzero);
+    TAKE(room->slots, state, room->n_slots);
+    for (int64_t k = 0; k < room->n_slots; k++) {
+        state spare, *s = base ? &room->slots[k] : &spare;
+        memset(s, 0, sizeof *s);
+        s->i = -1;
+        s->ld = ld;
+        s->np = np;
+        TAKE(s->alpha, T, np);
+        TAKE(s->nrm, T, np);
+        TAKE(s->lanes, T, np / PANEL * VLEN);
+        TAKE(s->u, U_T, gram ? np * ld : 0);
+        TAKE(s->linv, T, ld * ld);
+        TAKE(s->linv_t, T, ld * ld);
+        TAKE(s->w, T, ld);
+        TAKE(s->w_try, T, ld);
+        TAKE(s->g, T, ld);
+        TAKE(s->c, T, ld);
+        TAKE(s->gamma, T, ld);
+        TAKE(s->rho, T, ld);
+        TAKE(s->chosen, int32_t, ld);
+        if (base) {
+            memset(s->linv, 0, (size_t)(ld * ld) * sizeof(T));
+            memset(s->linv_t, 0, (size_t)(ld * ld) * sizeof(T));
+        }
+    }
+#undef TAKE
+    return used;
+}
+
+static int64_t FN(workspace)(const atoms_dict *dict, const atoms_omp_params *p, int64_t tile)
+{
+    FN(room) room;
+    return FN(carve)(dict, p, tile, NULL, &room);
+}
+
+/* One step of a state up to its pass: the chosen atom, or -1 after the code has been written. */
+static int64_t FN(step)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile,
+                        FN(room) *room, state *s)
+{
+    bool done = FN(met)(dict, s) || s->t == p->n_nonzero;
+    int64_t j = done ? -1 : FN(choose)(dict, s, p);
+    if (j >= 0) {
+        FN(accept)(s, j);
+        tile->steps[s->i]++;
+        return j;
+    }
+    FN(finish)(dict, p, tile, s, room->scale[s->i]);
+    return -1;
+}
+
+/* After the pass: t grows, and a non-negative code that went negative is brought to its end. */
+static void FN(settle)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile,
+                       FN(room) *room, state *s)
+{
+    s->t++;
+    if (!p->nonnegative || !FN(some_negative)(s))
+        return;
+    tile->steps[s->i] += FN(nonnegative_rest)(dict, p, s, room->nonneg, room->r, room->passive);
+    FN(finish)(dict, p, tile, s, room->scale[s->i]);
+}
+
+/* Fetches what the next step of this state will read from the Gram matrix. */
+static void FN(fetch)(const atoms_dict *dict, const state *s, const atoms_omp_params *p)
+{
+    int64_t j = s->i >= 0 && s->top > 0 ? FN(locate)(s, p->nonnegative) : -1;
+    if (j < 0)
+        return;
+    const T *row = (const T *)dict->gram + j * dict->np;
+    for (int64_t k = 0; k < s->t; k++)
+        __builtin_prefetch(row + s->chosen[k]);
+    for (int64_t k = 0; k < dict->np; k += 64 / (int64_t)sizeof(T))
+        __builtin_prefetch(row + k, 0, 2);
+}
+
+static void FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile,
+                         FN(room) *room)
+{
+    int64_t next = 0, busy = 0;
+    do {
+        busy = 0;
+        for (int64_t k = 0; k < room->n_slots; k++) {
+            state *s = &room->slots[k];
+            while (s->i < 0 && next < tile->n) {
+                if (room->scale[next] > 0)
+                    FN(begin)(dict, p, tile, s, next, room->scale[next],
+                              room->x + next * dict->d, room->alpha0 + next * dict->np);
+                next++;
+            }
+            if (s->i < 0)
+                continue;
+            busy++;
+            int64_t j = FN(step)(dict, p, tile, room, s);
+            if (j >= 0) {
+                if (s->t + 1 < p->n_nonzero)
+                    FN(run_pass)(s, (const T *)dict->gram + j * dict->np, true, p);
+                FN(settle)(dict, p, tile, room, s);
+                FN(fetch)(dict, s, p);
+            }
+        }
+    } while (busy);
+}
+
+/* Without a Gram matrix all signals of the tile step together: q_t = sum_k (L^-1)_tk d_k for
+ * each, then u_t = D q_t for all of them as one product. */
+static void FN(run_free)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
+                         omp_tile *tile, FN(room) *room)
+{
+    const T *atoms = dict->atoms;
+    int64_t d = dict->d, np = dict->np;
+    for (int64_t i = 0; i < tile->n; i++)
+        if (room->scale[i] > 0)
+            FN(begin)(dict, p, tile, &room->slots[i], i, room->scale[i], room->x + i * d,
+                      room->alpha0 + i * np);
+    for (int64_t live = 1; live > 0;) {
+        live = 0;
+        for (int64_t i = 0; i < tile->n; i++) {
+            state *s = &room->slots[i];
+            if (s->i < 0 || FN(step)(dict, p, tile, room, s) < 0)
+                continue;
+            T *q = room->q + live++ * d;
+            memset(q, 0, (size_t)d * sizeof(T));
+            for (int64_t k = 0; k <= s->t; k++) {
+                const T *row = atoms + s->chosen[k] * d;
+                T z = s->linv[s->t * s->ld + k];
+                for (int64_t e = 0; e < d; e++)
+                    q[e] += z * row[e];
+            }
+        }
+        if (live == 0)
+            break;
+        GEMM(ctx, live, np, d, 1, room->q, d, 1, atoms, 1, d, 0, room->uq, np, 1);
+        int64_t at = 0;
+        for (int64_t i = 0; i < tile->n; i++) {
+            state *s = &room->slots[i];
+            if (s->i < 0)
+                continue;
+            FN(run_pass)(s, room->uq + at++ * np, false, p);
+            FN(settle)(dict, p, tile, room, s);
+        }
+    }
+}
+
+static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
+                    omp_tile *tile, void *workspace)
+{
+    FN(room) room;
+    FN(carve)(dict, p, tile->n, workspace, &room);
+    int64_t size = tile->x_type == ATOMS_F64 ? 8 : tile->x_type == ATOMS_F32 ? 4 : 2;
+    for (int64_t i = 0; i < tile->n; i++) {
+        const char *from = (const char *)tile->x + i * tile->rs * size;
+        signal_kind kind = atoms_load_signal(dict->d, from, tile->x_type, tile->cs, room.row,
+                                             &room.scale[i]);
+        for (int64_t j = 0; j < dict->d; j++)
+            room.x[i * dict->d + j] = (T)room.row[j];
+        tile->counts[i] = tile->steps[i] = 0;
+        tile->status[i] = kind == SIGNAL_NONFINITE ? ATOMS_SIGNAL_NONFINITE : 0;
+        if (kind == SIGNAL_NONFINITE)
+            room.scale[i] = 0;
+        if (tile->residual)
+            tile->residual[i] = kind == SIGNAL_NONFINITE ? NAN : 0;
+    }
+    GEMM(ctx, tile->n, dict->np, dict->d, 1, room.x, dict->d, 1, dict->atoms, 1, dict->d, 0,
+         room.alpha0, dict->np, 1);
+    if (dict->gram)
+        FN(run_gram)(dict, p, tile, &room);
+    else
+        FN(run_free)(ctx, dict, p, tile, &room);
+}
+
+const omp_kernel FN(atoms_omp) = {FN(workspace), FN(run)};
+
+#undef vec
+#undef vec_u
+#undef state
+#undef GROUP
+#undef T
+#undef GEMM
+#undef FN
+#undef VLEN
+#undef VMAX
+#undef VMIN
+#undef VRCP
+#undef BCAST
+#undef U_T
+#undef LOAD_U
+#undef STORE_U
+#undef U_EPS
+#undef EPS
+#undef DEPENDENT
+#undef NRM_SLACK
+#undef NRM_FLOOR

@@ -1,7 +1,6 @@
-/* recovery_omp_avx2.c: matching pursuit with 256-bit vectors; float32 work keeps its
- * orthogonalised atoms as half floats. */
+/* recovery_omp_avx2.c: matching pursuit with 256-bit vectors. */
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma")
 #include "recovery.h"
 
 #include <immintrin.h>
@@ -13,18 +12,21 @@
 #define VLEN 8
 #define VMAX(a, b) ((vec)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define VMIN(a, b) ((vec)_mm256_min_ps((__m256)(a), (__m256)(b)))
-#define VRCP(a) ((vec)_mm256_rcp_ps((__m256)(a)))
+#define VRCP(a) ((vec)_mm256_rcp_ps((__m256)(a))) /* relative error below 4e-4: the slack covers it */
 #define BCAST(a) ((vec)_mm256_set1_ps(a))
-#define U_T uint16_t
-#define LOAD_U(p) ((vec)_mm256_cvtph_ps(*(const __m128i *)(p)))
-#define STORE_U(p, v)                                                                             \
-    (*(__m128i *)(p) =                                                                            \
-         _mm256_cvtps_ph((__m256)(v), _MM_FROUND_TO_NEAREST_INT))
-#define U_EPS 0x1p-11
+#define ANY_GE(a, b) (_mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_GE_OQ)) != 0)
 #define EPS 0x1p-23
 #define DEPENDENT 3e-5f
-#define NRM_SLACK 1e-3 /* screening errs upwards: rounding of u, and of the reciprocal */
-#define NRM_FLOOR 1e-5
+#define NRM_FLOOR 1e-5f
+#define QUANTISED 1
+#define IVEC __m256i
+#define IBCAST(a) _mm256_set1_epi32(a)
+#define IADD(a, b) _mm256_add_epi32(a, b)
+#define MADD(a, b) _mm256_madd_epi16(a, b) /* per word: low a low b + high a high b */
+#define TO_T(a) ((vec)_mm256_cvtepi32_ps(a))
+#define TO_INT(a) _mm256_cvtps_epi32((__m256)(a))
+#define LOW_HALF(a) _mm256_and_si256(a, _mm256_set1_epi32(0xffff))
+#define HIGH_HALF(low, a) _mm256_or_si256(low, _mm256_slli_epi32(a, 16))
 #include "recovery_omp_impl.h"
 
 #define T double
@@ -35,14 +37,11 @@
 #define VMIN(a, b) ((vec)_mm256_min_pd((__m256d)(a), (__m256d)(b)))
 #define VRCP(a) (1 / (a))
 #define BCAST(a) ((vec)_mm256_set1_pd(a))
-#define U_T double
-#define LOAD_U(p) (*(const vec *)(p))
-#define STORE_U(p, v) (*(vec *)(p) = (v))
-#define U_EPS 0.0
+#define ANY_GE(a, b) (_mm256_movemask_pd(_mm256_cmp_pd((__m256d)(a), (__m256d)(b), _CMP_GE_OQ)) != 0)
 #define EPS 0x1p-52
 #define DEPENDENT 1e-12
-#define NRM_SLACK 0.0
 #define NRM_FLOOR 1e-13
+#define QUANTISED 0
 #include "recovery_omp_impl.h"
 #else
 typedef int atoms_not_x86;

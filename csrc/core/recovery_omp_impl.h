@@ -1,9 +1,11 @@
 /* recovery_omp_impl.h: orthogonal matching pursuit of one tile of signals, for one number type
  * and one instruction set. Included by recovery_omp_{portable,avx2,avx512}.c, which define
- *   T, GEMM, FN(name)             number type, its product, name mangling
- *   VLEN, VMAX, VMIN, VRCP, BCAST vectors of T
- *   U_T, LOAD_U, STORE_U, U_EPS   how orthogonalised atoms are stored, and the rounding of it
- *   EPS, DEPENDENT                rounding of T; least rho^2 of an atom that counts as new
+ *   T, GEMM, FN(name)                     number type, its product, name mangling
+ *   VLEN, VMAX, VMIN, VRCP, BCAST, ANY_GE  vectors of T
+ *   EPS, DEPENDENT                         rounding of T; least rho^2 of an atom that counts as new
+ *   NRM_FLOOR                              least nrm in a score, against division by nothing
+ *   QUANTISED                              0, or 1 with the operations on 16-bit pairs:
+ *   IVEC, MADD, IADD, TO_T, TO_INT, ...    see recovery_omp_avx512.c
  *
  * With chosen atoms d_1 .. d_t (unit rows), q_1 .. q_t their Gram-Schmidt basis and L = [d_i . q_k]:
  *   u_k[j] = q_k . d_j         kept for every atom j, in panels [atoms / PANEL][step][PANEL], so
@@ -13,11 +15,14 @@
  *   nrm[j] = 1 - sum_k u_k[j]^2, what is left of atom j outside the span (for OLS);
  *   gamma = L^-T c             the coefficients, updated by c times a row of L^-1.
  * The update of alpha and nrm and the search for the next atom are one pass over the atoms,
- * bound by the bandwidth of the panels. They may therefore be stored at lower precision
- * (half floats): the pass then only screens. A rounding of u by U_EPS changes alpha[j] by at
- * most U_EPS |gamma rho| sqrt(1 - nrm[j]); every atom that could win within that bound is
- * evaluated from the Gram matrix at full precision, and so are w, rho, c and gamma: the
- * choice and the codes are those of T. */
+ * bound by the bandwidth of the panels. float32 work on vector machines therefore keeps u, and
+ * w during the pass, as 16-bit integers, unit 2^-15, two steps to a 32-bit word: half the
+ * bytes, and one multiply-add for two steps. No sum overflows: by Cauchy and Schwarz every
+ * partial sum of w_k u_k is at most 1 = 2^30 units. The pass then only screens. With rounding
+ * errors e of at most 2^-16 in u and w, alpha[j] is off by at most
+ *   2^-16 (|gamma rho|_1 + |gamma|_1 sqrt(t (1 - nrm[j])));
+ * every atom that could win within that bound is evaluated from the Gram matrix at full
+ * precision, and so are w, rho, c and gamma: the choice and the codes are those of T. */
 
 #define vec FN(vec)
 #define vec_u FN(vec_u)
@@ -26,6 +31,14 @@
 
 typedef T vec __attribute__((vector_size(VLEN * sizeof(T))));
 typedef T vec_u __attribute__((vector_size(VLEN * sizeof(T)), aligned(sizeof(T)), may_alias));
+
+#if QUANTISED
+typedef int32_t FN(stored); /* (u_2k in the low half, u_2k+1 in the high one) */
+#define ROWS(ld) ((ld) / 2) /* of a panel: ld is even */
+#else
+typedef T FN(stored);
+#define ROWS(ld) (ld)
+#endif
 
 typedef struct {
     int64_t i; /* signal within the tile; -1: slot empty */
@@ -36,12 +49,13 @@ typedef struct {
     bool dependent, drained;
     const T *alpha0, *x;
     T *alpha, *nrm, *lanes; /* lanes: VLEN lane-wise best scores for each panel */
-    T top, nrm_min;
-    U_T *u;
+    T top, nrm_min, slack;  /* nrm is kept lower by slack: scores err upwards */
+    int64_t at;             /* the atom of the best score; -1: not looked up yet */
+    FN(stored) *u;
     T *linv, *linv_t;             /* L^-1 by rows and by columns */
     T *w, *w_try, *g, *c, *gamma, *rho;
     T alpha_i, rho2; /* of the atom whose w is in `w` */
-    int32_t *chosen;
+    int32_t *chosen, *pairs; /* pairs: w in 16-bit units, two steps to a word */
 } state;
 
 /* ------------------------------------------------------------- vector odds */
@@ -85,22 +99,17 @@ static inline void FN(combine)(int64_t n, int64_t rows, const T *m, int64_t ld, 
 
 /* ------------------------------------------------------------------ passes */
 
-/* What one pass leaves behind about a panel and about all of them. */
-static inline __attribute__((always_inline)) void FN(rank)(vec alpha, vec nrm, bool ols,
-                                                           bool nonnegative, vec *best,
-                                                           vec *nrm_min)
+static inline __attribute__((always_inline)) vec FN(scores)(vec alpha, vec nrm, bool nonnegative)
 {
     vec zero = {0};
     if (nonnegative)
         alpha = VMAX(alpha, zero);
-    vec score = alpha * alpha * VRCP(VMAX(nrm, BCAST(NRM_FLOOR)));
-    *best = VMAX(*best, score);
-    if (ols)
-        *nrm_min = VMIN(*nrm_min, nrm);
+    return alpha * alpha * VRCP(VMAX(nrm, BCAST(NRM_FLOOR)));
 }
 
-static inline __attribute__((always_inline)) void FN(close_pass)(state *s, vec best, vec nrm_min)
+static inline void FN(close_pass)(state *s, vec best, vec nrm_min)
 {
+    s->at = -1;
     s->top = best[0];
     s->nrm_min = nrm_min[0];
     for (int k = 1; k < VLEN; k++) {
@@ -118,7 +127,7 @@ static void FN(open_pass)(state *s, bool nonnegative)
         for (int64_t j = p; j < p + PANEL; j += VLEN) {
             vec a = *(const vec *)(s->alpha0 + j);
             *(vec *)(s->alpha + j) = a;
-            FN(rank)(a, *(const vec *)(s->nrm + j), false, nonnegative, &best, &nrm_min);
+            best = VMAX(best, FN(scores)(a, *(const vec *)(s->nrm + j), nonnegative));
         }
         *(vec *)(s->lanes + p / PANEL * VLEN) = best;
         all = VMAX(all, best);
@@ -126,43 +135,97 @@ static void FN(open_pass)(state *s, bool nonnegative)
     FN(close_pass)(s, all, nrm_min);
 }
 
-/* One step's pass. row: Gram row of the chosen atom (gram), or u_t itself. */
-static inline __attribute__((always_inline)) void FN(pass)(state *s, const T *row, bool gram,
-                                                           bool ols, bool nonnegative)
+#if QUANTISED
+/* w in units of 2^-15, in pairs; an odd one out is paired with zero. */
+static void FN(pack_pairs)(int64_t t, const T *w, int32_t *pairs)
 {
-    int64_t t = s->t;
-    T rho = (T)sqrt((double)s->rho2), c = s->c[t], inverse = 1 / rho;
+    for (int64_t k = 0; k < t; k += 2) {
+        int32_t low = (int32_t)lrintf(w[k] * 0x1p15f);
+        int32_t high = k + 1 < t ? (int32_t)lrintf(w[k + 1] * 0x1p15f) : 0;
+        pairs[k / 2] = (int32_t)((uint32_t)low & 0xffff) | (int32_t)((uint32_t)high << 16);
+    }
+}
+#endif
+
+/* a (4 VLEN atoms) = (a - sum over k < t of w_k u_k) / rho for the strip whose stored rows begin
+ * at u; the result becomes row t. */
+#if QUANTISED
+static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, int32_t *u, int64_t t,
+                                                                    const int32_t *pairs,
+                                                                    int64_t next, T inverse)
+{
+    IVEC sum[4] = {{0}}, last[4] = {{0}};
+    for (int64_t k = 0; k < (t + 1) / 2; k++) {
+        IVEC w = IBCAST(pairs[k]);
+        __builtin_prefetch(u + k * PANEL + next);
+        __builtin_prefetch(u + k * PANEL + next + 2 * VLEN);
+        for (int m = 0; m < 4; m++) {
+            last[m] = *(const IVEC *)(u + k * PANEL + m * VLEN);
+            sum[m] = IADD(sum[m], MADD(w, last[m]));
+        }
+    }
+    for (int m = 0; m < 4; m++) {
+        a[m] = (a[m] - TO_T(sum[m]) * (T)0x1p-30) * inverse;
+        IVEC units = TO_INT(VMAX(VMIN(a[m] * (T)0x1p15, BCAST(0x7fff)), BCAST(-0x7fff)));
+        IVEC *to = (IVEC *)(u + t / 2 * PANEL + m * VLEN);
+        *to = t % 2 ? HIGH_HALF(last[m], units) : LOW_HALF(units);
+    }
+}
+#else
+static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, T *u, int64_t t,
+                                                                    const T *w, int64_t next,
+                                                                    T inverse)
+{
+    for (int64_t k = 0; k < t; k++) {
+        vec wk = BCAST(w[k]);
+        __builtin_prefetch(u + k * PANEL + next);
+        for (int m = 0; m < 4; m++)
+            a[m] -= wk * *(const vec *)(u + k * PANEL + m * VLEN);
+    }
+    for (int m = 0; m < 4; m++) {
+        a[m] *= inverse;
+        *(vec *)(u + t * PANEL + m * VLEN) = a[m];
+    }
+}
+#endif
+
+/* One step's pass. row: Gram row of the chosen atom (gram), or u_t itself. */
+static inline __attribute__((always_inline)) void FN(pass)(state *s, const T *restrict row,
+                                                           bool gram, bool ols, bool nonnegative)
+{
+    int64_t t = s->t, np = s->np, height = ROWS(s->ld) * PANEL;
+    T c = s->c[t], inverse = 1 / s->rho[t];
+    T *restrict alphas = s->alpha, *restrict nrms = s->nrm, *restrict lanes = s->lanes;
+#if QUANTISED
+    FN(pack_pairs)(t, s->w, s->pairs);
+    const int32_t *w = s->pairs;
+#else
+    const T *w = s->w;
+#endif
     vec all = {0}, nrm_min = BCAST(1);
-    for (int64_t p = 0; p < s->np; p += PANEL) {
+    for (int64_t p = 0; p < np; p += PANEL) {
         vec best = {0};
-        U_T *panel = gram ? s->u + p * s->ld : NULL;
+        FN(stored) *panel = gram ? s->u + p / PANEL * height : NULL;
         for (int64_t j = 0; j < PANEL; j += 4 * VLEN) {
             vec a[4];
             for (int m = 0; m < 4; m++)
                 a[m] = *(const vec *)(row + p + j + m * VLEN);
-            if (gram) {
-                for (int64_t k = 0; k < t; k++) {
-                    const U_T *u = panel + k * PANEL + j;
-                    vec w = BCAST(s->w[k]);
-                    __builtin_prefetch(u + s->ld * PANEL);
-                    for (int m = 0; m < 4; m++)
-                        a[m] -= w * LOAD_U(u + m * VLEN);
-                }
-                for (int m = 0; m < 4; m++) {
-                    a[m] *= inverse;
-                    STORE_U(panel + t * PANEL + j + m * VLEN, a[m]);
-                }
-            }
+            if (gram)
+                FN(orthogonalise)(a, panel + j, t, w, height, inverse);
             for (int m = 0; m < 4; m++) {
-                vec *alpha = (vec *)(s->alpha + p + j + m * VLEN);
-                vec *nrm = (vec *)(s->nrm + p + j + m * VLEN);
-                *alpha -= c * a[m];
-                if (ols)
-                    *nrm -= a[m] * a[m];
-                FN(rank)(*alpha, *nrm, ols, nonnegative, &best, &nrm_min);
+                vec *alpha = (vec *)(alphas + p + j + m * VLEN);
+                vec *nrm = (vec *)(nrms + p + j + m * VLEN);
+                vec x = *alpha - c * a[m], y = *nrm;
+                *alpha = x;
+                if (ols) {
+                    y -= a[m] * a[m];
+                    *nrm = y;
+                    nrm_min = VMIN(nrm_min, y);
+                }
+                best = VMAX(best, FN(scores)(x, y, nonnegative));
             }
         }
-        *(vec *)(s->lanes + p / PANEL * VLEN) = best;
+        *(vec *)(lanes + p / PANEL * VLEN) = best;
         all = VMAX(all, best);
     }
     FN(close_pass)(s, all, nrm_min);
@@ -194,39 +257,43 @@ static inline T FN(score)(const state *s, int64_t j, bool nonnegative)
     return a * a / ATOMS_MAX(s->nrm[j], (T)NRM_FLOOR);
 }
 
-/* The atom of the best score, as far as the pass can tell. */
-static int64_t FN(locate)(const state *s, bool nonnegative)
+static inline vec FN(score_at)(const state *s, int64_t j, bool nonnegative)
 {
-    for (int64_t p = 0; p < s->np; p += PANEL) {
-        const T *lanes = s->lanes + p / PANEL * VLEN;
-        bool here = false;
-        for (int k = 0; k < VLEN; k++)
-            here |= lanes[k] == s->top;
-        if (!here)
-            continue;
-        int64_t best = p;
-        T best_score = -1;
-        for (int64_t j = p; j < p + PANEL; j++) {
-            T score = FN(score)(s, j, nonnegative);
-            if (score > best_score) {
-                best_score = score;
-                best = j;
+    return FN(scores)(*(const vec *)(s->alpha + j), *(const vec *)(s->nrm + j), nonnegative);
+}
+
+/* The atom of the best score, as far as the pass can tell; -1 when every score is zero. */
+static int64_t FN(locate)(state *s, bool nonnegative)
+{
+    if (s->at >= 0 || !(s->top > 0))
+        return s->at;
+    vec top = BCAST(s->top);
+    int64_t p = 0;
+    while (!ANY_GE(*(const vec *)(s->lanes + p / PANEL * VLEN), top))
+        p += PANEL;
+    int64_t best = p;
+    T best_score = -1;
+    for (int64_t j = p; j < p + PANEL; j += VLEN) {
+        vec score = FN(score_at)(s, j, nonnegative);
+        for (int k = 0; ANY_GE(score, BCAST(best_score)) && k < VLEN; k++)
+            if (score[k] > best_score) {
+                best_score = score[k];
+                best = j + k;
             }
-        }
-        return best;
     }
-    return -1;
+    return s->at = best;
 }
 
 /* Takes atom j out of the running for good. */
 static void FN(exclude)(state *s, int64_t j, bool nonnegative)
 {
     s->nrm[j] = (T)INFINITY;
+    s->at = -1;
     T *lanes = s->lanes + j / PANEL * VLEN;
     for (int k = 0; k < VLEN; k++)
         lanes[k] = 0;
     for (int64_t i = j / PANEL * PANEL; i < j / PANEL * PANEL + PANEL; i++)
-        lanes[i % VLEN] = ATOMS_MAX(lanes[i % VLEN], FN(score)(s, i, nonnegative));
+        lanes[i % VLEN] = ATOMS_MAX(lanes[i % VLEN], FN(score_at)(s, i / VLEN * VLEN, nonnegative)[i % VLEN]);
     s->top = 0;
     for (int64_t i = 0; i < s->np / PANEL * VLEN; i++)
         s->top = ATOMS_MAX(s->top, s->lanes[i]);
@@ -256,47 +323,58 @@ static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
     return (double)*alpha * *alpha / (p->ols ? *rho2 : 1);
 }
 
-/* How far the screened alpha may be from the true one. */
-static double FN(screen_error)(const state *s)
+/* How far a screened alpha may be from the true one. */
+static double FN(screen_error)(const state *s, bool ols)
 {
-    double sum = 0;
-    for (int64_t k = 0; k < s->t; k++)
-        sum += (double)s->gamma[k] * s->rho[k] * s->gamma[k] * s->rho[k];
-    return U_EPS * sqrt(sum) + 8 * EPS;
+#if QUANTISED
+    double sum = 0, weighted = 0;
+    for (int64_t k = 0; k < s->t; k++) {
+        sum += fabs((double)s->gamma[k]);
+        weighted += fabs((double)s->gamma[k] * s->rho[k]);
+    }
+    double inside = ols ? ATOMS_MIN(1, 1 - (double)s->nrm_min) : 1;
+    return 0x1p-16 * (weighted + sum * sqrt((double)s->t * inside)) + 8 * EPS;
+#else
+    (void)s;
+    (void)ols;
+    return 8 * EPS;
+#endif
 }
 
 /* Evaluates every atom that may still beat `score`; keeps the best in s->w, s->alpha_i, s->rho2. */
 static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, double score,
                            const atoms_omp_params *p)
 {
-    double error = FN(screen_error)(s);
-    double reach = error / sqrt(p->ols ? ATOMS_MAX((double)s->nrm_min, NRM_FLOOR) : 1 - NRM_SLACK);
-    double limit = sqrt(score) * (1 - 8 * EPS) - reach;
-    limit = limit > 0 ? limit * limit : 0;
+    double error = FN(screen_error)(s, p->ols), low = 1 - 8 * EPS;
+    double nrm_min = p->ols ? ATOMS_MAX((double)s->nrm_min, NRM_FLOOR) : 1 - (double)s->slack;
+    double limit = sqrt(score) * low - error / sqrt(nrm_min);
+    vec least = BCAST((T)(limit > 0 ? limit * limit * low : 0));
     int64_t best = first;
-    for (int64_t q = 0; q < s->np; q += PANEL) {
-        const T *lanes = s->lanes + q / PANEL * VLEN;
-        bool near = false;
-        for (int k = 0; k < VLEN; k++)
-            near |= lanes[k] >= (T)limit;
-        for (int64_t j = q; near && j < q + PANEL; j++) {
-            double a = p->nonnegative ? ATOMS_MAX(s->alpha[j], 0) : fabs((double)s->alpha[j]);
-            double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[j], NRM_FLOOR);
-            if (j == first || upper < score * (1 - 8 * EPS))
+    for (int64_t j = 0; j < s->np; j += VLEN) {
+        if (j % PANEL == 0 && !ANY_GE(*(const vec *)(s->lanes + j / PANEL * VLEN), least)) {
+            j += PANEL - VLEN;
+            continue;
+        }
+        if (!ANY_GE(FN(score_at)(s, j, p->nonnegative), least))
+            continue;
+        for (int64_t i = j; i < j + VLEN; i++) {
+            double a = p->nonnegative ? ATOMS_MAX(s->alpha[i], 0) : fabs((double)s->alpha[i]);
+            double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[i], NRM_FLOOR);
+            if (i == first || upper < score * low)
                 continue;
             T alpha, rho2;
-            double found = FN(evaluate)(dict, s, j, p, s->w_try, &alpha, &rho2);
+            double found = FN(evaluate)(dict, s, i, p, s->w_try, &alpha, &rho2);
             if (found < 0) {
-                s->nrm[j] = (T)INFINITY;
+                s->nrm[i] = (T)INFINITY;
                 s->dependent = true;
-            } else if (found > score || (found == score && j < best)) {
+            } else if (found > score || (found == score && i < best)) {
                 T *swap = s->w;
                 s->w = s->w_try;
                 s->w_try = swap;
                 s->alpha_i = alpha;
                 s->rho2 = rho2;
                 score = found;
-                best = j;
+                best = i;
             }
         }
     }
@@ -317,7 +395,7 @@ static int64_t FN(choose)(const atoms_dict *dict, state *s, const atoms_omp_para
         FN(exclude)(s, j, p->nonnegative);
     }
     for (;;) {
-        int64_t j = s->top > 0 ? FN(locate)(s, p->nonnegative) : -1;
+        int64_t j = FN(locate)(s, p->nonnegative);
         if (j < 0) {
             s->drained = true;
             return -1;
@@ -325,7 +403,7 @@ static int64_t FN(choose)(const atoms_dict *dict, state *s, const atoms_omp_para
         double score = FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2);
         if (score < 0) {
             /* an atom in the span whose alpha is no more than rounding says nothing */
-            s->dependent |= fabs((double)s->alpha[j]) > 64 * EPS + 2 * FN(screen_error)(s);
+            s->dependent |= fabs((double)s->alpha[j]) > 64 * EPS + 2 * FN(screen_error)(s, p->ols);
             FN(exclude)(s, j, p->nonnegative);
             continue;
         }
@@ -411,7 +489,7 @@ static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const o
         s->n_warm = tile->warm_indptr[i + 1] - tile->warm_indptr[i];
     }
     for (int64_t j = 0; j < dict->np; j++)
-        s->nrm[j] = (T)(1 - NRM_SLACK);
+        s->nrm[j] = 1 - s->slack;
     for (int64_t j = 0; j < dict->n; j++)
         if (dict->norm[j] == 0)
             s->nrm[j] = (T)INFINITY;
@@ -573,11 +651,13 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
         memset(s, 0, sizeof *s);
         s->i = -1;
         s->ld = ld;
+        s->slack = QUANTISED ? (T)(1e-3 + (double)p->n_nonzero * 0x1p-15) : 0;
         s->np = np;
         TAKE(s->alpha, T, np);
         TAKE(s->nrm, T, np);
         TAKE(s->lanes, T, np / PANEL * VLEN);
-        TAKE(s->u, U_T, gram ? np * ld : 0);
+        TAKE(s->u, FN(stored), gram ? np * ROWS(ld) : 0);
+        TAKE(s->pairs, int32_t, ld);
         TAKE(s->linv, T, ld * ld);
         TAKE(s->linv_t, T, ld * ld);
         TAKE(s->w, T, ld);
@@ -629,9 +709,9 @@ static void FN(settle)(const atoms_dict *dict, const atoms_omp_params *p, omp_ti
 }
 
 /* Fetches what the next step of this state will read from the Gram matrix. */
-static void FN(fetch)(const atoms_dict *dict, const state *s, const atoms_omp_params *p)
+static void FN(fetch)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
 {
-    int64_t j = s->i >= 0 && s->top > 0 ? FN(locate)(s, p->nonnegative) : -1;
+    int64_t j = s->i >= 0 ? FN(locate)(s, p->nonnegative) : -1;
     if (j < 0)
         return;
     const T *row = (const T *)dict->gram + j * dict->np;
@@ -750,11 +830,17 @@ const omp_kernel FN(atoms_omp) = {FN(workspace), FN(run)};
 #undef VMIN
 #undef VRCP
 #undef BCAST
-#undef U_T
-#undef LOAD_U
-#undef STORE_U
-#undef U_EPS
+#undef ANY_GE
+#undef QUANTISED
+#undef ROWS
+#undef IVEC
+#undef IBCAST
+#undef IADD
+#undef MADD
+#undef TO_T
+#undef TO_INT
+#undef LOW_HALF
+#undef HIGH_HALF
 #undef EPS
 #undef DEPENDENT
-#undef NRM_SLACK
 #undef NRM_FLOOR

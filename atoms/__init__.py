@@ -1,6 +1,6 @@
 """atoms: which units does a language model compute with?"""
 
-from . import controls, theory
+from . import controls, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .metric import AtomicInnerProduct
@@ -10,6 +10,7 @@ __all__ = [
     "__version__",
     "controls",
     "get_num_threads",
+    "recovery",
     "set_num_threads",
     "show_config",
     "theory",

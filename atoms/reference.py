@@ -67,3 +67,35 @@ def babel(D, whitener=None) -> np.ndarray:
     G = np.minimum(np.abs(unit @ unit.T), 1.0)
     np.fill_diagonal(G, -1.0)
     return np.cumsum(np.sort(G, axis=1)[:, :0:-1], axis=1).max(axis=0)
+
+
+# ------------------------------------------------------------------ recovery
+
+
+def omp(x, dictionary, n_nonzero, tol=None, selection="omp", nonnegative=False):
+    """One signal's matching pursuit with every refit from scratch: the code, a dense vector."""
+    from scipy.optimize import nnls
+
+    norms = np.linalg.norm(dictionary, axis=1)
+    unit = dictionary / np.where(norms > 0, norms, 1)[:, None]
+    chosen, code, residual = [], np.zeros(len(unit)), np.array(x, np.float64)
+    while len(chosen) < n_nonzero and (tol is None or np.linalg.norm(residual) > tol):
+        basis = np.linalg.qr(unit[chosen].T)[0] if chosen else np.zeros((len(x), 0))
+        outside = 1 - ((unit @ basis) ** 2).sum(axis=1)
+        alpha = unit @ residual
+        score = np.maximum(alpha, 0) ** 2 if nonnegative else alpha**2
+        if selection == "ols":
+            score = score / np.maximum(outside, 1e-12)
+        score[(norms == 0) | (outside < 1e-10)] = -1
+        best = int(np.argmax(score))
+        if score[best] <= (1e-14 * np.linalg.norm(x)) ** 2:
+            break
+        chosen.append(best)
+        part = unit[chosen].T
+        z = nnls(part, x)[0] if nonnegative else np.linalg.lstsq(part, x, rcond=None)[0]
+        if nonnegative:
+            chosen, z = [c for c, v in zip(chosen, z, strict=True) if v > 0], z[z > 0]
+        code[:] = 0
+        code[chosen] = z / norms[chosen]
+        residual = x - code @ dictionary
+    return code

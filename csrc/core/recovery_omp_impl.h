@@ -366,7 +366,7 @@ static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, doub
             double found = FN(evaluate)(dict, s, i, p, s->w_try, &alpha, &rho2);
             if (found < 0) {
                 s->nrm[i] = (T)INFINITY;
-                s->dependent = true;
+                s->dependent |= fabs((double)alpha) > 64 * EPS;
             } else if (found > score || (found == score && i < best)) {
                 T *swap = s->w;
                 s->w = s->w_try;
@@ -402,8 +402,9 @@ static int64_t FN(choose)(const atoms_dict *dict, state *s, const atoms_omp_para
         }
         double score = FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2);
         if (score < 0) {
-            /* an atom in the span whose alpha is no more than rounding says nothing */
-            s->dependent |= fabs((double)s->alpha[j]) > 64 * EPS + 2 * FN(screen_error)(s, p->ols);
+            /* an atom in the span has alpha = 0 but for rounding, and leaving it out loses
+             * nothing; one just outside it could have lowered the residual */
+            s->dependent |= fabs((double)s->alpha_i) > 64 * EPS;
             FN(exclude)(s, j, p->nonnegative);
             continue;
         }

@@ -177,6 +177,55 @@ done:
     return result;
 }
 
+/* ------------------------------------------------------------------- codes */
+
+/* Rows of unequal length out of their padded arrays, one after the other. */
+static PyObject *py_pack_codes(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *o[5];
+    if (!PyArg_ParseTuple(args, "OOOOO:pack_codes", &o[0], &o[1], &o[2], &o[3], &o[4]))
+        return NULL;
+    if (!PyArray_Check(o[1]) || !PyArray_Check(o[0]) || PyArray_NDIM((PyArrayObject *)o[0]) != 2)
+        return PyErr_Format(PyExc_TypeError, "pack_codes: expected NumPy arrays");
+    int type = PyArray_TYPE((PyArrayObject *)o[1]) == NPY_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32;
+    size_t size = type == NPY_FLOAT64 ? 8 : 4;
+    int64_t n = PyArray_DIM((PyArrayObject *)o[0], 0), width = PyArray_DIM((PyArrayObject *)o[0], 1);
+    views v = {.n = 0};
+    void *indices, *values, *counts, *to_indices, *to_values;
+    PyObject *result = NULL;
+    if (typed(&v, o[0], "indices", NPY_INT32, 0, 2, n, width, 0, &indices) < 0 ||
+        typed(&v, o[1], "values", type, 0, 2, n, width, 0, &values) < 0 ||
+        typed(&v, o[2], "counts", NPY_INT32, 0, 1, n, 0, 0, &counts) < 0)
+        goto done;
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t count = ((int32_t *)counts)[i];
+        if (count < 0 || count > width) {
+            PyErr_Format(PyExc_ValueError, "counts: expected 0 to %lld, got %d in row %lld",
+                         (long long)width, (int)count, (long long)i);
+            goto done;
+        }
+        total += count;
+    }
+    if (typed(&v, o[3], "out indices", NPY_INT32, 1, 1, total, 0, 0, &to_indices) < 0 ||
+        typed(&v, o[4], "out values", type, 1, 1, total, 0, 0, &to_values) < 0)
+        goto done;
+    int64_t at = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t count = ((int32_t *)counts)[i];
+        memcpy((int32_t *)to_indices + at, (int32_t *)indices + i * width, (size_t)count * 4);
+        memcpy((char *)to_values + (size_t)at * size, (char *)values + (size_t)(i * width) * size,
+               (size_t)count * size);
+        at += count;
+    }
+    Py_INCREF(Py_None);
+    result = Py_None;
+done:
+    clear(&v);
+    return result;
+}
+
 PyMethodDef atoms_recovery_methods[] = {
     {"dict_new", py_dict_new, METH_VARARGS, "dict_new(ctx, atoms, double_precision) -> handle"},
     {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle)"},
@@ -184,4 +233,6 @@ PyMethodDef atoms_recovery_methods[] = {
     {"omp", py_omp, METH_VARARGS,
      "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "
      "counts, status, steps, residual)"},
+    {"pack_codes", py_pack_codes, METH_VARARGS,
+     "pack_codes(indices, values, counts, out_indices, out_values)"},
     {NULL, NULL, 0, NULL}};

@@ -223,6 +223,119 @@ ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m,
 ATOMS_API atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
                                    int64_t kmax, double *babel);
 
+/* ------------------------------------------------------------------ sae
+ *
+ * One sparse autoencoder in the space it is trained in (whitened activations):
+ *   z_ij = (x_i - b_dec) . W_enc_j + b_enc_j
+ *   a_ij = z_ij where latent j is active on sample i, else 0
+ *   xhat_i = b_dec + sum_j a_ij W_dec_j,  |W_dec_j| = 1
+ *   loss = mean_i ( |xhat_i - x_i|^2 + penalty_i )
+ * Active means: z > threshold_j (JUMPRELU); z > 0 (RELU); among the k largest positive of the
+ * sample (TOPK); among the n k largest positive of the batch (BATCHTOPK), with ties to the lower
+ * sample, then the lower latent.
+ * penalty_i: l0_coefficient times the number of active latents (JUMPRELU, straight-through with
+ * a rectangular kernel of width `bandwidth`), l1_coefficient times the sum of a_ij (RELU).
+ *
+ * Every z is one canonical float32 dot product (64 lanes, fused multiply-add, fixed order of
+ * reduction) plus b_enc, whichever kernel screened the latents: low-precision screens carry a rigorous
+ * error bound and only choose which z are computed. */
+
+typedef enum {
+    ATOMS_JUMPRELU = 0,
+    ATOMS_RELU = 1,
+    ATOMS_TOPK = 2,
+    ATOMS_BATCHTOPK = 3
+} atoms_activation;
+
+/* How pre-activations are screened. AUTO takes INT8 where the CPU has VNNI, else F32. */
+typedef enum { ATOMS_SCREEN_AUTO = 0, ATOMS_SCREEN_F32 = 1, ATOMS_SCREEN_INT8 = 2 } atoms_screen;
+
+typedef struct {
+    int64_t d_in, d_sae;         /* >= 1; d_in <= 32768 */
+    atoms_activation activation;
+    int64_t k;                   /* TOPK, BATCHTOPK: 1 .. d_sae */
+    int tied;                    /* W_enc is W_dec: one block, one gradient */
+    float bandwidth;             /* > 0, in units of z */
+    float beta1, beta2, epsilon; /* Adam */
+    float clip;                  /* largest root-mean-square of a row's Adam direction; 0: none */
+    atoms_screen screen;
+} atoms_sae_params;
+
+typedef struct {
+    float learning_rate;
+    float threshold_rate;  /* learning rate of the thresholds */
+    float l0_coefficient;
+    float l1_coefficient;
+    float threshold_shift; /* added to every threshold after its update */
+    int64_t k;             /* TOPK, BATCHTOPK: this step's k */
+} atoms_sae_step_params;
+
+typedef struct {
+    double squared_error;   /* mean over samples of |xhat - x|^2 */
+    double total_variance;  /* mean over samples of |x - mean(x)|^2, this batch */
+    double penalty;         /* mean over samples */
+    double l0;              /* mean number of active latents */
+    double band;            /* mean number of latents within bandwidth/2 of their threshold */
+    double band_gain;       /* over those: mean of -threshold * d(n loss)/d a, the fall of the
+                               squared error bought by one more active latent at its threshold */
+    double lowest;          /* smallest active z (BATCHTOPK inference threshold), 0 if none */
+    double candidates;      /* mean number of z computed exactly */
+    int64_t bad_row;        /* first row with NaN or infinity, with ATOMS_ERR_NONFINITE */
+    double seconds[6];      /* wall: prepare, screen, exact, decode, sort, update. The first
+                               thread's share for screen, exact and decode. */
+} atoms_sae_stats;
+
+/* Arrays of the model, float32 unless said. Matrices are (d_sae, d_in), row-major. */
+typedef enum {
+    ATOMS_W_ENC = 0, ATOMS_W_DEC, ATOMS_B_ENC, ATOMS_B_DEC, ATOMS_THRESHOLD,
+    ATOMS_W_ENC_M, ATOMS_W_DEC_M, ATOMS_B_ENC_M, ATOMS_B_DEC_M, ATOMS_THRESHOLD_M,
+    ATOMS_W_ENC_V, ATOMS_W_DEC_V, ATOMS_B_ENC_V, ATOMS_B_DEC_V, ATOMS_THRESHOLD_V,
+    ATOMS_LAST_FIRED, /* (d_sae,) int64: value of the sample counter when it last fired */
+    ATOMS_COUNTERS    /* (2,) int64: optimiser steps, samples seen */
+} atoms_sae_field;
+
+typedef struct atoms_sae atoms_sae;
+typedef struct atoms_codes atoms_codes;
+
+ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
+/* All arrays zero. Memory: about (tied ? 13 : 25) * d_in * d_sae bytes. */
+ATOMS_API atoms_status atoms_sae_new(const atoms_sae_params *params, atoms_sae **sae);
+ATOMS_API void atoms_sae_free(atoms_sae *sae);
+ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
+/* Number of rows and columns (1 for vectors) of a field. */
+ATOMS_API void atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2]);
+ATOMS_API void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out);
+ATOMS_API void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values);
+/* Re-initialises latents idx (k,), distinct and in range: decoder and encoder rows := rows (k, d_in),
+ * unit norm; b_enc := 0; threshold := thresholds (k,); optimiser state := 0; fired now. */
+ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae,
+                                       const int64_t *idx, const float *rows,
+                                       const float *thresholds);
+
+/* One optimiser step on x (n, d_in), n >= 1. err (n, d_in): xhat - x before the step, or NULL.
+ * On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in and
+ * 16 bytes for each active latent of each sample; samples x latents is never held. */
+ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae,
+                                      const float *x, const atoms_sae_step_params *params,
+                                      float *err, atoms_sae_stats *stats);
+
+/* Codes of x (n, d_in) by the inference rule: z > threshold for JUMPRELU and BATCHTOPK, else as
+ * in training. *codes is new, to be freed by the caller. */
+ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae,
+                                        const float *x, atoms_codes **codes,
+                                        atoms_sae_stats *stats);
+ATOMS_API int64_t atoms_codes_nnz(const atoms_codes *codes);
+/* CSR: indptr (n + 1,), indices and values (nnz,); indices ascend within a row. */
+ATOMS_API void atoms_codes_copy(const atoms_codes *codes, int64_t *indptr, int32_t *indices,
+                                float *values);
+ATOMS_API void atoms_codes_free(atoms_codes *codes);
+
+/* xhat (n, d) = bias + codes (n, d_sae; CSR) W_dec (d_sae, d). Indices must be in range. */
+ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t d_sae,
+                                    const int64_t *indptr, const int32_t *indices,
+                                    const float *values, const float *w_dec, const float *bias,
+                                    float *xhat);
+
 #ifdef __cplusplus
 }
 #endif

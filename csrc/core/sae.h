@@ -1,0 +1,83 @@
+/* sae.h: the model and the batch as the SAE files share them. */
+#ifndef ATOMS_SAE_H
+#define ATOMS_SAE_H
+
+#include "sae_kernels.h"
+
+#define PANEL 64   /* samples that one mask covers */
+#define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
+
+/* A parameter block with its Adam moments: n values, the same shape thrice. */
+typedef struct {
+    float *w, *m, *v;
+} adam_block;
+
+/* The encoder as the screen sees it. Valid only when the encoder and b_enc have not changed since. */
+typedef struct {
+    int8_t *q;       /* (d_sae rounded up to BLOCK, ld), int8 screen only */
+    int32_t *offset; /* the rest: (d_sae rounded up to BLOCK,) */
+    float *scale, *residual, *norm;
+} screen_weights;
+
+typedef struct {
+    int64_t n, cap;      /* entries used, allocated */
+    int32_t *latent;
+    float *z, *ga;       /* pre-activation; gradient of the loss by the activation */
+    int32_t start[PANEL + 1];
+    double loss, active, penalty;
+    double candidates, seconds[3];
+} panel_list;
+
+typedef struct {
+    int64_t cap;         /* panels allocated */
+    int64_t n, panels;
+    float *xc, *err;     /* (panels * PANEL, ld) */
+    uint8_t *xq;         /* (panels, ld / 4, PANEL, 4) */
+    float *scale, *norm, *residual; /* (panels * PANEL,) */
+    panel_list *list;
+    double *sums;        /* (panels, 2 + d_in): |xc|^2, unused, column sums */
+    /* the active entries by latent */
+    int64_t entry_cap;
+    int64_t *start;      /* (d_sae + 1,) */
+    int32_t *row;
+    float *z, *ga;
+    float *floor, *limit, *rest, *size; /* (d_sae rounded up to BLOCK,) */
+    float *partial;      /* (blocks of latents or panels, ld) */
+    float topk_floor;
+} sae_batch;
+
+struct atoms_sae {
+    atoms_sae_params p;
+    int64_t ld, rows; /* d_in rounded up to 16, d_sae rounded up to BLOCK */
+    adam_block enc, dec, b_enc, b_dec, thr;
+    int64_t *last_fired;
+    int64_t counters[2];
+    screen_weights screen;
+    sae_batch batch; /* workspace of atoms_sae_step */
+};
+
+struct atoms_codes {
+    int64_t n, nnz;
+    int64_t *indptr;
+    int32_t *indices;
+    float *values;
+};
+
+/* The screen in force: INT8 only where it can run. */
+atoms_screen sae_screen_kind(const atoms_ctx *ctx, const atoms_sae *sae);
+/* Refreshes the screen's view of row j. */
+void sae_screen_row(const atoms_sae_kernels *k, atoms_sae *sae, int64_t j);
+
+atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n);
+void sae_batch_free(sae_batch *b);
+
+/* Fills b with x - b_dec and what the screen needs. stats->bad_row on ATOMS_ERR_NONFINITE. */
+atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const float *x, int64_t n,
+                         sae_batch *b, atoms_sae_stats *stats);
+/* Lists, for each panel, the latents with z > floor, by sample, then latent. */
+atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b);
+/* Keeps the k largest of each sample, or the n k largest of the batch; re-screens where the floor was
+ * too high. */
+atoms_status sae_select_topk(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t k);
+
+#endif

@@ -1,0 +1,60 @@
+/* sae_kernels.h: the vector loops of SAE training, one table for each instruction set.
+ *
+ * Rows have ld floats, ld a multiple of 16, padded with zeros, 64-byte aligned. */
+#ifndef ATOMS_SAE_KERNELS_H
+#define ATOMS_SAE_KERNELS_H
+
+#include "internal.h"
+
+typedef struct {
+    float learning_rate;
+    float beta1, beta2;
+    float gain;    /* sqrt(1 - beta2^t) / (1 - beta1^t): m / (sqrt(v) + epsilon) times this */
+    float epsilon; /* is Adam's direction when epsilon is Adam's times sqrt(1 - beta2^t) */
+    float clip;    /* largest root-mean-square of a row's direction, 0: none */
+} atoms_adam;
+
+typedef struct {
+    /* out[k] = w . x[k] for k < n <= 4, in the canonical order */
+    void (*dots)(int64_t ld, int64_t n, const float *w, const float *const *x, float *out);
+    /* out += sum_k c[k] row[k], four rows at a time */
+    void (*add_rows)(int64_t ld, int64_t n, const float *c, const float *const *row, float *out);
+    /* err = -xc */
+    void (*negate)(int64_t ld, const float *xc, float *err);
+    /* column += err; returns |err|^2, summed in float64 */
+    double (*error_sums)(int64_t ld, const float *err, float *column);
+    /* One Adam update of a row w with gradient g. With `unit`, the part of g along w is removed first
+     * and w is brought back to unit norm. scratch: ld floats. */
+    void (*adam_row)(int64_t ld, int64_t d, const atoms_adam *a, bool unit, const float *g,
+                     float *m, float *v, float *w, float *scratch);
+    /* bit i set where tile[i] + slack * norm[i] >= limit, i < 64 */
+    uint64_t (*reach)(const float *tile, const float *norm, float slack, float limit);
+    /* xc = x - b, returns max |xc|; *sum = |xc|^2 in float64 */
+    float (*centre)(int64_t ld, int64_t d, const float *x, const float *b, float *xc, double *sum);
+    /* q = round(x / scale) with scale = max|x| / 127; returns the scale; *residual = |x - scale q|,
+     * *norm = |x|, *total = sum q; zero rows give scale 0 */
+    float (*quantise)(int64_t ld, const float *x, int8_t *q, float *residual, float *norm,
+                      int32_t *total);
+} atoms_sae_kernels;
+
+const atoms_sae_kernels *atoms_sae_kernels_for(atoms_isa isa);
+
+/* Screens 64 samples against n_latents rows: bit i of mask[j] is set when sample i may reach
+ * floor[j]. x: u8 panel [ld/4][64][4], values q + 128; per-sample scale, norm, residual (64).
+ * w: int8 rows (n_latents, ld), n_latents a multiple of 6 rows allocated; limit[j] = (floor_j -
+ * b_enc_j, less slack) / w_scale_j and the rest likewise divided. */
+typedef struct {
+    const int32_t *offset;   /* 128 sum_k w_jk */
+    const float *limit;
+    const float *residual;   /* |w - w_hat| / w_scale, rounded up */
+    const float *norm;       /* |w| / w_scale, rounded up */
+} atoms_screen_rows;
+typedef struct {
+    const float *scale, *norm, *residual;
+} atoms_screen_samples;
+
+void atoms_screen_int8(int64_t ld, int64_t n_latents, const uint8_t *x,
+                       const atoms_screen_samples *s, const int8_t *w, const atoms_screen_rows *r,
+                       uint64_t *mask);
+
+#endif

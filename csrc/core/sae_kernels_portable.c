@@ -1,0 +1,11 @@
+/* sae_kernels_portable.c: the vector loops of SAE training for one instruction set. */
+
+#define K(name) name##_portable
+#include "sae_kernels.inc"
+
+const atoms_sae_kernels *atoms_sae_kernels_portable(void);
+const atoms_sae_kernels *atoms_sae_kernels_portable(void)
+{
+    return &K(table);
+}
+

@@ -5,6 +5,7 @@
 #include "sae_kernels.h"
 
 #define PANEL 64   /* samples that one mask covers */
+#define GROUP 8    /* panels at most that one task lists together: 512 samples */
 #define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
 
 /* A parameter block with its Adam moments: n values, the same shape thrice. */
@@ -62,6 +63,20 @@ struct atoms_codes {
     int32_t *indices;
     float *values;
 };
+
+/* Rows that the hardware cannot foresee, asked for ahead of their use. Never faults. */
+static inline void prefetch_row(const float *row, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 16)
+        __builtin_prefetch(row + i);
+}
+
+/* Columns of one canonical partial sum: a multiple of 64, or all of them. A group's strip of x is to stay
+ * in the second-level cache. */
+static inline int64_t sae_strip(int64_t ld)
+{
+    return ld <= 640 ? 640 : 256;
+}
 
 /* The screen in force: INT8 only where it can run. */
 atoms_screen sae_screen_kind(const atoms_ctx *ctx, const atoms_sae *sae);

@@ -164,33 +164,32 @@ atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const float
 
 /* ---------------------------------------------------------------- screen */
 
-/* A thread's room: what a panel's list is gathered in before it is sorted by sample. */
+/* A thread's room for one group of panels. */
 typedef struct {
-    int64_t n, cap;
-    uint8_t *row;
-    int32_t *latent;
-    float *z;
-    uint64_t *mask; /* (BLOCK,) */
-    float *tile;    /* (BLOCK, PANEL), F32 screen only */
+    int64_t cap;       /* candidates allocated */
+    uint64_t *mask;    /* (GROUP, d_sae rounded up) */
+    float *tile;       /* (BLOCK, GROUP * PANEL), F32 screen only */
+    int64_t *start;    /* (d_sae + 1,) candidates of each latent */
+    uint16_t *row;     /* (cap,) sample within the group */
+    float *z;          /* (cap,) */
 } scratch;
 
-static bool scratch_grow(scratch *s, int64_t need)
+static bool scratch_new(scratch *s, const atoms_sae *sae, bool int8)
 {
-    if (need <= s->cap)
-        return true;
-    int64_t cap = ATOMS_MAX(need, 2 * s->cap);
-    uint8_t *row = realloc(s->row, (size_t)cap);
-    if (row)
-        s->row = row;
-    int32_t *latent = row ? realloc(s->latent, (size_t)cap * sizeof *latent) : NULL;
-    if (latent)
-        s->latent = latent;
-    float *z = latent ? realloc(s->z, (size_t)cap * sizeof *z) : NULL;
-    if (!z)
-        return false;
-    s->z = z;
-    s->cap = cap;
-    return true;
+    memset(s, 0, sizeof *s);
+    s->mask = atoms_alloc(GROUP * sae->rows, sizeof *s->mask);
+    s->tile = int8 ? NULL : atoms_alloc(BLOCK * GROUP * PANEL, sizeof *s->tile);
+    s->start = atoms_alloc(sae->p.d_sae + 1, sizeof *s->start);
+    return s->mask && s->start && (int8 || s->tile);
+}
+
+static void scratch_free(scratch *s)
+{
+    atoms_free(s->mask);
+    atoms_free(s->tile);
+    atoms_free(s->start);
+    atoms_free(s->row);
+    atoms_free(s->z);
 }
 
 /* What the screens compare with, from the floors. */
@@ -207,67 +206,93 @@ static void screen_limits(const atoms_sae *sae, bool int8, sae_batch *b)
     }
 }
 
-static void screen_block(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
-                         bool int8, const sae_batch *b, int64_t p, int64_t j0, int64_t nj,
-                         scratch *s)
-{
-    int64_t ld = sae->ld, i0 = p * PANEL;
-#if defined(__x86_64__)
-    if (int8) {
-        atoms_screen_samples samples = {b->scale + i0, b->norm + i0, b->residual + i0};
-        atoms_screen_rows rows = {sae->screen.offset + j0, b->limit + j0, b->rest + j0,
-                                  b->size + j0};
-        atoms_screen_int8(ld, nj, b->xq + i0 * ld, &samples, sae->screen.q + j0 * ld, &rows,
-                          s->mask);
-        return;
-    }
-#else
-    (void)int8;
-#endif
-    atoms_gemm_f32(ctx, nj, PANEL, ld, 1, sae->enc.w + j0 * ld, ld, 1, b->xc + i0 * ld, 1, ld, 0,
-                   s->tile, PANEL, 1);
-    for (int64_t j = 0; j < nj; j++)
-        s->mask[j] = k->reach(s->tile + j * PANEL, b->residual + i0, b->size[j0 + j],
-                              b->limit[j0 + j]);
-}
-
-/* Exact z of a block's candidates, up to four samples at a time. */
-static bool exact_block(const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
-                        int64_t p, int64_t j0, int64_t nj, uint64_t valid, scratch *s,
-                        double *candidates)
+/* Masks of candidates for the panels p0 .. p0 + np and every latent. */
+static void screen_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+                         bool int8, const sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
     int64_t ld = sae->ld;
-    const float *x = b->xc + p * PANEL * ld;
-    for (int64_t j = 0; j < nj; j++) {
-        uint64_t mask = s->mask[j] & valid;
-        if (!mask)
-            continue;
-        if (!scratch_grow(s, s->n + PANEL))
-            return false;
-        const float *w = sae->enc.w + (j0 + j) * ld;
-        float bias = sae->b_enc.w[j0 + j], floor = b->floor[j0 + j];
-        *candidates += __builtin_popcountll(mask);
-        while (mask) {
-            const float *rows[4];
-            int which[4], n = 0;
-            for (; mask && n < 4; mask &= mask - 1) {
-                which[n] = __builtin_ctzll(mask);
-                rows[n] = x + which[n] * ld;
-                n++;
+    for (int64_t j0 = 0; j0 < sae->p.d_sae; j0 += BLOCK) {
+        int64_t nj = ATOMS_MIN(BLOCK, sae->p.d_sae - j0);
+        if (!int8)
+            atoms_gemm_f32(ctx, nj, np * PANEL, ld, 1, sae->enc.w + j0 * ld, ld, 1,
+                           b->xc + p0 * PANEL * ld, 1, ld, 0, s->tile, GROUP * PANEL, 1);
+        for (int64_t p = 0; p < np; p++) {
+            int64_t i0 = (p0 + p) * PANEL;
+            uint64_t *mask = s->mask + p * sae->rows + j0;
+#if defined(__x86_64__)
+            if (int8) {
+                atoms_screen_samples samples = {b->scale + i0, b->norm + i0, b->residual + i0};
+                atoms_screen_rows rows = {sae->screen.offset + j0, b->limit + j0, b->rest + j0,
+                                          b->size + j0};
+                atoms_screen_int8(ld, nj, b->xq + i0 * ld, &samples, sae->screen.q + j0 * ld,
+                                  &rows, mask);
+                continue;
             }
-            float z[4];
-            k->dots(ld, n, w, rows, z);
-            for (int a = 0; a < n; a++) {
-                float value = z[a] + bias;
-                if (value > floor) {
-                    s->row[s->n] = (uint8_t)which[a];
-                    s->latent[s->n] = (int32_t)(j0 + j);
-                    s->z[s->n++] = value;
-                }
+#endif
+            for (int64_t j = 0; j < nj; j++)
+                mask[j] = k->reach(s->tile + (j * GROUP + p) * PANEL, b->residual + i0,
+                                   b->size[j0 + j], b->limit[j0 + j]);
+        }
+    }
+}
+
+/* ----------------------------------------------------------------- exact */
+
+/* The group's candidates by latent. */
+static bool gather_candidates(const atoms_sae *sae, const sae_batch *b, int64_t p0, int64_t np,
+                              scratch *s)
+{
+    int64_t rows = ATOMS_MIN(PANEL, b->n - (p0 + np - 1) * PANEL); /* of the last panel */
+    uint64_t valid = rows == PANEL ? ~(uint64_t)0 : ((uint64_t)1 << rows) - 1;
+    int64_t n = 0;
+    for (int64_t j = 0; j < sae->p.d_sae; j++) {
+        s->start[j] = n;
+        s->mask[(np - 1) * sae->rows + j] &= valid;
+        for (int64_t p = 0; p < np; p++)
+            n += __builtin_popcountll(s->mask[p * sae->rows + j]);
+    }
+    s->start[sae->p.d_sae] = n;
+    if (n > s->cap) {
+        s->cap = n + n / 4;
+        atoms_free(s->row);
+        atoms_free(s->z);
+        s->row = atoms_alloc(s->cap, sizeof *s->row);
+        s->z = atoms_alloc(s->cap, sizeof *s->z);
+        if (!s->row || !s->z)
+            return false;
+    }
+    uint16_t *row = s->row;
+    for (int64_t j = 0; j < sae->p.d_sae; j++)
+        for (int64_t p = 0; p < np; p++)
+            for (uint64_t m = s->mask[p * sae->rows + j]; m; m &= m - 1)
+                *row++ = (uint16_t)(p * PANEL + __builtin_ctzll(m));
+    return true;
+}
+
+/* Exact z of the candidates, a strip of the columns at a time, so that the group's strip of x stays
+ * in the second-level cache while the encoder's rows stream by. */
+static void exact_group(const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
+                        int64_t p0, scratch *s)
+{
+    int64_t ld = sae->ld, strip = sae_strip(ld);
+    for (int64_t c = 0; c < ld; c += strip) {
+        int64_t width = ATOMS_MIN(strip, ld - c);
+        const float *x = b->xc + p0 * PANEL * ld + c;
+        for (int64_t j = 0; j < sae->p.d_sae; j++) {
+            const float *w = sae->enc.w + j * ld + c;
+            prefetch_row(w + ld, width);
+            for (int64_t e = s->start[j]; e < s->start[j + 1]; e += 4) {
+                const float *rows[4];
+                float z[4];
+                int64_t n = ATOMS_MIN(4, s->start[j + 1] - e);
+                for (int64_t a = 0; a < n; a++)
+                    rows[a] = x + s->row[e + a] * ld;
+                k->dots(width, n, w, rows, z);
+                for (int64_t a = 0; a < n; a++)
+                    s->z[e + a] = c ? s->z[e + a] + z[a] : z[a];
             }
         }
     }
-    return true;
 }
 
 static bool list_reserve(panel_list *l, int64_t n)
@@ -285,47 +310,54 @@ static bool list_reserve(panel_list *l, int64_t n)
     return l->cap > 0;
 }
 
-/* Counting sort of the gathered entries by sample; latents ascend already. */
-static bool sort_by_row(const scratch *s, panel_list *l)
+/* Counting sort of what lies above its floor into the panels' lists, by sample, then latent. */
+static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
-    if (!list_reserve(l, s->n))
-        return false;
-    int32_t at[PANEL + 1] = {0};
-    for (int64_t e = 0; e < s->n; e++)
-        at[s->row[e] + 1]++;
-    for (int r = 0; r < PANEL; r++)
-        at[r + 1] += at[r];
-    memcpy(l->start, at, sizeof at);
-    for (int64_t e = 0; e < s->n; e++) {
-        int32_t to = at[s->row[e]]++;
-        l->latent[to] = s->latent[e];
-        l->z[to] = s->z[e];
+    int32_t at[GROUP * PANEL] = {0};
+    for (int64_t j = 0; j < sae->p.d_sae; j++)
+        for (int64_t e = s->start[j]; e < s->start[j + 1]; e++) {
+            s->z[e] += sae->b_enc.w[j];
+            at[s->row[e]] += s->z[e] > b->floor[j];
+        }
+    for (int64_t p = 0; p < np; p++) {
+        panel_list *l = &b->list[p0 + p];
+        l->start[0] = 0;
+        for (int r = 0; r < PANEL; r++) {
+            l->start[r + 1] = l->start[r] + at[p * PANEL + r];
+            at[p * PANEL + r] = l->start[r];
+        }
+        l->n = l->start[PANEL];
+        if (!list_reserve(l, l->n))
+            return false;
     }
-    l->n = s->n;
+    for (int64_t j = 0; j < sae->p.d_sae; j++)
+        for (int64_t e = s->start[j]; e < s->start[j + 1]; e++)
+            if (s->z[e] > b->floor[j]) {
+                panel_list *l = &b->list[p0 + s->row[e] / PANEL];
+                int32_t to = at[s->row[e]]++;
+                l->latent[to] = (int32_t)j;
+                l->z[to] = s->z[e];
+            }
     return true;
 }
 
-static bool list_panel(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
-                       bool int8, sae_batch *b, int64_t p, scratch *s)
+static bool list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+                       bool int8, sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
-    panel_list *l = &b->list[p];
-    int64_t rows = ATOMS_MIN(PANEL, b->n - p * PANEL);
-    uint64_t valid = rows == PANEL ? ~(uint64_t)0 : ((uint64_t)1 << rows) - 1;
-    l->candidates = l->seconds[0] = l->seconds[1] = 0;
-    s->n = 0;
+    panel_list *l = &b->list[p0];
     double t0 = now();
-    for (int64_t j0 = 0; j0 < sae->p.d_sae; j0 += BLOCK) {
-        int64_t nj = ATOMS_MIN(BLOCK, sae->p.d_sae - j0);
-        screen_block(ctx, sae, k, int8, b, p, j0, nj, s);
-        double t1 = now();
-        if (!exact_block(sae, k, b, p, j0, nj, valid, s, &l->candidates))
-            return false;
-        double t2 = now();
-        l->seconds[0] += t1 - t0;
-        l->seconds[1] += t2 - t1;
-        t0 = t2;
-    }
-    return sort_by_row(s, l);
+    screen_group(ctx, sae, k, int8, b, p0, np, s);
+    double t1 = now();
+    if (!gather_candidates(sae, b, p0, np, s))
+        return false;
+    exact_group(sae, k, b, p0, s);
+    bool ok = fill_lists(sae, b, p0, np, s);
+    for (int64_t p = 0; p < np; p++)
+        l[p].candidates = l[p].seconds[0] = l[p].seconds[1] = 0;
+    l->candidates = (double)s->start[sae->p.d_sae];
+    l->seconds[0] = t1 - t0;
+    l->seconds[1] = now() - t1;
+    return ok;
 }
 
 atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b)
@@ -333,29 +365,25 @@ atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_bat
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
     bool int8 = sae_screen_kind(ctx, sae) == ATOMS_SCREEN_INT8;
     screen_limits(sae, int8, b);
+    /* grouping changes the speed, never the result: two tasks or more for each thread */
+    int64_t group = ATOMS_MAX(1, ATOMS_MIN(GROUP, b->panels / (2 * ctx->p.num_threads)));
     int failed = 0, cancelled = 0;
 #pragma omp parallel num_threads(ctx->p.num_threads) reduction(| : failed) reduction(| : cancelled)
     {
-        scratch s = {0};
+        scratch s;
         atoms_pollster pollster = {0};
-        s.mask = atoms_alloc(BLOCK, sizeof *s.mask);
-        s.tile = int8 ? NULL : atoms_alloc(BLOCK * PANEL, sizeof *s.tile);
-        failed |= !s.mask || (!int8 && !s.tile) || !scratch_grow(&s, 4096);
+        failed |= !scratch_new(&s, sae, int8);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t p = 0; p < b->panels; p++) {
+        for (int64_t p = 0; p < b->panels; p += group) {
             if (failed || cancelled)
                 continue;
-            failed |= !list_panel(ctx, sae, k, int8, b, p, &s);
+            failed |= !list_group(ctx, sae, k, int8, b, p, ATOMS_MIN(group, b->panels - p), &s);
 #ifdef _OPENMP
             if (omp_get_thread_num() == 0)
 #endif
                 cancelled |= atoms_poll(ctx, &pollster) != ATOMS_OK;
         }
-        free(s.row);
-        free(s.latent);
-        free(s.z);
-        atoms_free(s.mask);
-        atoms_free(s.tile);
+        scratch_free(&s);
     }
     return failed ? ATOMS_ERR_MEMORY : cancelled ? ATOMS_ERR_CANCELLED : ATOMS_OK;
 }

@@ -34,6 +34,8 @@ static void decode_sample(const atoms_sae *sae, const atoms_sae_kernels *k, cons
     int n = 0;
     for (int32_t e = from; e < to; e++) {
         int32_t j = l->latent[e];
+        if (e + 8 < to)
+            prefetch_row(sae->dec.w + l->latent[e + 8] * ld, ATOMS_MIN(ld, 256));
         if (l->z[e] > cut[j]) {
             row[n] = sae->dec.w + j * ld;
             a[n++] = l->z[e];

@@ -1,0 +1,578 @@
+"""Sparse autoencoders, trained by the C core on whitened activations."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from tqdm.auto import tqdm
+
+from . import _core
+from ._config import context
+from ._estimator import Estimator
+from ._rows import Rows, Sampler
+
+__all__ = ["SparseAutoencoder", "TrainingDiverged"]
+
+_ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
+_SCREENS = ("auto", "float32", "int8")
+_W_ENC, _W_DEC, _B_ENC, _B_DEC, _THRESHOLD = range(5)
+_LAST_FIRED, _COUNTERS = 15, 16
+_FIELDS = (
+    "W_enc W_dec b_enc b_dec threshold W_enc_m W_dec_m b_enc_m b_dec_m threshold_m "
+    "W_enc_v W_dec_v b_enc_v b_dec_v threshold_v last_fired counters"
+).split()
+import os as _os
+RATE=float(_os.environ.get('RATE','1'));CAP=float(_os.environ.get('CAP','1'));EVERY=int(_os.environ.get('EVERY','4'))
+_BLOCK = 8192  # rows encoded at a time
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or the model became non-finite."""
+
+
+class SparseAutoencoder(Estimator):
+    """Sparse autoencoder; with ``activation="jumprelu"`` and a metric, the paper's TSAE.
+
+    Activations are mapped to the training space, ``t(x) = (x - mean) S^(1/2)`` under `metric`
+    (the mean only where the metric is centred), else ``t(x) = c (x - mean)`` with the one number c
+    that makes the mean square of a coordinate 1. There
+
+    * ``z = (t - b_dec) W_enc + b_enc``, ``a = z 1[z > threshold]``, ``t_hat = a W_dec + b_dec``, and
+    * the objective is ``mean_i |t_hat_i - t_i|^2 + penalty``, decoder rows of unit norm,
+
+    where the penalty is ``lambda mean_i |a_i|_0`` for ``"jumprelu"``, with straight-through gradients
+    for the thresholds in a band of width `bandwidth` around them (Rajamanoharan et al. 2024,
+    arXiv 2407.14435, eqs. 11-12), ``l1_coefficient mean_i |a_i|_1`` for ``"relu"``, and nothing for
+    ``"topk"`` (k largest positive of each sample) and ``"batchtopk"`` (n k largest of a batch of n).
+
+    For ``"jumprelu"`` there is no coefficient to tune: lambda is at each step the price at which the
+    thresholds' gradients balance, the mean over latents in the band of ``-threshold d|e|^2/da``, and one
+    shift common to all thresholds, a damped Newton step on L0(threshold), holds L0 at `target_l0`
+    from the first step on.
+
+    Parameters
+    ----------
+    d_sae : int
+        Number of latents.
+    activation : {"jumprelu", "relu", "topk", "batchtopk"}
+    metric : AtomicInnerProduct, optional
+        Fitted. None trains in Euclidean geometry.
+    target_l0 : float
+        Mean number of active latents for each sample; k for the TopK family (rounded).
+    tied : bool
+        W_enc = W_dec' in the training space, that is W_enc = S W_dec' for raw activations (the
+        theory's form; one parameter block, half the optimiser's work).
+    batch_size, max_steps : int
+        Samples for each step; steps.
+    learning_rate : float
+        Adam's, after a warm-up over `warmup` of the steps and before a linear decay to zero over the
+        last `decay` of them.
+    bandwidth : float
+        Width of the straight-through band, in units of z (whitened activations have unit variance).
+    l1_coefficient : float, optional
+        For ``"relu"``; None adjusts it so that L0 comes to `target_l0`.
+    clip : float
+        Largest root-mean-square of a latent's Adam direction; larger ones are scaled down. It takes the
+        place of clipping by the global gradient norm, which would need a pass of its own.
+    dead_after : float
+        A latent that has not fired within so many times d_sae / target_l0 samples is dead: it is set to
+        the residual of a badly reconstructed sample. 0: never. No resampling in the last `decay`.
+    screen : {"auto", "float32", "int8"}
+        How the core finds the latents that may be active. The result is the same.
+    random_state : int
+        Seeds everything; equal seeds give equal bits, for any number of threads.
+    num_threads : int, optional
+    verbose : bool
+        Progress bar.
+
+    Attributes
+    ----------
+    W_enc : ndarray (d_in, d_sae) float32
+        With ``b_enc (d_sae,)``, ``W_dec (d_sae, d_in)``, ``b_dec (d_in,)``, ``threshold (d_sae,)``: the
+        autoencoder folded to raw activations, ``z = x W_enc + b_enc``, ``x_hat = a W_dec + b_dec``.
+    history_ : dict of lists
+        step, samples, seconds, loss (training space), explained_variance (centred, last batch),
+        explained_variance_val (centred, `X_val`), l0, dead, learning_rate.
+    n_features_in_ : int
+        d_in.
+
+    Notes
+    -----
+    A step costs 2 d_in d_sae operations for each sample to find the active latents, at the speed of 8-bit
+    products where the CPU has them, and about 8 d_in L0 for the rest. Memory: 25 d_in d_sae bytes
+    (13 tied) + 9 batch_size d_in + 16 batch_size L0; batch_size x d_sae is never held.
+
+    Examples
+    --------
+    >>> import numpy as np, atoms
+    >>> X = np.random.default_rng(0).standard_normal((2000, 16)).astype("float32")
+    >>> sae = atoms.SparseAutoencoder(32, target_l0=4, max_steps=50, verbose=False).fit(X)
+    >>> codes = sae.transform(X)
+    >>> codes.shape, sae.inverse_transform(codes).shape
+    ((2000, 32), (2000, 16))
+    """
+
+    def __init__(
+        self,
+        d_sae: int = 256,
+        activation: str = "jumprelu",
+        metric: Any = None,
+        target_l0: float = 32.0,
+        *,
+        tied: bool = False,
+        batch_size: int = 1024,
+        max_steps: int = 1000,
+        learning_rate: float = 1e-3,
+        warmup: float = 0.05,
+        decay: float = 0.3,
+        bandwidth: float = 0.2,
+        l1_coefficient: float | None = None,
+        clip: float = 1.0,
+        dead_after: float = 100.0,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        screen: str = "auto",
+        random_state: int = 0,
+        num_threads: int | None = None,
+        verbose: bool = True,
+    ) -> None:
+        self.d_sae = d_sae
+        self.activation = activation
+        self.metric = metric
+        self.target_l0 = target_l0
+        self.tied = tied
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.learning_rate = learning_rate
+        self.warmup = warmup
+        self.decay = decay
+        self.bandwidth = bandwidth
+        self.l1_coefficient = l1_coefficient
+        self.clip = clip
+        self.dead_after = dead_after
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.screen = screen
+        self.random_state = random_state
+        self.num_threads = num_threads
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_parameters(self) -> None:
+        def positive_int(name: str) -> None:
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+        for name in ("d_sae", "batch_size", "max_steps"):
+            positive_int(name)
+        for name, choices in (("activation", _ACTIVATIONS), ("screen", _SCREENS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        ranges = {
+            "target_l0": (0, self.d_sae, "d_sae"),
+            "learning_rate": (0, np.inf, "infinity"),
+            "bandwidth": (0, np.inf, "infinity"),
+        }
+        for name, (low, high, high_name) in ranges.items():
+            value = getattr(self, name)
+            if not low < value <= high:
+                raise ValueError(f"{name}: expected more than {low} and at most {high_name} ({high}), got {value!r}")
+        for name, high in {"warmup": 1, "decay": 1, "clip": np.inf, "dead_after": np.inf}.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: expected 0 to {high}, got {getattr(self, name)!r}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)!r}")
+        if self.l1_coefficient is not None and self.activation != "relu":
+            raise ValueError("l1_coefficient: only activation='relu' has an L1 penalty; leave it None")
+
+    @property
+    def _k(self) -> int:
+        return max(1, round(self.target_l0))
+
+    @property
+    def _seed(self) -> list[int]:
+        if not isinstance(self.random_state, (int, np.integer)) or self.random_state < 0:
+            raise ValueError(f"random_state: expected a non-negative integer, got {self.random_state!r}")
+        return [int(self.random_state)]
+
+    # ---------------------------------------------------------- training space
+
+    def _fit_space(self, rows: Rows) -> None:
+        if self.metric is not None:
+            if not hasattr(self.metric, "whitener_"):
+                raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
+            if self.metric.n_features_in_ != rows.d:
+                raise ValueError(
+                    f"metric: fitted on {self.metric.n_features_in_} features, but X has {rows.d}; "
+                    "fit it on activations of the same layer"
+                )
+            return
+        mean, square = np.zeros(rows.d), 0.0
+        for start in range(0, rows.n, _BLOCK):
+            block = rows.slice(start, start + _BLOCK).astype(np.float64)
+            if not np.isfinite(block).all():
+                row = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+                raise ValueError(f"X: row {row} holds NaN or infinity; drop it first")
+            mean += block.sum(axis=0)
+            square += float((block * block).sum())
+        mean /= rows.n
+        variance = max(square / rows.n - float(mean @ mean), 0.0) / rows.d
+        self._mean = mean
+        self._scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * max(1.0, float(mean @ mean)) else 1.0
+
+    def _to_space(self, x: np.ndarray) -> np.ndarray:
+        """Raw activations to the training space, float32."""
+        if self.metric is not None:
+            return self.metric.whiten(x)
+        return np.ascontiguousarray((x.astype(np.float64) - self._mean) * self._scale, dtype=np.float32)
+
+    def _maps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """t = (x - shift) @ forward and x = t @ back + shift, float64."""
+        if self.metric is not None:
+            m = self.metric
+            shift = m.mean_ if m.centered else np.zeros(self.n_features_in_)
+            return shift, m.whitener_, m.unwhitener_
+        eye = np.eye(self.n_features_in_)
+        return self._mean, eye * self._scale, eye / self._scale
+
+    # ------------------------------------------------------------ core's model
+
+    def _new_core(self, d_in: int) -> None:
+        self._core = _core.sae_new(
+            d_in,
+            int(self.d_sae),
+            activation=_ACTIVATIONS.index(self.activation),
+            k=self._k if self.activation in ("topk", "batchtopk") else 0,
+            tied=bool(self.tied),
+            bandwidth=float(self.bandwidth),
+            beta1=float(self.beta1),
+            beta2=float(self.beta2),
+            epsilon=1e-8,
+            clip=float(self.clip),
+            screen=_SCREENS.index(self.screen),
+        )
+
+    def _get(self, field: int) -> np.ndarray:
+        d, s = self.n_features_in_, int(self.d_sae)
+        if field == _COUNTERS:
+            out = np.empty(2, np.int64)
+        elif field == _LAST_FIRED:
+            out = np.empty(s, np.int64)
+        else:
+            out = np.empty({_W_ENC: (s, d), _W_DEC: (s, d), _B_DEC: (d,)}.get(field % 5, (s,)), np.float32)
+        _core.sae_get(self._core, field, out)
+        return out
+
+    def _set(self, field: int, value: np.ndarray) -> None:
+        dtype = np.int64 if field >= _LAST_FIRED else np.float32
+        _core.sae_set(self._core, field, np.ascontiguousarray(value, dtype))
+
+    def _initialise(self, sample: np.ndarray) -> None:
+        """Decoder rows are directions of samples; thresholds start where L0 is on target."""
+        rng = np.random.default_rng([*self._seed, 0])
+        d, s = sample.shape[1], int(self.d_sae)
+        mean = sample.mean(axis=0, dtype=np.float64)
+        centred = sample - mean.astype(np.float32)
+        D = centred[rng.choice(len(centred), s, replace=len(centred) < s)].astype(np.float64)
+        # samples repeat when there are fewer than latents, and some may be zero: noise breaks ties
+        D += rng.standard_normal((s, d)) * (0.3 * np.sqrt((centred.astype(np.float64) ** 2).mean()) + 1e-12)
+        D = (D / np.linalg.norm(D, axis=1, keepdims=True)).astype(np.float32)
+        self._set(_W_ENC, D)
+        self._set(_W_DEC, D)
+        self._set(_B_DEC, mean)
+        start = self._starting_thresholds(centred, D)
+        if self.activation == "relu":
+            self._set(_B_ENC, -start)
+        elif self.activation == "jumprelu":
+            self._set(_THRESHOLD, np.maximum(start, 0))
+
+    def _starting_thresholds(self, centred: np.ndarray, D: np.ndarray) -> np.ndarray:
+        """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on these samples."""
+        s = len(D)
+        want = self.target_l0 / s
+        mean, deviation = np.empty(s, np.float32), np.empty(s, np.float32)
+        bins = np.linspace(-4, 12, 1601)
+        counts = np.zeros(len(bins) - 1)
+        for j in range(0, s, 1024):
+            z = centred @ D[j : j + 1024].T
+            mean[j : j + 1024], deviation[j : j + 1024] = z.mean(axis=0), z.std(axis=0) + 1e-12
+            z = (z - mean[j : j + 1024]) / deviation[j : j + 1024]
+            counts += np.histogram(z, bins)[0]
+        above = 1 - np.cumsum(counts) / max(counts.sum(), 1)
+        c = bins[1 + int(np.argmax(above <= want))]
+        return mean + c * deviation
+
+    # -------------------------------------------------------------------- fit
+
+    def fit(
+        self,
+        X: Any,
+        X_val: Any = None,
+        *,
+        callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
+    ) -> SparseAutoencoder:
+        """Train on activations.
+
+        Parameters
+        ----------
+        X : array (n, d_in), memory map, or list of them
+            float32, float64, float16 or bfloat16. Only the rows of a batch are ever converted.
+        X_val : array (m, d_in), optional
+            Held out; its explained variance is shown and recorded twenty times.
+        callback : callable, optional
+            Called after each step with the estimator and the step's figures.
+
+        Raises
+        ------
+        ValueError
+            For parameters out of range, NaN or infinity in X (naming the row), or shapes that differ.
+        TrainingDiverged
+            When the loss is no longer finite.
+        """
+        self._check_parameters()
+        rows = Rows(X)
+        if rows.n < 2:
+            raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
+        self._check_X(rows.shards[0], reset=True)
+        val = None if X_val is None else Rows(X_val, "X_val")
+        if val is not None and val.d != rows.d:
+            raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
+        self._folded = None
+        self._fit_space(rows)
+        self._new_core(rows.d)
+        rng = np.random.default_rng([*self._seed, 2])
+        n_init = min(rows.n, max(4096, min(2 * int(self.d_sae), 16384)))
+        self._initialise(self._to_space(rows.take(np.sort(rng.choice(rows.n, n_init, replace=False)))))
+        self.history_ = {k: [] for k in (
+            "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val",
+            "l0", "dead", "learning_rate")}  # fmt: skip
+        self._control = {"price": 0.0, "shift": 0.0, "l1": self.l1_coefficient or 0.0, "cut": 0.0, "spent": 0.0}
+        self._sampler = Sampler(rows.n, int(self.batch_size), self._seed)
+        self._train(rows, val, callback)
+        return self
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of step 1, 2, ..., max_steps."""
+        warm, cool = self.warmup * self.max_steps, self.decay * self.max_steps
+        factor = min(1.0, step / max(warm, 1.0))
+        if cool > 0:
+            factor = min(factor, (self.max_steps - step + 1) / cool)
+        return float(self.learning_rate * factor)
+
+    def _train(self, rows: Rows, val: Rows | None, callback: Any) -> None:
+        steps = int(self.max_steps)
+        done = int(self._get(_COUNTERS)[0])
+        record_every = max(1, steps // 200)
+        val_every = max(1, steps // 20)
+        ctx = context(self.num_threads)
+        val_space = None if val is None else self._to_space(val.slice(0, val.n))
+        shown: dict[str, str] = {}
+        started = time.perf_counter() - self._control["spent"]
+        err = np.empty((int(self.batch_size), rows.d), np.float32)
+        try:
+            with tqdm(total=steps, initial=done, disable=not self.verbose, unit="step", desc="SAE") as bar:
+                for step in range(done + 1, steps + 1):
+                    batch = self._to_space(rows.take(self._sampler.next()))
+                    stats = self._step(ctx, step, batch, err)
+                    last = step == steps
+                    if not np.isfinite(stats["squared_error"]):
+                        raise TrainingDiverged(
+                            f"the loss became {stats['squared_error']} at step {step} with learning rate "
+                            f"{self._rate(step):.3g}; lower learning_rate"
+                        )
+                    if step % record_every == 0 or last:
+                        ev_val = np.nan
+                        if val_space is not None and (step % val_every == 0 or last):
+                            ev_val = self._explained_variance(val_space)
+                            shown["EV held-out"] = f"{ev_val:.4f}"
+                        dead = self._dead(step)
+                        self._control["spent"] = time.perf_counter() - started
+                        self._record(step, stats, ev_val, len(dead))
+                        bar.set_postfix({
+                            "loss": f"{stats['squared_error']:.4g}", **shown,
+                            "L0": f"{stats['l0']:.1f}", "dead": len(dead)}, refresh=False)  # fmt: skip
+                    if callback is not None:
+                        callback(self, {"step": step, "learning_rate": self._rate(step), **stats})
+                    bar.update()
+        finally:
+            if self.activation == "batchtopk":
+                self._set(_THRESHOLD, np.full(int(self.d_sae), self._control["cut"], np.float32))
+            self._folded = None
+
+    def _step(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> dict[str, Any]:
+        c, rate = self._control, self._rate(step)
+        stats: dict[str, Any] = _core.sae_step(
+            ctx, self._core, batch, rate, rate, c["price"], c["l1"], c["shift"], self._k, err
+        )
+        self._steer(stats, rate)
+        window = self._dead_window()
+        if window and step % max(1, window // (EVERY * len(batch))) == 0 and step <= self.max_steps * (1 - self.decay):
+            self._resample(ctx, step, batch, err)
+        return stats
+
+    def _steer(self, stats: dict[str, Any], rate: float) -> None:
+        """L0 towards its target: the thresholds' common shift and price, or the L1 coefficient."""
+        c, excess = self._control, stats["l0"] / self.target_l0 - 1
+        if self.activation == "jumprelu":
+            if stats["band"] > 0:
+                gain = max(stats["band_gain"], 0.0)
+                c["price"] = gain if c["price"] == 0 else 0.95 * c["price"] + 0.05 * gain
+                density = stats["band"] / self.bandwidth
+                c["shift"] = float(np.clip(0.3 * (stats["l0"] - self.target_l0) / density, -0.05, 0.05))
+            else:
+                c["shift"] = 0.01 * float(np.sign(excess))
+        elif self.activation == "relu" and self.l1_coefficient is None:
+            if c["l1"] == 0:
+                c["l1"] = 0.01 * max(stats["squared_error"], 1e-12) / self.target_l0
+            c["l1"] *= float(np.exp(np.clip(0.1 * excess, -0.05, 0.05)))
+        elif self.activation == "batchtopk":
+            c["cut"] = stats["lowest"] if c["cut"] == 0 else 0.95 * c["cut"] + 0.05 * stats["lowest"]
+
+    # ----------------------------------------------------------- dead latents
+
+    def _dead_window(self) -> int:
+        """Samples without firing after which a latent counts as dead."""
+        return int(self.dead_after * self.d_sae / self.target_l0)
+
+    def _dead(self, step: int) -> np.ndarray:
+        window = self._dead_window() or int(100 * self.d_sae / self.target_l0)
+        return np.flatnonzero(self._get(_LAST_FIRED) <= self._get(_COUNTERS)[1] - window)
+
+    def _resample(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> None:
+        dead = self._dead(step)
+        weight = np.einsum("ij,ij->i", err, err, dtype=np.float64)
+        if not len(dead) or not weight.sum() > 0:
+            return
+        rng = np.random.default_rng([*self._seed, 3, step])
+        dead = rng.permutation(dead)[: min(np.count_nonzero(weight), max(1, int(CAP * self.d_sae)))]
+        chosen = rng.choice(len(batch), len(dead), replace=False, p=weight / weight.sum())
+        D = -err[chosen]
+        D /= np.linalg.norm(D, axis=1, keepdims=True)
+        z = (batch - self._get(_B_DEC)) @ D.T
+        own = z[chosen, np.arange(len(chosen))]
+        start = np.quantile(z, 1 - RATE * self.target_l0 / self.d_sae, axis=0)
+        start = np.minimum(start, 0.9 * own).clip(min=0)
+        _core.sae_reset(ctx, self._core, dead, np.ascontiguousarray(D), start.astype(np.float32))
+
+    def _record(self, step: int, stats: dict[str, Any], ev_val: float, dead: int) -> None:
+        total = stats["total_variance"]
+        values = {
+            "step": step,
+            "samples": int(self._get(_COUNTERS)[1]),
+            "seconds": self._control["spent"],
+            "loss": stats["squared_error"] + stats["penalty"],
+            "explained_variance": 1 - stats["squared_error"] / total if total > 0 else np.nan,
+            "explained_variance_val": ev_val,
+            "l0": stats["l0"],
+            "dead": dead,
+            "learning_rate": self._rate(step),
+        }
+        for key, value in values.items():
+            self.history_[key].append(value)
+
+    def _explained_variance(self, t: np.ndarray) -> float:
+        """Centred, in the training space."""
+        residual = 0.0
+        for start in range(0, len(t), _BLOCK):
+            block = t[start : start + _BLOCK]
+            e = block.astype(np.float64) - self._decode_space(self._encode_space(block))
+            residual += float((e * e).sum())
+        total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
+        return 1 - residual / total if total > 0 else np.nan
+
+    # -------------------------------------------------------------- inference
+
+    def _encode_space(self, t: np.ndarray) -> sp.csr_array:
+        indptr, indices, values, _ = _core.sae_encode(context(self.num_threads), self._core, t)
+        return sp.csr_array((values, indices, indptr), shape=(len(t), int(self.d_sae)))
+
+    def _decode_space(self, codes: sp.csr_array) -> np.ndarray:
+        return self._decode(codes, self._get(_W_DEC), self._get(_B_DEC))
+
+    def _decode(self, codes: sp.csr_array, W: np.ndarray, b: np.ndarray) -> np.ndarray:
+        out = np.empty((codes.shape[0], W.shape[1]), np.float32)
+        _core.decode(
+            context(self.num_threads),
+            codes.indptr.astype(np.int64, copy=False),
+            codes.indices.astype(np.int32, copy=False),
+            np.ascontiguousarray(codes.data, np.float32),
+            W,
+            b,
+            out,
+        )
+        return out
+
+    def _blocks(self, X: Any) -> Iterator[np.ndarray]:
+        self._check_fitted()
+        rows = Rows(X)
+        self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)
+        for start in range(0, rows.n, _BLOCK):
+            yield self._to_space(rows.slice(start, start + _BLOCK))
+
+    def transform(self, X: Any) -> sp.csr_array:
+        """Codes of activations: CSR array (n, d_sae) float32, in the units of the training space.
+
+        Strict inequality: ``a = z 1[z > threshold]``. Cost: 2 d_in d_sae operations for each sample.
+        """
+        parts = [self._encode_space(t) for t in self._blocks(X)]
+        return sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0]
+
+    def inverse_transform(self, codes: Any) -> np.ndarray:
+        """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
+        self._check_fitted()
+        codes = sp.csr_array(codes)
+        if codes.shape[1] != self.d_sae:
+            raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
+        return self._decode(codes, self.W_dec, self.b_dec)
+
+    # ---------------------------------------------------------- folded weights
+
+    def _fold(self) -> dict[str, np.ndarray]:
+        self._check_fitted()
+        if getattr(self, "_folded", None) is None:
+            shift, forward, back = self._maps()
+            E, D = self._get(_W_ENC).astype(np.float64), self._get(_W_DEC).astype(np.float64)
+            b_dec = self._get(_B_DEC).astype(np.float64)
+            thr = self._get(_THRESHOLD)
+            self._folded = {
+                "W_enc": np.ascontiguousarray(forward @ E.T, np.float32),
+                "b_enc": (self._get(_B_ENC) - E @ (shift @ forward + b_dec)).astype(np.float32),
+                "W_dec": np.ascontiguousarray(D @ back, np.float32),
+                "b_dec": (b_dec @ back + shift).astype(np.float32),
+                "threshold": thr,
+            }
+        return self._folded
+
+    @property
+    def W_enc(self) -> np.ndarray:
+        """Encoder for raw activations (d_in, d_sae): S^(1/2) times the training space's."""
+        return self._fold()["W_enc"]
+
+    @property
+    def b_enc(self) -> np.ndarray:
+        """Encoder bias for raw activations (d_sae,); the decoder bias is folded in."""
+        return self._fold()["b_enc"]
+
+    @property
+    def W_dec(self) -> np.ndarray:
+        """Decoder to raw activations (d_sae, d_in): the atoms, of unit norm under the metric."""
+        return self._fold()["W_dec"]
+
+    @property
+    def b_dec(self) -> np.ndarray:
+        """Decoder bias in raw activations (d_in,)."""
+        return self._fold()["b_dec"]
+
+    @property
+    def threshold(self) -> np.ndarray:
+        """A latent is active above it (d_sae,); zero for ReLU and TopK."""
+        return self._fold()["threshold"]

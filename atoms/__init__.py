@@ -4,9 +4,12 @@ from . import controls, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .metric import AtomicInnerProduct
+from .sae import SparseAutoencoder, TrainingDiverged
 
 __all__ = [
     "AtomicInnerProduct",
+    "SparseAutoencoder",
+    "TrainingDiverged",
     "__version__",
     "controls",
     "get_num_threads",

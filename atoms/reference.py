@@ -99,3 +99,102 @@ def omp(x, dictionary, n_nonzero, tol=None, selection="omp", nonnegative=False):
         code[chosen] = z / norms[chosen]
         residual = x - code @ dictionary
     return code
+
+# ---- sae
+
+
+class SparseAutoencoderTwin:
+    """One training step of the core's autoencoder in float64, every latent computed.
+
+    Parameters are arrays in the training space: W_enc, W_dec (d_sae, d_in), b_enc, threshold
+    (d_sae,), b_dec (d_in,). With `tied`, W_enc is W_dec.
+    """
+
+    def __init__(
+        self, W_enc, W_dec, b_enc, b_dec, threshold, *, activation="jumprelu", tied=False, bandwidth=0.1,
+        beta1=0.9, beta2=0.999, epsilon=1e-8, clip=1.0,
+    ):  # fmt: skip
+        names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+        arrays = (W_enc, W_dec, b_enc, b_dec, threshold)
+        self.p = {n: np.array(a, np.float64) for n, a in zip(names, arrays, strict=True)}
+        if tied:
+            self.p["W_enc"] = self.p["W_dec"]
+        self.m = {n: np.zeros_like(a) for n, a in self.p.items()}
+        self.v = {n: np.zeros_like(a) for n, a in self.p.items()}
+        self.activation, self.tied, self.bandwidth = activation, tied, bandwidth
+        self.beta1, self.beta2, self.epsilon, self.clip = beta1, beta2, epsilon, clip
+        self.step_count = 0
+
+    def pre_activations(self, x):
+        p = self.p
+        return (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
+
+    def active(self, z, k=0):
+        """Boolean mask of active latents; ties to the lower sample, then the lower latent."""
+        if self.activation == "jumprelu":
+            return z > self.p["threshold"]
+        if self.activation == "relu":
+            return z > 0
+        positive = np.where(z > 0, z, -np.inf)
+        mask = np.zeros(z.shape, bool)
+        if self.activation == "topk":
+            order = np.argsort(-positive, axis=1, kind="stable")[:, :k]
+            np.put_along_axis(mask, order, True, axis=1)
+        else:
+            mask.ravel()[np.argsort(-positive.ravel(), kind="stable")[: k * len(z)]] = True
+        return mask & (z > 0)
+
+    def gradients(self, x, *, l0_coefficient=0.0, l1_coefficient=0.0, k=0):
+        """(squared error, penalty, l0, gradients of their sum), straight-through at the thresholds."""
+        p, n = self.p, len(x)
+        z = self.pre_activations(x)
+        on = self.active(z, k)
+        a = np.where(on, z, 0.0)
+        err = a @ p["W_dec"] + p["b_dec"] - x
+        ga = 2 / n * err @ p["W_dec"].T
+        gz = np.where(on, ga + (l1_coefficient / n if self.activation == "relu" else 0.0), 0.0)
+        g = {
+            "W_dec": 2 / n * a.T @ err,
+            "W_enc": gz.T @ (x - p["b_dec"]),
+            "b_enc": gz.sum(0),
+            "b_dec": 2 / n * err.sum(0) - gz.sum(0) @ p["W_enc"],
+            "threshold": np.zeros_like(p["threshold"]),
+        }
+        penalty = 0.0
+        if self.activation == "jumprelu":
+            band = np.abs(z - p["threshold"]) < self.bandwidth / 2
+            g["threshold"] = -((p["threshold"] * ga + l0_coefficient / n) * band).sum(0) / self.bandwidth
+            penalty = l0_coefficient * on.sum() / n
+        elif self.activation == "relu":
+            penalty = l1_coefficient * a.sum() / n
+        if self.tied:
+            g["W_dec"] = g["W_enc"] = g["W_dec"] + g["W_enc"]
+        return (err**2).sum() / n, penalty, on.sum() / n, g
+
+    def _direction(self, name, g):
+        self.m[name] = self.beta1 * self.m[name] + (1 - self.beta1) * g
+        self.v[name] = self.beta2 * self.v[name] + (1 - self.beta2) * g * g
+        m = self.m[name] / (1 - self.beta1**self.step_count)
+        v = self.v[name] / (1 - self.beta2**self.step_count)
+        u = m / (np.sqrt(v) + self.epsilon)
+        if self.clip:
+            rms = np.sqrt((u * u).mean(axis=1, keepdims=True)) if u.ndim == 2 else np.abs(u)
+            u = u * np.minimum(1, self.clip / np.maximum(rms, 1e-300))
+        return u
+
+    def step(self, x, learning_rate, threshold_rate, *, threshold_shift=0.0, **kwargs):
+        error, penalty, l0, g = self.gradients(np.asarray(x, np.float64), **kwargs)
+        p = self.p
+        self.step_count += 1
+        along = (g["W_dec"] * p["W_dec"]).sum(1, keepdims=True)
+        u = {"W_dec": self._direction("W_dec", g["W_dec"] - along * p["W_dec"])}
+        for name in ("b_enc", "b_dec") + (() if self.tied else ("W_enc",)):
+            u[name] = self._direction(name, g[name])
+        if self.activation == "jumprelu":
+            u["threshold"] = self._direction("threshold", g["threshold"])
+        for name, direction in u.items():
+            p[name] -= (threshold_rate if name == "threshold" else learning_rate) * direction
+        p["W_dec"] /= np.linalg.norm(p["W_dec"], axis=1, keepdims=True)
+        if self.activation == "jumprelu":
+            np.maximum(0, p["threshold"] + threshold_shift, out=p["threshold"])
+        return error, penalty, l0

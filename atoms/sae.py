@@ -27,8 +27,6 @@ _FIELDS = (
     "W_enc W_dec b_enc b_dec threshold W_enc_m W_dec_m b_enc_m b_dec_m threshold_m "
     "W_enc_v W_dec_v b_enc_v b_dec_v threshold_v last_fired counters"
 ).split()
-import os as _os
-RATE=float(_os.environ.get('RATE','1'));CAP=float(_os.environ.get('CAP','1'));EVERY=int(_os.environ.get('EVERY','4'))
 _BLOCK = 8192  # rows encoded at a time
 
 
@@ -126,15 +124,15 @@ class SparseAutoencoder(Estimator):
         target_l0: float = 32.0,
         *,
         tied: bool = False,
-        batch_size: int = 1024,
-        max_steps: int = 1000,
-        learning_rate: float = 1e-3,
+        batch_size: int = 512,
+        max_steps: int = 2000,
+        learning_rate: float = 3e-3,
         warmup: float = 0.05,
         decay: float = 0.3,
         bandwidth: float = 0.2,
         l1_coefficient: float | None = None,
         clip: float = 1.0,
-        dead_after: float = 100.0,
+        dead_after: float = 1000.0,
         beta1: float = 0.9,
         beta2: float = 0.999,
         screen: str = "auto",
@@ -415,7 +413,7 @@ class SparseAutoencoder(Estimator):
         )
         self._steer(stats, rate)
         window = self._dead_window()
-        if window and step % max(1, window // (EVERY * len(batch))) == 0 and step <= self.max_steps * (1 - self.decay):
+        if window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay):
             self._resample(ctx, step, batch, err)
         return stats
 
@@ -444,7 +442,7 @@ class SparseAutoencoder(Estimator):
         return int(self.dead_after * self.d_sae / self.target_l0)
 
     def _dead(self, step: int) -> np.ndarray:
-        window = self._dead_window() or int(100 * self.d_sae / self.target_l0)
+        window = self._dead_window() or int(1000 * self.d_sae / self.target_l0)
         return np.flatnonzero(self._get(_LAST_FIRED) <= self._get(_COUNTERS)[1] - window)
 
     def _resample(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> None:
@@ -453,13 +451,13 @@ class SparseAutoencoder(Estimator):
         if not len(dead) or not weight.sum() > 0:
             return
         rng = np.random.default_rng([*self._seed, 3, step])
-        dead = rng.permutation(dead)[: min(np.count_nonzero(weight), max(1, int(CAP * self.d_sae)))]
+        dead = rng.permutation(dead)[: np.count_nonzero(weight)]
         chosen = rng.choice(len(batch), len(dead), replace=False, p=weight / weight.sum())
         D = -err[chosen]
         D /= np.linalg.norm(D, axis=1, keepdims=True)
         z = (batch - self._get(_B_DEC)) @ D.T
         own = z[chosen, np.arange(len(chosen))]
-        start = np.quantile(z, 1 - RATE * self.target_l0 / self.d_sae, axis=0)
+        start = np.quantile(z, 1 - self.target_l0 / self.d_sae, axis=0)
         start = np.minimum(start, 0.9 * own).clip(min=0)
         _core.sae_reset(ctx, self._core, dead, np.ascontiguousarray(D), start.astype(np.float32))
 

@@ -100,13 +100,18 @@ static float *field_pointer(const atoms_sae *sae, atoms_sae_field field)
     return field < ATOMS_W_ENC_M ? b->w : field < ATOMS_W_ENC_V ? b->m : b->v;
 }
 
+static bool is_matrix(atoms_sae_field field)
+{
+    return field < ATOMS_LAST_FIRED && field % 5 <= ATOMS_W_DEC;
+}
+
 void atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2])
 {
     shape[0] = sae->p.d_sae;
     shape[1] = 1;
     if (field == ATOMS_COUNTERS)
         shape[0] = 2;
-    else if (field != ATOMS_LAST_FIRED && field % 5 <= ATOMS_W_DEC)
+    else if (is_matrix(field))
         shape[1] = sae->p.d_in;
     else if (field != ATOMS_LAST_FIRED && field % 5 == ATOMS_B_DEC)
         shape[0] = sae->p.d_in;
@@ -121,7 +126,7 @@ void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out)
     } else if (field == ATOMS_LAST_FIRED) {
         memcpy(out, sae->last_fired, (size_t)shape[0] * sizeof(int64_t));
     } else {
-        int64_t ld = shape[1] == 1 ? 1 : sae->ld;
+        int64_t ld = is_matrix(field) ? sae->ld : 1;
         const float *from = field_pointer(sae, field);
         for (int64_t i = 0; i < shape[0]; i++)
             memcpy((float *)out + i * shape[1], from + i * ld, (size_t)shape[1] * sizeof(float));
@@ -137,7 +142,7 @@ void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values)
     } else if (field == ATOMS_LAST_FIRED) {
         memcpy(sae->last_fired, values, (size_t)shape[0] * sizeof(int64_t));
     } else {
-        int64_t ld = shape[1] == 1 ? 1 : sae->ld;
+        int64_t ld = is_matrix(field) ? sae->ld : 1;
         float *to = field_pointer(sae, field);
         for (int64_t i = 0; i < shape[0]; i++)
             memcpy(to + i * ld, (const float *)values + i * shape[1],

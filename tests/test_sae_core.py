@@ -1,0 +1,288 @@
+"""The core's training step against its NumPy twin, finite differences and PyTorch autograd."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoms import _core, reference
+
+ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
+NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+
+
+def start(d, s, seed, tied=False):
+    rng = np.random.default_rng(seed)
+    D = rng.standard_normal((s, d))
+    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    E = D if tied else D + 0.1 * rng.standard_normal((s, d))
+    p = [E, D, 0.1 * rng.standard_normal(s), 0.1 * rng.standard_normal(d), rng.uniform(0.2, 1.2, s)]
+    return [np.ascontiguousarray(a, np.float32) for a in p]
+
+
+def core_model(params, activation, tied=False, k=0, **kwargs):
+    s, d = params[0].shape
+    sae = _core.sae_new(d, s, activation=ACTIVATIONS.index(activation), k=k, tied=tied, **kwargs)
+    for field, value in enumerate(params):
+        _core.sae_set(sae, field, value)
+    return sae
+
+
+def read(sae, params):
+    out = [np.empty_like(p) for p in params]
+    for field, array in enumerate(out):
+        _core.sae_get(sae, field, array)
+    return out
+
+
+CASES = [("jumprelu", False), ("jumprelu", True), ("relu", False), ("topk", False), ("batchtopk", False)]
+
+
+@pytest.mark.parametrize("n,d,s", [(1, 1, 1), (15, 17, 33), (97, 33, 97), (130, 64, 15), (64, 100, 400)])
+@pytest.mark.parametrize("activation,tied", CASES)
+def test_ten_steps_equal_the_twin(activation, tied, n, d, s):
+    params = start(d, s, 1, tied)
+    k = min(3, s)
+    sae = core_model(params, activation, tied, k, bandwidth=0.3)
+    twin = reference.SparseAutoencoderTwin(*params, activation=activation, tied=tied, bandwidth=0.3)
+    rng = np.random.default_rng(2)
+    for step in range(10):
+        x = rng.standard_normal((n, d)).astype(np.float32)
+        l0c, l1c = 0.05, 0.1
+        stats = _core.sae_step(_core.Context(2), sae, x, 1e-3, 2e-3, l0c, l1c, 0.001, k, None)
+        error, penalty, l0 = twin.step(
+            x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k
+        )
+        assert stats["squared_error"] == pytest.approx(error, rel=1e-4), step
+        assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7)
+        assert stats["l0"] == pytest.approx(l0)
+        variance = ((x - x.mean(0)) ** 2).sum() / n
+        assert stats["total_variance"] == pytest.approx(variance, rel=1e-5, abs=1e-5)
+    for name, got in zip(NAMES, read(sae, params), strict=True):
+        # Adam divides by sqrt(v): where a gradient is rounding noise its direction is too
+        close = np.isclose(got, twin.p[name], rtol=1e-3, atol=2e-4)
+        assert close.mean() > 0.995, name
+
+
+def torch_losses(params, activation, xs, bandwidth, l0c, l1c, k, lr, thr_lr):
+    """Autograd's ten steps: the same objective from the formulas, with torch's own Adam."""
+
+    class Threshold(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z, theta):
+            ctx.save_for_backward(z, theta)
+            return z * (z > theta), (z > theta).to(z.dtype)
+
+        @staticmethod
+        def backward(ctx, g_a, g_h):
+            z, theta = ctx.saved_tensors
+            band = ((z - theta).abs() < bandwidth / 2).to(z.dtype)
+            return g_a * (z > theta), (-(theta * g_a + g_h) * band / bandwidth).sum(0)
+
+    E, D, b_enc, b_dec, theta = (torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in params)
+    main = torch.optim.Adam([E, D, b_enc, b_dec], lr=lr)
+    thr = torch.optim.Adam([theta], lr=thr_lr)
+    losses = []
+    for x in xs:
+        x = torch.tensor(x, dtype=torch.float64)
+        z = (x - b_dec) @ E.T + b_enc
+        penalty = 0.0
+        if activation == "jumprelu":
+            a, h = Threshold.apply(z, theta)
+            penalty = l0c * h.sum(1).mean()
+        elif activation == "relu":
+            a = z.relu()
+            penalty = l1c * a.sum(1).mean()
+        elif activation == "topk":
+            values, where = z.relu().topk(k, dim=1)
+            a = torch.zeros_like(z).scatter(1, where, values)
+        else:
+            values, where = z.relu().flatten().topk(k * len(x))
+            a = torch.zeros_like(z).flatten().scatter(0, where, values).reshape(z.shape)
+        loss = ((a @ D + b_dec - x) ** 2).sum(1).mean() + penalty
+        main.zero_grad()
+        thr.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            D.grad -= (D.grad * D).sum(1, keepdim=True) * D
+        main.step()
+        if activation == "jumprelu":
+            thr.step()
+        with torch.no_grad():
+            D /= D.norm(dim=1, keepdim=True)
+        losses.append(loss.item())
+    return losses, [t.detach().numpy() for t in (E, D, b_enc, b_dec, theta)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_ten_steps_equal_autograd(activation):
+    n, d, s, k = 128, 24, 80, 5
+    params = start(d, s, 3)
+    rng = np.random.default_rng(4)
+    xs = [rng.standard_normal((n, d)).astype(np.float32) for _ in range(10)]
+    expected, final = torch_losses(params, activation, xs, 0.25, 0.03, 0.05, k, 1e-3, 1e-3)
+    sae = core_model(params, activation, k=k, bandwidth=0.25, clip=0.0)
+    ctx = _core.Context(1)
+    for x, want in zip(xs, expected, strict=True):
+        stats = _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.03, 0.05, 0.0, k, None)
+        assert stats["squared_error"] + stats["penalty"] == pytest.approx(want, rel=1e-5)
+    for name, got, want in zip(NAMES, read(sae, params), final, strict=True):
+        assert np.isclose(got, want, rtol=1e-3, atol=1e-4).mean() > 0.999, name
+
+
+@pytest.mark.parametrize("activation,tied", CASES)
+def test_twin_gradients_equal_finite_differences(activation, tied):
+    params = start(7, 11, 5, tied)
+    twin = reference.SparseAutoencoderTwin(*params, activation=activation, tied=tied, bandwidth=1e-9)
+    x = np.random.default_rng(6).standard_normal((9, 7))
+    kwargs = {"l0_coefficient": 0.1, "l1_coefficient": 0.2, "k": 3}
+    g = twin.gradients(x, **kwargs)[3]
+    h = 1e-6
+    for name in NAMES[:4]:
+        flat, grad = twin.p[name].reshape(-1), g[name].reshape(-1)
+        for i in range(0, len(flat), 3):
+            value = flat[i]
+            losses = []
+            for step in (h, -h):
+                flat[i] = value + step
+                losses.append(sum(twin.gradients(x, **kwargs)[:2]))
+            flat[i] = value
+            assert grad[i] == pytest.approx((losses[0] - losses[1]) / (2 * h), abs=1e-6), name
+
+
+def test_threshold_gradient_equals_a_smoothed_finite_difference():
+    """The rectangular kernel is the exact gradient of the loss with z's noise averaged over the band."""
+    params = start(6, 5, 7)
+    twin = reference.SparseAutoencoderTwin(*params, bandwidth=0.05)
+    x = np.random.default_rng(8).standard_normal((200_000, 6))
+    g = twin.gradients(x, l0_coefficient=0.5)[3]["threshold"]
+    for j in range(5):
+        losses = []
+        for step in (0.025, -0.025):
+            twin.p["threshold"][j] += step
+            losses.append(sum(twin.gradients(x, l0_coefficient=0.5)[:2]))
+            twin.p["threshold"][j] -= step
+        assert g[j] == pytest.approx((losses[0] - losses[1]) / 0.05, abs=0.02)
+
+
+def codes(sae, x, ctx):
+    indptr, indices, values, stats = _core.sae_encode(ctx, sae, x)
+    return indptr.tobytes(), indices.tobytes(), values.tobytes(), stats
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("n,d,s", [(1, 1, 1), (65, 33, 97), (700, 97, 500), (130, 700, 390)])
+def test_same_bits_for_every_screen_isa_and_thread_count(activation, n, d, s, contexts):
+    params = start(d, s, 9)
+    x = np.random.default_rng(10).standard_normal((n, d)).astype(np.float32) * 2
+    seen = {}
+    for ctx in contexts:
+        sae = core_model(params, activation, k=min(4, s))
+        bits = codes(sae, x, ctx)[:3]
+        _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.1, 0.1, 0.0, min(4, s), None)
+        trained = tuple(a.tobytes() for a in read(sae, params))
+        # machines without fused multiply-add round differently
+        key = "portable" if ctx.isa == "portable" else "fused"
+        assert seen.setdefault(key, (bits, trained)) == (bits, trained), (ctx.isa, ctx.num_threads)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    d=st.sampled_from([1, 3, 16, 63, 130]),
+    scale=st.sampled_from([1e-8, 1.0, 1e6]),
+    spike=st.sampled_from([0.0, 1e3, 1e6]),
+    ties=st.booleans(),
+)
+def test_int8_screen_loses_nothing(seed, d, scale, spike, ties):
+    """Ties at the threshold, outlier coordinates, wide ranges: the active set is float32's."""
+    s, n = 50, 70
+    rng = np.random.default_rng(seed)
+    params = start(d, s, seed)
+    x = (rng.standard_normal((n, d)) * scale).astype(np.float32)
+    x[:, rng.integers(d)] += np.float32(spike * scale)
+    if ties:  # few distinct values: many z equal each other and the threshold
+        params = [np.round(p * 2) / 2 for p in params]
+        x = np.round(x / scale).astype(np.float32)
+    params[4] = np.quantile((x - params[3]) @ params[0].T + params[2], 0.9, axis=0).astype(np.float32).clip(0)
+    if ties:
+        params[4] = np.round(params[4] * 2) / 2
+    ctx = _core.Context(1)
+    sets = [codes(core_model(params, "jumprelu", screen=screen), x, ctx)[:3] for screen in (1, 2)]
+    assert sets[0] == sets[1]
+    z = ((x.astype(np.float64) - params[3]) @ params[0].T.astype(np.float64)) + params[2]
+    indptr, indices, values, _ = _core.sae_encode(ctx, core_model(params, "jumprelu"), x)
+    got = np.zeros((n, s), bool)
+    got[np.repeat(np.arange(n), np.diff(indptr)), indices] = True
+    slack = 1e-5 * (np.abs(x).max() + 1) * d
+    np.testing.assert_array_equal(got[z > params[4] + slack], True)
+    np.testing.assert_array_equal(got[z < params[4] - slack], False)
+
+
+def test_canonical_dot_is_a_dot_product():
+    rng = np.random.default_rng(11)
+    for d in (1, 15, 16, 17, 33, 64, 97, 640, 700, 1300):
+        params = start(d, 3, d)
+        params[4][:] = 0
+        x = rng.standard_normal((5, d)).astype(np.float32)
+        indptr, indices, values, _ = _core.sae_encode(_core.Context(1), core_model(params, "jumprelu"), x)
+        z = (x.astype(np.float64) - params[3]) @ params[0].T.astype(np.float64) + params[2]
+        rows = np.repeat(np.arange(5), np.diff(indptr))
+        np.testing.assert_allclose(values, z[rows, indices], atol=1e-5 * np.sqrt(d))
+        assert len(values) == (z > 0).sum()
+
+
+def test_decode_equals_matrix_product():
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(12)
+    for n, d, s in ((0, 3, 4), (1, 1, 1), (33, 17, 97)):
+        a = sp.random_array((n, s), density=0.2, format="csr", rng=rng, dtype=np.float32)
+        W = rng.standard_normal((s, d), dtype=np.float32)
+        b = rng.standard_normal(d, dtype=np.float32)
+        out = np.empty((n, d), np.float32)
+        _core.decode(_core.Context(2), a.indptr.astype(np.int64), a.indices.astype(np.int32), a.data, W, b, out)
+        np.testing.assert_allclose(out, a.toarray() @ W + b, atol=1e-5)
+
+
+def test_bad_input_is_named_and_the_model_unchanged():
+    params = start(8, 16, 13)
+    sae = core_model(params, "jumprelu")
+    ctx = _core.Context(2)
+    x = np.ones((100, 8), np.float32)
+    for bad in (np.nan, np.inf, 3.4e38):
+        y = x.copy()
+        y[71, 3] = bad
+        y[71, 4] = -bad
+        if np.isfinite(bad):  # finite, but the distance to b_dec overflows nothing: allowed
+            continue
+        with pytest.raises(ValueError, match="row 71"):
+            _core.sae_step(ctx, sae, y, 1e-3, 1e-3, 0.0, 0.0, 0.0, 1, None)
+        with pytest.raises(ValueError, match="row 71"):
+            _core.sae_encode(ctx, sae, y)
+    for got, want in zip(read(sae, params), params, strict=True):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match="X: expected length 8 along axis 1"):
+        _core.sae_encode(ctx, sae, np.ones((4, 7), np.float32))
+    with pytest.raises(TypeError, match="X: expected dtype"):
+        _core.sae_encode(ctx, sae, np.ones((4, 8)))
+    with pytest.raises(ValueError, match="share memory"):
+        _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.0, 0.0, 0.0, 1, x)
+    with pytest.raises(ValueError, match="column index"):
+        _core.decode(
+            ctx, np.array([0, 1]), np.array([9], np.int32), np.ones(1, np.float32), params[1][:5],
+            params[3], np.empty((1, 8), np.float32),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("field", range(17))
+def test_every_field_reads_back(field):
+    sae = _core.sae_new(5, 7)
+    shape = {15: (7,), 16: (2,)}.get(field, {0: (7, 5), 1: (7, 5), 3: (5,)}.get(field % 5, (7,)))
+    dtype = np.int64 if field >= 15 else np.float32
+    value = np.random.default_rng(field).integers(0, 100, shape).astype(dtype)
+    _core.sae_set(sae, field, value)
+    out = np.zeros_like(value)
+    _core.sae_get(sae, field, out)
+    np.testing.assert_array_equal(out, value)

@@ -18,7 +18,7 @@ import scipy.sparse
 from . import _core
 from ._config import context
 from ._estimator import Estimator, nonfinite_error
-from .theory import _native, _unit_rows, _whitener
+from .theory._arrays import unit_rows, whitener_of
 
 __all__ = [
     "KMeansDictionary",
@@ -52,7 +52,7 @@ class _Dictionary(Estimator):
     def _start(self, X: Any) -> np.ndarray:
         X = self._check_X(X, reset=True)
         d = X.shape[1]
-        self._whitener = _whitener(self.metric, d)
+        self._whitener = whitener_of(self.metric, d)
         total = np.zeros(d)
         for part in self._blocks(X):
             block = part.astype(np.float64)
@@ -224,7 +224,7 @@ class RandomDictionary(_Dictionary):
         X = self._start(X)
         rng = np.random.default_rng(self.random_state)
         directions = rng.standard_normal((self.d_sae, X.shape[1]), dtype=np.float32)
-        self._set_atoms(_unit_rows(directions, None, self.num_threads, "W_dec")[0])
+        self._set_atoms(unit_rows(directions, None, self.num_threads, "W_dec")[0])
         return self
 
 
@@ -292,7 +292,7 @@ class MemorizingDictionary(_Dictionary):
         atoms = np.concatenate(parts)
         if len(atoms) == 0:
             raise ValueError("X: expected a sample that differs from the mean, got none")
-        self._set_atoms(_unit_rows(atoms, None, self.num_threads, "X")[0])
+        self._set_atoms(unit_rows(atoms, None, self.num_threads, "X")[0])
         return self
 
 
@@ -344,11 +344,13 @@ class KMeansDictionary(_Dictionary):
         Z = Z[np.any(Z != 0, axis=1)]
         if not 1 <= self.d_sae <= len(Z):
             raise ValueError(f"d_sae: expected 1 to {len(Z)} (samples off the mean), got {self.d_sae}")
-        Z = _unit_rows(Z, None, self.num_threads, "X")[0]
+        Z = unit_rows(Z, None, self.num_threads, "X")[0]
         rng = np.random.default_rng(self.random_state)
         unit = Z[np.sort(rng.permutation(len(Z))[: self.d_sae])]
         before = None
-        for self.n_iter_ in range(1, self.max_iter + 1):
+        self.n_iter_ = 0
+        while self.n_iter_ < self.max_iter:
+            self.n_iter_ += 1
             index = _nearest(Z, unit, self.num_threads)
             if before is not None and np.array_equal(index, before):
                 break
@@ -364,7 +366,7 @@ class KMeansDictionary(_Dictionary):
                 sums[empty] = Z[np.argsort(np.abs(dots), kind="stable")[: len(empty)]]
                 norms[empty] = 1.0
             unit = (sums / norms[:, None]).astype(np.float32)
-        self._set_atoms(_unit_rows(unit, None, self.num_threads, "X")[0])
+        self._set_atoms(unit_rows(unit, None, self.num_threads, "X")[0])
         return self
 
 
@@ -461,7 +463,7 @@ class NeuronBasis(_Dictionary):
         X = self._start(X)
         d = X.shape[1]
         rows = np.eye(d) if self._whitener is None else self._whitener
-        unit, self._norms = _unit_rows(rows, None, self.num_threads, "metric")
+        unit, self._norms = unit_rows(rows, None, self.num_threads, "metric")
         self._set_atoms(unit)
         self.W_dec = np.diag((1 / self._norms).astype(np.float32))  # exact zeros elsewhere
         return self

@@ -1,8 +1,8 @@
 """Seconds and peak memory of dictionary statistics and explained variance.
 
-    python benchmarks/theory.py coherence 16384 2304
-    python benchmarks/theory.py babel 16384 2304
-    python benchmarks/theory.py explained_variance 30000 576
+python benchmarks/theory.py coherence 16384 2304
+python benchmarks/theory.py babel 16384 2304
+python benchmarks/theory.py explained_variance 30000 576
 """
 
 import resource

@@ -81,7 +81,8 @@ def test_codes_are_least_squares_in_the_metric(data):
         chosen = codes.indices[codes.indptr[i] : codes.indptr[i + 1]]
         assert set(chosen) == set(np.argsort(np.abs(W @ Z[i]))[-5:])
         want = np.linalg.lstsq(W[chosen].T, Z[i], rcond=None)[0]
-        np.testing.assert_allclose(codes.data[codes.indptr[i] : codes.indptr[i + 1]], want, rtol=2e-3, atol=2e-3)
+        got = codes.data[codes.indptr[i] : codes.indptr[i + 1]]
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(
         X_held[:3] @ control.W_enc + control.b_enc, (Z @ W.T)[:3], rtol=5e-3, atol=5e-3
     )

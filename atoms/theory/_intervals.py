@@ -1,0 +1,146 @@
+"""Bootstrap intervals over samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ._coherence import Coherence, coherence
+from ._stability import active, q_star_of_levels
+from ._variance import ExplainedVarianceResult
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A bootstrap percentile interval; `estimate` is the figure of the sample itself."""
+
+    low: float
+    high: float
+    estimate: float
+    level: float
+    draws: np.ndarray = field(repr=False, compare=False)
+
+
+def _check(n_boot: int, level: float, block_size: int, n: int) -> None:
+    if n_boot < 1:
+        raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
+    if not 1 <= block_size <= n:
+        raise ValueError(f"block_size: expected 1 to {n} (samples), got {block_size}")
+
+
+def _draw(rng: np.random.Generator, n: int, block_size: int) -> np.ndarray:
+    """How often each of the consecutive blocks is drawn; as many blocks as there are."""
+    blocks = -(-n // block_size)
+    return rng.multinomial(blocks, np.full(blocks, 1 / blocks))
+
+
+def _interval(draws: np.ndarray, estimate: float, level: float) -> Interval:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), estimate, level, draws)
+
+
+def explained_variance_interval(
+    result: ExplainedVarianceResult,
+    *,
+    level: float = 0.95,
+    n_boot: int = 1000,
+    block_size: int = 1,
+    random_state: int = 0,
+) -> Interval:
+    """Bootstrap interval of an explained variance.
+
+    Samples are drawn with replacement, in blocks of `block_size` consecutive ones (tokens of one
+    text are not independent: give about the length of a text). Each draw gives
+    1 - sum_i ||e_i||^2 / sum_i ||x_i - c||^2 with c, the mean of the convention, kept at its
+    estimate.
+
+    Parameters
+    ----------
+    result : ExplainedVarianceResult
+        Of :func:`explained_variance`, in any convention but "variance_of_error".
+    level : float
+    n_boot : int
+    block_size : int
+    random_state : int
+
+    Returns
+    -------
+    Interval
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.theory import explained_variance, explained_variance_interval
+    >>> X = np.random.default_rng(0).standard_normal((500, 4))
+    >>> interval = explained_variance_interval(explained_variance(X, 0.5 * X, "uncentered"))
+    >>> round(interval.low, 6), round(interval.high, 6)
+    (0.75, 0.75)
+    """
+    if result.squared_deviation is None:
+        raise ValueError(
+            f"result: the convention {result.convention!r} has no form for single samples (or the "
+            "accumulator had no mean); use another"
+        )
+    n = result.n_samples
+    _check(n_boot, level, block_size, n)
+    starts = np.arange(0, n, block_size)
+    error = np.add.reduceat(result.squared_error, starts)
+    deviation = np.add.reduceat(result.squared_deviation, starts)
+    rng = np.random.default_rng(random_state)
+    draws = np.empty(n_boot)
+    for b in range(n_boot):
+        times = _draw(rng, n, block_size)
+        total, residual = times @ deviation, times @ error
+        draws[b] = 1 - residual / total if total else (1.0 if residual == 0 else -np.inf)
+    return _interval(draws, result.total, level)
+
+
+def stability_interval(
+    D: Any,
+    l0: Any,
+    metric: Any = None,
+    *,
+    level: float = 0.95,
+    n_boot: int = 1000,
+    block_size: int = 1,
+    random_state: int = 0,
+    num_threads: int | None = None,
+) -> Interval:
+    """Bootstrap interval of q* over the samples behind its L0; the dictionary is held fixed.
+
+    Parameters
+    ----------
+    D, l0, metric, num_threads
+        As in :func:`stability`; `l0` in the order of the samples.
+    level, n_boot, block_size, random_state
+        As in :func:`explained_variance_interval`.
+
+    Returns
+    -------
+    Interval
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.theory import stability_interval
+    >>> stability_interval(np.eye(5), [1, 2, 3]).low
+    1.0
+    """
+    c = D if isinstance(D, Coherence) else coherence(D, metric, (), num_threads=num_threads)
+    counts = active(l0)
+    n = len(counts)
+    _check(n_boot, level, block_size, n)
+    levels, which = np.unique(counts, return_inverse=True)
+    block = np.arange(n) // block_size
+    table = np.zeros((int(block[-1]) + 1, len(levels)))  # samples of each level in each block
+    np.add.at(table, (block, which), 1)
+    shares: dict[int, float] = {}
+    rng = np.random.default_rng(random_state)
+    draws = np.array(
+        [q_star_of_levels(c, levels, _draw(rng, n, block_size) @ table, shares) for _ in range(n_boot)]
+    )
+    return _interval(draws, q_star_of_levels(c, levels, table.sum(0), shares), level)

@@ -1,0 +1,238 @@
+"""Do two dictionaries hold the same atoms? Matching across seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+import scipy.sparse.csgraph
+
+from .. import _core
+from .._config import context
+from ._arrays import rows, unit_rows, whitener_of
+
+_DENSE = 4096  # atoms up to which the whole similarity matrix is held, 128 MB in float64
+_TILE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How the atoms of two dictionaries correspond; see :func:`match_dictionaries`.
+
+    Attributes
+    ----------
+    mcc : float
+        Mean |cosine| over the pairs of the one-to-one matching.
+    index_a, index_b : ndarray of int
+        Matched pairs, ascending in `index_a`; min(d_sae of a, of b) of them.
+    cosine : ndarray
+        Signed cosine of each pair.
+    nearest_a, nearest_b : ndarray
+        Largest |cosine| of each atom of a with any of b, and of b with any of a: not one-to-one.
+    mmcs : float
+        Mean of `nearest_a` and of `nearest_b`, averaged: the mean maximal cosine similarity.
+    exact : bool
+        Whether `mcc` is proven to be the maximum over all matchings.
+    """
+
+    mcc: float
+    mmcs: float
+    exact: bool
+    index_a: np.ndarray = field(repr=False)
+    index_b: np.ndarray = field(repr=False)
+    cosine: np.ndarray = field(repr=False)
+    nearest_a: np.ndarray = field(repr=False)
+    nearest_b: np.ndarray = field(repr=False)
+
+    def share_above(self, cosine: float) -> float:
+        """Share of the matched pairs with |cosine| at least this."""
+        return float((np.abs(self.cosine) >= cosine).mean())
+
+
+def _largest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> np.ndarray:
+    index, value = np.empty(len(a), np.int64), np.empty(len(a), np.float32)
+    _core.nearest(context(num_threads), a, b, True, index, value)
+    return np.minimum(value.astype(np.float64), 1.0)
+
+
+def _candidates(a: np.ndarray, b: np.ndarray, count: int) -> scipy.sparse.csr_array:
+    """|cosines| (len(a), len(b)) of each atom's `count` nearest, of a and of b, by tiles."""
+    found = []
+    for x, y, swap in ((a, b, False), (b, a, True)):
+        step = max(1, _TILE_BYTES // (4 * len(y)))
+        for first in range(0, len(x), step):
+            size = np.abs(x[first : first + step] @ y.T)
+            near = np.argpartition(size, -count, axis=1)[:, -count:]
+            value = np.take_along_axis(size, near, axis=1).ravel()
+            own = np.repeat(np.arange(first, first + len(size)), count)
+            found.append((near.ravel(), own, value) if swap else (own, near.ravel(), value))
+    i, j, value = (np.concatenate(part) for part in zip(*found))
+    _, once = np.unique(i * len(b) + j, return_index=True)
+    i, j, value = i[once], j[once], value[once].astype(np.float64)
+    return scipy.sparse.csr_array((value, (i, j)), shape=(len(a), len(b)))
+
+
+def _sparse_matching(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+    """Row of b for each row of a (len(a) <= len(b)): the best matching among candidates.
+
+    A full matching of candidates need not exist, so each atom of a may also stay alone, at
+    |cosine| 0, in a column of its own; those that do are then matched among what is left of b.
+    """
+    n, m = len(a), len(b)
+    cost = _candidates(a, b, count)
+    cost.data = 2.0 - np.minimum(cost.data, 1.0)  # weights must not be 0, which means no edge
+    cost = scipy.sparse.hstack([cost, 2.0 * scipy.sparse.eye_array(n)], format="csr")
+    _, column = scipy.sparse.csgraph.min_weight_full_bipartite_matching(cost)
+    alone = np.flatnonzero(column >= m)
+    free = np.setdiff1d(np.arange(m), column)
+    left, right = scipy.optimize.linear_sum_assignment(np.abs(a[alone] @ b[free].T), maximize=True)
+    column[alone[left]] = free[right]
+    return column
+
+
+def match_dictionaries(
+    A: Any,
+    B: Any,
+    metric: Any = None,
+    *,
+    candidates: int = 32,
+    num_threads: int | None = None,
+) -> Matching:
+    """One-to-one matching of the atoms of two dictionaries by |cosine|.
+
+    Maximises the sum of |cosine| over pairs (the Hungarian method), of which `mcc`, the mean
+    correlation coefficient, is the mean: 1 for dictionaries equal up to order, sign and norm.
+
+    Parameters
+    ----------
+    A, B : array (d_sae, d_in)
+        Atoms as rows; their numbers may differ.
+    metric : AtomicInnerProduct, optional
+    candidates : int
+        Beyond 4,096 atoms in both, only each atom's so many nearest, from either side, can be
+        matched (atoms that find no partner so are matched among what is left), and `exact` is
+        False: `mcc` is then a lower bound of the maximum, and the mean of `nearest_a` or
+        `nearest_b`, of the smaller dictionary, an upper one.
+    num_threads : int, optional
+
+    Returns
+    -------
+    Matching
+
+    Notes
+    -----
+    Memory: up to 128 MB for similarities where one of the dictionaries has at most 4,096 atoms and
+    the other not many more, else tiles of 64 MB and the candidates.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.theory import match_dictionaries
+    >>> A = np.random.default_rng(0).standard_normal((50, 10))
+    >>> m = match_dictionaries(A, -2 * A[::-1])
+    >>> round(m.mcc, 6), m.index_b[:3]
+    (1.0, array([49, 48, 47]))
+    """
+    a, _ = unit_rows(A, metric, num_threads, "A")
+    b, _ = unit_rows(B, metric, num_threads, "B")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"B: expected {a.shape[1]} columns as A has, got {b.shape[1]}")
+    if min(len(a), len(b)) == 0:
+        raise ValueError("A, B: expected at least one atom in each, got none")
+    if candidates < 1:
+        raise ValueError(f"candidates: expected at least 1, got {candidates}")
+    nearest_a, nearest_b = _largest(a, b, num_threads), _largest(b, a, num_threads)
+    small, large, swapped = (a, b, False) if len(a) <= len(b) else (b, a, True)
+    exact = len(small) * len(large) <= _DENSE**2
+    if exact:
+        i, j = scipy.optimize.linear_sum_assignment(np.abs(small @ large.T), maximize=True)
+    else:
+        i = np.arange(len(small))
+        j = _sparse_matching(small, large, min(candidates, len(small)))
+    if swapped:
+        order = np.argsort(j)
+        i, j = j[order], i[order]
+    cosine = np.clip(np.einsum("nd,nd->n", a[i], b[j], dtype=np.float64), -1.0, 1.0)
+    return Matching(
+        mcc=float(np.abs(cosine).mean()),
+        mmcs=float((nearest_a.mean() + nearest_b.mean()) / 2),
+        exact=exact,
+        index_a=i,
+        index_b=j,
+        cosine=cosine,
+        nearest_a=nearest_a,
+        nearest_b=nearest_b,
+    )
+
+
+def pairwise_mcc(
+    dictionaries: Sequence[Any], metric: Any = None, *, candidates: int = 32, num_threads: int | None = None
+) -> np.ndarray:
+    """Symmetric matrix of `mcc` between several dictionaries, ones on the diagonal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.theory import pairwise_mcc
+    >>> pairwise_mcc([np.eye(3), np.eye(3)[::-1], np.eye(3)]).min()
+    np.float64(1.0)
+    """
+    count = len(dictionaries)
+    out = np.eye(count)
+    for i in range(count):
+        for j in range(i):
+            m = match_dictionaries(
+                dictionaries[i], dictionaries[j], metric, candidates=candidates, num_threads=num_threads
+            )
+            out[i, j] = out[j, i] = m.mcc
+    return out
+
+
+def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -> float:
+    """Overlap of the spaces that two dictionaries span, or of their k leading directions.
+
+    ||P'Q||_F^2 / k, the mean squared cosine of the principal angles, where P and Q are orthonormal
+    bases of the k leading right singular directions of the whitened unit atoms: 1 for equal
+    spaces, 0 for orthogonal ones, k / d_in expected for random ones. Overcomplete dictionaries span
+    everything: choose k below d_in for them, or pass a subset of atoms.
+
+    Parameters
+    ----------
+    A, B : array (d_sae, d_in)
+    metric : AtomicInnerProduct, optional
+    k : int, optional
+        By default the smaller of the two ranks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.theory import subspace_overlap
+    >>> round(subspace_overlap(np.eye(4)[:2], np.eye(4)[1:3]), 6)
+    0.5
+    """
+    bases, ranks = [], []
+    for D, name in ((A, "A"), (B, "B")):
+        D = rows(D, name)
+        root = whitener_of(metric, D.shape[1])
+        gram = np.zeros((D.shape[1], D.shape[1]))
+        for first in range(0, len(D), 4096):
+            part = np.asarray(D[first : first + 4096], dtype=np.float64)
+            part = part if root is None else part @ root
+            norms = np.linalg.norm(part, axis=1, keepdims=True)
+            if not np.isfinite(norms).all() or not norms.all():
+                raise ValueError(f"{name}: expected atoms that are finite and not zero")
+            part = part / norms
+            gram += part.T @ part
+        values, vectors = np.linalg.eigh(gram)
+        ranks.append(int((values > values[-1] * len(values) * 1e-12).sum()))
+        bases.append(vectors[:, ::-1])
+    if bases[0].shape != bases[1].shape:
+        raise ValueError(f"B: expected {len(bases[0])} columns as A has, got {len(bases[1])}")
+    k = min(ranks) if k is None else k
+    if not 1 <= k <= min(ranks):
+        raise ValueError(f"k: expected 1 to {min(ranks)}, the smaller rank, got {k}")
+    return float(((bases[0][:, :k].T @ bases[1][:, :k]) ** 2).sum() / k)

@@ -45,10 +45,15 @@ def cosines(D, whitener=None) -> np.ndarray:
 
 def q_star(cosines, l0, grid) -> float:
     """The largest q of a grid in (0, 1] with mu_q < 1/(2 K_q - 1), by the definition."""
+
+    def quantile(values, q):  # np.quantile's "inverted_cdf", not led astray by q n = 192.0000001
+        share = np.arange(1, len(values) + 1) / len(values)
+        return np.sort(values)[np.searchsorted(share, q - 1e-12)]
+
     best = 0.0
     for q in grid:
-        mu = np.quantile(cosines, q, method="inverted_cdf") if len(cosines) else 0.0
-        k = np.quantile(l0, q, method="inverted_cdf")
+        mu = quantile(cosines, q) if len(cosines) else 0.0
+        k = quantile(l0, q)
         if k == 0 or mu < 1 / (2 * k - 1):
             best = q
     return best
@@ -99,6 +104,7 @@ def omp(x, dictionary, n_nonzero, tol=None, selection="omp", nonnegative=False):
         code[chosen] = z / norms[chosen]
         residual = x - code @ dictionary
     return code
+
 
 # ---- sae
 

@@ -107,6 +107,12 @@ def welch_bound(n: int, d: int) -> float:
     return math.sqrt((n - d) / (d * (n - 1))) if n > d else 0.0
 
 
+def inverse_cdf_ranks(q: np.ndarray, n: int) -> np.ndarray:
+    """Ranks, from 0, of the smallest of n values that a share q does not exceed. A product q n
+    that rounding has lifted above a whole number is taken as that number."""
+    return np.clip(np.ceil(q * n * (1 - 4e-16)).astype(np.int64) - 1, 0, n - 1)
+
+
 class Coherence:
     """|cosine| over all pairs of atoms; what :func:`coherence` returns.
 
@@ -145,8 +151,7 @@ class Coherence:
         if n == 0:
             return np.zeros(len(q))
         if (method or self.method) == "inverted_cdf":
-            ranks = np.clip(np.ceil(q * n).astype(np.int64) - 1, 0, n - 1)
-            return self._cosines.at_ranks(ranks).astype(np.float64)
+            return self._cosines.at_ranks(inverse_cdf_ranks(q, n)).astype(np.float64)
         position = q * (n - 1)
         low = np.floor(position).astype(np.int64)
         part = position - low

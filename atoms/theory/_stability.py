@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
-from ._coherence import Coherence, check_q, coherence, welch_bound
+from ._coherence import Coherence, check_q, coherence, inverse_cdf_ranks, welch_bound
 
 _PARALLEL = 1.0 - 2.0**-20  # cosines from here on are 1 up to the rounding of float32 products
 
@@ -127,6 +127,7 @@ class Stability:
         return self.q_star
 
 
+_L0_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _CURVE = np.concatenate([np.arange(1, 100) / 100, [0.995, 0.999, 0.9995, 0.9999, 1.0]])
 
 
@@ -229,13 +230,12 @@ def stability(
 
     q = np.unique(check_q(curve, "curve"))
     mu = c.quantile(q, "inverted_cdf")
-    k = counts[np.clip(np.ceil(q * len(counts)).astype(np.int64) - 1, 0, None)]
+    k = counts[inverse_cdf_ranks(q, len(counts))]
     return Stability(
         q_star=q_star_of_levels(c, levels, times, {}),
-        l0_quantiles={
-            p: int(counts[max(0, math.ceil(p * len(counts)) - 1)])
-            for p in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-        },
+        l0_quantiles=dict(
+            zip(_L0_QUANTILES, counts[inverse_cdf_ranks(np.array(_L0_QUANTILES), len(counts))].tolist())
+        ),
         ceiling=crossing(levels, reach, at_most(1.0)),
         ceiling_at_max=crossing(levels, reach, at_most(c.max)),
         ceiling_equiangular=crossing(levels, reach, lambda k: float(uniqueness_limit(k) ** 2 > w2)),

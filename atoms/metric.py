@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from . import _core
 from ._config import context
 from ._estimator import Estimator, check_array, first_nonfinite_row, load_tensors, nonfinite_error, save_tensors
 
-__all__ = ["AtomicInnerProduct", "EigenvalueErrors"]
+__all__ = ["AngleHistogram", "AtomicInnerProduct", "EigenvalueErrors"]
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +27,31 @@ class EigenvalueErrors(NamedTuple):
     """Of ``eigenvalues_``, the eigenvalues of the second moment after shrinkage."""
     metric: Array
     """Of ``1 / eigenvalues_``, the eigenvalues of the metric."""
+
+
+@dataclass(frozen=True)
+class AngleHistogram:
+    """Angles between pairs of vectors, in degrees: what `AtomicInnerProduct.angles` found."""
+
+    mean: float
+    """Mean angle; NaN where there is no pair."""
+    std: float
+    """Standard deviation of the angles (divided by the number of pairs)."""
+    counts: Array
+    """(bins,) int64: pairs in each bin."""
+    bin_edges: Array
+    """(bins + 1,) float64: equal bins of [0, 180] degrees, as `numpy.histogram` gives them."""
+    n_pairs: int
+    """Pairs with an angle."""
+    n_skipped: int
+    """Pairs left out because one of the two vectors is zero."""
+    geometry: str
+    """"metric" or "euclidean"."""
+
+    def quantile(self, q: Any) -> Any:
+        """Angles below which a share q of the pairs lies, interpolated within bins."""
+        share = np.concatenate([[0.0], np.cumsum(self.counts)]) / max(1, self.n_pairs)
+        return np.interp(q, share, self.bin_edges)
 
 
 class AtomicInnerProduct(Estimator):
@@ -483,6 +509,105 @@ class AtomicInnerProduct(Estimator):
         (u, one_u), (v, one_v) = self._roots(U, "U"), self._roots(V, "V")
         return _squeeze(np.clip(_unit(u) @ _unit(v).T, -1.0, 1.0), one_u, one_v)
 
+    def angles(
+        self,
+        X: Any,
+        *,
+        geometry: str = "metric",
+        pairs: int | None = None,
+        bins: int = 180,
+        random_state: Any = None,
+    ) -> AngleHistogram:
+        """Histogram of the angles between activations, with mean and standard deviation.
+
+        Parameters
+        ----------
+        X : (n, d) array
+            Whitened first in the metric (with the mean removed if ``centered``), taken as it is in
+            Euclidean geometry, which works before `fit` too.
+        geometry : "metric" or "euclidean"
+        pairs : int or None
+            None looks at all n (n - 1) / 2 pairs; a number draws so many pairs of different rows,
+            with replacement. All pairs are taken where there are no more than that.
+        bins : int
+            Equal bins of [0, 180] degrees.
+        random_state : int, numpy.random.Generator, RandomState or None
+            For the draw of pairs.
+
+        Returns
+        -------
+        AngleHistogram
+
+        Notes
+        -----
+        All pairs: n^2 d operations by float32 products of tiles (angles good to about 1e-5
+        degrees near 90, 0.03 near 0 and 180); n x n is never held. A sample: float64. Memory: in
+        the metric, the whitened rows that are looked at, 4 d bytes each. Sums run in float64, and
+        the result is the same for any number of threads.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from atoms import AtomicInnerProduct
+        >>> X = np.random.default_rng(0).standard_normal((500, 8)) + 2
+        >>> aip = AtomicInnerProduct().fit(X)
+        >>> round(aip.angles(X, geometry="euclidean").mean), round(aip.angles(X).mean)
+        (38, 73)
+        """
+        if geometry not in ("metric", "euclidean"):
+            raise ValueError(f"geometry: expected 'metric' or 'euclidean', got {geometry!r}")
+        _check_count(bins, "bins")
+        if geometry == "metric":
+            self._check_fitted()
+            X = self._check_X(X, reset=False)
+        else:
+            X = check_array(X)
+        n = X.shape[0]
+        total = n * (n - 1) // 2
+        first = second = None
+        if pairs is not None:
+            _check_count(pairs, "pairs")
+            if pairs < total:
+                total = int(pairs)
+                rng = _generator(random_state)
+                first = rng.integers(0, n, total)
+                second = rng.integers(0, n - 1, total)
+                second += second >= first
+        if geometry == "metric":
+            if first is not None:
+                seen, at = np.unique(np.concatenate([first, second]), return_inverse=True)
+                first, second = at[:total].astype(np.int64), at[total:].astype(np.int64)
+                X = self._whiten_rows(X, seen)
+            else:
+                X = self.whiten(X)
+        counts, sums = np.zeros(bins, dtype=np.int64), np.zeros(3)
+        try:
+            _core.angles(context(self.num_threads), X, first, second, counts, sums)
+        except ValueError as error:
+            raise _why_not_finite(X, "X", error) from None
+        n_pairs = int(sums[0])
+        off = sums[1] / n_pairs if n_pairs else math.nan
+        variance = max(0.0, sums[2] / n_pairs - off * off) if n_pairs else math.nan
+        return AngleHistogram(
+            mean=90.0 + off,
+            std=math.sqrt(variance),
+            counts=counts,
+            bin_edges=np.linspace(0.0, 180.0, bins + 1),
+            n_pairs=n_pairs,
+            n_skipped=total - n_pairs,
+            geometry=geometry,
+        )
+
+    def _whiten_rows(self, X: Array, rows: Array) -> Array:
+        """Those rows of X (ascending), whitened, gathered block by block."""
+        out = np.empty((len(rows), X.shape[1]), dtype=np.float32)
+        for start in range(0, len(rows), 4096):
+            part = rows[start : start + 4096]
+            self._product(
+                X[part], "X", self.mean_ if self._centered else None, self.whitener_, None, out[start : start + 4096]
+            )
+        return out
+
     # ------------------------------------------------------------------- errors
 
     def eigenvalue_standard_errors(self, X: Any, block_size: int = 1) -> EigenvalueErrors:
@@ -596,6 +721,17 @@ _SINGULAR = (
     "the {kind} of n={n} samples in d={d} dimensions is singular and has no inverse. Fit at least "
     "{need} samples, better 10 d = {ten}, or pass shrinkage='oas', 'ledoit_wolf' or a number in (0, 1]."
 )
+
+
+def _check_count(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+
+def _generator(random_state: Any) -> np.random.Generator:
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(2**31))
+    return np.random.default_rng(random_state)
 
 
 def _squeeze(a: Array, first: bool, second: bool) -> Any:

@@ -44,6 +44,11 @@ static inline float f32_of_bf16(uint16_t h)
                 out[i * d + j] = load(row[j * cs]);                                                \
     }
 
+size_t atoms_dtype_size(atoms_dtype type)
+{
+    return type == ATOMS_F64 ? 8 : type == ATOMS_F32 ? 4 : 2;
+}
+
 void atoms_rows_to_f32(int64_t n, int64_t d, const void *x, atoms_dtype type, int64_t rs,
                        int64_t cs, float *restrict out)
 {

@@ -46,6 +46,8 @@ void atoms_blas_start(void);
  * NULL where its own choice stands. vendor and family as CPUID gives them. */
 const char *const *atoms_blis_families(const char *vendor, int family, atoms_isa isa);
 
+size_t atoms_dtype_size(atoms_dtype type); /* bytes of one element */
+
 /* out (n, d) float32 or float64 = rows of x (element strides rs, cs), converted. */
 void atoms_rows_to_f32(int64_t n, int64_t d, const void *x, atoms_dtype type, int64_t rs,
                        int64_t cs, float *out);

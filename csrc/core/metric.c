@@ -24,7 +24,7 @@ enum {
     WHITEN_ROWS = 64 /* rows of one task of a product with a matrix */
 };
 
-static const atoms_metric_kernels *kernels_for(const atoms_ctx *ctx)
+const atoms_metric_kernels *atoms_metric_kernels_for(const atoms_ctx *ctx)
 {
 #if defined(__x86_64__)
     if (ctx->isa >= ATOMS_ISA_AVX512)
@@ -52,12 +52,8 @@ typedef struct {
 
 static const void *element(const rows *x, int64_t i, int64_t j)
 {
-    int64_t at = i * x->rs + j * x->cs;
-    switch (x->type) {
-    case ATOMS_F32: return (const float *)x->data + at;
-    case ATOMS_F64: return (const double *)x->data + at;
-    default: return (const uint16_t *)x->data + at;
-    }
+    int64_t size = (int64_t)atoms_dtype_size(x->type);
+    return (const char *)x->data + (i * x->rs + j * x->cs) * size;
 }
 
 /* Rows i0 to i1 into panels DEPTH * 24 apart, their columns' sums (overwritten) into `sum`.
@@ -181,7 +177,7 @@ atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const voi
 {
     if (n < 0 || d < 1)
         return ATOMS_ERR_ARGUMENT;
-    moments m = {.kernels = kernels_for(ctx), .x = {x, type, n, d, rs, cs}, .second = second};
+    moments m = {.kernels = atoms_metric_kernels_for(ctx), .x = {x, type, n, d, rs, cs}, .second = second};
     m.panels = ceil_div(d, ATOMS_PANEL);
     m.depths = PHASE_DOUBLES / (DEPTH * m.panels * ATOMS_PANEL);
     m.depths = ATOMS_MAX(1, ATOMS_MIN(8, m.depths));
@@ -283,7 +279,7 @@ atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m
 {
     if (n < 0 || d < 1 || m < 1)
         return ATOMS_ERR_ARGUMENT;
-    const atoms_metric_kernels *kernels = kernels_for(ctx);
+    const atoms_metric_kernels *kernels = atoms_metric_kernels_for(ctx);
     const rows in = {x, type, n, d, rs, cs};
     int64_t panels = ceil_div(m, ATOMS_PANEL), tasks = ceil_div(n, WHITEN_ROWS);
     double *panel = atoms_alloc(panels * d * ATOMS_PANEL, sizeof *panel);

@@ -7,7 +7,7 @@
 #ifndef ATOMS_METRIC_KERNELS_H
 #define ATOMS_METRIC_KERNELS_H
 
-#include <stdint.h>
+#include "atoms.h"
 
 enum { ATOMS_PANEL = 24, ATOMS_GROUP = 8 };
 
@@ -23,7 +23,13 @@ typedef struct {
                      double *panel, int64_t stride, double *sum);
     void (*pack_f64)(int64_t rows, int64_t panels, const double *x, int64_t ldx,
                      const double *shift, double *panel, int64_t stride, double *sum);
+    /* Arc cosines in degrees, to 2e-5 of them where the cosine is exact; cosines beyond [-1, 1]
+     * count as -1 and 1. */
+    void (*degrees)(int64_t n, const float *cosines, float *degrees);
 } atoms_metric_kernels;
+
+/* The best table that a context allows. */
+const atoms_metric_kernels *atoms_metric_kernels_for(const atoms_ctx *ctx);
 
 extern const atoms_metric_kernels atoms_metric_portable;
 #if defined(__x86_64__)

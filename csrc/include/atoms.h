@@ -166,6 +166,18 @@ ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, i
                                  int32_t *counts, int8_t *status, int32_t *steps,
                                  double *residual);
 
+/* Histogram of the angles between rows of x (n, d), any type and strides: counts (bins) over
+ * equal bins of [0, 180] degrees, and sums (3) = pairs, sum of (angle - 90), sum of its square,
+ * in degrees and float64. first and second (pairs) list the pairs to look at, by float64; with
+ * first NULL all pairs i < j are, by float32 unit vectors and products (about 1e-5 degrees near
+ * 90, 0.03 near 0 and 180). Pairs with a zero row have no angle and are left out. n^2 d
+ * operations for all pairs; workspace 256 rows for each thread. ATOMS_ERR_NONFINITE when a row
+ * looked at holds NaN or infinity, ATOMS_ERR_CANCELLED when stopped. */
+ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x,
+                                    atoms_dtype type, int64_t rs, int64_t cs, int64_t pairs,
+                                    const int64_t *first, const int64_t *second, int64_t bins,
+                                    int64_t *counts, double *sums);
+
 /* ---- theory */
 
 /* Explained variance. For each of two groups of samples, 0: ordinary, 1: massive (Euclidean norm

@@ -80,9 +80,46 @@ done:
     return result;
 }
 
+static PyObject *angles(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *o_ctx, *o_x, *o_first, *o_second, *o_counts, *o_sums, *result = NULL;
+    const atoms_ctx *ctx;
+    atoms_view x = {0}, first = {0}, second = {0}, counts = {0}, sums = {0};
+    if (!PyArg_ParseTuple(args, "OOOOOO:angles", &o_ctx, &o_x, &o_first, &o_second, &o_counts,
+                          &o_sums) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
+        return NULL;
+    const int64_t three = 3;
+    if (atoms_view_in(o_x, "X", 2, VIEW_FLOATS, &x) < 0 ||
+        atoms_view_typed(o_counts, "counts", NPY_INT64, 1, 1, NULL, &counts) < 0 ||
+        atoms_view_typed(o_sums, "sums", NPY_FLOAT64, 1, 1, &three, &sums) < 0)
+        goto done;
+    if (o_first != Py_None &&
+        (atoms_view_typed(o_first, "first", NPY_INT64, 0, 1, NULL, &first) < 0 ||
+         atoms_view_typed(o_second, "second", NPY_INT64, 0, 1, first.shape, &second) < 0))
+        goto done;
+    atoms_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_angles(ctx, x.shape[0], x.shape[1], x.data, x.dtype, x.stride[0], x.stride[1],
+                          first.shape[0], first.data, second.data, counts.shape[0], counts.data,
+                          sums.data);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "angles");
+done:
+    atoms_view_clear(&x);
+    atoms_view_clear(&first);
+    atoms_view_clear(&second);
+    atoms_view_clear(&counts);
+    atoms_view_clear(&sums);
+    return result;
+}
+
 PyMethodDef atoms_metric_methods[] = {
     {"moments", moments, METH_VARARGS,
      "moments(ctx, X, shift, sum, second): sum (d) and second (d, d) of X - shift, float64"},
     {"product", product, METH_VARARGS,
      "product(ctx, X, center, w, offset, out): out = (X - center) w + offset, float32"},
+    {"angles", angles, METH_VARARGS,
+     "angles(ctx, X, first, second, counts, sums): histogram of angles between rows in degrees"},
     {NULL, NULL, 0, NULL}};

@@ -233,7 +233,9 @@ class Estimator:
             ("Feature names seen at fit time, yet now missing:", missing),
         ):
             if group:
-                message += title + "\n" + "".join(f"- {g}\n" for g in group[:5]) + ("- ...\n" if group[5:] else "")
+                message += (
+                    title + "\n" + "".join(f"- {g}\n" for g in group[:5]) + ("- ...\n" if group[5:] else "")
+                )
         if not unseen and not missing:
             message += "Feature names must be in the same order as they were in fit.\n"
         raise ValueError(message)
@@ -242,7 +244,7 @@ class Estimator:
 def _feature_names(X: Any) -> np.ndarray | None:
     """Column names of a data frame whose columns are all strings, else None."""
     columns = getattr(X, "columns", None)
-    if columns is None or not hasattr(X, "__array__") and not hasattr(X, "__dataframe__"):
+    if columns is None or (not hasattr(X, "__array__") and not hasattr(X, "__dataframe__")):
         return None
     names = np.asarray(columns, dtype=object)
     return names if len(names) and all(isinstance(c, str) for c in names) else None
@@ -262,7 +264,9 @@ def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata:
     path = os.fspath(path)
     text = {"format": "atoms", "kind": kind, "parameters": json.dumps(metadata)}
     data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=text)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".")
+    handle, temporary = tempfile.mkstemp(
+        dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + "."
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

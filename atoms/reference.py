@@ -204,3 +204,68 @@ class SparseAutoencoderTwin:
         if self.activation == "jumprelu":
             np.maximum(0, p["threshold"] + threshold_shift, out=p["threshold"])
         return error, penalty, l0
+
+
+# ---- metric
+
+
+def moments(X, shift=None):
+    """Sum and second moment of rows about a shift, in long double."""
+    X = np.asarray(X).astype(np.longdouble)
+    if shift is not None:
+        X = X - np.asarray(shift, dtype=np.longdouble)
+    return X.sum(axis=0), np.einsum("ij,ik->jk", X, X)
+
+
+def whitener(X, centered=False, shrinkage=0.0):
+    """Symmetric inverse square root of the second moment, in float64."""
+    X = np.asarray(X, dtype=np.float64)
+    X = X - X.mean(axis=0) if centered else X
+    n, d = X.shape
+    C = X.T @ X / n
+    C = (1 - shrinkage) * C + shrinkage * np.trace(C) / d * np.eye(d)
+    values, vectors = np.linalg.eigh(C)
+    return vectors @ np.diag(1 / np.sqrt(values)) @ vectors.T
+
+
+def product(X, center, W, offset) -> np.ndarray:
+    """(X - center) W + offset in long double, rounded to float32."""
+    X = np.asarray(X).astype(np.longdouble)
+    X = X if center is None else X - np.asarray(center, dtype=np.longdouble)
+    Z = np.einsum("ij,jk->ik", X, np.asarray(W, dtype=np.longdouble))
+    return (Z if offset is None else Z + offset).astype(np.float32)
+
+
+def angles(X, pairs=None) -> np.ndarray:
+    """Angles in degrees of all pairs i < j, or of listed pairs, left out where a row is zero."""
+    X = np.asarray(X).astype(np.float64)
+    first, second = np.triu_indices(len(X), 1) if pairs is None else pairs
+    some = X.any(axis=1)
+    keep = some[first] & some[second]
+    U = X / np.where(some, np.abs(X).max(axis=1, initial=0.0), 1.0)[:, None]
+    U = U / np.where(some, np.linalg.norm(U, axis=1), 1.0)[:, None]
+    u, v = U[first[keep]], U[second[keep]]
+    half = np.arctan2(np.linalg.norm(u - v, axis=1), np.linalg.norm(u + v, axis=1))
+    return np.degrees(2 * half)
+
+
+def ledoit_wolf(X, centered=False) -> float:
+    """Shrinkage of Ledoit and Wolf (2004), from its definition by outer products."""
+    Y = np.asarray(X, dtype=np.float64)
+    Y = Y - Y.mean(axis=0) if centered else Y
+    n, d = Y.shape
+    C = Y.T @ Y / n
+    excess = ((C - np.trace(C) / d * np.eye(d)) ** 2).sum()
+    noise = sum(((np.outer(y, y) - C) ** 2).sum() for y in Y) / n**2
+    return float(min(noise, excess) / excess)
+
+
+def eigenvalue_errors(X, vectors, shrinkage=0.0, centered=False, block_size=1) -> np.ndarray:
+    """Standard errors of the second moment's eigenvalues by the delta method, block by block."""
+    Y = np.asarray(X, dtype=np.float64)
+    Y = Y - Y.mean(axis=0) if centered else Y
+    n, d = Y.shape
+    g = (1 - shrinkage) * (Y @ vectors) ** 2 + shrinkage / d * (Y**2).sum(axis=1, keepdims=True)
+    g = g - g.mean(axis=0)
+    blocks = [g[i : i + block_size].sum(axis=0) for i in range(0, n, block_size)]
+    return np.sqrt((np.array(blocks) ** 2).sum(axis=0)) / n

@@ -177,7 +177,8 @@ atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const voi
 {
     if (n < 0 || d < 1)
         return ATOMS_ERR_ARGUMENT;
-    moments m = {.kernels = atoms_metric_kernels_for(ctx), .x = {x, type, n, d, rs, cs}, .second = second};
+    moments m = {
+        .kernels = atoms_metric_kernels_for(ctx), .x = {x, type, n, d, rs, cs}, .second = second};
     m.panels = ceil_div(d, ATOMS_PANEL);
     m.depths = PHASE_DOUBLES / (DEPTH * m.panels * ATOMS_PANEL);
     m.depths = ATOMS_MAX(1, ATOMS_MIN(8, m.depths));

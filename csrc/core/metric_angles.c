@@ -108,7 +108,7 @@ static int64_t unit_tile(const rows *x, int64_t tile, double *scratch, float *un
 }
 
 typedef struct {
-    double *scratch;                 /* (d) */
+    double *scratch;                  /* (d) */
     float *a, *b, *cosines, *degrees; /* (TILE, d) twice, (TILE, TILE), (TILE) */
     int64_t *counts;
 } workspace;
@@ -131,9 +131,8 @@ static atoms_status new_workspace(workspace *w, int64_t d, int64_t bins)
     w->cosines = atoms_alloc(TILE * TILE, sizeof *w->cosines);
     w->degrees = atoms_alloc(TILE, sizeof *w->degrees);
     w->counts = atoms_calloc(bins, sizeof *w->counts);
-    return w->scratch && w->a && w->b && w->cosines && w->degrees && w->counts
-               ? ATOMS_OK
-               : ATOMS_ERR_MEMORY;
+    return w->scratch && w->a && w->b && w->cosines && w->degrees && w->counts ? ATOMS_OK
+                                                                               : ATOMS_ERR_MEMORY;
 }
 
 /* Tile i against tiles j0 to j1 (j0 >= i), each pair once. */
@@ -219,8 +218,8 @@ atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, const void
                 mine = list_task(&x, first, second, task * PAIRS_A_TASK,
                                  ATOMS_MIN(pairs, (task + 1) * PAIRS_A_TASK), &w, &t);
             else
-                mine = tile_task(ctx, &x, i, ATOMS_MAX(i, j0), ATOMS_MIN(tiles, j0 + STRIP), &w,
-                                 &t);
+                mine =
+                    tile_task(ctx, &x, i, ATOMS_MAX(i, j0), ATOMS_MIN(tiles, j0 + STRIP), &w, &t);
 #ifdef _OPENMP
             if (omp_get_thread_num() == 0)
 #endif

@@ -80,22 +80,22 @@ static void gemm_24(int64_t k, const double *a, int64_t lda, const double *b, do
     block(VECS, 24, 0, k, a, lda, 1, b, c, ATOMS_PANEL);
 }
 
-#define PACK(T)                                                                                   \
-    for (int64_t i = 0; i < rows; i++)                                                            \
-        for (int64_t p = 0; p < panels; p++) {                                                    \
-            const T *from = x + i * ldx + p * ATOMS_PANEL;                                        \
-            const double *s = shift + p * ATOMS_PANEL;                                            \
-            double *restrict to = panel + p * stride + i * ATOMS_PANEL;                           \
-            double *restrict total = sum + p * ATOMS_PANEL;                                       \
-            for (int j = 0; j < ATOMS_PANEL; j++) {                                               \
-                double value = (double)from[j] - s[j];                                            \
-                to[j] = value;                                                                    \
-                total[j] += value;                                                                \
-            }                                                                                     \
+#define PACK(T)                                                                                    \
+    for (int64_t i = 0; i < rows; i++)                                                             \
+        for (int64_t p = 0; p < panels; p++) {                                                     \
+            const T *from = x + i * ldx + p * ATOMS_PANEL;                                         \
+            const double *s = shift + p * ATOMS_PANEL;                                             \
+            double *restrict to = panel + p * stride + i * ATOMS_PANEL;                            \
+            double *restrict total = sum + p * ATOMS_PANEL;                                        \
+            for (int j = 0; j < ATOMS_PANEL; j++) {                                                \
+                double value = (double)from[j] - s[j];                                             \
+                to[j] = value;                                                                     \
+                total[j] += value;                                                                 \
+            }                                                                                      \
         }
 
-static void pack_f32(int64_t rows, int64_t panels, const float *x, int64_t ldx,
-                     const double *shift, double *panel, int64_t stride, double *sum)
+static void pack_f32(int64_t rows, int64_t panels, const float *x, int64_t ldx, const double *shift,
+                     double *panel, int64_t stride, double *sum)
 {
     PACK(float)
 }
@@ -126,5 +126,5 @@ static void degrees(int64_t n, const float *restrict cosines, float *restrict ou
     }
 }
 
-const atoms_metric_kernels TABLE = {{syrk_8, syrk_16, syrk_24}, gemm_24, pack_f32, pack_f64,
-                                    degrees};
+const atoms_metric_kernels TABLE = {
+    {syrk_8, syrk_16, syrk_24}, gemm_24, pack_f32, pack_f64, degrees};

@@ -1,0 +1,188 @@
+/* test_metric.c: moments, products and angles on every context, and their ways to fail. */
+#include "check.h"
+
+enum { N = 700, D = 53, M = 29, BINS = 18 };
+
+typedef struct {
+    double x[N * D], shift[D], w[D * M], sum[D], second[D * D], sums[3];
+    float out[N * M];
+    int64_t counts[BINS];
+} data;
+
+static data *new_data(void)
+{
+    data *t = malloc(sizeof *t);
+    uint64_t state = 1;
+    for (int i = 0; i < N * D; i++)
+        t->x[i] = atoms_test_random(&state) + 0.25;
+    for (int i = 0; i < D; i++)
+        t->shift[i] = atoms_test_random(&state);
+    for (int i = 0; i < D * M; i++)
+        t->w[i] = atoms_test_random(&state);
+    return t;
+}
+
+static atoms_status run_moments(const atoms_ctx *ctx, data *t)
+{
+    return atoms_moments(ctx, N, D, t->x, ATOMS_F64, D, 1, t->shift, t->sum, t->second);
+}
+
+static atoms_status run_product(const atoms_ctx *ctx, data *t)
+{
+    return atoms_product(ctx, N, D, M, t->x, ATOMS_F64, D, 1, t->shift, t->w, t->shift, t->out);
+}
+
+static atoms_status run_angles(const atoms_ctx *ctx, data *t)
+{
+    return atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, BINS, t->counts, t->sums);
+}
+
+static atoms_status (*const runs[])(const atoms_ctx *, data *) = {run_moments, run_product,
+                                                                  run_angles};
+
+TEST(metric_moments)
+{
+    data *t = new_data();
+    for (int c = 0; c < atoms_test_contexts(); c++) {
+        atoms_ctx *ctx = atoms_test_context(c);
+        CHECK(run_moments(ctx, t) == ATOMS_OK);
+        for (int i = 0; i < D; i++)
+            for (int j = 0; j < D; j++) {
+                double exact = 0, size = 0;
+                for (int k = 0; k < N; k++) {
+                    double a = t->x[k * D + i] - t->shift[i], b = t->x[k * D + j] - t->shift[j];
+                    exact += a * b;
+                    size += fabs(a * b);
+                }
+                CHECK(fabs(t->second[i * D + j] - exact) <= 1e-13 * size);
+            }
+        atoms_ctx_free(ctx);
+    }
+    free(t);
+}
+
+TEST(metric_product)
+{
+    data *t = new_data();
+    for (int c = 0; c < atoms_test_contexts(); c++) {
+        atoms_ctx *ctx = atoms_test_context(c);
+        CHECK(run_product(ctx, t) == ATOMS_OK);
+        for (int i = 0; i < N; i += 31)
+            for (int j = 0; j < M; j++) {
+                double exact = t->shift[j];
+                for (int k = 0; k < D; k++)
+                    exact += (t->x[i * D + k] - t->shift[k]) * t->w[k * M + j];
+                CHECK(fabs(t->out[i * M + j] - exact) <= 1e-6);
+            }
+        atoms_ctx_free(ctx);
+    }
+    free(t);
+}
+
+TEST(metric_angles)
+{
+    data *t = new_data();
+    int64_t first[] = {0, 5}, second[] = {1, 5};
+    for (int c = 0; c < atoms_test_contexts(); c++) {
+        atoms_ctx *ctx = atoms_test_context(c);
+        CHECK(run_angles(ctx, t) == ATOMS_OK);
+        CHECK(t->sums[0] == N * (N - 1) / 2);
+        int64_t total = 0;
+        for (int k = 0; k < BINS; k++)
+            total += t->counts[k];
+        CHECK(total == N * (N - 1) / 2);
+        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts,
+                           t->sums) == ATOMS_OK);
+        CHECK(t->sums[0] == 2 && t->counts[0] == 1);
+        second[1] = N;
+        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts,
+                           t->sums) == ATOMS_ERR_ARGUMENT);
+        second[1] = 5;
+        atoms_ctx_free(ctx);
+    }
+    free(t);
+}
+
+TEST(metric_arguments_and_nothing)
+{
+    data *t = new_data();
+    atoms_ctx *ctx = atoms_test_context(0);
+    CHECK(atoms_moments(ctx, -1, D, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) ==
+          ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_moments(ctx, 1, 0, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) ==
+          ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_moments(ctx, 0, D, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) == ATOMS_OK);
+    CHECK(t->sum[0] == 0 && t->second[D * D - 1] == 0);
+    CHECK(atoms_product(ctx, -1, D, M, t->x, ATOMS_F64, D, 1, NULL, t->w, NULL, t->out) ==
+          ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_product(ctx, 0, D, M, t->x, ATOMS_F64, D, 1, NULL, t->w, NULL, t->out) == ATOMS_OK);
+    CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, 0, t->counts, t->sums) ==
+          ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_angles(ctx, 0, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, BINS, t->counts, t->sums) ==
+          ATOMS_OK);
+    atoms_ctx_free(ctx);
+    free(t);
+}
+
+TEST(metric_not_finite)
+{
+    data *t = new_data();
+    for (int c = 0; c < atoms_test_contexts(); c++) {
+        atoms_ctx *ctx = atoms_test_context(c);
+        t->x[N * D - 1] = c % 2 ? NAN : INFINITY;
+        for (int r = 0; r < 3; r++)
+            CHECK(runs[r](ctx, t) == ATOMS_ERR_NONFINITE);
+        atoms_ctx_free(ctx);
+    }
+    free(t);
+}
+
+TEST(metric_out_of_memory)
+{
+    data *t = new_data();
+    for (int c = 0; c < atoms_test_contexts(); c++) {
+        atoms_ctx *ctx = atoms_test_context(c);
+        for (int r = 0; r < 3; r++) {
+            int nth = 1;
+            for (; nth < 100; nth++) {
+                atoms_test_fail_alloc(nth);
+                atoms_status status = runs[r](ctx, t);
+                bool served = atoms_test_fail_alloc(0);
+                CHECK(status == (served ? ATOMS_ERR_MEMORY : ATOMS_OK));
+                if (!served)
+                    break;
+            }
+            CHECK(nth > 1 && nth < 100);
+        }
+        atoms_ctx_free(ctx);
+    }
+    free(t);
+}
+
+static int always(void *unused)
+{
+    (void)unused;
+    return 1;
+}
+
+TEST(metric_cancelled)
+{
+    data *t = new_data();
+    atoms_ctx_params params;
+    atoms_ctx_params_init(&params);
+    params.f_sgemm = atoms_test_sgemm;
+    params.f_dgemm = atoms_test_dgemm;
+    params.poll = always;
+    for (params.num_threads = 1; params.num_threads < 4; params.num_threads += 2) {
+        atoms_ctx *ctx = NULL;
+        CHECK(atoms_ctx_new(&params, &ctx) == ATOMS_OK);
+        CHECK(run_moments(ctx, t) == ATOMS_ERR_CANCELLED);
+        /* with more threads the polling one may find nothing left to do */
+        for (int r = 1; r < 3; r++) {
+            atoms_status status = runs[r](ctx, t);
+            CHECK(status == ATOMS_ERR_CANCELLED || (params.num_threads > 1 && status == ATOMS_OK));
+        }
+        atoms_ctx_free(ctx);
+    }
+    free(t);
+}

@@ -47,7 +47,7 @@ def babel(
     Notes
     -----
     Each atom's cosines are sorted: 2 d_sae^2 d_in operations and a radix sort of d_sae^2 numbers.
-    Memory: 72 d_sae + 8 kmax bytes for each thread beside the rows.
+    Memory: 520 d_sae + 8 kmax bytes for each thread beside the rows.
 
     Examples
     --------

@@ -316,7 +316,7 @@ atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m, int64_t d
 
 /* ------------------------------------------------------------------ Babel */
 
-#define STRIP 16 /* rows of cosines held at a time by each thread */
+#define STRIP 128 /* rows of cosines held at a time by each thread */
 #define DIGIT_BITS 11
 #define DIGITS (1 << DIGIT_BITS)
 

@@ -18,10 +18,13 @@ in training), and schedules that the libraries give in steps are scaled to the r
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 
 import numpy as np
 import torch
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars
 
 
 def threshold_at(pre: torch.Tensor, l0: float) -> torch.Tensor:
@@ -112,9 +115,19 @@ class SAELens(Peer):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.sae.decode(codes) / self.scale
 
-    @torch.no_grad()
     def directions(self) -> np.ndarray:
         return self.sae.W_dec.detach().numpy()
+
+    def for_inference(self):
+        """The SAE for raw activations, as SAELens itself saves it and loads it again."""
+        import tempfile
+
+        from sae_lens import SAE
+
+        self.sae.fold_activation_norm_scaling_factor(self.scale)
+        with tempfile.TemporaryDirectory() as folder:
+            self.sae.save_inference_model(folder)
+            return SAE.load_from_disk(folder)
 
 
 class SAELensJumpReLU(SAELens):
@@ -171,7 +184,7 @@ class SAELensTopK(SAELens):
             TopKTrainingSAEConfig(
                 d_in=self.d_in,
                 d_sae=self.d_sae,
-                k=self.l0,
+                k=round(self.l0),
                 normalize_activations="expected_average_only_in",
             )
         )
@@ -197,6 +210,21 @@ class SAELensBatchTopK(SAELens):
     @torch.no_grad()
     def l0_now(self, x):
         return float(torch.count_nonzero(self.sae.encode(x * self.scale))) / len(x)
+
+
+class SAELensMatryoshka(SAELensBatchTopK):
+    def build(self):
+        from sae_lens import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
+
+        return MatryoshkaBatchTopKTrainingSAE(
+            MatryoshkaBatchTopKTrainingSAEConfig(
+                d_in=self.d_in,
+                d_sae=self.d_sae,
+                k=float(self.l0),
+                matryoshka_widths=[self.d_sae // 16, self.d_sae // 4, self.d_sae],
+                normalize_activations="expected_average_only_in",
+            )
+        )
 
 
 # ------------------------------------------------------- dictionary_learning
@@ -265,7 +293,6 @@ class DictionaryLearningJumpReLU(DictionaryLearning):
     def preactivations(self, x):
         return self.ae.encode(x * self.scale, output_pre_jump=True)[1]
 
-    @torch.no_grad()
     def directions(self):
         return self.ae.W_dec.detach().numpy()
 
@@ -300,7 +327,6 @@ class DictionaryLearningBatchTopK(DictionaryLearning):
     def l0_now(self, x):
         return float(torch.count_nonzero(self.ae.encode(x * self.scale, use_threshold=False))) / len(x)
 
-    @torch.no_grad()
     def directions(self):
         return self.ae.decoder.weight.detach().numpy().T
 
@@ -385,7 +411,6 @@ class TorchByHand(Peer):
     def decode(self, codes):
         return (codes @ self.W_dec + self.b_dec) / self.scale
 
-    @torch.no_grad()
     def directions(self):
         return self.W_dec.detach().numpy()
 
@@ -396,6 +421,7 @@ PEERS = {
     "saelens-jumprelu-bf16": (SAELensJumpReLU, {"autocast": True}),
     "saelens-topk": (SAELensTopK, {}),
     "saelens-batchtopk": (SAELensBatchTopK, {}),
+    "saelens-matryoshka": (SAELensMatryoshka, {}),
     "dl-jumprelu": (DictionaryLearningJumpReLU, {}),
     "dl-batchtopk": (DictionaryLearningBatchTopK, {}),
     "torch-f32": (TorchByHand, {}),

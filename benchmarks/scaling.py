@@ -1,0 +1,121 @@
+"""How a training step's time grows with d_sae, d_in, L0, batch size and threads: our engine alone.
+
+One variable moves at a time, around 576 to 9216, batch 4096, L0 32, two threads. The expected
+slope in a plot with both axes logarithmic: 1 for d_in, d_sae and batch, -1 for threads, and for L0
+from 0 (the encoder decides) to at most 1 (decoding and gradients do, 8 d_in L0 operations a sample).
+
+    python benchmarks/scaling.py [--vary d_sae d_in l0 batch threads] [--seconds 1.5]
+
+Writes benchmarks/results/scaling.json and, where matplotlib is installed, scaling.png beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from train_step import planted
+
+FOLDER = Path(__file__).parent / "results"
+CENTRE = {"d_in": 576, "d_sae": 9216, "l0": 32, "batch": 4096, "threads": 2}
+VALUES = {
+    "d_sae": [2048, 4096, 8192, 16384, 32768, 65536, 131072],
+    "d_in": [144, 288, 576, 1152, 2304, 4608],
+    "l0": [4, 8, 16, 32, 64, 128, 256],
+    "batch": [256, 512, 1024, 2048, 4096, 8192],
+    "threads": [1, 2, 4, 8],
+}
+EXPECTED = {"d_sae": "1", "d_in": "1", "l0": "0 to 1", "batch": "1", "threads": "-1"}
+
+
+class Enough(Exception):
+    pass
+
+
+def step_seconds(point: dict, X: np.ndarray, seconds: float) -> dict:
+    """Median time of a step over so many seconds (three steps at least), after two that do not count."""
+    import atoms
+
+    times, l0, last = [], [], [time.perf_counter()]
+
+    def callback(sae, stats):
+        now = time.perf_counter()
+        times.append(now - last[0])
+        l0.append(stats["l0"])
+        if len(times) >= 5 and sum(times[2:]) > seconds:
+            raise Enough
+        last[0] = time.perf_counter()
+
+    sae = atoms.SparseAutoencoder(
+        point["d_sae"], target_l0=point["l0"], batch_size=point["batch"], max_steps=10**6,
+        num_threads=point["threads"], verbose=False,
+    )  # fmt: skip
+    try:
+        sae.fit(X, callback=callback)
+    except Enough:
+        pass
+    return {"seconds": statistics.median(times[2:]), "l0_measured": statistics.fmean(l0[2:])}
+
+
+def plot(record: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(record), figsize=(4 * len(record), 3.6), squeeze=False)
+    for axis, (name, points) in zip(axes[0], record.items()):
+        x = np.array([p[name] for p in points], float)
+        y = np.array([1e3 * p["seconds"] for p in points])
+        axis.loglog(x, y, "o-", color="#1f4e79", label="measured")
+        if EXPECTED[name] in ("1", "-1"):
+            axis.loglog(x, y[-1] * (x / x[-1]) ** float(EXPECTED[name]), "--", color="#999999", label=f"slope {EXPECTED[name]}")
+        axis.set_xlabel(name)
+        axis.set_ylabel("milliseconds a step")
+        axis.legend(frameon=False)
+        axis.grid(True, which="major", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vary", nargs="+", default=list(VALUES), choices=list(VALUES))
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--results", type=Path, default=FOLDER / "scaling.json")
+    options = parser.parse_args()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    record: dict[str, list[dict]] = {}
+    print("| vary | value | ms a step | samples/s | L0 | local slope (expected) |\n|---|---|---|---|---|---|")
+    for name in options.vary:
+        record[name], before = [], None
+        for value in VALUES[name]:
+            point = {**CENTRE, name: value}
+            if point["threads"] > cpus:
+                continue
+            point |= step_seconds(point, planted(2 * point["batch"], point["d_in"]), options.seconds)
+            record[name].append(point)
+            slope = ""
+            if before:
+                slope = f"{np.log(point['seconds'] / before['seconds']) / np.log(value / before[name]):.2f} ({EXPECTED[name]})"
+            before = point
+            print(
+                f"| {name} | {value} | {1e3 * point['seconds']:.1f} | {point['batch'] / point['seconds']:,.0f} "
+                f"| {point['l0_measured']:.1f} | {slope} |",
+                flush=True,
+            )
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(record, indent=1) + "\n")
+    try:
+        plot(record, options.results.with_suffix(".png"))
+    except ImportError:
+        print("matplotlib is not installed: no plot")
+
+
+if __name__ == "__main__":
+    main()

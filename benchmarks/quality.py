@@ -121,7 +121,7 @@ def run_ours(task: dict, train: np.ndarray, held: np.ndarray, threads: int) -> d
         metric = atoms.AtomicInnerProduct(num_threads=threads).fit(train)
     sae = atoms.SparseAutoencoder(
         task["d_sae"], metric=metric, target_l0=task["l0"], batch_size=batch, max_steps=steps,
-        learning_rate=task["lr"], random_state=task["seed"], num_threads=threads, **options,
+        learning_rate=task["lr"], random_state=task["seed"], num_threads=threads, verbose=False, **options,
     )  # fmt: skip
     wall, cpu = time.perf_counter(), time.process_time()
     sae.fit(train)

@@ -10,12 +10,13 @@ atom here, which makes the controls a little stronger than an autoencoder of the
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from . import _core
+from . import _core, recovery
 from ._config import context
 from ._estimator import Estimator, nonfinite_error
 from .theory._arrays import unit_rows, whitener_of
@@ -29,6 +30,9 @@ __all__ = [
     "random_model",
     "shuffle_coordinates",
 ]
+
+# whitened rows -> entries of each row, their atoms, ascending, and their values
+_Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 _WORK = 32 << 20  # bytes of float32 for a block of correlations
 
@@ -63,7 +67,7 @@ class _Dictionary(Estimator):
         return X
 
     @staticmethod
-    def _blocks(X: np.ndarray, width: int | None = None):
+    def _blocks(X: np.ndarray, width: int | None = None) -> Iterator[np.ndarray]:
         step = max(1, _WORK // (4 * (width or X.shape[1])))
         for first in range(0, len(X), step):
             yield X[first : first + step]
@@ -125,24 +129,34 @@ class _Dictionary(Estimator):
         gram = atoms @ atoms.transpose(0, 2, 1) + 1e-9 * np.eye(index.shape[1])
         return np.linalg.solve(gram, right[..., None])[..., 0]
 
+    def _encode(self, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chosen = self._select(Z)
+        value = self._coefficients(Z, chosen)
+        return np.full(len(Z), self.l0), chosen.ravel(), value.ravel()
+
+    def _encoder(self) -> tuple[_Encode, int]:
+        """What codes a block of whitened rows, and the numbers it holds for each of them."""
+        return self._encode, max(self._unit.shape[1] * (1 if self.l0 == 1 else self.l0), self.d_sae)
+
     def transform(self, X: Any) -> scipy.sparse.csr_array:
-        """Codes of X (n, d_in): (n, d_sae) CSR float32 with l0 entries in each row, those not zero."""
+        """Codes of X (n, d_in): (n, d_sae) CSR float32 with l0 entries in each row, or fewer where
+        fewer are not zero."""
         self._check_fitted()
         X = self._check_X(X, reset=False)
-        index, value = [], []
-        width = max(X.shape[1] * (1 if self.l0 == 1 else self.l0), len(self._unit))
+        counts, index, value = [np.zeros(1, np.int64)], [], []
+        encode, width = self._encoder()
         for part in self._blocks(X, width):
             Z = self._whiten(part)
             if not np.isfinite(Z).all():
                 raise nonfinite_error(X, "X")
-            chosen = self._select(Z)
-            index.append(chosen)
-            value.append(self._coefficients(Z, chosen).astype(np.float32))
-        rows = np.arange(0, len(X) * self.l0 + 1, self.l0)
-        codes = scipy.sparse.csr_array(
-            (np.concatenate(value).ravel(), np.concatenate(index).ravel().astype(np.int32), rows),
-            shape=(len(X), len(self._unit)),
+            for column, found in zip((counts, index, value), encode(Z)):
+                column.append(found)
+        starts = np.cumsum(np.concatenate(counts))
+        entries = (
+            np.concatenate(value, dtype=np.float32, casting="same_kind") if value else np.zeros(0, np.float32)
         )
+        atoms = np.concatenate(index).astype(np.int32) if index else np.zeros(0, np.int32)
+        codes = scipy.sparse.csr_array((entries, atoms, starts), shape=(len(X), len(self._unit)))
         codes.eliminate_zeros()
         return codes
 
@@ -177,9 +191,8 @@ def _document(cls: type) -> type:
 class RandomDictionary(_Dictionary):
     """Atoms of independent, uniformly random directions (in whitened space).
 
-    Encoding: the `l0` atoms of largest |correlation| with the sample, all at once, then least
-    squares on these. What it explains at the L0 of a trained dictionary is owed to width and
-    sparsity, not to learning.
+    What it explains at the L0 of a trained dictionary is owed to width, sparsity and the encoder,
+    not to learning.
 
     Parameters
     ----------
@@ -187,11 +200,16 @@ class RandomDictionary(_Dictionary):
     l0 : int
         Active latents of each sample.
     {common}
+    encoder : {"omp", "top_k"}
+        "omp": orthogonal matching pursuit (:func:`atoms.recovery.omp`), which searches harder than
+        any single pass. "top_k": the `l0` atoms of largest |correlation| with the sample, all at
+        once, then least squares on these: a single pass, like an autoencoder's.
     random_state : int
 
     Notes
     -----
-    Time: 2 n d_sae d + 2 n l0^2 d operations. Memory: blocks of 32 MB.
+    Time: 2 n d_sae d operations and those of pursuit or least squares, about n l0 d_sae or
+    2 n l0^2 d. Memory: blocks of 32 MB, and the d_sae^2 Gram matrix where `omp` holds one.
 
     Examples
     --------
@@ -209,6 +227,7 @@ class RandomDictionary(_Dictionary):
         metric: Any = None,
         *,
         center: bool = True,
+        encoder: str = "omp",
         random_state: int = 0,
         num_threads: int | None = None,
     ) -> None:
@@ -216,16 +235,30 @@ class RandomDictionary(_Dictionary):
         self.l0 = l0
         self.metric = metric
         self.center = center
+        self.encoder = encoder
         self.random_state = random_state
         self.num_threads = num_threads
 
     def fit(self, X: Any, y: Any = None) -> RandomDictionary:
         """X gives the dimension and the mean alone."""
+        if self.encoder not in ("omp", "top_k"):
+            raise ValueError(f"encoder: expected 'omp' or 'top_k', got {self.encoder!r}")
         X = self._start(X)
         rng = np.random.default_rng(self.random_state)
         directions = rng.standard_normal((self.d_sae, X.shape[1]), dtype=np.float32)
         self._set_atoms(unit_rows(directions, None, self.num_threads, "W_dec")[0])
         return self
+
+    def _encoder(self) -> tuple[_Encode, int]:
+        if self.encoder == "top_k":
+            return super()._encoder()
+        atoms = recovery.Dictionary(self._unit, num_threads=self.num_threads)
+
+        def pursue(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            codes = recovery.omp(Z, atoms, self.l0, num_threads=self.num_threads)
+            return np.diff(codes.indptr), codes.indices, codes.data
+
+        return pursue, self._unit.shape[1]
 
 
 @_document

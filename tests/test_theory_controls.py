@@ -30,6 +30,7 @@ def data():
 def controls(metric):
     return [
         RandomDictionary(96, 5, metric),
+        RandomDictionary(96, 5, metric, encoder="top_k"),
         MemorizingDictionary(metric=metric),
         MemorizingDictionary(100, metric, center=False),
         KMeansDictionary(40, metric, max_iter=5),
@@ -40,7 +41,7 @@ def controls(metric):
     ]
 
 
-@pytest.mark.parametrize("which", range(8))
+@pytest.mark.parametrize("which", range(9))
 @pytest.mark.parametrize("whitened", [True, False])
 def test_interface(data, which, whitened):
     X, X_held, aip = data
@@ -73,8 +74,16 @@ def test_interface(data, which, whitened):
 
 def test_codes_are_least_squares_in_the_metric(data):
     X, X_held, aip = data
-    control = RandomDictionary(96, 5, aip).fit(X)
+    control = RandomDictionary(96, 5, aip, encoder="top_k").fit(X)
     codes = control.transform(X_held)
+    pursuit = RandomDictionary(96, 5, aip).fit(X)
+    assert np.array_equal(pursuit.W_dec, control.W_dec)
+    harder, single = (
+        explained_variance(X_held, c.reconstruct, "metric_centered", aip).total for c in (pursuit, control)
+    )
+    assert harder > single > 0
+    with pytest.raises(ValueError, match="encoder"):
+        RandomDictionary(96, 5, aip, encoder="lasso").fit(X)
     W = control.W_dec.astype(float) @ aip.whitener_
     Z = (X_held - control.b_dec) @ aip.whitener_
     for i in range(0, 150, 29):
@@ -176,6 +185,17 @@ def test_random_model():
         assert not torch.equal(a.state_dict()[key], c.state_dict()[key])
         assert a.state_dict()[key].dtype == torch.float64
     assert not a.training
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    llama = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        llama.model.layers[0].mlp.up_proj.weight.add_(5.0)
+    fresh = random_model(llama)
+    assert type(fresh) is type(llama) and not fresh.training
+    assert fresh.model.layers[0].mlp.up_proj.weight.abs().max() < 1
+    assert torch.equal(fresh.lm_head.weight, random_model(llama).lm_head.weight)
     odd = torch.nn.Module()
     odd.weight = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(TypeError, match="reset_parameters"):

@@ -42,7 +42,7 @@ test-py: install  ## Python tests and doctests (PYTEST_ARGS="-k name")
 CORE := $(wildcard csrc/core/*.c)
 CTESTS := $(wildcard csrc/tests/*.c)
 CHEADERS := $(wildcard csrc/*/*.h csrc/*/*.inc)
-CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -ffp-contract=fast -fno-math-errno \
+CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno \
               -Icsrc/include -Icsrc/core -Wl,--wrap=aligned_alloc
 BLIS = $(shell $(PYTHON) setup.py blis-flags)
 SANITIZE := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all

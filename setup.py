@@ -50,7 +50,7 @@ if sys.argv[1:] == ["blis-flags"]:
 import numpy  # noqa: E402
 from setuptools import Extension, setup  # noqa: E402
 
-cflags = "-std=c11 -O3 -g -fopenmp -fvisibility=hidden -Wall -Wextra -ffp-contract=fast -fno-math-errno".split()
+cflags = "-std=c11 -O3 -g -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno".split()
 ldflags = ["-fopenmp"]
 blis_cflags, blis_ldflags = blis_flags()
 if not blis_cflags:

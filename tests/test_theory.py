@@ -91,6 +91,24 @@ def test_predicting_the_mean_scores_exactly_zero(offset, seed):
     assert explained_variance(X32, lambda b: np.tile(X32.mean(0, dtype=float), (len(b), 1))).total == 0
 
 
+def test_conventions_of_the_peers():
+    rng = np.random.default_rng(20)
+    X = rng.standard_normal((200, 5)) * [1, 2, 3, 4, 5] + [9, 0, -3, 1, 1]
+    H = X + rng.standard_normal(X.shape) + 0.5
+    metrics = pytest.importorskip("sklearn.metrics")
+    want = {
+        "centered": metrics.r2_score(X, H, multioutput="variance_weighted"),
+        "variance_of_error": 1 - (X - H).var(0, ddof=1).sum() / X.var(0, ddof=1).sum(),
+        "scalar_mean": 1 - ((X - H) ** 2).sum() / ((X - X.mean()) ** 2).sum(),
+        "uncentered": 1 - ((X - H) ** 2).sum() / (X**2).sum(),
+    }
+    assert want["variance_of_error"] == pytest.approx(
+        metrics.explained_variance_score(X, H, multioutput="variance_weighted")
+    )
+    for convention, value in want.items():
+        assert explained_variance(X, H, convention).total == pytest.approx(value, rel=1e-13)
+
+
 def test_perfect_and_zero_predictions():
     X = np.random.default_rng(0).standard_normal((50, 4))
     for convention in CONVENTIONS:

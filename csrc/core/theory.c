@@ -317,6 +317,7 @@ atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m, int64_t d
 /* ------------------------------------------------------------------ Babel */
 
 #define STRIP 128 /* rows of cosines held at a time by each thread */
+#define STRIP_COLUMNS 4096
 #define DIGIT_BITS 11
 #define DIGITS (1 << DIGIT_BITS)
 
@@ -380,8 +381,10 @@ atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float
         int64_t first = t * STRIP, rows = ATOMS_MIN(STRIP, n - first);
         float *c = products + (int64_t)STRIP * n * thread_number();
         uint32_t *mine = keys + 2 * n * thread_number();
-        atoms_gemm_f32(ctx, rows, n, d, 1.0f, unit + first * d, d, 1, unit, 1, d, 0.0f, c, n, 1);
-        for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < n && !stopped(ctx, &pollster, &stop); j += STRIP_COLUMNS)
+            atoms_gemm_f32(ctx, rows, ATOMS_MIN(STRIP_COLUMNS, n - j), d, 1.0f, unit + first * d, d,
+                           1, unit + j * d, 1, d, 0.0f, c + j, n, 1);
+        for (int64_t i = 0; i < rows && !stopped(ctx, &pollster, &stop); i++)
             babel_row(n, c + i * n, first + i, kmax, mine, mine + n, best + kmax * thread_number());
     }
     if (!failed)

@@ -8,6 +8,10 @@
 
 #include <math.h>
 
+#ifdef __clang__
+#pragma clang fp contract(off)
+#endif
+
 #define LANES 8
 
 /* hi + lo = a + b without error */

@@ -4,11 +4,13 @@ from . import controls, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .metric import AtomicInnerProduct
+from .recovery import SparseCoder
 from .sae import SparseAutoencoder, TrainingDiverged
 
 __all__ = [
     "AtomicInnerProduct",
     "SparseAutoencoder",
+    "SparseCoder",
     "TrainingDiverged",
     "__version__",
     "controls",

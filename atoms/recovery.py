@@ -30,9 +30,26 @@ from tqdm.auto import tqdm
 
 from . import _core
 from ._config import context
-from ._estimator import check_array, nonfinite_error
+from ._estimator import Estimator, check_array, first_nonfinite_row, nonfinite_error
 
-__all__ = ["Dictionary", "RecoveryInfo", "RecoveryWarning", "Status", "omp"]
+__all__ = [
+    "Dictionary",
+    "RecoveryInfo",
+    "RecoveryWarning",
+    "SparseCoder",
+    "Status",
+    "basis_pursuit",
+    "basis_pursuit_denoise",
+    "cosamp",
+    "gradient_pursuit",
+    "iht",
+    "lasso",
+    "lasso_path",
+    "matching_pursuit",
+    "omp",
+    "threshold_code",
+    "threshold_interval",
+]
 
 Array = np.ndarray
 _BLOCK_BYTES = 1 << 26
@@ -138,12 +155,16 @@ class Dictionary:
                 )
             a = np.asarray(a, np.float64) @ metric.whitener_
         self._lock = threading.Lock()
+        self._given = atoms, metric, self.dtype, gram_bytes, num_threads
         try:
             self._handle = _core.dict_new(context(num_threads), a, self.dtype == np.float64)
         except ValueError as error:
             if "NaN" not in str(error):
                 raise
             raise nonfinite_error(a, "dictionary") from None
+
+    def __reduce__(self) -> Any:
+        return _remake, self._given
 
     def _gram_fits(self) -> bool:
         return (-(-self.n_atoms // 64) * 64) ** 2 * self.dtype.itemsize <= self.gram_bytes
@@ -167,13 +188,21 @@ class Dictionary:
         return (x - self.metric.mean_ if self.metric.centered else x) @ self.metric.whitener_
 
 
-def _dictionary(dictionary: Any, X: Array, metric: Any, num_threads: int | None) -> Dictionary:
+def _remake(atoms: Any, metric: Any, dtype: Any, gram_bytes: int, num_threads: int | None) -> Dictionary:
+    return Dictionary(atoms, metric=metric, dtype=dtype, gram_bytes=gram_bytes, num_threads=num_threads)
+
+
+def _dictionary(
+    dictionary: Any, X: Array, metric: Any, num_threads: int | None, dtype: Any = None
+) -> Dictionary:
     if isinstance(dictionary, Dictionary):
+        if dtype is not None and dictionary.dtype != dtype:
+            raise ValueError(f"dictionary: expected a Dictionary of dtype {np.dtype(dtype)}, got {dictionary.dtype}")
         if metric is not None and metric is not dictionary.metric:
             raise ValueError("metric: the Dictionary was made with another metric; pass the metric to Dictionary")
         return dictionary
     a = check_array(dictionary, "dictionary")
-    double = X.dtype == np.float64 and a.dtype == np.float64
+    double = dtype == np.float64 or (X.dtype == np.float64 and a.dtype == np.float64)
     return Dictionary(a, metric=metric, dtype=np.float64 if double else np.float32, num_threads=num_threads)
 
 
@@ -202,6 +231,7 @@ def _code(
     verbose: bool,
     return_info: bool,
     has_gap: bool = False,
+    depth: int = 0,
 ) -> Any:
     """Run `solve` over blocks of `X`; codes of at most `width` atoms each as one CSR array."""
     n = X.shape[0]
@@ -232,7 +262,7 @@ def _code(
         _core.pack_codes(indices, values, counts[rows], *packed)
         parts.append(packed)
     codes = _csr(counts, parts, (n, d.n_atoms), d.dtype)
-    _complain(name, status)
+    _complain(name, status, stacklevel=4 + depth)
     if not return_info:
         return codes
     return codes, RecoveryInfo(status, residual, steps, gap)
@@ -247,14 +277,14 @@ def _csr(counts: Array, parts: list[tuple[Array, Array]], shape: tuple[int, int]
     return scipy.sparse.csr_array((values, indices.astype(index, copy=False), indptr.astype(index)), shape=shape)
 
 
-def _complain(name: str, status: Array) -> None:
+def _complain(name: str, status: Array, stacklevel: int) -> None:
     said = []
     for s, text in _COMPLAINT.items():
         at = np.flatnonzero(status == s)
         if at.size:
             said.append(f"{at.size} {text}, first in row {at[0]}")
     if said:
-        warnings.warn(f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=4)
+        warnings.warn(f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=stacklevel)
 
 
 def _number(name: str, value: Any, low: float, *, strict: bool = False) -> float:
@@ -390,3 +420,603 @@ def omp(
         )  # fmt: skip
 
     return _code("omp", X, d, most, solve, verbose=verbose, return_info=return_info)
+
+
+# ---------------------------------------------------------------------------- lasso
+
+
+def lasso(
+    X: Any,
+    dictionary: Any,
+    alpha: float,
+    *,
+    positive: bool = False,
+    tol: float = 1e-4,
+    max_iter: int = 1000,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """The lasso: ``argmin_z 1/2 ||x - z D||**2 + alpha ||z||_1`` for each signal.
+
+    The objective has no factor 1/d_in: scikit-learn's ``Lasso`` minimises ours divided by d_in,
+    so that its ``alpha`` is ours over d_in; SPAMS's ``lambda1`` (mode 2) is ours.
+
+    Parameters
+    ----------
+    X, dictionary, metric, num_threads, verbose, return_info
+        As in :func:`omp`. Atoms of any norm; the penalty falls on the coefficients of the atoms
+        as given.
+    alpha : float
+        Penalty, above 0. At ``alpha >= max |D x|`` the code is zero.
+    positive : bool
+        Coefficients >= 0.
+    tol : float
+        A signal has converged when its duality gap is at most ``tol * ||x||**2``. In float32
+        rounding leaves about 1e-6.
+    max_iter : int
+        Working sets tried before a signal is given up with status LIMIT.
+
+    Returns
+    -------
+    csr_array (n_signals, n_atoms)
+
+    Notes
+    -----
+    Coordinate descent on a working set with its Gram matrix in cache; after each run the
+    correlations of all atoms are brought up to date, which costs ``n_atoms`` multiplications for
+    each coefficient that changed and gives the duality gap.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.recovery import lasso
+    >>> lasso(np.array([[0.5, 3.0, -1.0]]), np.eye(3), 0.75).toarray()
+    array([[ 0.  ,  2.25, -0.25]])
+    """
+    X = check_array(X, "X", min_rows=0)
+    d = _dictionary(dictionary, X, metric, num_threads)
+    alphas = np.array([_number("alpha", alpha, 0, strict=True)])
+    stop, rounds = _number("tol", tol, 0, strict=True), _count("max_iter", max_iter)
+    d._prepare(True)
+    ctx = context(num_threads)
+
+    def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:
+        _core.lasso(ctx, handle, x, alphas, positive, stop, rounds, indices, values, *rest[:5])
+
+    return _code("lasso", X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True)
+
+
+def lasso_path(
+    X: Any,
+    dictionary: Any,
+    alphas: Any = None,
+    *,
+    n_alphas: int = 30,
+    eps: float = 1e-2,
+    positive: bool = False,
+    tol: float = 1e-4,
+    max_iter: int = 1000,
+    metric: Any = None,
+    num_threads: int | None = None,
+    return_info: bool = False,
+) -> Any:
+    """The lasso for a decreasing sequence of penalties, each started from the one before.
+
+    Parameters
+    ----------
+    alphas : array-like, optional
+        Penalties, used in decreasing order. Default: `n_alphas` from ``max |D x|`` over all
+        signals down to `eps` times that, evenly in the logarithm.
+    X, dictionary, positive, tol, max_iter, metric, num_threads, return_info
+        As in :func:`lasso`.
+
+    Returns
+    -------
+    alphas : ndarray (n_alphas,)
+    codes : list of csr_array (n_signals, n_atoms)
+    infos : list of RecoveryInfo
+        Only with ``return_info=True``.
+    """
+    X = check_array(X, "X", min_rows=0)
+    d = _dictionary(dictionary, X, metric, num_threads)
+    d._prepare(True)
+    if X.shape[1] != d.d_in:
+        raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {X.shape[1]}")
+    if alphas is None:
+        top = _largest_correlation(X, d, dictionary)
+        grid = np.geomspace(1, _number("eps", eps, 0, strict=True), _count("n_alphas", n_alphas)) * (top or 1.0)
+    else:
+        grid = np.sort(np.atleast_1d(np.asarray(alphas, np.float64)))[::-1]
+        if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
+            raise ValueError("alphas: expected finite numbers above 0")
+    grid = np.ascontiguousarray(grid)
+    stop, rounds, ctx = _number("tol", tol, 0, strict=True), _count("max_iter", max_iter), context(num_threads)
+    k, n = grid.size, X.shape[0]
+    status, steps = np.zeros((k, n), np.int8), np.zeros((k, n), np.int32)
+    residual, gap, counts = np.zeros((k, n)), np.zeros((k, n)), np.zeros((k, n), np.int32)
+    parts: list[list[tuple[Array, Array]]] = [[] for _ in range(k)]
+    size = max(1, min(1024, _BLOCK_BYTES // (k * d.n_atoms * (4 + d.dtype.itemsize))))
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        m = rows.stop - start
+        indices, values = np.empty((k * m, d.n_atoms), np.int32), np.empty((k * m, d.n_atoms), d.dtype)
+        out = [np.zeros(k * m, t) for t in (np.int32, np.int8, np.int32, np.float64, np.float64)]
+        _core.lasso(ctx, d._handle, d._signals(X[rows]), grid, positive, stop, rounds, indices, values, *out)
+        for whole, part in zip((counts, status, steps, residual, gap), out, strict=True):
+            whole[:, rows] = part.reshape(k, m)
+        for a in range(k):
+            one = slice(a * m, (a + 1) * m)
+            total = int(out[0][one].sum())
+            packed = np.empty(total, np.int32), np.empty(total, d.dtype)
+            _core.pack_codes(indices[one], values[one], out[0][one], *packed)
+            parts[a].append(packed)
+    codes = [_csr(counts[a], parts[a], (n, d.n_atoms), d.dtype) for a in range(k)]
+    _complain("lasso_path", status.max(axis=0) if n else status[0], stacklevel=3)
+    if not return_info:
+        return grid, codes
+    return grid, codes, [RecoveryInfo(status[a], residual[a], steps[a], gap[a]) for a in range(k)]
+
+
+def _largest_correlation(X: Array, d: Dictionary, dictionary: Any) -> float:
+    """max |<d, x>| over all atoms and finite signals: one step of a lasso that cannot move."""
+    ctx, top = context(d.num_threads), 0.0
+    size = max(1, _BLOCK_BYTES // (d.n_atoms * (4 + d.dtype.itemsize)))
+    for start in range(0, X.shape[0], size):
+        x = np.ascontiguousarray(d._signals(X[start : start + size]), np.float64)
+        x = x[np.isfinite(x).all(axis=1)]
+        if len(x):
+            one = np.empty(len(x))
+            _core.correlation_max(ctx, d._handle, x, one)
+            top = max(top, float(one.max()))
+    return top
+
+
+# -------------------------------------------------------------------- basis pursuit
+
+
+def basis_pursuit(
+    X: Any,
+    dictionary: Any,
+    *,
+    tol: float = 1e-8,
+    max_iter: int = 100,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """Basis pursuit: ``argmin ||z||_1`` subject to ``z D = x``, for each signal.
+
+    Every K-sparse code with ``K < (1 + 1 / coherence) / 2`` is the one and only solution.
+
+    Work and codes are float64. Matching pursuit is tried first; its code is taken where a dual
+    certificate proves it optimal. Otherwise a primal-dual interior-point method solves the linear
+    programme, at about ``n_atoms * d_in**2`` operations a step and 10 to 20 steps a signal.
+
+    Parameters
+    ----------
+    tol : float
+        Relative duality gap.
+    max_iter : int
+        Most interior-point steps.
+    X, dictionary, metric, num_threads, verbose, return_info
+        As in :func:`omp`.
+
+    Returns
+    -------
+    csr_array (n_signals, n_atoms) of float64
+        Signals outside the span of the atoms have status INFEASIBLE.
+
+    References
+    ----------
+    Chen, Donoho, Saunders, "Atomic decomposition by basis pursuit" (1998); Fuchs, "On sparse
+    representations in arbitrary redundant bases" (2004), for the certificate.
+    """
+    return _basis("basis_pursuit", X, dictionary, 0.0, tol, max_iter, metric, num_threads, verbose, return_info)
+
+
+def basis_pursuit_denoise(
+    X: Any,
+    dictionary: Any,
+    sigma: float,
+    *,
+    tol: float = 1e-6,
+    max_iter: int = 200,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """Basis pursuit denoising: ``argmin ||z||_1`` subject to ``||x - z D|| <= sigma``.
+
+    Solved through the lasso whose residual has norm `sigma`: the penalty is found by Newton steps
+    on the support inside a bracket. Work and codes are float64.
+
+    Parameters
+    ----------
+    sigma : float
+        Largest norm (not squared) of the residual; 0 is :func:`basis_pursuit`. Signals whose norm
+        is at most sigma have the code zero.
+    tol : float
+        Relative duality gap.
+    max_iter : int
+        Most penalties tried for a signal.
+    X, dictionary, metric, num_threads, verbose, return_info
+        As in :func:`omp`.
+
+    Returns
+    -------
+    csr_array (n_signals, n_atoms) of float64
+        Signals farther than sigma from the span of the atoms have status INFEASIBLE.
+    """
+    s = _number("sigma", sigma, 0)
+    name = "basis_pursuit_denoise"
+    return _basis(name, X, dictionary, s, tol, max_iter, metric, num_threads, verbose, return_info)
+
+
+def _basis(
+    name: str,
+    X: Any,
+    dictionary: Any,
+    sigma: float,
+    tol: float,
+    max_iter: int,
+    metric: Any,
+    num_threads: int | None,
+    verbose: bool,
+    return_info: bool,
+) -> Any:
+    X = check_array(X, "X", min_rows=0)
+    d = _dictionary(dictionary, X, metric, num_threads, np.float64)
+    stop, most, ctx = _number("tol", tol, 0, strict=True), _count("max_iter", max_iter), context(num_threads)
+    d._prepare(True)
+
+    def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:
+        _core.basis(ctx, handle, x, sigma, stop, most, indices, values, *rest[:5])
+
+    return _code(name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True, depth=1)
+
+
+# ------------------------------------------------------------------- other pursuits
+
+
+def _pursuit(
+    method: int,
+    X: Any,
+    dictionary: Any,
+    n_nonzero: int | None,
+    tol: float | None,
+    max_iter: int,
+    metric: Any,
+    num_threads: int | None,
+    verbose: bool,
+    return_info: bool,
+) -> Any:
+    X = check_array(X, "X", min_rows=0)
+    d = _dictionary(dictionary, X, metric, num_threads)
+    limit = min(d.n_atoms, d.d_in)
+    most = min(limit, max(1, d.d_in // 10) if n_nonzero is None else _count("n_nonzero", n_nonzero))
+    stop, steps = -1.0 if tol is None else _number("tol", tol, 0), _count("max_iter", max_iter)
+    d._prepare(True)
+    ctx = context(num_threads)
+
+    def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:
+        _core.pursuit(ctx, handle, x, method, most, steps, stop, indices, values, *rest[:4])
+
+    name = ("matching_pursuit", "gradient_pursuit", "cosamp", "iht")[method]
+    return _code(name, X, d, most, solve, verbose=verbose, return_info=return_info, depth=1)
+
+
+def matching_pursuit(
+    X: Any,
+    dictionary: Any,
+    n_nonzero: int | None = None,
+    tol: float | None = None,
+    *,
+    max_iter: int = 1000,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """Matching pursuit: the strongest atom's coefficient takes the whole correlation, no refit.
+
+    Once `n_nonzero` atoms (default 10% of d_in) are in the code only those go on. Stops at `tol`
+    (norm of the residual, not squared), at `max_iter` steps, or when what is left is rounding.
+    A step costs n_atoms multiplications. Other arguments as in :func:`omp`.
+
+    References
+    ----------
+    Mallat, Zhang, "Matching pursuits with time-frequency dictionaries" (1993).
+    """
+    return _pursuit(0, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+
+
+def gradient_pursuit(
+    X: Any,
+    dictionary: Any,
+    n_nonzero: int | None = None,
+    tol: float | None = None,
+    *,
+    max_iter: int | None = None,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """Gradient pursuit: the strongest atom joins, then one gradient step on the atoms chosen.
+
+    Near OMP's codes at a smaller cost for long ones. `max_iter` defaults to `n_nonzero` steps, or
+    1000 with `tol`; other arguments as in :func:`omp`.
+
+    References
+    ----------
+    Blumensath, Davies, "Gradient pursuits" (2008).
+    """
+    if max_iter is None:
+        X = check_array(X, "X", min_rows=0)
+        max_iter = 1000 if tol is not None else n_nonzero or max(1, X.shape[1] // 10)
+    return _pursuit(1, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+
+
+def cosamp(
+    X: Any,
+    dictionary: Any,
+    n_nonzero: int | None = None,
+    tol: float | None = None,
+    *,
+    max_iter: int = 100,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """Compressive sampling matching pursuit: merge 2 K atoms, fit, keep the K largest, repeat.
+
+    Stops when the residual no longer falls, at `tol` or at `max_iter` (status LIMIT). Arguments as
+    in :func:`omp`; `n_nonzero` is K.
+
+    References
+    ----------
+    Needell, Tropp, "CoSaMP" (2009).
+    """
+    return _pursuit(2, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+
+
+def iht(
+    X: Any,
+    dictionary: Any,
+    n_nonzero: int | None = None,
+    tol: float | None = None,
+    *,
+    max_iter: int = 1000,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """Normalised iterative hard thresholding: the K largest of a gradient step, repeated.
+
+    The step is as long as the residual allows. Stops when the residual no longer falls, at `tol`
+    or at `max_iter` (status LIMIT). Arguments as in :func:`omp`; `n_nonzero` is K.
+
+    References
+    ----------
+    Blumensath, Davies, "Normalized iterative hard thresholding" (2010).
+    """
+    return _pursuit(3, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+
+
+# --------------------------------------------------------------- threshold coding
+
+
+def threshold_interval(codes: Any, coherence: float) -> tuple[Array, Array]:
+    """The thresholds with which one pass recovers a signal's support exactly, for each signal.
+
+    For amplitudes between ``low`` and ``high`` in magnitude, K of them, over unit atoms of mutual
+    coherence mu, every threshold tau with ``mu K high < tau < low - mu (K - 1) high`` separates
+    the support from the rest, whatever the atoms; the interval is empty where ``low <= mu (2 K -
+    1) high`` (Proposition on threshold activation of "Towards Atoms of Large Language Models").
+
+    Parameters
+    ----------
+    codes : array or sparse array (n_signals, n_atoms)
+        The true codes; only magnitudes of nonzero entries matter.
+    coherence : float
+        Mutual coherence, 0 to 1.
+
+    Returns
+    -------
+    low, high : ndarray (n_signals,)
+        Open interval; empty where ``low >= high``. A zero code gives (0, inf).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.recovery import threshold_interval
+    >>> threshold_interval(np.array([[0.0, 2.0, 1.0]]), 0.125)
+    (array([0.5]), array([0.75]))
+    """
+    mu = _number("coherence", coherence, 0)
+    z = scipy.sparse.csr_array(codes, copy=True)
+    z.eliminate_zeros()
+    size = abs(z.data.astype(np.float64))
+    k = np.diff(z.indptr)
+    row = np.repeat(np.arange(z.shape[0]), k)
+    top, least = np.zeros(z.shape[0]), np.full(z.shape[0], np.inf)
+    np.maximum.at(top, row, size)
+    np.minimum.at(least, row, size)
+    return mu * k * top, least - mu * np.maximum(k - 1, 0) * top
+
+
+def threshold_code(
+    X: Any,
+    dictionary: Any,
+    tau: Any,
+    *,
+    signed: bool = False,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+) -> Any:
+    """The theory's one-pass code: correlations ``X S D.T`` of at least `tau`, the rest zero.
+
+    Parameters
+    ----------
+    tau : float or array-like (n_signals,)
+        Threshold, or one for each signal; see :func:`threshold_interval`.
+    signed : bool
+        Threshold magnitudes, so that negative amplitudes are coded too.
+    X, dictionary, metric, num_threads, verbose, return_info
+        As in :func:`omp`. The theory takes unit atoms (in the metric); correlations are with
+        the atoms as given.
+
+    Returns
+    -------
+    csr_array (n_signals, n_atoms)
+        Correlations, not refitted: exact supports inside the interval, amplitudes off by up to
+        ``mu (K - 1) high``.
+    """
+    X = check_array(X, "X", min_rows=0)
+    d = _dictionary(dictionary, X, metric, num_threads)
+    taus = np.ascontiguousarray(np.broadcast_to(np.asarray(tau, np.float64), X.shape[:1]))
+    if not (taus >= 0).all():
+        raise ValueError("tau: expected numbers of at least 0")
+    ctx = context(num_threads)
+
+    def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:
+        _core.threshold(ctx, handle, x, taus[rest[-1]], signed, indices, values, *rest[:4])
+
+    return _code("threshold_code", X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info)
+
+
+# -------------------------------------------------------------------------- estimator
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "omp": omp,
+    "ols": lambda *a, **k: omp(*a, selection="ols", **k),
+    "nn_omp": lambda *a, **k: omp(*a, nonnegative=True, **k),
+    "lasso": lasso,
+    "basis_pursuit": basis_pursuit,
+    "basis_pursuit_denoise": basis_pursuit_denoise,
+    "matching_pursuit": matching_pursuit,
+    "gradient_pursuit": gradient_pursuit,
+    "cosamp": cosamp,
+    "iht": iht,
+    "threshold": threshold_code,
+}
+_COUNTED = ("omp", "ols", "nn_omp", "matching_pursuit", "gradient_pursuit", "cosamp", "iht")
+
+
+class SparseCoder(Estimator):
+    """Sparse codes over a fixed dictionary, as an estimator beside :class:`atoms.SparseAutoencoder`.
+
+    Parameters
+    ----------
+    dictionary : array-like (n_atoms, d_in), optional
+        Atoms as rows, for example an SAE's ``W_dec``. None: the rows of the X given to ``fit``
+        (at most 2 * d_in of them), a memorising dictionary.
+    method : str
+        "omp", "ols", "nn_omp", "lasso", "basis_pursuit", "basis_pursuit_denoise",
+        "matching_pursuit", "gradient_pursuit", "cosamp", "iht" or "threshold".
+    n_nonzero : int, optional
+        For the pursuits; default 10% of d_in.
+    tol : float, optional
+        For the pursuits the norm of the residual at which to stop, for the others the gap.
+    alpha : float
+        Penalty of "lasso", largest residual of "basis_pursuit_denoise", threshold of "threshold".
+    metric : AtomicInnerProduct, optional
+    num_threads : int, optional
+    verbose : bool
+
+    Attributes
+    ----------
+    dictionary_ : Dictionary
+    components_ : ndarray (n_atoms, d_in)
+        The atoms as given.
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms import SparseCoder
+    >>> coder = SparseCoder(np.eye(3), n_nonzero=1).fit(np.ones((2, 3)))
+    >>> coder.transform(np.array([[0.0, 3.0, -1.0]])).toarray()
+    array([[0., 3., 0.]])
+    """
+
+    def __init__(
+        self,
+        dictionary: Any = None,
+        method: str = "omp",
+        *,
+        n_nonzero: int | None = None,
+        tol: float | None = None,
+        alpha: float = 1.0,
+        metric: Any = None,
+        num_threads: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.dictionary = dictionary
+        self.method = method
+        self.n_nonzero = n_nonzero
+        self.tol = tol
+        self.alpha = alpha
+        self.metric = metric
+        self.num_threads = num_threads
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> SparseCoder:
+        """Check the arguments and prepare the dictionary; X only has to have its width."""
+        if self.method not in _METHODS:
+            raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {self.method!r}")
+        X = self._check_X(X, reset=True)
+        if (row := first_nonfinite_row(X)) >= 0:
+            raise nonfinite_error(X, "X", row)
+        given = X[: 2 * X.shape[1]] if self.dictionary is None else self.dictionary
+        if not isinstance(given, Dictionary):
+            given = check_array(given, "dictionary")
+            self.components_ = np.asarray(given)
+            double = self.method.startswith("basis") or given.dtype == X.dtype == np.float64
+            given = Dictionary(
+                given,
+                metric=self.metric,
+                dtype=np.float64 if double else np.float32,
+                num_threads=self.num_threads,
+            )
+        if given.d_in != X.shape[1]:
+            raise ValueError(f"dictionary: expected {X.shape[1]} columns, as X has, got {given.d_in}")
+        self.dictionary_ = given
+        return self
+
+    def transform(self, X: Any, return_info: bool = False) -> Any:
+        """Codes of X as a csr_array (n_signals, n_atoms), and with `return_info` a RecoveryInfo.
+
+        NaN or infinity in X is an error here, which names the row.
+        """
+        self._check_fitted()
+        X = self._check_X(X, reset=False)
+        if (row := first_nonfinite_row(X)) >= 0:
+            raise nonfinite_error(X, "X", row)
+        extra: dict[str, Any] = {"num_threads": self.num_threads, "verbose": self.verbose}
+        if self.method in _COUNTED:
+            extra["n_nonzero"] = self.n_nonzero
+        if self.tol is not None and self.method != "threshold":
+            extra["tol"] = self.tol
+        named = {"lasso": "alpha", "basis_pursuit_denoise": "sigma", "threshold": "tau"}
+        if self.method in named:
+            extra[named[self.method]] = self.alpha
+        return _METHODS[self.method](X, self.dictionary_, return_info=return_info, **extra)
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        """``fit(X).transform(X)``."""
+        return self.fit(X).transform(X)
+
+    def inverse_transform(self, codes: Any) -> Array:
+        """``codes @ dictionary``, plus the mean where the metric is centred."""
+        self._check_fitted()
+        X = np.asarray(codes @ self.components_)
+        return X + self.metric.mean_ if self.metric is not None and self.metric.centered else X

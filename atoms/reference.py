@@ -106,6 +106,28 @@ def omp(x, dictionary, n_nonzero, tol=None, selection="omp", nonnegative=False):
     return code
 
 
+def lasso_gap(x, dictionary, code, alpha):
+    """Duality gap of 1/2 |x - z D|^2 + alpha |z|_1 at a code, from the definitions."""
+    r = np.asarray(x, np.float64) - code @ dictionary
+    top = np.abs(dictionary @ r).max()
+    y = r * min(1.0, alpha / top) if top > 0 else r
+    return r @ r / 2 + alpha * np.abs(code).sum() - (x @ y - y @ y / 2)
+
+
+def lasso(x, dictionary, alpha, positive=False, steps=20000):
+    """One signal's lasso by accelerated proximal gradient steps (FISTA)."""
+    D = np.asarray(dictionary, np.float64)
+    rate = 1 / np.linalg.norm(D, 2) ** 2
+    z = y = np.zeros(len(D))
+    t = 1.0
+    for _ in range(steps):
+        new = y + rate * (D @ (x - y @ D))
+        new = np.maximum(new - rate * alpha, 0) if positive else np.sign(new) * np.maximum(abs(new) - rate * alpha, 0)
+        t_new = (1 + np.sqrt(1 + 4 * t * t)) / 2
+        y, z, t = new + (t - 1) / t_new * (new - z), new, t_new
+    return z
+
+
 # ---- sae
 
 

@@ -53,9 +53,45 @@ typedef struct {
                 omp_tile *tile, void *workspace);
 } omp_kernel;
 
-extern const omp_kernel atoms_omp_portable_f32, atoms_omp_portable_f64;
-extern const omp_kernel atoms_omp_avx2_f32, atoms_omp_avx2_f64;
-extern const omp_kernel atoms_omp_avx512_f32, atoms_omp_avx512_f64;
+/* The same for the solvers whose codes have no fixed length: `width` entries a row of the output. */
+typedef struct {
+    int64_t n, width;
+    const void *x;
+    atoms_dtype x_type;
+    int64_t rs, cs, stride; /* stride: rows between one penalty's codes and the next one's */
+    int32_t *indices;
+    void *values;
+    int32_t *counts;
+    int8_t *status;
+    int32_t *steps;
+    double *residual; /* may be NULL */
+    double *gap;      /* may be NULL */
+    const double *tau; /* of threshold coding: one for each signal */
+} code_tile;
+
+typedef struct {
+    atoms_status (*lasso)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_lasso_params *p,
+                          code_tile *tile);
+    atoms_status (*denoise)(const atoms_ctx *ctx, const atoms_dict *dict,
+                            const atoms_basis_params *p, code_tile *tile);
+    atoms_status (*pursuit)(const atoms_ctx *ctx, const atoms_dict *dict,
+                            const atoms_pursuit_params *p, code_tile *tile);
+    /* with indices NULL, only the largest correlations go to gap */
+    atoms_status (*threshold)(const atoms_ctx *ctx, const atoms_dict *dict, const int *signed_codes,
+                              code_tile *tile);
+} code_kernel;
+
+#define KERNELS(isa)                                                                              \
+    extern const omp_kernel atoms_omp_##isa##_f32, atoms_omp_##isa##_f64;                         \
+    extern const code_kernel atoms_code_##isa##_f32, atoms_code_##isa##_f64;
+KERNELS(portable)
+KERNELS(avx2)
+KERNELS(avx512)
+#undef KERNELS
+
+/* Basis pursuit with equality, float64. */
+atoms_status atoms_equality_tile(const atoms_ctx *ctx, const atoms_dict *dict,
+                                 const atoms_basis_params *p, code_tile *tile);
 
 /* Loads a signal as float64, divides it by its norm and says what it is. `*scale` is the norm.
  * Returns ATOMS_SIGNAL_OK, or _NONFINITE, or _ZERO with `out` zeroed. */

@@ -1,11 +1,11 @@
 /* recovery_omp_impl.h: orthogonal matching pursuit of one tile of signals, for one number type
- * and one instruction set. Included by recovery_omp_{portable,avx2,avx512}.c, which define
+ * and one instruction set. Included by recovery_{portable,avx2,avx512}.c, which define
  *   T, GEMM, FN(name)                     number type, its product, name mangling
  *   VLEN, VMAX, VMIN, VRCP, BCAST, ANY_GE  vectors of T
  *   EPS, DEPENDENT                         rounding of T; least rho^2 of an atom that counts as new
  *   NRM_FLOOR                              least nrm in a score, against division by nothing
  *   QUANTISED                              0, or 1 with the operations on 16-bit pairs:
- *   IVEC, MADD, IADD, TO_T, TO_INT, ...    see recovery_omp_avx512.c
+ *   IVEC, MADD, IADD, TO_T, TO_INT, ...    see recovery_avx512.c
  *
  * With chosen atoms d_1 .. d_t (unit rows), q_1 .. q_t their Gram-Schmidt basis and L = [d_i . q_k]:
  *   u_k[j] = q_k . d_j         kept for every atom j, in panels [atoms / PANEL][step][PANEL], so
@@ -443,26 +443,32 @@ static void FN(accept)(state *s, int64_t j)
 
 /* ------------------------------------------------------------ start and end */
 
-/* |x - sum gamma d| at unit norm, summed in float64. */
-static double FN(true_residual)(const atoms_dict *dict, const state *s)
+/* |x - sum z_k d_k| over m atoms, summed in float64. */
+static double FN(residual_norm)(const atoms_dict *dict, const T *x, int64_t m, const int32_t *set,
+                                const T *z)
 {
     const T *atoms = dict->atoms;
     double sum = 0;
     for (int64_t j = 0; j < dict->d; j += 64) {
         double r[64];
-        int64_t m = ATOMS_MIN(64, dict->d - j);
-        for (int64_t i = 0; i < m; i++)
-            r[i] = s->x[j + i];
-        for (int64_t k = 0; k < s->t; k++) {
-            const T *row = atoms + s->chosen[k] * dict->d + j;
-            double z = s->gamma[k];
-            for (int64_t i = 0; i < m; i++)
-                r[i] -= z * row[i];
+        int64_t n = ATOMS_MIN(64, dict->d - j);
+        for (int64_t i = 0; i < n; i++)
+            r[i] = x[j + i];
+        for (int64_t k = 0; k < m; k++) {
+            const T *row = atoms + set[k] * dict->d + j;
+            double zk = z[k];
+            for (int64_t i = 0; zk != 0 && i < n; i++)
+                r[i] -= zk * row[i];
         }
-        for (int64_t i = 0; i < m; i++)
+        for (int64_t i = 0; i < n; i++)
             sum += r[i] * r[i];
     }
     return sqrt(sum);
+}
+
+static double FN(true_residual)(const atoms_dict *dict, const state *s)
+{
+    return FN(residual_norm)(dict, s->x, s->t, s->chosen, s->gamma);
 }
 
 static bool FN(met)(const atoms_dict *dict, state *s)
@@ -818,30 +824,3 @@ static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_om
 }
 
 const omp_kernel FN(atoms_omp) = {FN(workspace), FN(run)};
-
-#undef vec
-#undef vec_u
-#undef state
-#undef GROUP
-#undef T
-#undef GEMM
-#undef FN
-#undef VLEN
-#undef VMAX
-#undef VMIN
-#undef VRCP
-#undef BCAST
-#undef ANY_GE
-#undef QUANTISED
-#undef ROWS
-#undef IVEC
-#undef IBCAST
-#undef IADD
-#undef MADD
-#undef TO_T
-#undef TO_INT
-#undef LOW_HALF
-#undef HIGH_HALF
-#undef EPS
-#undef DEPENDENT
-#undef NRM_FLOOR

@@ -235,6 +235,74 @@ ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m,
 ATOMS_API atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
                                    int64_t kmax, double *babel);
 
+/* The solvers below write codes of any length: indices and values (n, width), width = the number
+ * of atoms (n_nonzero for pursuits), of which the first counts[i] entries of a row are set,
+ * atoms increasing. residual and gap may be NULL. */
+
+typedef struct {
+    int64_t n_alphas;
+    const double *alphas; /* penalties, decreasing; each starts from the one before */
+    int positive;
+    double tol;         /* stop at a duality gap of tol |x|^2 */
+    int64_t max_rounds; /* working sets tried for each penalty */
+} atoms_lasso_params;
+
+/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Outputs for
+ * penalty a and signal i in row a n + i. */
+ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
+                                   const void *x, atoms_dtype type, int64_t rs, int64_t cs,
+                                   const atoms_lasso_params *params, int32_t *indices,
+                                   void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                   double *residual, double *gap);
+
+typedef struct {
+    double sigma;      /* largest norm of the residual; 0: equality */
+    double tol;        /* relative duality gap */
+    int64_t max_steps; /* penalties tried, or steps of the interior-point method */
+} atoms_basis_params;
+
+/* argmin sum |z_j| subject to |x - z D| <= sigma, float64 handles only. With equality: matching
+ * pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
+ * method (n d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. */
+ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
+                                   const void *x, atoms_dtype type, int64_t rs, int64_t cs,
+                                   const atoms_basis_params *params, int32_t *indices,
+                                   void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                   double *residual, double *gap);
+
+typedef enum {
+    ATOMS_PURSUIT_MP = 0,
+    ATOMS_PURSUIT_GRADIENT = 1,
+    ATOMS_PURSUIT_COSAMP = 2,
+    ATOMS_PURSUIT_IHT = 3
+} atoms_pursuit_method;
+
+typedef struct {
+    atoms_pursuit_method method;
+    int64_t n_nonzero; /* most atoms in a code */
+    int64_t max_steps;
+    double tol; /* stop at this norm of the residual (< 0: never); CoSaMP and IHT also stop when
+                   the residual no longer falls */
+} atoms_pursuit_params;
+
+ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
+                                     const void *x, atoms_dtype type, int64_t rs, int64_t cs,
+                                     const atoms_pursuit_params *params, int32_t *indices,
+                                     void *values, int32_t *counts, int8_t *status,
+                                     int32_t *steps, double *residual);
+
+/* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau[i]
+ * (signed: at least tau[i] in magnitude), the rest zero. Outputs as above, width = atoms. */
+ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
+                                       const void *x, atoms_dtype type, int64_t rs, int64_t cs,
+                                       const double *tau, int signed_codes, int32_t *indices,
+                                       void *values, int32_t *counts, int8_t *status,
+                                       int32_t *steps, double *residual);
+/* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
+ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict,
+                                             int64_t n, const void *x, atoms_dtype type, int64_t rs,
+                                             int64_t cs, double *top);
+
 /* ------------------------------------------------------------------ sae
  *
  * One sparse autoencoder in the space it is trained in (whitened activations):

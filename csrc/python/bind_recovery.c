@@ -177,7 +177,175 @@ done:
     return result;
 }
 
-/* ------------------------------------------------------------------- codes */
+/* ------------------------------------------------------- codes of any length */
+
+/* What the remaining solvers have in common: signals in, codes and what became of them out. */
+typedef struct {
+    views v;
+    const atoms_ctx *ctx;
+    const atoms_dict *dict;
+    atoms_view *x;
+    int64_t n;
+    void *indices, *values, *counts, *status, *steps, *residual, *gap;
+} call;
+
+/* o: X, indices, values, counts, status, steps, residual, gap. Rows of the outputs: n * repeat;
+ * their width is `width`, or the number of atoms where that is 0. */
+static int open_call(call *c, PyObject *ctx_obj, PyObject *dict_obj, PyObject **o, int64_t repeat,
+                     int64_t width)
+{
+    memset(c, 0, sizeof *c);
+    if (atoms_get_ctx(ctx_obj, &c->ctx) < 0 || !(c->dict = get_dict(dict_obj)) ||
+        !(c->x = signals(&c->v, o[0], c->dict)))
+        return -1;
+    c->n = c->x->shape[0];
+    int64_t rows = c->n * repeat;
+    width = width ? width : atoms_dict_n_atoms(c->dict);
+    return typed(&c->v, o[1], "indices", NPY_INT32, 1, 2, rows, width, 0, &c->indices) < 0 ||
+                   typed(&c->v, o[2], "values", value_type(c->dict), 1, 2, rows, width, 0,
+                         &c->values) < 0 ||
+                   typed(&c->v, o[3], "counts", NPY_INT32, 1, 1, rows, 0, 0, &c->counts) < 0 ||
+                   typed(&c->v, o[4], "status", NPY_INT8, 1, 1, rows, 0, 0, &c->status) < 0 ||
+                   typed(&c->v, o[5], "steps", NPY_INT32, 1, 1, rows, 0, 0, &c->steps) < 0 ||
+                   typed(&c->v, o[6], "residual", NPY_FLOAT64, 1, 1, rows, 0, 1, &c->residual) < 0 ||
+                   typed(&c->v, o[7], "gap", NPY_FLOAT64, 1, 1, rows, 0, 1, &c->gap) < 0
+               ? -1
+               : 0;
+}
+
+static PyObject *py_lasso(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj, *alphas_obj, *o[8], *result = NULL;
+    atoms_lasso_params p;
+    atoms_view alphas;
+    call c = {.n = 0};
+    long long max_rounds;
+    if (!PyArg_ParseTuple(args, "OOOOpdLOOOOOOO:lasso", &ctx_obj, &dict_obj, &o[0], &alphas_obj,
+                          &p.positive, &p.tol, &max_rounds, &o[1], &o[2], &o[3], &o[4], &o[5],
+                          &o[6], &o[7]) ||
+        atoms_view_typed(alphas_obj, "alphas", NPY_FLOAT64, 0, 1, NULL, &alphas) < 0)
+        return NULL;
+    p.alphas = alphas.data;
+    p.n_alphas = alphas.shape[0];
+    p.max_rounds = max_rounds;
+    if (open_call(&c, ctx_obj, dict_obj, o, p.n_alphas, 0) == 0) {
+        atoms_status outcome;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_lasso(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
+                              c.x->stride[1], &p, c.indices, c.values, c.counts, c.status, c.steps,
+                              c.residual, c.gap);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "lasso");
+    }
+    clear(&c.v);
+    atoms_view_clear(&alphas);
+    return result;
+}
+
+static PyObject *py_basis(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj, *o[8], *result = NULL;
+    atoms_basis_params p;
+    call c = {.n = 0};
+    long long max_steps;
+    if (!PyArg_ParseTuple(args, "OOOddLOOOOOOO:basis", &ctx_obj, &dict_obj, &o[0], &p.sigma, &p.tol,
+                          &max_steps, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7]))
+        return NULL;
+    p.max_steps = max_steps;
+    if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0) {
+        atoms_status outcome;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_basis(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
+                              c.x->stride[1], &p, c.indices, c.values, c.counts, c.status, c.steps,
+                              c.residual, c.gap);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "basis");
+    }
+    clear(&c.v);
+    return result;
+}
+
+static PyObject *py_pursuit(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj, *o[8], *result = NULL;
+    atoms_pursuit_params p;
+    call c = {.n = 0};
+    int method;
+    long long n_nonzero, max_steps;
+    if (!PyArg_ParseTuple(args, "OOOiLLdOOOOOO:pursuit", &ctx_obj, &dict_obj, &o[0], &method,
+                          &n_nonzero, &max_steps, &p.tol, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]))
+        return NULL;
+    if (method < 0 || method > ATOMS_PURSUIT_IHT || n_nonzero < 1)
+        return PyErr_Format(PyExc_ValueError, "pursuit: unknown method or n_nonzero below 1");
+    p.method = (atoms_pursuit_method)method;
+    p.n_nonzero = n_nonzero;
+    p.max_steps = max_steps;
+    o[7] = Py_None;
+    if (open_call(&c, ctx_obj, dict_obj, o, 1, n_nonzero) == 0) {
+        atoms_status outcome;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_pursuit(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
+                                c.x->stride[1], &p, c.indices, c.values, c.counts, c.status,
+                                c.steps, c.residual);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "pursuit");
+    }
+    clear(&c.v);
+    return result;
+}
+
+static PyObject *py_threshold(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj, *tau_obj, *o[8], *result = NULL;
+    call c = {.n = 0};
+    int signed_codes;
+    void *tau;
+    if (!PyArg_ParseTuple(args, "OOOOpOOOOOO:threshold", &ctx_obj, &dict_obj, &o[0], &tau_obj,
+                          &signed_codes, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]))
+        return NULL;
+    o[7] = Py_None;
+    if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0 &&
+        typed(&c.v, tau_obj, "tau", NPY_FLOAT64, 0, 1, c.n, 0, 0, &tau) == 0) {
+        atoms_status outcome;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_threshold(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
+                                  c.x->stride[1], tau, signed_codes, c.indices, c.values, c.counts,
+                                  c.status, c.steps, c.residual);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "threshold");
+    }
+    clear(&c.v);
+    return result;
+}
+
+static PyObject *py_correlation_max(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj, *x_obj, *top_obj, *result = NULL;
+    const atoms_ctx *ctx;
+    const atoms_dict *dict;
+    views v = {.n = 0};
+    atoms_view *x;
+    void *top;
+    if (!PyArg_ParseTuple(args, "OOOO:correlation_max", &ctx_obj, &dict_obj, &x_obj, &top_obj) ||
+        atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
+        return NULL;
+    if ((x = signals(&v, x_obj, dict)) &&
+        typed(&v, top_obj, "top", NPY_FLOAT64, 1, 1, x->shape[0], 0, 0, &top) == 0) {
+        atoms_status outcome;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_correlation_max(ctx, dict, x->shape[0], x->data, x->dtype, x->stride[0],
+                                        x->stride[1], top);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "correlation_max");
+    }
+    clear(&v);
+    return result;
+}
 
 /* Rows of unequal length out of their padded arrays, one after the other. */
 static PyObject *py_pack_codes(PyObject *self, PyObject *args)
@@ -233,6 +401,18 @@ PyMethodDef atoms_recovery_methods[] = {
     {"omp", py_omp, METH_VARARGS,
      "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "
      "counts, status, steps, residual)"},
+    {"lasso", py_lasso, METH_VARARGS,
+     "lasso(ctx, handle, X, alphas, positive, tol, max_rounds, indices, values, counts, status, "
+     "steps, residual, gap)"},
+    {"basis", py_basis, METH_VARARGS,
+     "basis(ctx, handle, X, sigma, tol, max_steps, indices, values, counts, status, steps, "
+     "residual, gap)"},
+    {"pursuit", py_pursuit, METH_VARARGS,
+     "pursuit(ctx, handle, X, method, n_nonzero, max_steps, tol, indices, values, counts, status, "
+     "steps, residual)"},
+    {"threshold", py_threshold, METH_VARARGS,
+     "threshold(ctx, handle, X, tau, signed, indices, values, counts, status, steps, residual)"},
+    {"correlation_max", py_correlation_max, METH_VARARGS, "correlation_max(ctx, handle, X, top)"},
     {"pack_codes", py_pack_codes, METH_VARARGS,
      "pack_codes(indices, values, counts, out_indices, out_values)"},
     {NULL, NULL, 0, NULL}};

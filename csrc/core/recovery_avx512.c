@@ -1,4 +1,4 @@
-/* recovery_omp_avx512.c: matching pursuit with 512-bit vectors. */
+/* recovery_avx512.c: the recovery kernels with 512-bit vectors. */
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #include "recovery.h"
@@ -28,6 +28,9 @@
 #define LOW_HALF(a) _mm512_and_si512(a, _mm512_set1_epi32(0xffff))
 #define HIGH_HALF(low, a) _mm512_or_si512(low, _mm512_slli_epi32(a, 16))
 #include "recovery_omp_impl.h"
+#include "recovery_l1_impl.h"
+#include "recovery_pursuit_impl.h"
+#include "recovery_undef.h"
 
 #define T double
 #define GEMM atoms_gemm_f64
@@ -43,6 +46,9 @@
 #define NRM_FLOOR 1e-13
 #define QUANTISED 0
 #include "recovery_omp_impl.h"
+#include "recovery_l1_impl.h"
+#include "recovery_pursuit_impl.h"
+#include "recovery_undef.h"
 #else
 typedef int atoms_not_x86;
 #endif

@@ -1,4 +1,4 @@
-/* recovery_omp_portable.c: matching pursuit in plain C, the twin of the vector versions: nothing
+/* recovery_portable.c: the recovery kernels in plain C, the twin of the vector versions: nothing
  * is kept at lower precision, so every score is exact to rounding. */
 #include "recovery.h"
 
@@ -40,6 +40,9 @@ PORTABLE(double, 2, d2)
 #define NRM_FLOOR 1e-5f
 #define QUANTISED 0
 #include "recovery_omp_impl.h"
+#include "recovery_l1_impl.h"
+#include "recovery_pursuit_impl.h"
+#include "recovery_undef.h"
 
 #define T double
 #define GEMM atoms_gemm_f64
@@ -55,3 +58,6 @@ PORTABLE(double, 2, d2)
 #define NRM_FLOOR 1e-13
 #define QUANTISED 0
 #include "recovery_omp_impl.h"
+#include "recovery_l1_impl.h"
+#include "recovery_pursuit_impl.h"
+#include "recovery_undef.h"

@@ -1,0 +1,27 @@
+/* recovery_undef.h: clears the way for the next inclusion of the recovery_*_impl.h files. */
+#undef vec
+#undef vec_u
+#undef state
+#undef GROUP
+#undef ROWS
+#undef T
+#undef GEMM
+#undef FN
+#undef VLEN
+#undef VMAX
+#undef VMIN
+#undef VRCP
+#undef BCAST
+#undef ANY_GE
+#undef EPS
+#undef DEPENDENT
+#undef NRM_FLOOR
+#undef QUANTISED
+#undef IVEC
+#undef IBCAST
+#undef IADD
+#undef MADD
+#undef TO_T
+#undef TO_INT
+#undef LOW_HALF
+#undef HIGH_HALF

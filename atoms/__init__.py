@@ -1,6 +1,6 @@
 """atoms: which units does a language model compute with?"""
 
-from . import controls, recovery, theory
+from . import activations, controls, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .metric import AtomicInnerProduct
@@ -13,6 +13,7 @@ __all__ = [
     "SparseCoder",
     "TrainingDiverged",
     "__version__",
+    "activations",
     "controls",
     "get_num_threads",
     "recovery",

@@ -1,0 +1,523 @@
+"""From a language model to its atoms: what ``python -m atoms demo`` runs, as functions.
+
+`prepare` captures activations and splits them; `study` does one layer: the metric, a sparse
+autoencoder, and the controls beside it; `table`, `sentences` and `picture` say what was found.
+`run` is all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import activations, plot, recovery, theory
+from .activations import Activations
+from .controls import MemorizingDictionary, RandomDictionary
+from .metric import AngleHistogram, AtomicInnerProduct
+from .sae import SparseAutoencoder
+
+__all__ = [
+    "LayerReport",
+    "Score",
+    "Settings",
+    "curves",
+    "picture",
+    "points",
+    "prepare",
+    "run",
+    "sentences",
+    "study",
+    "table",
+]
+
+CONVENTION = "metric_centered"
+_CURVE_L0 = (1, 2, 4, 8, 16, 32, 64)
+_CURVE_ROWS = 2000  # held-out tokens behind a point of the curves
+_CONTROL_ROWS = 4000  # tokens of each part that a control is scored on
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the demo does; the command line's options, with the same defaults.
+
+    ``d_sae`` None means four times the width of the model. ``samples`` counts repeats.
+    """
+
+    model: str = "smollm2"
+    text: str | None = None
+    layers: Sequence[int] = (8, 15, 22)
+    tokens: int = 40_000
+    context_length: int = 512
+    held_out: float = 0.2
+    keep_massive: bool = False
+    d_sae: int | None = None
+    l0: int = 16
+    samples: int = 1_500_000
+    batch_size: int = 1024
+    seed: int = 0
+    out: str = "demo-out"
+
+
+@dataclasses.dataclass
+class Score:
+    """One dictionary at one layer: explained variance on both parts, L0, coherence and q*.
+
+    ``train`` and ``held_out`` map a convention to (total, median over tokens, total without
+    massive tokens). ``l0`` are the 5%, 50% and 95% quantiles over held-out tokens.
+    """
+
+    name: str
+    d_sae: int
+    train: dict[str, tuple[float, float, float]]
+    held_out: dict[str, tuple[float, float, float]]
+    l0: tuple[int, int, int]
+    l0_mean: float
+    coherence: float
+    q_star: float
+    q_star_random: float
+    q_star_ceiling: float
+
+
+@dataclasses.dataclass
+class LayerReport:
+    """One layer: angles before and after, the dictionaries, the training curve, the cost.
+
+    ``curves`` maps "atoms", "random" and "training tokens" to explained variance of held-out
+    tokens by matching pursuit, in the order of ``curve_l0``.
+    """
+
+    layer: int
+    n_train: int
+    n_held_out: int
+    n_massive: int
+    euclidean: AngleHistogram
+    atomic: AngleHistogram
+    scores: list[Score]
+    history: dict[str, list[float]]
+    curve_l0: list[int]
+    curves: dict[str, list[float]]
+    condition_number: float
+    seconds: float
+    seconds_training: float
+    peak_memory: float
+
+
+# ------------------------------------------------------------------ the parts
+
+
+def prepare(settings: Settings, *, progress: bool = True) -> tuple[Activations, np.ndarray]:
+    """Load the model, capture its activations, and choose the held-out rows.
+
+    Returns
+    -------
+    activations : Activations
+        The first token of each context dropped, massive ones left out unless kept.
+    held_out : ndarray of bool
+        Whole contiguous chunks of text.
+    """
+    if settings.text is None:
+        text = activations.language_reference()
+    else:
+        text = activations.read_text(settings.text)
+    model, tokenizer = activations.load_model(settings.model)
+    contexts = activations.tokenize(
+        text, tokenizer, context_length=settings.context_length, max_tokens=settings.tokens
+    )
+    rows = activations.capture(
+        model, contexts, settings.layers, massive="keep" if settings.keep_massive else "drop", progress=progress
+    )
+    return rows, rows.held_out(settings.held_out)
+
+
+def _peak_memory() -> float:
+    """Largest resident size of this process so far, in MB; NaN where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _pursued(X: np.ndarray, dictionary: recovery.Dictionary, W_dec: np.ndarray, k: int, b_dec: np.ndarray) -> tuple[Any, Any]:
+    """Codes of X - b_dec by orthogonal matching pursuit with k atoms, and what they rebuild."""
+    codes = recovery.omp(X - b_dec, dictionary, n_nonzero=k)
+    return codes, (codes @ W_dec + b_dec).astype(np.float32)
+
+
+def _sample(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers, in order: all, or so many of them."""
+    return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
+
+
+def _variances(X: np.ndarray, X_hat: Any, aip: AtomicInnerProduct) -> dict[str, tuple[float, float, float]]:
+    results = (theory.explained_variance(X, X_hat, c, metric=aip) for c in (CONVENTION, "centered"))
+    return {r.convention: (r.total, r.median, r.without_massive) for r in results}
+
+
+def _score(
+    name: str, D: np.ndarray, aip: AtomicInnerProduct, parts: Sequence[np.ndarray], coded: Sequence[tuple[Any, Any]]
+) -> Score:
+    """Score a dictionary; `coded` has (codes, X_hat) of the training and of the held-out part."""
+    train, held_out = (_variances(X, X_hat, aip) for X, (_, X_hat) in zip(parts, coded))
+    counts = np.diff(coded[1][0].indptr)
+    stability = theory.stability(D, counts, metric=aip)
+    return Score(
+        name=name,
+        d_sae=coded[1][0].shape[1],
+        train=train,
+        held_out=held_out,
+        l0=tuple(stability.l0_quantiles[q] for q in (0.05, 0.5, 0.95)),
+        l0_mean=float(counts.mean()),
+        coherence=stability.max,
+        q_star=stability.q_star,
+        q_star_random=stability.q_star_random,
+        q_star_ceiling=stability.ceiling_at_max,
+    )
+
+
+def study(
+    layer: int,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    *,
+    d_sae: int | None = None,
+    l0: int = 16,
+    samples: int = 1_500_000,
+    batch_size: int = 1024,
+    seed: int = 0,
+    n_massive: int = 0,
+    progress: bool = True,
+) -> LayerReport:
+    """Metric, atoms and controls of one layer.
+
+    Parameters
+    ----------
+    layer : int
+        How the report calls it.
+    train, held_out : array (n, d_in)
+        Activations. Everything is fitted on `train` only.
+    d_sae, l0, samples, batch_size, seed
+        As in `Settings`.
+    n_massive : int
+        Massive tokens met at this layer, for the report.
+    progress : bool
+        Show training progress.
+
+    Returns
+    -------
+    LayerReport
+
+    Notes
+    -----
+    The controls: random directions, as many as atoms, coded by orthogonal matching pursuit at the
+    atoms' mean L0; and a dictionary of all training activations, each token coded by the one that
+    reproduces it best (L0 = 1). They are scored on a sample of 4,000 tokens of each part, and the
+    coherence of the memorizing dictionary is that of as many of its atoms as there are latents.
+    """
+    started = time.perf_counter()
+    d_in = train.shape[1]
+    if len(train) < 2 * d_in:
+        raise ValueError(
+            f"{len(train)} training tokens are too few for {d_in} dimensions (at least {2 * d_in}): "
+            "capture more tokens (--tokens, or a longer --text)"
+        )
+    d_sae = d_sae or 4 * d_in
+    rng = np.random.default_rng(seed)
+    aip = AtomicInnerProduct().fit(train)
+    euclidean = aip.angles(held_out, geometry="euclidean")
+    atomic = aip.angles(held_out)
+
+    sae = SparseAutoencoder(
+        d_sae, metric=aip, target_l0=l0, batch_size=batch_size, max_steps=max(1, samples // batch_size),
+        random_state=seed, verbose=progress,
+    )
+    training = time.perf_counter()
+    sae.fit(train, X_val=held_out)
+    training = time.perf_counter() - training
+
+    parts = (train, held_out)
+    codes = [sae.transform(X) for X in parts]
+    scores = [_score("atoms", sae.W_dec, aip, parts, [(c, sae.inverse_transform(c)) for c in codes])]
+
+    parts = [X[_sample(len(X), _CONTROL_ROWS, rng)] for X in parts]
+    random = RandomDictionary(d_sae, metric=aip, random_state=seed).fit(train)
+    k = max(1, round(scores[0].l0_mean))
+    directions = recovery.Dictionary(random.W_dec, metric=aip)
+    coded = [_pursued(X, directions, random.W_dec, k, random.b_dec) for X in parts]
+    scores.append(_score("random", random.W_dec, aip, parts, coded))
+    memory = MemorizingDictionary(metric=aip).fit(train)
+    some = memory.W_dec[_sample(len(memory.W_dec), d_sae, rng)]
+    codes = [memory.transform(X) for X in parts]
+    scores.append(_score("memorizing", some, aip, parts, [(c, memory.inverse_transform(c)) for c in codes]))
+
+    rows = parts[1][:_CURVE_ROWS]
+    curve_l0 = [k for k in _CURVE_L0 if k <= min(d_in, d_sae)]
+    curves = {}
+    for name, D, b in (
+        ("atoms", sae.W_dec, sae.b_dec), ("random", random.W_dec, random.b_dec), ("training tokens", some, memory.b_dec)
+    ):
+        ready = recovery.Dictionary(D, metric=aip)
+        rebuilt = (_pursued(rows, ready, D, k, b)[1] for k in curve_l0)
+        curves[name] = [theory.explained_variance(rows, x, CONVENTION, metric=aip).total for x in rebuilt]
+    return LayerReport(
+        layer=layer,
+        n_train=len(train),
+        n_held_out=len(held_out),
+        n_massive=n_massive,
+        euclidean=euclidean,
+        atomic=atomic,
+        scores=scores,
+        history={name: list(values) for name, values in sae.history_.items()},
+        curve_l0=curve_l0,
+        curves=curves,
+        condition_number=aip.condition_number_,
+        seconds=time.perf_counter() - started,
+        seconds_training=training,
+        peak_memory=_peak_memory(),
+    )
+
+
+# ------------------------------------------------------------------ what was found
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def table(reports: Sequence[LayerReport]) -> str:
+    """The one table: a row for each dictionary at each layer."""
+    head = (
+        "layer  Euclidean angle  atomic angle   dictionary    d_sae  EV train  EV held-out  median  "
+        "raw train  raw held-out  L0 5/50/95%       q*  random  ceiling  seconds    MB"
+    )
+    lines = [head, "-" * len(head)]
+    for report in reports:
+        for i, score in enumerate(report.scores):
+            left = " " * 38
+            if i == 0:
+                left = f"{report.layer:>5}  {_angle(report.euclidean):<15}  {_angle(report.atomic):<14}"
+            train, held = score.train, score.held_out
+            line = (
+                f"{left} {score.name:<11} {score.d_sae:>7}  {_percent(train[CONVENTION][0]):>8}"
+                f"  {_percent(held[CONVENTION][0]):>11}  {_percent(held[CONVENTION][1]):>6}"
+                f"  {_percent(train['centered'][0]):>9}  {_percent(held['centered'][0]):>12}"
+                f"  {'/'.join(map(str, score.l0)):>11}  {_percent(score.q_star):>7}"
+                f"  {_percent(score.q_star_random):>6}  {_percent(score.q_star_ceiling):>7}"
+            )
+            if i == 0:
+                line += f"  {report.seconds:>7.0f}  {report.peak_memory:>4.0f}"
+            lines.append(line)
+    lines += [
+        "",
+        "EV: explained variance, centred, in the metric (every direction weighs alike); median: over held-out",
+        "tokens; raw: centred, of the activations as they are. Nothing is fitted on held-out text, angles are",
+        "between held-out tokens. random: directions at random, coded by matching pursuit at the atoms' L0;",
+        "memorizing: every training token is an atom, L0 = 1. q*: the paper's stability; beside it q* of random",
+        "directions at the same L0, and the most that any dictionary of this shape, L0 and coherence can reach.",
+    ]
+    return "\n".join(lines)
+
+
+def _angle(found: AngleHistogram) -> str:
+    return f"{found.mean:.1f}° ± {found.std:.1f}°"
+
+
+def _range(values: Sequence[float], unit: str = "%", scale: float = 100) -> str:
+    low, high = f"{scale * min(values):.1f}", f"{scale * max(values):.1f}"
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def _wins(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    n = sum(a > b for a, b in zip(ours, theirs))
+    if n == len(ours):
+        return "every layer" if n > 1 else "this layer"
+    return f"{n} of {len(ours)} layers" if n else "no layer"
+
+
+def sentences(reports: Sequence[LayerReport]) -> list[str]:
+    """Three sentences that say what was found, computed from the figures."""
+    atoms, random, memory = ([r.scores[i] for r in reports] for i in range(3))
+    where = "layer" + ("s " if len(reports) > 1 else " ") + ", ".join(str(r.layer) for r in reports)
+
+    def held(scores: Sequence[Score]) -> list[float]:
+        return [s.held_out[CONVENTION][0] for s in scores]
+
+    def train(scores: Sequence[Score]) -> list[float]:
+        return [s.train[CONVENTION][0] for s in scores]
+
+    shift = max(abs(90 - r.euclidean.mean) for r in reports), max(abs(90 - r.atomic.mean) for r in reports)
+    first = (
+        f"At {where} the mean angle between two activations is {_range([r.euclidean.mean for r in reports], '°', 1)} "
+        f"in Euclidean geometry and {_range([r.atomic.mean for r in reports], '°', 1)} under the atomic inner product: "
+    )
+    first += (
+        f"a shift of up to {shift[0]:.0f}° from the right angle, of which {shift[1]:.1f}° is left."
+        if shift[1] < shift[0]
+        else "here it corrects nothing."
+    )
+    gap = max(a - b for a, b in zip(train(atoms), held(atoms)))
+    second = (
+        f"With {_range([a.l0_mean for a in atoms], '', 1)} of {atoms[0].d_sae:,} atoms per token, the autoencoder "
+        f"explains {_range(held(atoms))} of held-out text, {100 * gap:.1f} points or less below its training text; as "
+        f"many random directions explain {_range(held(random))}, and a dictionary of all training tokens "
+        f"{_range(held(memory))} ({_range(train(memory))} of the training text): the atoms beat random directions at "
+        f"{_wins(held(atoms), held(random))} and the memorized text at {_wins(held(atoms), held(memory))}."
+    )
+    over = max(a.q_star - a.q_star_random for a in atoms)
+    third = (
+        f"The stability q* of the atoms is {_range([a.q_star for a in atoms])}, that of random directions at the "
+        f"same L0 {_range([a.q_star_random for a in atoms])}, that of the memorizing dictionary "
+        f"{_range([m.q_star for m in memory])}: "
+    )
+    third += (
+        f"q* tells how sparse the codes are, and no more than {max(0.0, 100 * over):.1f} points of it about what was learnt."
+        if over < 0.02
+        else f"the atoms are up to {100 * over:.1f} points more stable than their sparsity alone makes them."
+    )
+    return [first, second, third]
+
+
+def picture(reports: Sequence[LayerReport], path: str | os.PathLike[str], title: str = "") -> None:
+    """Three panels for a slide: angles, training, explained variance against L0.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    """
+    figure, (left, middle, right) = plot.new_figure(1, 3, size=(16, 5.4))
+    figure.suptitle(title, x=0.008, ha="left", fontsize=18, fontweight="bold")
+    plot.angles(
+        left, reports[0].atomic.bin_edges, [(f"layer {r.layer}", r.euclidean.counts, r.atomic.counts) for r in reports]
+    )
+    plot.titles(left, "Their geometry", "angles between held-out activations, before and after")
+    plot.training(middle, {f"layer {r.layer}": r.history for r in reports})
+    plot.titles(middle, "Learning atoms", "thick: held-out text, thin: training batches")
+    shown = reports[len(reports) // 2]
+    plot.sparsity(right, curves(shown), points=points(shown))
+    plot.titles(right, f"What they explain, layer {shown.layer}", f"held-out text, {shown.scores[0].d_sae:,} atoms each")
+    plot.save(figure, path)
+
+
+def curves(report: LayerReport) -> list[dict[str, Any]]:
+    """The curves of a report for `plot.sparsity`."""
+    shown = {
+        "atoms": ("atoms", plot.AFTER),
+        "training tokens": ("training\ntokens", plot.TOKENS),
+        "random": ("random\ndirections", plot.RANDOM),
+    }
+    return [
+        {"l0": report.curve_l0, "explained_variance": report.curves[name], "label": label, "color": colour}
+        for name, (label, colour) in shown.items()
+    ]
+
+
+def points(report: LayerReport) -> list[dict[str, Any]]:
+    """The encoder's own mark for `plot.sparsity`."""
+    atoms = report.scores[0]
+    return [
+        {
+            "l0": atoms.l0_mean,
+            "explained_variance": atoms.held_out[CONVENTION][0],
+            "label": "atoms, found by the\nencoder in one pass",
+            "color": plot.BEFORE,
+        }
+    ]
+
+
+def _check(settings: Settings) -> Path:
+    """Everything that can be known to be wrong before the model is loaded."""
+    plot.require()
+    out = Path(settings.out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"out: {out} is a file; name a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"out: {out} cannot be written; name another folder")
+    if settings.text is not None:
+        activations.read_text(settings.text)
+    return out
+
+
+def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
+    """The whole demo: prints the table and three sentences, writes everything into ``out``.
+
+    The folder gets ``atoms.png``, ``table.txt`` and ``figures.json`` (all numbers); files of an
+    earlier run are replaced.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        As its parts; the message says what to do.
+    """
+    started = time.perf_counter()
+    out = _check(settings)
+    rows, held_out = prepare(settings, progress=progress)
+    captured = time.perf_counter() - started
+    print(rows.summary())
+    print(
+        f"{np.count_nonzero(~held_out):,} tokens to train on, {np.count_nonzero(held_out):,} held out "
+        f"in whole chunks of contiguous text; {captured:.0f} s so far"
+    )
+    reports = []
+    for layer in rows.layers:
+        if progress:
+            print(f"layer {layer}", file=sys.stderr)
+        reports.append(
+            study(
+                layer, rows[layer][~held_out], rows[layer][held_out], d_sae=settings.d_sae, l0=settings.l0,
+                samples=settings.samples, batch_size=settings.batch_size, seed=settings.seed,
+                n_massive=rows.massive_counts[layer, "residual"], progress=progress,
+            )
+        )
+    text = table(reports)
+    picture(reports, out / "atoms.png", title=f"The atoms of {_model_name(settings.model)}")
+    seconds = time.perf_counter() - started
+    found = sentences(reports)
+    _write(out / "table.txt", "\n".join([text, "", *found, ""]))
+    _write(out / "figures.json", _as_json(settings, reports, found, rows.summary(), seconds))
+    print(f"\n{text}\n")
+    print(f"{seconds:.0f} s in all, {captured:.0f} of them to load the model and capture; peak memory {_peak_memory():.0f} MB")
+    print(f"picture: {out / 'atoms.png'}\n")
+    print("\n".join(found))
+    return reports
+
+
+def _model_name(model: str) -> str:
+    return "SmolLM2-135M" if model == "smollm2" else Path(model).name
+
+
+def _write(path: Path, text: str) -> None:
+    with activations._replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _as_json(settings: Settings, reports: Sequence[LayerReport], found: list[str], captured: str, seconds: float) -> str:
+    def plain(value: Any) -> Any:
+        if hasattr(value, "_asdict"):
+            return plain(value._asdict())
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, (np.ndarray, np.generic)):
+            return plain(value.tolist())
+        if isinstance(value, float) and not np.isfinite(value):
+            return None
+        return value
+
+    everything = {
+        "settings": settings, "captured": captured, "seconds": seconds, "peak_memory_mb": _peak_memory(),
+        "layers": reports, "found": found,
+    }
+    return json.dumps(plain(everything), indent=1) + "\n"

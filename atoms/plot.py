@@ -1,0 +1,215 @@
+"""Pictures, with matplotlib. Every function draws into the axes it is given.
+
+>>> from atoms.plot import new_figure
+>>> figure, axes = new_figure(1, 2, size=(6, 3))
+>>> len(axes)
+2
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["angles", "new_figure", "require", "save", "sparsity", "titles", "training"]
+
+INK, SOFT, PAPER, GRID = "#1d2733", "#5d6b7a", "#ffffff", "#e8ebef"
+BEFORE, AFTER = "#e0803a", "#1f6fb2"
+LAYERS = ("#7fb8e6", "#1f6fb2", "#0b3c66", "#4a9c8c", "#7d6bb0", "#b05a7a")
+RANDOM, TOKENS = "#98a2ad", "#c2453d"
+_STYLE = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 22,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "legend.frameon": False,
+}
+
+
+def require() -> Any:
+    """matplotlib, or an ImportError that says how to install it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("matplotlib is needed for pictures: run `pip install matplotlib`") from error
+    return matplotlib
+
+
+def _styled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run with the package's style, and leave matplotlib's settings as they were."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with require().rc_context(_STYLE):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+@_styled
+def new_figure(rows: int, columns: int, *, size: tuple[float, float], **grid: Any) -> tuple[Any, Any]:
+    """A figure in the package's style that no window shows, and its axes.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed; the message says how to install it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **grid)
+
+
+@_styled
+def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 150) -> None:
+    """Write a picture beside its target and rename it, so that no half picture is left."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=dpi)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@_styled
+def titles(axes: Any, title: str, subtitle: str = "") -> None:
+    """A bold line over the axes, and a lighter one under it."""
+    axes.set_title(title)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, color=SOFT, va="bottom")
+
+
+@_styled
+def angles(axes: Any, edges: np.ndarray, pairs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """Ridges of angle histograms, one per layer: before and after the atomic inner product.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+    edges : array (bins + 1,)
+        Edges of the bins in degrees.
+    pairs : sequence of (label, counts before, counts after)
+        One ridge each, the first on top; areas compare within a ridge.
+    """
+    centres, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    names, last = ("Euclidean", "atomic inner product"), len(pairs) - 1
+    low, high = 90.0, 90.0
+    for i, (label, *counts) in enumerate(pairs):
+        floor = last - i
+        shares = [np.asarray(c, float) / max(np.sum(c), 1) for c in counts]
+        height = max((share / width).max() for share in shares)
+        for share, colour, name, side in zip(shares, (BEFORE, AFTER), names, (-1, 1)):
+            top = 0.78 * share / width / height
+            axes.fill_between(centres, floor, floor + top, color=colour, alpha=0.8, lw=0, step="mid")
+            mean = float(share @ centres)
+            deviation = float(np.sqrt(share @ (centres - mean) ** 2))
+            text = f"{mean:.1f}° ± {deviation:.1f}°"
+            text = f"{name}\n{text}" if i == 0 else text
+            if side < 0:  # over its own hill; beside it for the narrow one at 90 degrees
+                axes.text(mean, floor + top.max() + 0.02, text, ha="center", va="bottom", color=colour, fontweight="bold")
+            else:
+                axes.text(mean + 1.6 * deviation, floor + top.max(), f" {text}", va="top", color=colour, fontweight="bold")
+            seen = centres[share > 1e-4]
+            low, high = min(low, seen.min(initial=90)), max(high, seen.max(initial=90))
+        axes.axhline(floor, color=INK, lw=0.8)
+    axes.axvline(90, color=INK, lw=1, ls=(0, (4, 3)), zorder=0)
+    low, high = max(0, low - 20), min(180, high + 35)
+    for i, (label, *_) in enumerate(pairs):
+        axes.text(low, last - i + 0.06, f" {label}", fontweight="bold", va="bottom")
+    axes.set(xlim=(low, high), ylim=(0, last + 0.95), yticks=[], xlabel="angle between two activations")
+    axes.xaxis.set_major_formatter("{x:.0f}°")
+    axes.spines["left"].set_visible(False)
+    axes.grid(False)
+
+
+@_styled
+def training(axes: Any, histories: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Explained variance against samples: training batches thin, held-out text thick.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+    histories : mapping of label to ``history_``
+    """
+    ends = []
+    for (label, history), colour in zip(histories.items(), _cycle(len(histories))):
+        samples = np.asarray(history["samples"], float) / 1e6
+        held = np.asarray(history["explained_variance_val"], float)
+        known = np.isfinite(held)
+        axes.plot(samples, history["explained_variance"], color=colour, lw=0.8, alpha=0.55)
+        axes.plot(samples[known], held[known], color=colour, lw=2.4)
+        ends.append((samples[-1], held[known][-1], label, colour))
+    axes.set(xlabel="training samples, millions", ylabel="explained variance", ylim=(0, 1))
+    axes.set_xlim(0, max(x for x, *_ in ends))
+    _label_ends(axes, ends)
+
+
+@_styled
+def sparsity(axes: Any, curves: Sequence[Mapping[str, Any]], *, points: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Explained variance against L0 for dictionaries.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+    curves : sequence of mappings
+        Each with ``l0``, ``explained_variance``, ``label``, ``color``.
+    points : sequence of mappings
+        Single marks with the same keys.
+    """
+    ends = []
+    for curve in curves:
+        x, y = curve["l0"], curve["explained_variance"]
+        axes.plot(x, y, color=curve["color"], lw=2.4, marker="o", ms=4)
+        ends.append((x[-1], y[-1], curve["label"], curve["color"]))
+    for point in points:
+        x, y = point["l0"], point["explained_variance"]
+        axes.plot([x], [y], ls="none", marker="*", ms=15, mec=PAPER, color=point["color"], zorder=5)
+        axes.annotate(
+            point["label"], (x, y), xytext=(0.05, 0.9), textcoords="axes fraction", va="top", color=point["color"],
+            fontweight="bold", arrowprops={"arrowstyle": "-", "color": point["color"], "shrinkB": 8},
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="active atoms per token (L0)", ylabel="explained variance", ylim=(0, 1))
+    _label_ends(axes, ends)
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], line: float = 0.055) -> None:
+    """Name curves at their right ends, in their colours, moved apart where they would overlap."""
+    bottom = -np.inf
+    for x, y, label, colour in sorted(ends, key=lambda end: end[1]):
+        height = line * (1 + label.count("\n"))
+        place = max(y, bottom + height / 2)
+        bottom = place + height / 2
+        axes.annotate(
+            label, (x, place), xytext=(8, 0), textcoords="offset points", va="center", color=colour, fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+def _cycle(n: int) -> list[str]:
+    return [LAYERS[i % len(LAYERS)] for i in range(n)]

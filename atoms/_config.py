@@ -13,6 +13,7 @@ import threadpoolctl
 from . import _core
 
 _ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+_CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 _num_threads: int | None = None
 
 
@@ -28,9 +29,14 @@ def _positive(value: object, name: str) -> int:
 
 
 def _available_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPUs that this process may use: its affinity, and its container's quota rounded up."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open(_CPU_QUOTA) as file:
+            quota, period = file.read().split()
+        return min(cpus, -(-int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or "max"
+        return cpus
 
 
 def set_num_threads(n: int | None) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,22 @@ def test_show_config(blas):
         assert "SciPy" in text
 
 
+def test_every_function_has_its_types():
+    stub = Path(atoms.__file__).with_name("_core.pyi").read_text()
+    missing = [name for name in vars(_core) if not name.startswith("_") and f"{name}(" not in stub]
+    assert missing == ["Context"]  # a class, with no parenthesis
+
+
+def test_cpus_of_a_container(tmp_path, monkeypatch):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(_config, "_CPU_QUOTA", str(quota))
+    all_of_them = _config._available_cpus()  # no such file
+    quota.write_text("max 100000\n")
+    assert _config._available_cpus() == all_of_them
+    quota.write_text("50000 100000\n")
+    assert _config._available_cpus() == 1
+
+
 def test_metadata():
     try:
         meta = importlib.metadata.metadata("llm-atoms")
@@ -186,6 +203,8 @@ def test_strides_and_memory_maps(dtype, tmp_path):
     w = np.eye(15)
     for view in (base[:, ::2], base[::-1, :15], base[::3, 14::-1], np.asfortranarray(base)[:, 3:18]):
         np.testing.assert_array_equal(product(view, w), view.astype(np.float32))
+    row = np.zeros(2, np.dtype([("x", dtype, 30), ("odd", "i1")], align=False))["x"][:1]
+    np.testing.assert_array_equal(product(row[:, 3:18], w), 0)  # a stride that is never stepped
     base.tofile(tmp_path / "x")
     mapped = np.memmap(tmp_path / "x", dtype, "r", shape=(24, 30))
     np.testing.assert_array_equal(product(mapped[:, ::2], w), base[:, ::2].astype(np.float32))

@@ -28,7 +28,7 @@ static int fill(PyArrayObject *a, const char *name, atoms_view *view)
     npy_intp size = PyArray_ITEMSIZE(a);
     for (int i = 0; i < view->ndim; i++) {
         view->shape[i] = PyArray_DIM(a, i);
-        if (PyArray_STRIDE(a, i) % size) {
+        if (view->shape[i] > 1 && PyArray_STRIDE(a, i) % size) {
             PyErr_Format(PyExc_ValueError,
                          "%s: the strides are not whole elements; pass numpy.ascontiguousarray(%s)",
                          name, name);

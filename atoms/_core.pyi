@@ -11,6 +11,8 @@ class Context:
     def num_threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def blas(self) -> str: ...
 
 def build_info() -> dict[str, Any]: ...
 
@@ -53,3 +55,175 @@ def nearest(
     /,
 ) -> None: ...
 def babel(ctx: Context, unit: NDArray[np.float32], babel: NDArray[np.float64], /) -> None: ...
+
+# ---- metric
+
+def moments(
+    ctx: Context,
+    X: NDArray[Any],
+    shift: NDArray[Any] | None,
+    sum: NDArray[Any],
+    second: NDArray[Any],
+    /,
+) -> None: ...
+def product(
+    ctx: Context,
+    X: NDArray[Any],
+    center: NDArray[Any] | None,
+    w: NDArray[Any],
+    offset: NDArray[Any] | None,
+    out: NDArray[Any],
+    /,
+) -> None: ...
+def angles(
+    ctx: Context,
+    X: NDArray[Any],
+    first: NDArray[Any] | None,
+    second: NDArray[Any] | None,
+    counts: NDArray[Any],
+    sums: NDArray[Any],
+    /,
+) -> None: ...
+
+# ---- sae: a handle is an autoencoder with its optimiser
+
+def sae_new(
+    d_in: int,
+    d_sae: int,
+    activation: int = ...,
+    k: int = ...,
+    tied: bool = ...,
+    bandwidth: float = ...,
+    beta1: float = ...,
+    beta2: float = ...,
+    epsilon: float = ...,
+    clip: float = ...,
+    screen: int = ...,
+) -> Any: ...
+def sae_get(sae: Any, field: int, out: NDArray[Any], /) -> None: ...
+def sae_set(sae: Any, field: int, values: NDArray[Any], /) -> None: ...
+def sae_reset(
+    ctx: Context, sae: Any, idx: NDArray[Any], rows: NDArray[Any], thresholds: NDArray[Any], /
+) -> None: ...
+def sae_step(
+    ctx: Context,
+    sae: Any,
+    X: NDArray[Any],
+    learning_rate: float,
+    threshold_rate: float,
+    l0_coefficient: float,
+    l1_coefficient: float,
+    threshold_shift: float,
+    k: int,
+    err: NDArray[Any],
+    /,
+) -> dict[str, Any]: ...
+def sae_encode(
+    ctx: Context, sae: Any, X: NDArray[Any], /
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32], Any]: ...
+def decode(
+    ctx: Context,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: NDArray[np.float32],
+    W_dec: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    out: NDArray[np.float32],
+    /,
+) -> None: ...
+
+# ---- recovery: a handle is a dictionary made ready
+
+def dict_new(ctx: Context, atoms: NDArray[Any], double_precision: bool, /) -> Any: ...
+def dict_gram(ctx: Context, handle: Any, /) -> None: ...
+def dict_has_gram(handle: Any, /) -> bool: ...
+def omp(
+    ctx: Context,
+    handle: Any,
+    X: NDArray[Any],
+    n_nonzero: NDArray[Any],
+    tol: NDArray[Any],
+    ols: bool,
+    nonnegative: bool,
+    indptr: NDArray[Any] | None,
+    support: NDArray[Any] | None,
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    counts: NDArray[Any],
+    status: NDArray[Any],
+    steps: NDArray[Any],
+    residual: NDArray[Any],
+    /,
+) -> None: ...
+def lasso(
+    ctx: Context,
+    handle: Any,
+    X: NDArray[Any],
+    alphas: NDArray[Any],
+    positive: bool,
+    tol: float,
+    max_rounds: int,
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    counts: NDArray[Any],
+    status: NDArray[Any],
+    steps: NDArray[Any],
+    residual: NDArray[Any],
+    gap: NDArray[Any],
+    /,
+) -> None: ...
+def basis(
+    ctx: Context,
+    handle: Any,
+    X: NDArray[Any],
+    sigma: NDArray[Any],
+    tol: float,
+    max_steps: int,
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    counts: NDArray[Any],
+    status: NDArray[Any],
+    steps: NDArray[Any],
+    residual: NDArray[Any],
+    gap: NDArray[Any],
+    /,
+) -> None: ...
+def pursuit(
+    ctx: Context,
+    handle: Any,
+    X: NDArray[Any],
+    method: int,
+    n_nonzero: int,
+    max_steps: int,
+    tol: float,
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    counts: NDArray[Any],
+    status: NDArray[Any],
+    steps: NDArray[Any],
+    residual: NDArray[Any],
+    /,
+) -> None: ...
+def threshold(
+    ctx: Context,
+    handle: Any,
+    X: NDArray[Any],
+    tau: NDArray[Any],
+    signed: bool,
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    counts: NDArray[Any],
+    status: NDArray[Any],
+    steps: NDArray[Any],
+    residual: NDArray[Any],
+    /,
+) -> None: ...
+def correlation_max(ctx: Context, handle: Any, X: NDArray[Any], top: NDArray[Any], /) -> None: ...
+def pack_codes(
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    counts: NDArray[Any],
+    out_indices: NDArray[Any],
+    out_values: NDArray[Any],
+    /,
+) -> None: ...

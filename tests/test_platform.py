@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -109,10 +110,11 @@ def test_show_config(blas):
         assert "SciPy" in text
 
 
-def test_every_function_has_its_types():
+def test_types_are_of_functions_that_there_are():
     stub = Path(atoms.__file__).with_name("_core.pyi").read_text()
-    missing = [name for name in vars(_core) if not name.startswith("_") and f"{name}(" not in stub]
-    assert missing == ["Context"]  # a class, with no parenthesis
+    names = re.findall(r"^(?:def|class) (\w+)", stub, re.MULTILINE)
+    assert {"Context", "build_info", "moments"} <= set(names)
+    assert all(hasattr(_core, name) for name in names)
 
 
 def test_cpus_of_a_container(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ ATOMS_BLIS=none builds without BLIS, on the BLAS that SciPy exports; ATOMS_COVER
 `python setup.py blis-flags` prints the compiler's flags for BLIS, for the Makefile.
 """
 
+import itertools
 import os
 import platform
 import subprocess
@@ -44,7 +45,7 @@ def blis_flags():
 
 
 if sys.argv[1:] == ["blis-flags"]:
-    print(*sum(blis_flags(), []))
+    print(*itertools.chain(*blis_flags()))
     sys.exit()
 
 import numpy  # noqa: E402

@@ -9,6 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
+# the tests of the core: not the slow ones, nor those of language models and pictures
+QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/test_activations.py --ignore=tests/test_demo.py \
+         --ignore=tests/test_notebooks.py tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -75,7 +78,7 @@ aarch64: build/aarch64/tests  ## C tests cross-compiled for aarch64, run by qemu
 test-scipy: install  ## quick Python tests on a build without BLIS
 	@mkdir -p build/scipy
 	@ATOMS_BLIS=none $(BIN)/python setup.py -q build -b build/scipy/py >build/scipy/log 2>&1
-	@PYTHONPATH=$$(echo build/scipy/py/lib*) $(BIN)/pytest -q -m "not slow" -p no:cacheprovider tests $(PYTEST_ARGS)
+	@PYTHONPATH=$$(echo build/scipy/py/lib*) $(BIN)/pytest -q $(QUICK) $(PYTEST_ARGS)
 
 # The C core is compiled apart, counting lines; the C tests and the quick Python tests run it.
 coverage: install
@@ -83,8 +86,7 @@ coverage: install
 	@$(CC) -O1 --coverage $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS) $(BLIS) -lm -o build/coverage/tests
 	@build/coverage/tests >build/coverage/log
 	@ATOMS_COVERAGE=1 $(BIN)/python setup.py -q build -b build/coverage/py >>build/coverage/log 2>&1
-	@PYTHONPATH=$$(echo build/coverage/py/lib*) $(BIN)/pytest -q -m "not slow" \
-		-p no:cacheprovider tests >>build/coverage/log 2>&1 || { tail -40 build/coverage/log; exit 1; }
+	@PYTHONPATH=$$(echo build/coverage/py/lib*) $(BIN)/pytest -q $(QUICK) >>build/coverage/log 2>&1 || { tail -40 build/coverage/log; exit 1; }
 	@$(BIN)/gcovr -r . --filter csrc/core/ --object-directory build/coverage --merge-mode-functions separate \
 		--json-summary build/coverage/summary.json --txt build/coverage/report.txt build/coverage 2>>build/coverage/log
 	@$(BIN)/python -c "import json; print(json.load(open('build/coverage/summary.json'))['line_percent'])" >build/coverage/percent

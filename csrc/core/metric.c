@@ -255,23 +255,38 @@ static void pack_matrix(const atoms_ctx *ctx, int64_t d, int64_t m, const double
     }
 }
 
-/* WHITEN_ROWS rows of the product, from rows converted into `tile` (WHITEN_ROWS, d) */
+/* WHITEN_ROWS rows of the product, from rows converted into `tile` of row stride lda; false when
+ * a value is not finite. offset is padded to whole panels. */
 static bool product_rows(const atoms_metric_kernels *kernels, int64_t count, int64_t d, int64_t m,
-                         const double *tile, const double *panel, const double *offset, float *out)
+                         const double *tile, int64_t lda, const double *panel, const double *offset,
+                         float *out)
 {
-    double check = 0.0;
+    double check[ATOMS_PANEL] = {0};
     for (int64_t j = 0; j < m; j += ATOMS_PANEL)
         for (int64_t i = 0; i < count; i += ATOMS_GROUP) {
             double c[ATOMS_GROUP * ATOMS_PANEL];
-            kernels->gemm(d, tile + i * d, d, panel + j * d, c);
-            for (int64_t r = 0; r < ATOMS_MIN(ATOMS_GROUP, count - i); r++)
-                for (int64_t k = 0; k < ATOMS_MIN(ATOMS_PANEL, m - j); k++) {
-                    double value = c[r * ATOMS_PANEL + k] + (offset ? offset[j + k] : 0.0);
-                    out[(i + r) * m + j + k] = (float)value;
-                    check += 0.0 * value; /* NaN once any value is not finite */
-                }
+            kernels->gemm(d, tile + i * lda, lda, panel + j * d, c);
+            kernels->store(ATOMS_MIN(ATOMS_GROUP, count - i), ATOMS_MIN(ATOMS_PANEL, m - j), c,
+                           offset + j, out + i * m + j, m, check);
         }
-    return check == 0.0;
+    double total = 0.0;
+    for (int k = 0; k < ATOMS_PANEL; k++)
+        total += check[k];
+    return total == 0.0;
+}
+
+/* Rows i0 to i0 + count as float64 less the centre, then zeros up to a whole group */
+static void product_tile(const rows *x, int64_t i0, int64_t count, const double *center,
+                         double *tile, int64_t lda)
+{
+    for (int64_t i = 0; i < count; i++) {
+        double *row = tile + i * lda;
+        atoms_rows_to_f64(1, x->d, element(x, i0 + i, 0), x->type, x->rs, x->cs, row);
+        for (int64_t j = 0; center && j < x->d; j++)
+            row[j] -= center[j];
+    }
+    int64_t whole = ceil_div(count, ATOMS_GROUP) * ATOMS_GROUP;
+    memset(tile + count * lda, 0, (size_t)((whole - count) * lda) * sizeof *tile);
 }
 
 atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m, const void *x,
@@ -283,15 +298,22 @@ atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m
     const atoms_metric_kernels *kernels = atoms_metric_kernels_for(ctx);
     const rows in = {x, type, n, d, rs, cs};
     int64_t panels = ceil_div(m, ATOMS_PANEL), tasks = ceil_div(n, WHITEN_ROWS);
+    const int64_t lda = d + 8; /* rows a power of two apart would meet in one set of the cache */
     double *panel = atoms_alloc(panels * d * ATOMS_PANEL, sizeof *panel);
-    if (!panel)
+    double *padded = atoms_calloc(panels * ATOMS_PANEL, sizeof *padded);
+    if (!panel || !padded) {
+        atoms_free(panel);
+        atoms_free(padded);
         return ATOMS_ERR_MEMORY;
+    }
+    if (offset)
+        memcpy(padded, offset, (size_t)m * sizeof *offset);
     pack_matrix(ctx, d, m, w, panel);
     atoms_status status = ATOMS_OK;
     atoms_pollster pollster = {0};
 #pragma omp parallel num_threads(ctx->p.num_threads)
     {
-        double *tile = atoms_alloc(WHITEN_ROWS * d, sizeof *tile);
+        double *tile = atoms_alloc(WHITEN_ROWS * lda, sizeof *tile);
         atoms_status mine = tile ? ATOMS_OK : ATOMS_ERR_MEMORY;
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) {
@@ -301,14 +323,8 @@ atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m
             if (mine < 0 || seen < 0)
                 continue;
             int64_t i0 = task * WHITEN_ROWS, count = ATOMS_MIN(WHITEN_ROWS, n - i0);
-            atoms_rows_to_f64(count, d, element(&in, i0, 0), type, rs, cs, tile);
-            for (int64_t i = 0; center && i < count; i++)
-                for (int64_t j = 0; j < d; j++)
-                    tile[i * d + j] -= center[j];
-            /* whole groups of rows are multiplied: those beyond the last are zeros */
-            int64_t whole = ceil_div(count, ATOMS_GROUP) * ATOMS_GROUP;
-            memset(tile + count * d, 0, (size_t)((whole - count) * d) * sizeof *tile);
-            if (!product_rows(kernels, count, d, m, tile, panel, offset, out + i0 * m))
+            product_tile(&in, i0, count, center, tile, lda);
+            if (!product_rows(kernels, count, d, m, tile, lda, panel, padded, out + i0 * m))
                 mine = ATOMS_ERR_NONFINITE;
 #ifdef _OPENMP
             if (omp_get_thread_num() == 0)
@@ -326,5 +342,6 @@ atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m
         atoms_free(tile);
     }
     atoms_free(panel);
+    atoms_free(padded);
     return status;
 }

@@ -17,6 +17,10 @@ typedef struct {
     void (*syrk[3])(int64_t k, const double *a, const double *b, double *c, int64_t ldc);
     /* C (8, 24) = A B with A (8, k) of row stride lda and a panel B; C is contiguous. */
     void (*gemm)(int64_t k, const double *a, int64_t lda, const double *b, double *c);
+    /* out (rows, cols) float32 of row stride ldo = C (8, 24) + offset (24); check (24) turns NaN
+     * where a value is not finite. */
+    void (*store)(int64_t rows, int64_t cols, const double *c, const double *offset, float *out,
+                  int64_t ldo, double *check);
     /* panels p0 to p1 of `rows` rows of x (row stride ldx): panel (rows, 24) = x - shift, the
      * panels `stride` apart; sum gets the columns' sums. x and shift start at panel p0. */
     void (*pack_f32)(int64_t rows, int64_t panels, const float *x, int64_t ldx, const double *shift,

@@ -7,6 +7,7 @@
 #include "metric_kernels.h"
 
 #include <math.h>
+#include <string.h>
 
 typedef double vec __attribute__((vector_size(LANES * 8)));
 typedef double vec_u __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
@@ -80,6 +81,24 @@ static void gemm_24(int64_t k, const double *a, int64_t lda, const double *b, do
     block(VECS, 24, 0, k, a, lda, 1, b, c, ATOMS_PANEL);
 }
 
+static void store(int64_t rows, int64_t cols, const double *restrict c,
+                  const double *restrict offset, float *restrict out, int64_t ldo,
+                  double *restrict check)
+{
+    for (int64_t r = 0; r < rows; r++, c += ATOMS_PANEL, out += ldo) {
+        float line[ATOMS_PANEL];
+        for (int j = 0; j < ATOMS_PANEL; j++) {
+            double value = c[j] + offset[j];
+            check[j] += 0.0 * value;
+            line[j] = (float)value;
+        }
+        if (cols == ATOMS_PANEL)
+            memcpy(out, line, sizeof line);
+        else
+            memcpy(out, line, (size_t)cols * sizeof *line);
+    }
+}
+
 #define PACK(T)                                                                                    \
     for (int64_t i = 0; i < rows; i++)                                                             \
         for (int64_t p = 0; p < panels; p++) {                                                     \
@@ -127,4 +146,4 @@ static void degrees(int64_t n, const float *restrict cosines, float *restrict ou
 }
 
 const atoms_metric_kernels TABLE = {
-    {syrk_8, syrk_16, syrk_24}, gemm_24, pack_f32, pack_f64, degrees};
+    {syrk_8, syrk_16, syrk_24}, gemm_24, store, pack_f32, pack_f64, degrees};

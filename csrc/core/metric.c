@@ -18,8 +18,7 @@
 enum {
     DEPTH = 256,     /* rows summed in registers: a group of 8 columns stays in 16 KB of L1 */
     PACK_ROWS = 64,  /* rows packed by one task: whole rows, so that memory is read in order */
-    ROW_PANELS = 2,  /* panels by panels of one task of the product; DEPTH rows of the latter */
-    COL_PANELS = 12, /* stay in L2 */
+    COL_PANELS = 12, /* columns of one task of the product: DEPTH rows of them stay in L2 */
     PHASE_DOUBLES = 512 * 1024,
     WHITEN_ROWS = 64 /* rows of one task of a product with a matrix */
 };
@@ -95,7 +94,7 @@ typedef struct {
 typedef struct {
     const atoms_metric_kernels *kernels;
     rows x;
-    int64_t panels, depths, row_tasks, col_tasks;
+    int64_t panels, depths, row_panels, row_tasks, col_tasks;
     const double *shift; /* padded to whole panels */
     double *second;
 } moments;
@@ -133,9 +132,9 @@ static void update_tile(const moments *m, int64_t depth, const double *slice, in
 
 static void product_task(const moments *m, const phase *ph, int64_t task)
 {
-    int64_t pj0 = task / m->row_tasks * COL_PANELS, pi0 = task % m->row_tasks * ROW_PANELS;
+    int64_t pj0 = task / m->row_tasks * COL_PANELS, pi0 = task % m->row_tasks * m->row_panels;
     int64_t pj1 = ATOMS_MIN(pj0 + COL_PANELS, m->panels);
-    int64_t pi1 = ATOMS_MIN(pi0 + ROW_PANELS, pj1);
+    int64_t pi1 = ATOMS_MIN(pi0 + m->row_panels, pj1);
     for (int64_t s = 0; ph->i0 + s * DEPTH < ph->i1; s++) {
         int64_t depth = ATOMS_MIN(DEPTH, ph->i1 - ph->i0 - s * DEPTH);
         const double *slice = ph->panels + s * m->panels * DEPTH * ATOMS_PANEL;
@@ -181,8 +180,10 @@ atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const voi
         .kernels = atoms_metric_kernels_for(ctx), .x = {x, type, n, d, rs, cs}, .second = second};
     m.panels = ceil_div(d, ATOMS_PANEL);
     m.depths = PHASE_DOUBLES / (DEPTH * m.panels * ATOMS_PANEL);
-    m.depths = ATOMS_MAX(1, ATOMS_MIN(8, m.depths));
-    m.row_tasks = ceil_div(m.panels, ROW_PANELS);
+    m.depths = ATOMS_MAX(2, ATOMS_MIN(8, m.depths)); /* the result is fetched once for them all */
+    /* few rows a task where there are few tasks to share out, more where fetching costs more */
+    m.row_panels = ATOMS_MAX(1, ATOMS_MIN(4, m.panels / 16));
+    m.row_tasks = ceil_div(m.panels, m.row_panels);
     m.col_tasks = ceil_div(m.panels, COL_PANELS);
     const int64_t phase_rows = m.depths * DEPTH, phases = ceil_div(n, phase_rows);
     const int64_t width = m.panels * ATOMS_PANEL;

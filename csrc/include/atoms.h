@@ -101,7 +101,7 @@ ATOMS_API const char *atoms_blis_kernels(void); /* kernel family in use, "" with
  * x (n, d) of any type, strides rs and cs in elements; shift (d) may be NULL for zero. Products
  * of float32 values without a shift are exact, sums run over at most 256 rows before they join
  * the total. n d (d + 1) floating-point operations; workspace two blocks of rows, 2 * 4 MB or
- * 2 * 256 rows, and nothing of size n. ATOMS_ERR_NONFINITE when x holds NaN or infinity (or
+ * 2 * 512 rows, and nothing of size n. ATOMS_ERR_NONFINITE when x holds NaN or infinity (or
  * overflows), ATOMS_ERR_CANCELLED when stopped: sum and second are then unspecified. */
 ATOMS_API atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x,
                                      atoms_dtype type, int64_t rs, int64_t cs, const double *shift,

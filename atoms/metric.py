@@ -117,8 +117,8 @@ class AtomicInnerProduct(Estimator):
     How a stream is cut into `partial_fit` calls changes rounding, nothing else.
 
     *Cost.* ``fit``: n d (d + 1) floating-point operations, half of ``X.T @ X``, and O(d^3) for
-    the eigenvectors. Memory: 8 MB (1,024 rows in float64, if that is more) and four d x d matrices; X is
-    converted block by block.
+    the eigenvectors. Memory: 8 MB (1,024 rows in float64, if that is more) and four d x d
+    matrices; X is converted block by block.
 
     *Shrinkage.* With y the samples (centred if ``centered``), C their second moment, m =
     trace(C)/d and norms of Frobenius:

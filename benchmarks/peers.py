@@ -21,10 +21,10 @@ import contextlib
 import os
 import warnings
 
-import numpy as np
-import torch
+os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars; read when tqdm is imported
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 
 def threshold_at(pre: torch.Tensor, l0: float) -> torch.Tensor:

@@ -227,6 +227,13 @@ def available_memory() -> float:
     return float("inf")
 
 
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def measure(context, tasks: list[dict], rounds: int, seconds: float) -> dict[str, dict]:
     """Interleaved rounds over all tasks; workers stay alive between rounds where memory allows."""
     footprint = sum(40.0 * t["d_in"] * t["d_sae"] + 32.0 * t["batch"] * t["d_sae"] for t in tasks)
@@ -349,7 +356,9 @@ def main() -> None:
     peak = receive(pipe)
     process.join()
     print(", ".join(f"{key} {value / 1e9:.0f} GF/s" for key, value in peak.items()), f"on {options.threads} threads\n")
-    record = {"machine": platform.processor() or platform.machine(), "threads": options.threads, "peaks": peak, "runs": []}
+    runs = {}  # an earlier run of other shapes or names in the same file is kept
+    if options.results.exists():
+        runs = {(r["shape"], r["batch"], r["l0"]): r for r in json.loads(options.results.read_text())["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         for shape in options.shapes:
             d_in, d_sae = map(int, shape.split("x"))
@@ -367,10 +376,12 @@ def main() -> None:
                     for name in options.names
                 ]  # fmt: skip
                 results = measure(context, tasks, options.rounds, options.seconds)
-                record["runs"].append({"shape": shape, "batch": batch, "l0": l0, "data": "planted" if X is None
-                                       else "captured", "results": results})  # fmt: skip
+                merged = {**runs.get((shape, batch, l0), {}).get("results", {}), **results}
+                kind = "planted" if X is None else "captured"
+                runs[shape, batch, l0] = {"shape": shape, "batch": batch, "l0": l0, "data": kind, "results": merged}
                 print(markdown(shape, batch, l0, results, peak), flush=True)
     options.results.parent.mkdir(parents=True, exist_ok=True)
+    record = {"machine": cpu_model(), "threads": options.threads, "peaks": peak, "runs": list(runs.values())}
     options.results.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -243,6 +244,7 @@ def measure(context, tasks: list[dict], rounds: int, seconds: float) -> dict[str
     alive: dict[str, tuple] = {}
 
     def start(task):
+        print(f"{task['name']}: starting", file=sys.stderr, flush=True)
         process, pipe = launch(context, worker, task)
         first = receive(pipe)
         if "error" in first:
@@ -281,6 +283,7 @@ def measure(context, tasks: list[dict], rounds: int, seconds: float) -> dict[str
                     break
             else:
                 runs[name].append(run)
+                print(f"{name}: {run['train']['rate']:,.0f} samples/s", file=sys.stderr, flush=True)
             if not stay:
                 end(handle)
     for handle in alive.values():

@@ -227,32 +227,3 @@ def pack_codes(
     out_values: NDArray[Any],
     /,
 ) -> None: ...
-
-# ---- metric
-
-def moments(
-    ctx: Context,
-    X: NDArray[Any],
-    shift: NDArray[np.float64] | None,
-    sum: NDArray[np.float64],
-    second: NDArray[np.float64],
-    /,
-) -> None: ...
-def product(
-    ctx: Context,
-    X: NDArray[Any],
-    center: NDArray[np.float64] | None,
-    w: NDArray[np.float64],
-    offset: NDArray[np.float64] | None,
-    out: NDArray[np.float32],
-    /,
-) -> None: ...
-def angles(
-    ctx: Context,
-    X: NDArray[Any],
-    first: NDArray[np.int64] | None,
-    second: NDArray[np.int64] | None,
-    counts: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    /,
-) -> None: ...

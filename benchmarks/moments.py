@@ -146,7 +146,7 @@ def main() -> None:
             aip = atoms.AtomicInnerProduct(num_threads=threads).fit(X)
             n, W, out, out32 = len(X), aip.whitener_, np.empty_like(X), np.empty_like(X)
             W32 = W.astype(np.float32)
-            runs = (lambda: aip.whiten(X, out=out)), (lambda: np.matmul(X, W32, out=out32))  # noqa: B023
+            runs = (lambda: aip.whiten(X, out=out)), (lambda: np.matmul(X, W32, out=out32))
             a, b = best(options.repeats, *runs)
             exact = X.astype(np.float64) @ W
             size = np.linalg.norm(exact, axis=1)

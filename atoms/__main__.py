@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--text", metavar="FILE", help="a UTF-8 text file (default: Python's language reference)")
     data.add_argument("--layers", type=_layers, default=[8, 15, 22], metavar="I,J,K", help="blocks, counted from 0")
-    data.add_argument("--tokens", type=_positive, default=40_000, metavar="N", help="tokens of text to capture")
+    data.add_argument("--tokens", type=_positive, default=50_000, metavar="N", help="tokens of text to capture")
     data.add_argument("--context-length", type=_positive, default=512, metavar="N", help="tokens per context")
     data.add_argument(
         "--held-out", type=_fraction, default=0.2, metavar="SHARE", help="share of the text held out, in whole chunks"
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--d-sae", type=_positive, metavar="N", help="latents per layer (default: 4 times d_in)")
     training.add_argument("--l0", type=_positive, default=16, metavar="N", help="active latents per token to aim for")
     training.add_argument(
-        "--samples", type=_positive, default=1_500_000, metavar="N", help="training samples per layer, repeats counted"
+        "--samples", type=_positive, default=600_000, metavar="N", help="training samples per layer, repeats counted"
     )
     training.add_argument("--batch-size", type=_positive, default=1024, metavar="N", help="samples per step")
     training.add_argument("--seed", type=int, default=0, help="of everything random")

@@ -54,13 +54,13 @@ class Settings:
     model: str = "smollm2"
     text: str | None = None
     layers: Sequence[int] = (8, 15, 22)
-    tokens: int = 40_000
+    tokens: int = 50_000
     context_length: int = 512
     held_out: float = 0.2
     keep_massive: bool = False
     d_sae: int | None = None
     l0: int = 16
-    samples: int = 1_500_000
+    samples: int = 600_000
     batch_size: int = 1024
     seed: int = 0
     out: str = "demo-out"
@@ -190,7 +190,7 @@ def study(
     *,
     d_sae: int | None = None,
     l0: int = 16,
-    samples: int = 1_500_000,
+    samples: int = 600_000,
     batch_size: int = 1024,
     seed: int = 0,
     n_massive: int = 0,

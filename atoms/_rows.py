@@ -58,6 +58,11 @@ class Sampler:
     def _permutation(self) -> np.ndarray:
         return np.random.default_rng([*self.seed, 1, self.epoch]).permutation(self.n)
 
+    def skip(self, batches: int) -> None:
+        """As if so many batches had been drawn."""
+        self.epoch, self.position = divmod(self.epoch * self.n + self.position + batches * self.batch_size, self.n)
+        self._order = self._permutation()
+
     def next(self) -> np.ndarray:
         parts, need = [], self.batch_size
         while need:

@@ -679,6 +679,11 @@ class AtomicInnerProduct(Estimator):
 
     def save(self, path: Any) -> None:
         """Write to a safetensors file, first beside `path`, then renamed: never half a file."""
+        tensors, meta = self._state()
+        save_tensors(path, type(self).__name__, tensors, meta)
+
+    def _state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All of it, as arrays and JSON: what `save` writes and an autoencoder carries along."""
         values, shrunk, vectors = self._spectrum()
         tensors = {
             "shift": self._shift,
@@ -692,23 +697,19 @@ class AtomicInnerProduct(Estimator):
             tensors["norms"] = self._norms
         names = list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None
         a = self.shrinkage
-        save_tensors(
-            path,
-            type(self).__name__,
-            tensors,
-            {
-                "centered": self._centered,
-                "shrinkage": a if a is None or isinstance(a, str) else float(a),
-                "shrinkage_": self.shrinkage_,
-                "n_samples_seen": self.n_samples_seen_,
-                "feature_names": names,
-            },
-        )
+        meta = {
+            "centered": self._centered,
+            "shrinkage": a if a is None or isinstance(a, str) else float(a),
+            "shrinkage_": self.shrinkage_,
+            "n_samples_seen": self.n_samples_seen_,
+            "feature_names": names,
+        }
+        return tensors, meta
 
     @classmethod
-    def load(cls, path: Any, num_threads: int | None = None) -> AtomicInnerProduct:
-        """Read what `save` wrote; whitening gives the same bits as before. More can be added to it."""
-        tensors, meta = load_tensors(path, cls.__name__)
+    def _from_state(
+        cls, tensors: dict[str, Array], meta: dict[str, Any], num_threads: int | None = None
+    ) -> AtomicInnerProduct:
         self = cls(centered=meta["centered"], shrinkage=meta["shrinkage"], num_threads=num_threads)
         self.n_features_in_, self._centered = len(tensors["shift"]), meta["centered"]
         if meta["feature_names"] is not None:
@@ -723,6 +724,11 @@ class AtomicInnerProduct(Estimator):
             tensors["eigenvectors"],
         )
         return self
+
+    @classmethod
+    def load(cls, path: Any, num_threads: int | None = None) -> AtomicInnerProduct:
+        """Read what `save` wrote; whitening gives the same bits as before. More can be added to it."""
+        return cls._from_state(*load_tensors(path, cls.__name__), num_threads)
 
 
 # ----------------------------------------------------------------------- helpers

@@ -211,7 +211,9 @@ class SparseAutoencoderTwin:
         return u
 
     def step(self, x, learning_rate, threshold_rate, *, threshold_shift=0.0, **kwargs):
-        error, penalty, l0, g = self.gradients(np.asarray(x, np.float64), **kwargs)
+        x = np.asarray(x, np.float64)
+        error, penalty, l0, g = self.gradients(x, **kwargs)
+        near = (np.abs(self.pre_activations(x) - self.p["threshold"]) < self.bandwidth / 2).any(0)
         p = self.p
         self.step_count += 1
         along = (g["W_dec"] * p["W_dec"]).sum(1, keepdims=True)
@@ -224,7 +226,7 @@ class SparseAutoencoderTwin:
             p[name] -= (threshold_rate if name == "threshold" else learning_rate) * direction
         p["W_dec"] /= np.linalg.norm(p["W_dec"], axis=1, keepdims=True)
         if self.activation == "jumprelu":
-            np.maximum(0, p["threshold"] + threshold_shift, out=p["threshold"])
+            np.maximum(0, p["threshold"] + threshold_shift * near, out=p["threshold"])
         return error, penalty, l0
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from tqdm.auto import tqdm
 
 from . import _core
 from ._config import context
-from ._estimator import Estimator
+from ._estimator import Estimator, load_tensors, save_tensors
 from ._rows import Rows, Sampler
 
-__all__ = ["SparseAutoencoder", "TrainingDiverged"]
+__all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]
 
 _ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
 _SCREENS = ("auto", "float32", "int8")
@@ -79,8 +78,9 @@ class SparseAutoencoder(Estimator):
         Largest root-mean-square of a latent's Adam direction; larger ones are scaled down. It takes the
         place of clipping by the global gradient norm, which would need a pass of its own.
     dead_after : float
-        A latent that has not fired within so many times d_sae / target_l0 samples is dead: it is set to
-        the residual of a badly reconstructed sample. 0: never. No resampling in the last `decay`.
+        A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
+        direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
+        of that, its threshold comes down until it fires (``"jumprelu"``). 0: neither.
     screen : {"auto", "float32", "int8"}
         How the core finds the latents that may be active. The result is the same.
     random_state : int
@@ -292,6 +292,21 @@ class SparseAutoencoder(Estimator):
             self._set(_B_ENC, -start)
         elif self.activation == "jumprelu":
             self._set(_THRESHOLD, np.maximum(start, 0))
+        if not self.tied and self.activation in ("jumprelu", "relu"):
+            self._scale_encoder(sample, centred)
+
+    def _scale_encoder(self, sample: np.ndarray, centred: np.ndarray) -> None:
+        """Pre-activations by the factor that reconstructs best.
+
+        Where samples share a few strong directions, so do the latents that fire together, and
+        unscaled they would reconstruct a sample many times over.
+        """
+        sample, centred = sample[:2048], centred[:2048]
+        part = self._decode_space(self._encode_space(sample)).astype(np.float64) - self._get(_B_DEC)
+        power = float((part * part).sum())
+        alpha = float(np.clip((part * centred).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
+        for field in (_W_ENC, _B_ENC, _THRESHOLD):
+            self._set(field, alpha * self._get(field))
 
     def _starting_thresholds(self, centred: np.ndarray, D: np.ndarray) -> np.ndarray:
         """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on these samples."""
@@ -317,6 +332,10 @@ class SparseAutoencoder(Estimator):
         X_val: Any = None,
         *,
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
+        init: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_minutes: float = 5.0,
+        checkpoint_steps: int | None = None,
     ) -> SparseAutoencoder:
         """Train on activations.
 
@@ -328,35 +347,46 @@ class SparseAutoencoder(Estimator):
             Held out; its explained variance is shown and recorded twenty times.
         callback : callable, optional
             Called after each step with the estimator and the step's figures.
+        init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
+            Start from these weights (of raw activations, as this class gives them) instead of afresh.
+        checkpoint : path, optional
+            Written every `checkpoint_minutes` or `checkpoint_steps`, and at the end, beside itself and
+            then renamed. Where the file is there already, training goes on from it, and ends with
+            the same bits as if it had never stopped.
 
         Raises
         ------
         ValueError
-            For parameters out of range, NaN or infinity in X (naming the row), or shapes that differ.
+            For parameters out of range, NaN or infinity in X (naming the row), shapes that differ, or a
+            checkpoint of other parameters.
         TrainingDiverged
             When the loss is no longer finite.
         """
+        fit_many(
+            [self], X, X_val, callback=callback, init=init, checkpoints=[checkpoint],
+            checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
+        )  # fmt: skip
+        return self
+
+    def _begin(self, rows: Rows, init: Any, checkpoint: Any) -> None:
         self._check_parameters()
-        rows = Rows(X)
-        if rows.n < 2:
-            raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
         self._check_X(rows.shards[0], reset=True)
-        val = None if X_val is None else Rows(X_val, "X_val")
-        if val is not None and val.d != rows.d:
-            raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
         self._folded = None
+        if checkpoint is not None and os.path.exists(checkpoint):
+            self._resume(checkpoint, rows)
+            return
         self._fit_space(rows)
         self._new_core(rows.d)
-        rng = np.random.default_rng([*self._seed, 2])
-        n_init = min(rows.n, max(4096, min(2 * int(self.d_sae), 16384)))
-        self._initialise(self._to_space(rows.take(np.sort(rng.choice(rows.n, n_init, replace=False)))))
+        if init is not None:
+            self._set_folded(init)
+        else:
+            rng = np.random.default_rng([*self._seed, 2])
+            n = min(rows.n, max(4096, min(2 * int(self.d_sae), 16384)))
+            self._initialise(self._to_space(rows.take(np.sort(rng.choice(rows.n, n, replace=False)))))
         self.history_ = {k: [] for k in (
             "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val",
             "l0", "dead", "learning_rate")}  # fmt: skip
         self._control = {"price": 0.0, "shift": 0.0, "l1": self.l1_coefficient or 0.0, "cut": 0.0, "spent": 0.0}
-        self._sampler = Sampler(rows.n, int(self.batch_size), self._seed)
-        self._train(rows, val, callback)
-        return self
 
     def _rate(self, step: int) -> float:
         """Learning rate of step 1, 2, ..., max_steps."""
@@ -366,53 +396,54 @@ class SparseAutoencoder(Estimator):
             factor = min(factor, (self.max_steps - step + 1) / cool)
         return float(self.learning_rate * factor)
 
-    def _train(self, rows: Rows, val: Rows | None, callback: Any) -> None:
-        steps = int(self.max_steps)
-        done = int(self._get(_COUNTERS)[0])
-        record_every = max(1, steps // 200)
-        val_every = max(1, steps // 20)
-        ctx = context(self.num_threads)
-        val_space = None if val is None else self._to_space(val.slice(0, val.n))
-        shown: dict[str, str] = {}
-        started = time.perf_counter() - self._control["spent"]
-        err = np.empty((int(self.batch_size), rows.d), np.float32)
-        try:
-            with tqdm(total=steps, initial=done, disable=not self.verbose, unit="step", desc="SAE") as bar:
-                for step in range(done + 1, steps + 1):
-                    batch = self._to_space(rows.take(self._sampler.next()))
-                    stats = self._step(ctx, step, batch, err)
-                    last = step == steps
-                    if not np.isfinite(stats["squared_error"]):
-                        raise TrainingDiverged(
-                            f"the loss became {stats['squared_error']} at step {step} with learning rate "
-                            f"{self._rate(step):.3g}; lower learning_rate"
-                        )
-                    if step % record_every == 0 or last:
-                        ev_val = np.nan
-                        if val_space is not None and (step % val_every == 0 or last):
-                            ev_val = self._explained_variance(val_space)
-                            shown["EV held-out"] = f"{ev_val:.4f}"
-                        dead = self._dead(step)
-                        self._control["spent"] = time.perf_counter() - started
-                        self._record(step, stats, ev_val, len(dead))
-                        bar.set_postfix({
-                            "loss": f"{stats['squared_error']:.4g}", **shown,
-                            "L0": f"{stats['l0']:.1f}", "dead": len(dead)}, refresh=False)  # fmt: skip
-                    if callback is not None:
-                        callback(self, {"step": step, "learning_rate": self._rate(step), **stats})
-                    bar.update()
-        finally:
-            if self.activation == "batchtopk":
-                self._set(_THRESHOLD, np.full(int(self.d_sae), self._control["cut"], np.float32))
-            self._folded = None
+    def _advance(self, ctx: Any, step: int, batch: np.ndarray, val: np.ndarray | None, last_saved: Any) -> dict[str, Any]:
+        """One step and its record; the step's figures."""
+        steps, started = int(self.max_steps), time.perf_counter()
+        err = np.empty_like(batch)
+        stats = self._step(ctx, step, batch, err)
+        if not np.isfinite(stats["squared_error"]):
+            saved = f"; the last good checkpoint is {os.fspath(last_saved)}" if last_saved else ""
+            raise TrainingDiverged(
+                f"the loss became {stats['squared_error']} at step {step} with learning rate "
+                f"{self._rate(step):.3g}{saved}; lower learning_rate"
+            )
+        self._control["spent"] += time.perf_counter() - started
+        if step % max(1, steps // 200) == 0 or step == steps:
+            ev_val = np.nan
+            self._publish_cut()
+            if val is not None and (step % max(1, steps // 20) == 0 or step == steps):
+                ev_val = self._explained_variance(val)
+            self._record(step, stats, ev_val, len(self._dead()))
+        return {"step": step, "learning_rate": self._rate(step), **stats}
+
+    def _publish_cut(self) -> None:
+        """BatchTopK's inference threshold: the running mean of the lowest active z of a batch."""
+        if self.activation == "batchtopk":
+            self._set(_THRESHOLD, np.full(int(self.d_sae), self._control["cut"], np.float32))
+
+    def _finish(self) -> None:
+        self._publish_cut()
+        self._folded = None
+
+    def _progress(self) -> dict[str, str]:
+        h = self.history_
+        shown = {"loss": f"{h['loss'][-1]:.4g}"} if h["loss"] else {}
+        held_out = [v for v in h["explained_variance_val"] if not np.isnan(v)]
+        if held_out:
+            shown["EV held-out"] = f"{held_out[-1]:.4f}"
+        if h["l0"]:
+            shown |= {"L0": f"{h['l0'][-1]:.1f}", "dead": str(h["dead"][-1])}
+        return shown
 
     def _step(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> dict[str, Any]:
         c, rate = self._control, self._rate(step)
+        window = self._dead_window()
+        # silent latents' thresholds come down by a factor e within a quarter of the window
+        factor = float(np.exp(-min(1.0, 4 * len(batch) / window))) if window else 1.0
         stats: dict[str, Any] = _core.sae_step(
-            ctx, self._core, batch, rate, rate, c["price"], c["l1"], c["shift"], self._k, err
+            ctx, self._core, batch, rate, rate, c["price"], c["l1"], c["shift"], self._k, err, window // 4, factor
         )
         self._steer(stats, rate)
-        window = self._dead_window()
         if window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay):
             self._resample(ctx, step, batch, err)
         return stats
@@ -441,25 +472,39 @@ class SparseAutoencoder(Estimator):
         """Samples without firing after which a latent counts as dead."""
         return int(self.dead_after * self.d_sae / self.target_l0)
 
-    def _dead(self, step: int) -> np.ndarray:
+    def _dead(self) -> np.ndarray:
         window = self._dead_window() or int(1000 * self.d_sae / self.target_l0)
         return np.flatnonzero(self._get(_LAST_FIRED) <= self._get(_COUNTERS)[1] - window)
 
     def _resample(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> None:
-        dead = self._dead(step)
-        weight = np.einsum("ij,ij->i", err, err, dtype=np.float64)
-        if not len(dead) or not weight.sum() > 0:
+        """Dead latents take directions of what is left unexplained.
+
+        Each gets the mean residual of a random sample's nearest neighbours among the residuals, rather than
+        one sample's, so that several samples will use it, and the threshold at which it fires as often as
+        the average latent.
+        """
+        dead = self._dead()
+        norm = np.linalg.norm(err, axis=1)
+        if not len(dead) or not norm.sum() > 0:
             return
         rng = np.random.default_rng([*self._seed, 3, step])
-        dead = rng.permutation(dead)[: np.count_nonzero(weight)]
-        chosen = rng.choice(len(batch), len(dead), replace=False, p=weight / weight.sum())
-        D = -err[chosen]
-        D /= np.linalg.norm(D, axis=1, keepdims=True)
+        dead = rng.permutation(dead)[: np.count_nonzero(norm)]
+        chosen = rng.choice(len(batch), len(dead), replace=False, p=norm / norm.sum())
+        unit = -err / np.maximum(norm, 1e-30)[:, None]
+        near = unit[chosen] @ unit.T
+        m = min(8, len(batch))
+        D = unit[np.argpartition(-near, m - 1, axis=1)[:, :m]].mean(axis=1)
+        D /= np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1e-30)
         z = (batch - self._get(_B_DEC)) @ D.T
-        own = z[chosen, np.arange(len(chosen))]
-        start = np.quantile(z, 1 - self.target_l0 / self.d_sae, axis=0)
-        start = np.minimum(start, 0.9 * own).clip(min=0)
-        _core.sae_reset(ctx, self._core, dead, np.ascontiguousarray(D), start.astype(np.float32))
+        start = np.quantile(z, 1 - self.target_l0 / self.d_sae, axis=0).clip(min=0)
+        # the scale at which a latent's activations fit the residual where it fires
+        fired = np.where(z > start, z, 0.0)
+        power = (fired * fired).sum(axis=0)
+        scale = np.clip(-(fired * (err @ D.T)).sum(axis=0) / np.maximum(power, 1e-30), 0.01, 1.0)
+        if not self.tied:
+            start = scale * start
+        rows, scales, thresholds = (np.ascontiguousarray(a, np.float32) for a in (D, scale, start))
+        _core.sae_reset(ctx, self._core, dead, rows, scales, thresholds)
 
     def _record(self, step: int, stats: dict[str, Any], ev_val: float, dead: int) -> None:
         total = stats["total_variance"]
@@ -486,6 +531,77 @@ class SparseAutoencoder(Estimator):
             residual += float((e * e).sum())
         total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
         return 1 - residual / total if total > 0 else np.nan
+
+    # ------------------------------------------------------------------- files
+
+    def _parameters(self) -> dict[str, Any]:
+        plain = {k: v for k, v in self.get_params(deep=False).items() if k not in ("metric", "num_threads", "verbose")}
+        return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
+
+    def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
+        """Write to a safetensors file, first beside `path`, then renamed: never half a file.
+
+        The metric goes with it. `training_state` adds what `fit(checkpoint=...)` needs to go on.
+        """
+        self._check_fitted()
+        self._publish_cut()
+        fields = range(len(_FIELDS)) if training_state else (*range(5), _COUNTERS)
+        tensors = {_FIELDS[f]: self._get(f) for f in fields if not (self.tied and f % 5 == _W_ENC and f < _LAST_FIRED)}
+        meta: dict[str, Any] = {
+            "parameters": self._parameters(),
+            "n_features_in": self.n_features_in_,
+            "history": self.history_,
+            "control": self._control,
+        }
+        if self.metric is not None:
+            arrays, meta["metric"] = self.metric._state()
+            tensors |= {f"metric.{k}": v for k, v in arrays.items()}
+        else:
+            tensors["mean"] = self._mean
+            meta["scale"] = float(self._scale)
+        save_tensors(path, type(self).__name__, tensors, meta)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], num_threads: int | None = None) -> SparseAutoencoder:
+        """Read what `save` wrote: the same codes, to the bit."""
+        tensors, meta = load_tensors(path, cls.__name__)
+        self = cls(**meta["parameters"], num_threads=num_threads)
+        if "metric" in meta:
+            from .metric import AtomicInnerProduct
+
+            arrays = {k[len("metric.") :]: v for k, v in tensors.items() if k.startswith("metric.")}
+            self.metric = AtomicInnerProduct._from_state(arrays, meta["metric"], num_threads)
+        self._restore(tensors, meta)
+        return self
+
+    def _restore(self, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        self.n_features_in_ = meta["n_features_in"]
+        self.history_, self._control = meta["history"], meta["control"]
+        if self.metric is None:
+            self._mean, self._scale = tensors["mean"], meta["scale"]
+        self._folded = None
+        self._new_core(self.n_features_in_)
+        for field, name in enumerate(_FIELDS):
+            if name in tensors:
+                self._set(field, tensors[name])
+
+    def _resume(self, path: str | os.PathLike[str], rows: Rows) -> None:
+        tensors, meta = load_tensors(path, type(self).__name__)
+        ours = self._parameters()
+        differing = [k for k, v in meta["parameters"].items() if ours.get(k) != v]
+        if differing or meta["n_features_in"] != rows.d or ("metric" in meta) != (self.metric is not None):
+            what = ", ".join(differing) or ("d_in" if meta["n_features_in"] != rows.d else "metric")
+            raise ValueError(
+                f"checkpoint: {os.fspath(path)} was written with other settings ({what}); "
+                "use those, or another path"
+            )
+        if "last_fired" not in tensors:
+            raise ValueError(f"checkpoint: {os.fspath(path)} has no training state; pass it as init=load(path)")
+        if self.metric is not None:
+            arrays, _ = self.metric._state()
+            if any(not np.array_equal(v, tensors.get(f"metric.{k}")) for k, v in arrays.items()):
+                raise ValueError(f"checkpoint: {os.fspath(path)} was trained under another metric")
+        self._restore(tensors, meta)
 
     # -------------------------------------------------------------- inference
 
@@ -550,6 +666,28 @@ class SparseAutoencoder(Estimator):
             }
         return self._folded
 
+    def _set_folded(self, other: Any) -> None:
+        """Take raw-activation weights into the training space; decoder rows get unit norm."""
+        d, n = self.n_features_in_, int(self.d_sae)
+        shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
+        w = {k: np.asarray(getattr(other, k), np.float64) for k in shapes}
+        for name, shape in shapes.items():
+            if w[name].shape != shape:
+                raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")
+            if not np.isfinite(w[name]).all():
+                raise ValueError(f"init: {name} holds NaN or infinity")
+        shift, forward, back = self._maps()
+        D = w["W_dec"] @ forward
+        norm = np.linalg.norm(D, axis=1)
+        norm[norm == 0] = 1
+        E = (back @ w["W_enc"]).T * norm[:, None]
+        b_dec = (w["b_dec"] - shift) @ forward
+        self._set(_W_ENC, E)
+        self._set(_W_DEC, D / norm[:, None])
+        self._set(_B_ENC, w["b_enc"] * norm + E @ (shift @ forward + b_dec))
+        self._set(_B_DEC, b_dec)
+        self._set(_THRESHOLD, w["threshold"] * norm)
+
     @property
     def W_enc(self) -> np.ndarray:
         """Encoder for raw activations (d_in, d_sae): S^(1/2) times the training space's."""
@@ -574,3 +712,85 @@ class SparseAutoencoder(Estimator):
     def threshold(self) -> np.ndarray:
         """A latent is active above it (d_sae,); zero for ReLU and TopK."""
         return self._fold()["threshold"]
+
+
+def fit_many(
+    saes: list[SparseAutoencoder],
+    X: Any,
+    X_val: Any = None,
+    *,
+    callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
+    init: Any = None,
+    checkpoints: Sequence[Any] | None = None,
+    checkpoint_minutes: float = 5.0,
+    checkpoint_steps: int | None = None,
+) -> list[SparseAutoencoder]:
+    """Train several autoencoders (seeds, widths, targets) in one pass over the same activations.
+
+    Each batch is read, and whitened for each different metric, once. The batches are drawn by the first
+    one's `random_state`, so all see the same samples; `batch_size` and `max_steps` must agree.
+    See `SparseAutoencoder.fit` for the arguments; `checkpoints` has a path or None for each.
+
+    Returns
+    -------
+    list of SparseAutoencoder
+        `saes`, fitted.
+
+    Raises
+    ------
+    ValueError
+        Where `batch_size` or `max_steps` differ, or as `SparseAutoencoder.fit` does.
+    """
+    paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
+    if not saes or len(paths) != len(saes):
+        raise ValueError(f"saes: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}")
+    for name in ("batch_size", "max_steps"):
+        if len({getattr(s, name) for s in saes}) > 1:
+            raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
+    rows = Rows(X)
+    if rows.n < 2:
+        raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
+    val = None if X_val is None else Rows(X_val, "X_val")
+    if val is not None and val.d != rows.d:
+        raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
+    for sae, path in zip(saes, paths, strict=True):
+        sae._begin(rows, init, path)
+    done = {int(s._get(_COUNTERS)[0]) for s in saes}
+    if len(done) > 1:
+        raise ValueError(f"checkpoints: they stopped at different steps {sorted(done)}; remove them and start again")
+    first, steps = done.pop(), int(saes[0].max_steps)
+    sampler = Sampler(rows.n, int(saes[0].batch_size), saes[0]._seed)
+    sampler.skip(first)
+    val_rows = None if val is None else val.slice(0, val.n)
+    spaces = {id(s.metric): s for s in saes}
+    vals = {key: None if val_rows is None else s._to_space(val_rows) for key, s in spaces.items()}
+    saved = time.perf_counter()
+    current = False
+
+    def write() -> None:
+        for sae, path in zip(saes, paths, strict=True):
+            if path is not None:
+                sae.save(path, training_state=True)
+
+    try:
+        with tqdm(total=steps, initial=first, disable=not saes[0].verbose, unit="step", desc="SAE") as bar:
+            for step in range(first + 1, steps + 1):
+                raw = rows.take(sampler.next())
+                batches = {key: s._to_space(raw) for key, s in spaces.items()}
+                for sae, path in zip(saes, paths, strict=True):
+                    figures = sae._advance(
+                        context(sae.num_threads), step, batches[id(sae.metric)], vals[id(sae.metric)], path
+                    )
+                    if callback is not None:
+                        callback(sae, figures)
+                bar.update()
+                bar.set_postfix(saes[0]._progress(), refresh=False)
+                current = step == steps
+                due = checkpoint_steps is not None and step % checkpoint_steps == 0
+                if due or current or time.perf_counter() - saved > 60 * checkpoint_minutes:
+                    write()
+                    saved = time.perf_counter()
+    finally:
+        for sae in saes:
+            sae._finish()
+    return saes

@@ -154,7 +154,7 @@ void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values)
 }
 
 atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, const int64_t *idx,
-                             const float *rows, const float *thresholds)
+                             const float *rows, const float *scales, const float *thresholds)
 {
     const atoms_sae_kernels *kernels = atoms_sae_kernels_for(ctx->isa);
     int64_t d = sae->p.d_in, ld = sae->ld;
@@ -169,6 +169,8 @@ atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, co
             memset(blocks[b]->m + j * ld, 0, (size_t)ld * sizeof(float));
             memset(blocks[b]->v + j * ld, 0, (size_t)ld * sizeof(float));
         }
+        for (int64_t c = 0; !sae->p.tied && c < d; c++)
+            sae->enc.w[j * ld + c] *= scales[i];
         sae->b_enc.w[j] = sae->b_enc.m[j] = sae->b_enc.v[j] = 0;
         sae->thr.w[j] = thresholds[i];
         sae->thr.m[j] = sae->thr.v[j] = 0;

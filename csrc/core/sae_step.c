@@ -166,10 +166,12 @@ static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const upda
     float g_bias = 0, g_thr = 0;
     float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
     float l0 = u->sp->l0_coefficient / (float)b->n;
+    bool in_band = false;
     bool jump = sae->p.activation == ATOMS_JUMPRELU;
     for (int64_t e = b->start[j]; e < b->start[j + 1]; e++) {
         if (jump && fabsf(b->z[e] - theta) < sae->p.bandwidth / 2) {
             g_thr -= (theta * b->ga[e] + l0) / sae->p.bandwidth;
+            in_band = true;
             band[0] += 1;
             band[1] -= (double)(theta * b->ga[e]);
         }
@@ -201,7 +203,10 @@ static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const upda
     adam_scalar(&u->adam, &sae->b_enc, j, g_bias);
     if (jump) {
         adam_scalar(&u->thr_adam, &sae->thr, j, g_thr);
-        sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + u->sp->threshold_shift);
+        sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + (in_band ? u->sp->threshold_shift : 0));
+        int64_t silent = sae->counters[1] + b->n - sae->last_fired[j];
+        if (u->sp->silent_after > 0 && silent >= u->sp->silent_after)
+            sae->thr.w[j] *= u->sp->silent_factor;
     }
     sae_screen_row(k, sae, j);
 }

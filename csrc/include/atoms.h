@@ -346,8 +346,12 @@ typedef struct {
     float threshold_rate;  /* learning rate of the thresholds */
     float l0_coefficient;
     float l1_coefficient;
-    float threshold_shift; /* added to every threshold after its update */
+    float threshold_shift; /* added to the threshold of each latent with a sample in its band: one that
+                              nothing comes near would drift out of reach */
     int64_t k;             /* TOPK, BATCHTOPK: this step's k */
+    int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
+                              included, has its threshold multiplied by silent_factor; 0: never */
+    float silent_factor;
 } atoms_sae_step_params;
 
 typedef struct {
@@ -386,10 +390,11 @@ ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
 ATOMS_API void atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2]);
 ATOMS_API void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out);
 ATOMS_API void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values);
-/* Re-initialises latents idx (k,), distinct and in range: decoder and encoder rows := rows (k, d_in),
- * unit norm; b_enc := 0; threshold := thresholds (k,); optimiser state := 0; fired now. */
+/* Re-initialises latents idx (k,), distinct and in range: decoder rows := rows (k, d_in), unit norm;
+ * encoder rows := scales (k,) times them (tied: the same rows); b_enc := 0; threshold := thresholds
+ * (k,); optimiser state := 0; fired now. */
 ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae,
-                                       const int64_t *idx, const float *rows,
+                                       const int64_t *idx, const float *rows, const float *scales,
                                        const float *thresholds);
 
 /* One optimiser step on x (n, d_in), n >= 1. err (n, d_in): xhat - x before the step, or NULL.

@@ -109,26 +109,30 @@ static PyObject *sae_set(PyObject *self, PyObject *args)
 static PyObject *sae_reset(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *ctx_obj, *capsule, *idx_obj, *rows_obj, *thr_obj, *result = NULL;
+    PyObject *ctx_obj, *capsule, *idx_obj, *rows_obj, *scales_obj, *thr_obj, *result = NULL;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOOO:sae_reset", &ctx_obj, &capsule, &idx_obj, &rows_obj,
-                          &thr_obj) ||
+    if (!PyArg_ParseTuple(args, "OOOOOO:sae_reset", &ctx_obj, &capsule, &idx_obj, &rows_obj,
+                          &scales_obj, &thr_obj) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 1);
     if (!h)
         return NULL;
-    atoms_view idx, rows = {0}, thr = {0};
+    atoms_view idx, rows = {0}, scales = {0}, thr = {0};
     int64_t any = -1;
     if (atoms_view_typed(idx_obj, "idx", NPY_INT64, 0, 1, &any, &idx) < 0)
         return NULL;
     int64_t shape[2] = {idx.shape[0], atoms_sae_get_params(h->sae)->d_in};
     if (atoms_view_typed(rows_obj, "rows", NPY_FLOAT32, 0, 2, shape, &rows) == 0 &&
+        atoms_view_typed(scales_obj, "scales", NPY_FLOAT32, 0, 1, shape, &scales) == 0 &&
         atoms_view_typed(thr_obj, "thresholds", NPY_FLOAT32, 0, 1, shape, &thr) == 0)
         result = atoms_raise(
-            atoms_sae_reset(ctx, idx.shape[0], h->sae, idx.data, rows.data, thr.data), "sae_reset");
+            atoms_sae_reset(ctx, idx.shape[0], h->sae, idx.data, rows.data, scales.data,
+                            thr.data),
+            "sae_reset");
     atoms_view_clear(&idx);
     atoms_view_clear(&rows);
+    atoms_view_clear(&scales);
     atoms_view_clear(&thr);
     return result;
 }
@@ -159,17 +163,20 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     (void)self;
     PyObject *ctx_obj, *capsule, *x_obj, *err_obj;
     atoms_sae_step_params sp;
-    long long k;
+    long long k, silent_after = 0;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOfffffLO:sae_step", &ctx_obj, &capsule, &x_obj,
+    sp.silent_factor = 1;
+    if (!PyArg_ParseTuple(args, "OOOfffffLO|Lf:sae_step", &ctx_obj, &capsule, &x_obj,
                           &sp.learning_rate, &sp.threshold_rate, &sp.l0_coefficient,
-                          &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj) ||
+                          &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj, &silent_after,
+                          &sp.silent_factor) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 1);
     if (!h)
         return NULL;
     sp.k = k;
+    sp.silent_after = silent_after;
     atoms_view x, err = {0};
     int64_t shape[2] = {-1, atoms_sae_get_params(h->sae)->d_in};
     if (atoms_view_typed(x_obj, "X", NPY_FLOAT32, 0, 2, shape, &x) < 0)
@@ -297,10 +304,10 @@ PyMethodDef atoms_sae_methods[] = {
      "sae_new(d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen)"},
     {"sae_get", sae_get, METH_VARARGS, "sae_get(sae, field, out)"},
     {"sae_set", sae_set, METH_VARARGS, "sae_set(sae, field, values)"},
-    {"sae_reset", sae_reset, METH_VARARGS, "sae_reset(ctx, sae, idx, rows, thresholds)"},
+    {"sae_reset", sae_reset, METH_VARARGS, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"},
     {"sae_step", sae_step, METH_VARARGS,
      "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
-     "threshold_shift, k, err)"},
+     "threshold_shift, k, err, silent_after=0, silent_factor=1)"},
     {"sae_encode", sae_encode, METH_VARARGS, "sae_encode(ctx, sae, X)"},
     {"decode", decode, METH_VARARGS, "decode(ctx, indptr, indices, values, W_dec, bias, out)"},
     {NULL, NULL, 0, NULL}};

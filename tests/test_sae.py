@@ -1,0 +1,369 @@
+"""SparseAutoencoder as its users meet it."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import atoms
+from atoms._rows import Rows, Sampler
+
+ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
+
+
+def quick(**kwargs):
+    defaults = {"target_l0": 4, "batch_size": 128, "max_steps": 60, "verbose": False}
+    return atoms.SparseAutoencoder(48, **(defaults | kwargs))
+
+
+@pytest.fixture(scope="module")
+def X():
+    rng = np.random.default_rng(0)
+    codes = sp.random_array((3000, 40), density=0.1, rng=rng).toarray()
+    mixing = rng.standard_normal((40, 20)) * np.logspace(0, 1, 20)
+    return (codes @ mixing + 0.02 * rng.standard_normal((3000, 20)) + 3).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=[None, False, True], ids=["euclidean", "uncentred", "centred"])
+def metric(request, X):
+    return None if request.param is None else atoms.AtomicInnerProduct(centered=request.param).fit(X)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_folded_weights_give_the_same_latents(activation, metric, X):
+    sae = quick(activation=activation, metric=metric).fit(X)
+    codes = sae.transform(X).toarray()
+    assert sae.W_enc.shape == (20, 48) and sae.W_dec.shape == (48, 20)
+    z = X.astype(np.float64) @ sae.W_enc + sae.b_enc
+    if activation == "topk":
+        kth = np.sort(z, axis=1)[:, -4][:, None]
+        a = np.where((z >= np.maximum(kth, 0)) & (z > 0), z, 0)
+    else:
+        a = np.where(z > sae.threshold, z, 0)
+    same = (a > 0) == (codes > 0)
+    assert same.mean() > 0.9999  # ties at the threshold may fall either way in float32
+    np.testing.assert_allclose(a[same], codes[same], atol=2e-4 * np.abs(codes).max())
+    x_hat = sae.inverse_transform(sae.transform(X))
+    np.testing.assert_allclose(x_hat, codes @ sae.W_dec + sae.b_dec, atol=1e-3 * np.abs(X).max())
+
+
+def test_decoder_rows_have_unit_norm_in_the_metric(metric, X):
+    sae = quick(metric=metric).fit(X)
+    W = sae.W_dec if metric is None else metric.whiten_directions(sae.W_dec)
+    norms = np.linalg.norm(W, axis=1)
+    np.testing.assert_allclose(norms / norms.mean(), 1, atol=1e-4)
+    if metric is not None:
+        np.testing.assert_allclose(norms, 1, atol=1e-4)
+
+
+def test_tied_encoder_is_the_metric_times_the_decoder(X):
+    aip = atoms.AtomicInnerProduct().fit(X)
+    sae = quick(metric=aip, tied=True).fit(X)
+    expected = aip.metric_ @ sae.W_dec.T.astype(np.float64)
+    np.testing.assert_allclose(sae.W_enc, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "batchtopk"])
+def test_l0_starts_and_ends_near_its_target(activation, X):
+    sae = quick(activation=activation, max_steps=300).fit(X)
+    assert sae.history_["l0"][0] == pytest.approx(4, rel=0.5)
+    assert np.mean(sae.history_["l0"][-20:]) == pytest.approx(4, rel=0.05)
+    assert sae.transform(X).nnz / len(X) == pytest.approx(4, rel=0.1)
+
+
+def test_l1_finds_its_coefficient(X):
+    sae = quick(activation="relu", max_steps=600).fit(X)
+    assert np.mean(sae.history_["l0"][-20:]) == pytest.approx(4, rel=0.15)
+    fixed = quick(activation="relu", l1_coefficient=1e-6).fit(X)
+    assert np.mean(fixed.history_["l0"][-5:]) > 6
+
+
+def test_history_and_held_out(X):
+    sae = quick(max_steps=200).fit(X[:2000], X[2000:])
+    h = sae.history_
+    lengths = {len(v) for v in h.values()}
+    assert lengths == {200} and h["step"][-1] == 200 and h["samples"][-1] == 200 * 128
+    held_out = [v for v in h["explained_variance_val"] if not np.isnan(v)]
+    assert len(held_out) == 20 and held_out[-1] > held_out[0]
+    x_hat = sae.inverse_transform(sae.transform(X[2000:]))
+    ev = 1 - ((X[2000:] - x_hat) ** 2).sum() / ((X[2000:] - X[2000:].mean(0)) ** 2).sum()
+    assert held_out[-1] == pytest.approx(ev, abs=1e-4)  # Euclidean: the training space is a scaled one
+
+
+def state(sae):
+    return [sae._get(f).tobytes() for f in range(17)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_same_seed_same_bits_for_any_thread_count(activation, X):
+    runs = [state(quick(activation=activation, num_threads=t, dead_after=2).fit(X)) for t in (1, 2, 3)]
+    assert runs[0] == runs[1] == runs[2]
+    assert state(quick(activation=activation, random_state=1, dead_after=2).fit(X)) != runs[0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "memmap", "shards", "strided"])
+def test_every_kind_of_input(dtype, X, tmp_path):
+    import ml_dtypes
+
+    base = quick().fit(X)
+    if dtype == "memmap":
+        np.save(tmp_path / "x.npy", X)
+        same = np.load(tmp_path / "x.npy", mmap_mode="r")
+    elif dtype == "shards":
+        same = [X[:1000], X[1000:1001], X[1001:]]
+    elif dtype == "strided":
+        same = np.repeat(X, 2, axis=1)[:, ::2]
+    else:
+        same = X.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    sae = quick().fit(same)
+    if dtype in ("memmap", "shards", "strided", "float64"):
+        assert state(sae) == state(base)
+    codes = sae.transform(same)
+    assert codes.shape == (3000, 48) and codes.dtype == np.float32
+    assert codes.nnz / 3000 == pytest.approx(4, rel=0.3)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_save_and_load(activation, metric, X, tmp_path):
+    sae = quick(activation=activation, metric=metric, tied=activation == "jumprelu").fit(X)
+    sae.save(tmp_path / "sae.safetensors")
+    assert os.listdir(tmp_path) == ["sae.safetensors"]
+    back = atoms.SparseAutoencoder.load(tmp_path / "sae.safetensors")
+    a, b = sae.transform(X), back.transform(X)
+    assert (a != b).nnz == 0 and a.nnz > 0
+    np.testing.assert_array_equal(sae.inverse_transform(a), back.inverse_transform(b))
+    assert back.history_ == sae.history_ or np.isnan(sae.history_["explained_variance_val"][0])
+
+
+def test_checkpoint_resumes_to_the_same_bits(X, tmp_path):
+    path = tmp_path / "run.safetensors"
+    aip = atoms.AtomicInnerProduct().fit(X)
+    whole = quick(metric=aip, dead_after=3).fit(X)
+
+    class Stop(Exception):
+        pass
+
+    def stop(sae, figures):
+        if figures["step"] == 37:
+            raise Stop
+
+    with pytest.raises(Stop):
+        quick(metric=aip, dead_after=3).fit(X, checkpoint=path, checkpoint_steps=10, callback=stop)
+    resumed = quick(metric=aip, dead_after=3).fit(X, checkpoint=path)
+    assert resumed.history_["step"] == whole.history_["step"]
+    assert state(resumed) == state(whole)
+    with pytest.raises(ValueError, match="checkpoint: .*other settings \\(target_l0\\)"):
+        quick(metric=aip, dead_after=3, target_l0=5).fit(X, checkpoint=path)
+
+
+def test_killed_at_random_times_and_resumed(X, tmp_path):
+    """SIGKILL, twenty times over a few runs: the end is that of the uninterrupted run."""
+    np.save(tmp_path / "x.npy", X)
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(f"""
+        import sys, numpy as np, atoms
+        X = np.load({str(tmp_path / "x.npy")!r})
+        sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=4000, verbose=False, dead_after=3)
+        print("ready", flush=True)
+        sae.fit(X, checkpoint=sys.argv[1], checkpoint_steps=25)
+        print("done", flush=True)
+        """))
+    rng = np.random.default_rng(1)
+    path, kills = tmp_path / "run.safetensors", 0
+    while True:
+        child = subprocess.Popen([sys.executable, script, path], stdout=subprocess.PIPE, text=True)
+        assert child.stdout.readline() == "ready\n"
+        try:
+            child.wait(timeout=rng.uniform(0.02, 0.3) if kills < 20 else 120)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.stdout.close()
+        code = child.wait()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert kills >= 5
+    resumed = atoms.SparseAutoencoder.load(path)
+    sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=4000, verbose=False, dead_after=3)
+    assert state(sae.fit(X)) == state(resumed)
+
+
+def test_interrupt_leaves_a_usable_model(X):
+    def interrupt(sae, figures):
+        if figures["step"] == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sae = quick()
+    with pytest.raises(KeyboardInterrupt):
+        sae.fit(X, callback=interrupt)
+    assert 20 <= sae._get(16)[0] < 60
+    assert sae.transform(X).nnz > 0 and np.isfinite(sae.W_enc).all()
+
+
+def test_several_in_one_pass_equal_each_alone(X):
+    aip = atoms.AtomicInnerProduct().fit(X)
+    together = [quick(metric=aip), quick(metric=aip, target_l0=6), quick(activation="batchtopk")]
+    atoms.fit_many(together, X)
+    for sae in together:
+        assert state(atoms.SparseAutoencoder(**sae.get_params(deep=False)).fit(X)) == state(sae)
+    with pytest.raises(ValueError, match="batch_size"):
+        atoms.fit_many([quick(), quick(batch_size=64)], X)
+
+
+def test_warm_start(metric, X):
+    first = quick(metric=metric).fit(X)
+    again = quick(metric=metric, learning_rate=1e-12, max_steps=1).fit(X, init=first)
+    a, b = first.transform(X), again.transform(X)
+    assert abs(a - b).max() < 1e-2 * a.max()
+    bad = quick(metric=metric).fit(X)
+    bad.d_sae = 48
+    with pytest.raises(ValueError, match="init: expected W_enc"):
+        atoms.SparseAutoencoder(50, verbose=False).fit(X, init=first)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"d_sae": 0}, "d_sae: expected a positive integer"),
+        ({"activation": "gelu"}, "activation: expected one of"),
+        ({"target_l0": 0}, "target_l0: expected more than 0"),
+        ({"target_l0": 1000}, "target_l0: .* d_sae"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"bandwidth": -1}, "bandwidth"),
+        ({"batch_size": 1.5}, "batch_size: expected a positive integer"),
+        ({"beta1": 1.0}, "beta1"),
+        ({"random_state": -1}, "random_state"),
+        ({"screen": "int4"}, "screen"),
+        ({"num_threads": 0}, "num_threads"),
+        ({"l1_coefficient": 0.1}, "l1_coefficient: only"),
+        ({"metric": "aip"}, "metric: expected a fitted"),
+    ],
+)
+def test_bad_parameters_are_named(change, message, X):
+    with pytest.raises(ValueError, match=message):
+        quick().set_params(**change).fit(X)
+
+
+def test_bad_data_is_named(X):
+    y = X.copy()
+    y[1234, 5] = np.nan
+    for metric in (None, atoms.AtomicInnerProduct().fit(X)):
+        with pytest.raises(ValueError, match="(row|NaN)"):
+            quick(metric=metric, max_steps=100).fit(y)
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        quick().fit(X[:1])
+    with pytest.raises(ValueError, match="X_val: expected 20 features"):
+        quick().fit(X, X[:, :5])
+    with pytest.raises(ValueError, match="metric: fitted on 5 features"):
+        quick(metric=atoms.AtomicInnerProduct().fit(X[:, :5])).fit(X)
+    sae = quick().fit(X)
+    with pytest.raises(ValueError, match="5 features"):
+        sae.transform(X[:, :5])
+    with pytest.raises(ValueError, match="codes: expected 48 columns"):
+        sae.inverse_transform(np.zeros((2, 5)))
+    with pytest.raises((ValueError, AttributeError), match="not fitted"):
+        quick().transform(X)
+
+
+def test_divergence_is_said(X):
+    with np.errstate(all="ignore"), pytest.raises((atoms.TrainingDiverged, ValueError)):
+        quick(learning_rate=1e30, clip=0, max_steps=200).fit(X)
+
+
+@pytest.mark.parametrize("n", [2, 3, 17])
+def test_few_samples_and_constant_data(n):
+    rng = np.random.default_rng(0)
+    for X in (rng.standard_normal((n, 5)), np.ones((n, 5)), np.zeros((n, 5))):
+        sae = atoms.SparseAutoencoder(7, target_l0=2, batch_size=4, max_steps=5, verbose=False).fit(X.astype(np.float32))
+        assert sae.transform(X.astype(np.float32)).shape == (n, 7)
+        assert np.isfinite(sae.W_dec).all()
+
+
+def test_empty_transform(X):
+    sae = quick().fit(X)
+    codes = sae.transform(X[:1])[:0]
+    assert sae.inverse_transform(codes).shape == (0, 20)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 9))
+def test_sampler_visits_every_row_each_epoch_and_skips(shards, batch, skip):
+    n = sum(shards)
+    rows = Rows([np.arange(a, a + k, dtype=np.float64)[:, None] for a, k in zip(np.cumsum([0, *shards]), shards)])
+    assert rows.n == n
+    sampler = Sampler(n, batch, [3])
+    drawn = np.concatenate([sampler.next() for _ in range(3 * n)])
+    for epoch in range(3):
+        assert sorted(drawn[epoch * n : (epoch + 1) * n]) == list(range(n))
+    np.testing.assert_array_equal(rows.take(drawn)[:, 0], drawn)
+    ahead = Sampler(n, batch, [3])
+    ahead.skip(skip)
+    np.testing.assert_array_equal(np.concatenate([ahead.next() for _ in range(2)]), drawn[skip * batch : (skip + 2) * batch])
+
+
+# ------------------------------------------------------------------------ it learns
+
+
+def planted(seed, *, correlated, n=60_000, d=64, n_atoms=256):
+    """3 to 6 of 256 atoms with amplitudes in [1, 2], mixed by an ill-conditioned matrix, 1% noise."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((n_atoms, d))
+    if correlated:
+        A += 0.7 * rng.standard_normal((16, d))[rng.integers(16, size=n_atoms)]
+    A /= np.linalg.norm(A, axis=1, keepdims=True)
+    order = rng.random((n, n_atoms)).argpartition(6, axis=1)[:, :6]
+    amplitudes = rng.uniform(1, 2, (n, 6)) * (np.arange(6) < rng.integers(3, 7, (n, 1)))
+    codes = sp.csr_array((amplitudes.ravel(), order.ravel(), np.arange(0, 6 * n + 1, 6)), shape=(n, n_atoms))
+    U, V = (np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(2))
+    A = A @ (U * np.logspace(0, 1.5, d)) @ V
+    X = codes @ A
+    return (X + 0.01 * X.std() * rng.standard_normal(X.shape)).astype(np.float32), A
+
+
+def recovered(sae, A, aip):
+    """Share of planted atoms with a decoder row at cosine 0.95 or more under the metric."""
+    W, B = (aip.whiten_directions(np.asarray(M, np.float32)) for M in (sae.W_dec, A))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
+    B /= np.linalg.norm(B, axis=1, keepdims=True)
+    return ((B @ W.T).max(axis=1) >= 0.95).mean()
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_planted_atoms_are_recovered(seed, correlated):
+    X, A = planted(seed, correlated=correlated)
+    aip = atoms.AtomicInnerProduct().fit(X)
+    sae = atoms.SparseAutoencoder(
+        512, metric=aip, target_l0=4.5, tied=True, max_steps=2000, random_state=seed, verbose=False
+    ).fit(X)
+    assert recovered(sae, A, aip) >= 0.99
+    if seed == 0:
+        plain = atoms.SparseAutoencoder(
+            512, target_l0=4.5, tied=True, max_steps=2000, random_state=seed, verbose=False
+        ).fit(X)
+        assert recovered(plain, A, aip) < recovered(sae, A, aip) - 0.05
+
+
+def test_scikit_learn_accepts_it():
+    from sklearn.base import clone
+    from sklearn.pipeline import make_pipeline
+    from sklearn.utils.estimator_checks import check_estimator
+
+    X = np.random.default_rng(0).standard_normal((200, 6))
+    sae = atoms.SparseAutoencoder(8, target_l0=2, batch_size=32, max_steps=20, verbose=False)
+    pipeline = make_pipeline(atoms.AtomicInnerProduct(), clone(sae)).fit(X)
+    assert pipeline.transform(X).shape == (200, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(sae, on_fail=None)
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
+    assert not failed, failed

@@ -400,13 +400,21 @@ class SparseAutoencoder(Estimator):
         """One step and its record; the step's figures."""
         steps, started = int(self.max_steps), time.perf_counter()
         err = np.empty_like(batch)
-        stats = self._step(ctx, step, batch, err)
+        try:
+            stats = self._step(ctx, step, batch, err)
+        except ValueError as error:
+            if not np.isfinite(batch).all():
+                raise
+            stats = {"squared_error": np.inf}  # x is finite, so x - b_dec was not
+            cause: ValueError | None = error
+        else:
+            cause = None
         if not np.isfinite(stats["squared_error"]):
             saved = f"; the last good checkpoint is {os.fspath(last_saved)}" if last_saved else ""
             raise TrainingDiverged(
                 f"the loss became {stats['squared_error']} at step {step} with learning rate "
                 f"{self._rate(step):.3g}{saved}; lower learning_rate"
-            )
+            ) from cause
         self._control["spent"] += time.perf_counter() - started
         if step % max(1, steps // 200) == 0 or step == steps:
             ev_val = np.nan

@@ -171,9 +171,9 @@ def test_killed_at_random_times_and_resumed(X, tmp_path):
     script.write_text(textwrap.dedent(f"""
         import sys, numpy as np, atoms
         X = np.load({str(tmp_path / "x.npy")!r})
-        sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=4000, verbose=False, dead_after=3)
+        sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=1500, verbose=False, dead_after=3)
         print("ready", flush=True)
-        sae.fit(X, checkpoint=sys.argv[1], checkpoint_steps=25)
+        sae.fit(X, checkpoint=sys.argv[1], checkpoint_steps=10)
         print("done", flush=True)
         """))
     rng = np.random.default_rng(1)
@@ -193,7 +193,7 @@ def test_killed_at_random_times_and_resumed(X, tmp_path):
         assert code == -signal.SIGKILL
     assert kills >= 5
     resumed = atoms.SparseAutoencoder.load(path)
-    sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=4000, verbose=False, dead_after=3)
+    sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=1500, verbose=False, dead_after=3)
     assert state(sae.fit(X)) == state(resumed)
 
 
@@ -275,8 +275,8 @@ def test_bad_data_is_named(X):
 
 
 def test_divergence_is_said(X):
-    with np.errstate(all="ignore"), pytest.raises((atoms.TrainingDiverged, ValueError)):
-        quick(learning_rate=1e30, clip=0, max_steps=200).fit(X)
+    with np.errstate(all="ignore"), pytest.raises(atoms.TrainingDiverged, match="step .* learning rate .* lower"):
+        quick(learning_rate=3e38, warmup=0, clip=0, max_steps=200).fit(X)
 
 
 @pytest.mark.parametrize("n", [2, 3, 17])
@@ -301,7 +301,7 @@ def test_sampler_visits_every_row_each_epoch_and_skips(shards, batch, skip):
     rows = Rows([np.arange(a, a + k, dtype=np.float64)[:, None] for a, k in zip(np.cumsum([0, *shards]), shards)])
     assert rows.n == n
     sampler = Sampler(n, batch, [3])
-    drawn = np.concatenate([sampler.next() for _ in range(3 * n)])
+    drawn = np.concatenate([sampler.next() for _ in range(3 * n + 12)])
     for epoch in range(3):
         assert sorted(drawn[epoch * n : (epoch + 1) * n]) == list(range(n))
     np.testing.assert_array_equal(rows.take(drawn)[:, 0], drawn)
@@ -343,12 +343,12 @@ def test_planted_atoms_are_recovered(seed, correlated):
     X, A = planted(seed, correlated=correlated)
     aip = atoms.AtomicInnerProduct().fit(X)
     sae = atoms.SparseAutoencoder(
-        512, metric=aip, target_l0=4.5, tied=True, max_steps=2000, random_state=seed, verbose=False
+        512, metric=aip, target_l0=4.5, tied=True, max_steps=2000, random_state=seed, num_threads=1, verbose=False
     ).fit(X)
     assert recovered(sae, A, aip) >= 0.99
     if seed == 0:
         plain = atoms.SparseAutoencoder(
-            512, target_l0=4.5, tied=True, max_steps=2000, random_state=seed, verbose=False
+            512, target_l0=4.5, tied=True, max_steps=2000, random_state=seed, num_threads=1, verbose=False
         ).fit(X)
         assert recovered(plain, A, aip) < recovered(sae, A, aip) - 0.05
 

@@ -54,7 +54,8 @@ def q_star(cosines, l0, grid) -> float:
     for q in grid:
         mu = quantile(cosines, q) if len(cosines) else 0.0
         k = quantile(l0, q)
-        if k == 0 or mu < 1 / (2 * k - 1):
+        # cosines above 1 - 2^-20 are those of parallel atoms
+        if k == 0 or (mu < 1 / (2 * k - 1) and mu < 1 - 2.0**-20):
             best = q
     return best
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -169,6 +171,8 @@ class AtomicInnerProduct(Estimator):
             Any strides, memory maps included; other numbers are converted to float64.
         y : ignored
 
+        Where X is rejected, what was fitted before stays as it was.
+
         Raises
         ------
         ValueError
@@ -176,9 +180,10 @@ class AtomicInnerProduct(Estimator):
             NaN or infinity in X (the message names the row); a bad parameter.
         """
         self._check_parameters()
-        X = self._check_X(X, reset=True)
-        self._accumulate(X, reset=True)
-        self._spectrum()
+        with self._unchanged_on_error():
+            X = self._check_X(X, reset=True)
+            self._accumulate(X, reset=True)
+            self._spectrum()
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
@@ -188,13 +193,9 @@ class AtomicInnerProduct(Estimator):
         """
         self._check_parameters()
         first = not self.__sklearn_is_fitted__()
-        X = self._check_X(X, reset=first)
-        try:
+        with self._unchanged_on_error():
+            X = self._check_X(X, reset=first)
             self._accumulate(X, reset=first)
-        except BaseException:
-            if first:
-                del self.n_features_in_
-            raise
         return self
 
     def merge(self, other: AtomicInnerProduct) -> AtomicInnerProduct:
@@ -232,6 +233,17 @@ class AtomicInnerProduct(Estimator):
             None if norms is None or self._norms is None else self._norms + norms,
         )
         return self
+
+    @contextlib.contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """What was fitted before survives an error, or Ctrl-C, inside."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def _check_parameters(self) -> None:
         if not isinstance(self.centered, (bool, np.bool_)):

@@ -460,6 +460,11 @@ def test_bad_input_is_named(rng):
         aip.unwhiten(X[:, :3])
     with pytest.raises(TypeError, match="out"):
         aip.whiten(X, out=[])
+    for rejected in (bad[:, :3], X[:2]):
+        with pytest.raises(ValueError):
+            aip.fit(rejected)
+        assert aip.n_features_in_ == 4 and aip.n_samples_seen_ == 1000
+        assert aip.whiten(X).shape == X.shape
     fresh = AtomicInnerProduct()
     with pytest.raises(ValueError):
         fresh.partial_fit(bad)

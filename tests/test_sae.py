@@ -164,6 +164,7 @@ def test_checkpoint_resumes_to_the_same_bits(X, tmp_path):
         quick(metric=aip, dead_after=3, target_l0=5).fit(X, checkpoint=path)
 
 
+@pytest.mark.slow
 def test_killed_at_random_times_and_resumed(X, tmp_path):
     """SIGKILL, twenty times over a few runs: the end is that of the uninterrupted run."""
     np.save(tmp_path / "x.npy", X)
@@ -337,6 +338,7 @@ def recovered(sae, A, aip):
     return ((B @ W.T).max(axis=1) >= 0.95).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlated", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_atoms_are_recovered(seed, correlated):
@@ -353,6 +355,7 @@ def test_planted_atoms_are_recovered(seed, correlated):
         assert recovered(plain, A, aip) < recovered(sae, A, aip) - 0.05
 
 
+@pytest.mark.slow
 def test_scikit_learn_accepts_it():
     from sklearn.base import clone
     from sklearn.pipeline import make_pipeline

@@ -1,0 +1,157 @@
+/* test_sae.c: training steps, codes and resets on every context, and their ways to fail. */
+#include "check.h"
+
+enum { N = 150, D = 21, S = 70, K = 5 };
+
+static float x[N * D], err[N * D], enc[S * D], dec[S * D], theta[S];
+
+static void fill(void)
+{
+    uint64_t state = 7;
+    for (int i = 0; i < N * D; i++)
+        x[i] = (float)atoms_test_random(&state);
+    for (int j = 0; j < S; j++) {
+        double norm = 0;
+        for (int c = 0; c < D; c++) {
+            dec[j * D + c] = (float)atoms_test_random(&state);
+            norm += (double)dec[j * D + c] * (double)dec[j * D + c];
+        }
+        for (int c = 0; c < D; c++) {
+            dec[j * D + c] /= (float)sqrt(norm);
+            enc[j * D + c] = dec[j * D + c] + 0.1f * (float)atoms_test_random(&state);
+        }
+        theta[j] = 0.3f;
+    }
+}
+
+static atoms_sae *new_sae(atoms_activation activation, bool tied)
+{
+    atoms_sae_params p;
+    atoms_sae *sae = NULL;
+    atoms_sae_params_init(&p);
+    p.d_in = D;
+    p.d_sae = S;
+    p.k = K;
+    p.activation = activation;
+    p.tied = tied;
+    CHECK(atoms_sae_new(&p, &sae) == ATOMS_OK);
+    atoms_sae_set(sae, ATOMS_W_ENC, enc);
+    atoms_sae_set(sae, ATOMS_W_DEC, dec);
+    atoms_sae_set(sae, ATOMS_THRESHOLD, theta);
+    return sae;
+}
+
+static const atoms_sae_step_params step_params = {.learning_rate = 1e-2f,
+                                                  .threshold_rate = 1e-2f,
+                                                  .l0_coefficient = 0.05f,
+                                                  .l1_coefficient = 0.05f,
+                                                  .threshold_shift = 1e-3f,
+                                                  .k = K,
+                                                  .silent_after = 100,
+                                                  .silent_factor = 0.9f};
+
+static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
+{
+    static int32_t indices[N * S];
+    static float values[N * S];
+    int64_t indptr[N + 1];
+    atoms_codes *codes = NULL;
+    atoms_sae_stats stats;
+    CHECK(atoms_sae_encode(ctx, N, sae, x, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_codes_nnz(codes) > 0);
+    atoms_codes_copy(codes, indptr, indices, values);
+    CHECK(indptr[0] == 0 && indptr[N] == atoms_codes_nnz(codes));
+    for (int i = 0; i < N; i++)
+        for (int64_t e = indptr[i]; e < indptr[i + 1]; e++)
+            CHECK(values[e] > 0 && indices[e] < S && (e == indptr[i] || indices[e] > indices[e - 1]));
+    atoms_codes_free(codes);
+    CHECK(atoms_sae_encode(ctx, 0, sae, x, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_codes_nnz(codes) == 0);
+    atoms_codes_free(codes);
+}
+
+TEST(sae_learns_on_every_context)
+{
+    fill();
+    for (int i = 0; i < atoms_test_contexts(); i++) {
+        atoms_ctx *ctx = atoms_test_context(i);
+        for (int a = ATOMS_JUMPRELU; a <= ATOMS_BATCHTOPK; a++)
+            for (int tied = 0; tied < 2; tied++) {
+                atoms_sae *sae = new_sae((atoms_activation)a, tied);
+                atoms_sae_stats stats;
+                double before = 0;
+                for (int step = 0; step < 12; step++) {
+                    /* batches of other sizes reuse the workspace */
+                    int64_t n = step % 3 == 1 ? 64 : step % 3 == 2 ? 1 : N;
+                    CHECK(atoms_sae_step(ctx, n, sae, x, &step_params, err, &stats) == ATOMS_OK);
+                    if (step == 0)
+                        before = stats.squared_error;
+                }
+                CHECK(atoms_sae_step(ctx, N, sae, x, &step_params, NULL, &stats) == ATOMS_OK);
+                CHECK(stats.squared_error < before);
+                if (a == ATOMS_BATCHTOPK)
+                    atoms_sae_set(sae, ATOMS_THRESHOLD, theta);
+                check_codes(ctx, sae);
+                int64_t idx[2] = {S - 1, 0};
+                float scales[2] = {0.5f, 1}, thresholds[2] = {0.1f, 0.2f};
+                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, scales, thresholds) == ATOMS_OK);
+                idx[0] = S;
+                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, scales, thresholds) ==
+                      ATOMS_ERR_ARGUMENT);
+                atoms_sae_free(sae);
+            }
+        atoms_ctx_free(ctx);
+    }
+}
+
+TEST(sae_refuses_what_it_cannot_train)
+{
+    atoms_sae_params p;
+    atoms_sae *sae;
+    atoms_sae_params_init(&p);
+    CHECK(atoms_sae_new(&p, &sae) == ATOMS_ERR_ARGUMENT); /* no sizes */
+    p.d_in = p.d_sae = 3;
+    p.activation = ATOMS_TOPK;
+    CHECK(atoms_sae_new(&p, &sae) == ATOMS_ERR_ARGUMENT); /* no k */
+    p.activation = ATOMS_JUMPRELU;
+    p.bandwidth = NAN;
+    CHECK(atoms_sae_new(&p, &sae) == ATOMS_ERR_ARGUMENT);
+
+    fill();
+    sae = new_sae(ATOMS_JUMPRELU, false);
+    atoms_ctx *ctx = atoms_test_context(0);
+    atoms_sae_stats stats;
+    static float bad[N * D];
+    memcpy(bad, x, sizeof bad);
+    bad[77 * D + 3] = NAN;
+    CHECK(atoms_sae_step(ctx, N, sae, bad, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
+    CHECK(stats.bad_row == 77);
+    CHECK(atoms_sae_step(ctx, 0, sae, bad, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    atoms_ctx_free(ctx);
+    atoms_sae_free(sae);
+}
+
+TEST(sae_survives_running_out_of_memory)
+{
+    fill();
+    atoms_ctx *ctx = atoms_test_context(0);
+    for (int nth = 1; nth < 60; nth++) {
+        atoms_sae *sae = new_sae(ATOMS_TOPK, false);
+        atoms_sae_stats stats;
+        atoms_codes *codes = NULL;
+        atoms_test_fail_alloc(nth);
+        atoms_status stepped = atoms_sae_step(ctx, N, sae, x, &step_params, NULL, &stats);
+        bool failed = atoms_test_fail_alloc(0);
+        CHECK(stepped == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
+        /* whatever happened, it goes on working */
+        CHECK(atoms_sae_step(ctx, N, sae, x, &step_params, NULL, &stats) == ATOMS_OK);
+        atoms_test_fail_alloc(nth);
+        atoms_status encoded = atoms_sae_encode(ctx, N, sae, x, &codes, &stats);
+        failed = atoms_test_fail_alloc(0);
+        CHECK(encoded == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
+        if (encoded == ATOMS_OK)
+            atoms_codes_free(codes);
+        atoms_sae_free(sae);
+    }
+    atoms_ctx_free(ctx);
+}

@@ -195,6 +195,7 @@ def study(
     seed: int = 0,
     n_massive: int = 0,
     progress: bool = True,
+    model_file: str | os.PathLike[str] | None = None,
 ) -> LayerReport:
     """Metric, atoms and controls of one layer.
 
@@ -210,6 +211,8 @@ def study(
         Massive tokens met at this layer, for the report.
     progress : bool
         Show training progress.
+    model_file : path, optional
+        Where to save the autoencoder.
 
     Returns
     -------
@@ -242,6 +245,8 @@ def study(
     training = time.perf_counter()
     sae.fit(train, X_val=held_out)
     training = time.perf_counter() - training
+    if model_file is not None:
+        sae.save(model_file)
 
     parts = (train, held_out)
     codes = [sae.transform(X) for X in parts]
@@ -450,8 +455,8 @@ def _check(settings: Settings) -> Path:
 def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
     """The whole demo: prints the table and three sentences, writes everything into ``out``.
 
-    The folder gets ``atoms.png``, ``table.txt`` and ``figures.json`` (all numbers); files of an
-    earlier run are replaced.
+    The folder gets ``atoms.png``, ``table.txt``, ``figures.json`` (all numbers) and one
+    ``layerNNN.safetensors`` for each autoencoder; files of an earlier run are replaced.
 
     Raises
     ------
@@ -476,6 +481,7 @@ def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
                 layer, rows[layer][~held_out], rows[layer][held_out], d_sae=settings.d_sae, l0=settings.l0,
                 samples=settings.samples, batch_size=settings.batch_size, seed=settings.seed,
                 n_massive=rows.massive_counts[layer, "residual"], progress=progress,
+                model_file=out / f"layer{layer:03d}.safetensors",
             )
         )
     text = table(reports)

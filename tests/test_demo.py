@@ -72,14 +72,14 @@ def test_says_what_it_found(done):
 def test_writes_everything(done):
     _, out = done
     names = sorted(p.name for p in out.iterdir())
-    assert names == ["atoms.png", "figures.json", "table.txt"]
+    assert names == ["atoms.png", "figures.json", "layer000.safetensors", "layer002.safetensors", "table.txt"]
     png = (out / "atoms.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 20_000
 
 
 def test_figures_again_by_numpy(done, tiny, text):
-    """The table's numbers, from the same seeded autoencoder and plain formulas."""
-    from atoms import AtomicInnerProduct, SparseAutoencoder, activations
+    """The table's numbers, from the autoencoder on disk and plain formulas."""
+    from atoms import SparseAutoencoder, activations
 
     _, out = done
     report = json.loads((out / "figures.json").read_text())["layers"][1]
@@ -88,14 +88,10 @@ def test_figures_again_by_numpy(done, tiny, text):
     contexts = activations.tokenize(activations.read_text(text), tokenizer, context_length=32, max_tokens=1500)
     rows = activations.capture(model, contexts, [0, 2], massive="drop", progress=False)
     held = rows.held_out(0.2)
-    train = rows[2][~held]
-    X = {"train": train.astype(float), "held_out": rows[2][held].astype(float)}
+    X = {"train": rows[2][~held].astype(float), "held_out": rows[2][held].astype(float)}
     assert (report["n_train"], report["n_held_out"]) == (len(X["train"]), len(X["held_out"]))
     S = np.linalg.inv(X["train"].T @ X["train"] / len(X["train"]))
-    sae = SparseAutoencoder(
-        48, metric=AtomicInnerProduct().fit(train), target_l0=4, batch_size=256, max_steps=20000 // 256, random_state=0,
-        verbose=False,
-    ).fit(train)
+    sae = SparseAutoencoder.load(out / "layer002.safetensors")
     for name, root in (("euclidean", np.eye(16)), ("atomic", np.linalg.cholesky(S))):
         unit = X["held_out"] @ root
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)

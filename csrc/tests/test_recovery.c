@@ -1,0 +1,112 @@
+/* test_recovery.c: codes of known supports, and short memory, under the sanitizers. */
+#include "check.h"
+
+enum { ATOMS = 70, D = 33, N = 19, K = 4 };
+
+typedef struct {
+    int32_t indices[N * ATOMS], counts[N], steps[N];
+    double values[N * ATOMS], residual[N], gap[N];
+    int8_t status[N];
+} codes;
+
+static void fill(double *x, int64_t n, uint64_t *seed)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = atoms_test_random(seed);
+}
+
+/* Signals of two atoms each, coefficients 2 and 1.5. */
+static void plant(const double *atoms, double *x)
+{
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < D; j++)
+            x[i * D + j] = 2 * atoms[i * D + j] + 1.5 * atoms[(i + 20) * D + j];
+}
+
+static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, int method, const double *x,
+                        codes *c)
+{
+    memset(c, 0, sizeof *c);
+    double alpha = 1e-3;
+    if (method == 0) {
+        atoms_omp_params p = {.n_nonzero = K, .tol = 1e-6};
+        return atoms_omp(ctx, dict, N, x, ATOMS_F64, D, 1, NULL, NULL, &p, c->indices, c->values,
+                         c->counts, c->status, c->steps, c->residual);
+    }
+    if (method == 1) {
+        atoms_lasso_params p = {1, &alpha, 0, 1e-8, 100};
+        return atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts,
+                           c->status, c->steps, c->residual, c->gap);
+    }
+    if (method == 2) {
+        atoms_basis_params p = {0, 1e-7, 200};
+        return atoms_basis(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts,
+                           c->status, c->steps, c->residual, c->gap);
+    }
+    atoms_pursuit_params p = {(atoms_pursuit_method)(method - 3), K, 60, 1e-6};
+    return atoms_pursuit(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts,
+                         c->status, c->steps, c->residual);
+}
+
+enum { METHODS = 7 };
+
+TEST(recovery_same_bits_for_any_threads)
+{
+    static double atoms[ATOMS * D], x[N * D];
+    static codes one, many;
+    uint64_t seed = 9;
+    fill(atoms, ATOMS * D, &seed);
+    plant(atoms, x);
+    for (int i = 0; i < atoms_test_contexts(); i += 2) { /* i: 1 thread, i + 1: 3 threads */
+        atoms_ctx *a = atoms_test_context(i), *b = atoms_test_context(i + 1);
+        for (int gram = 0; gram < 2; gram++) {
+            atoms_dict *dict = NULL;
+            CHECK(atoms_dict_new(a, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict) ==
+                  ATOMS_OK);
+            CHECK(!gram || atoms_dict_gram(b, dict) == ATOMS_OK);
+            for (int method = 0; method < METHODS; method++) {
+                CHECK(run(a, dict, method, x, &one) == ATOMS_OK);
+                CHECK(run(b, dict, method, x, &many) == ATOMS_OK);
+                CHECK(!memcmp(&one, &many, sizeof one));
+                for (int s = 0; s < N; s++)
+                    for (int p = 0; p < one.counts[s] && method < 3 && method != 1; p++)
+                        CHECK(fabs(one.residual[s]) < 1e-4);
+            }
+            atoms_dict_free(dict);
+        }
+        atoms_ctx_free(a), atoms_ctx_free(b);
+    }
+}
+
+TEST(recovery_short_memory)
+{
+    static double atoms[ATOMS * D], x[N * D];
+    static codes c;
+    uint64_t seed = 9;
+    fill(atoms, ATOMS * D, &seed);
+    plant(atoms, x);
+    for (int i = 0; i < atoms_test_contexts(); i += atoms_test_contexts() - 1) {
+        atoms_ctx *ctx = atoms_test_context(i);
+        atoms_dict *dict = NULL;
+        for (int nth = 1;; nth++) {
+            atoms_test_fail_alloc(nth);
+            atoms_status status =
+                atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict);
+            bool failed = atoms_test_fail_alloc(0);
+            CHECK(status == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
+            if (!failed)
+                break;
+        }
+        for (int method = 0; method < METHODS; method++)
+            for (int nth = 1; nth < 200; nth++) {
+                atoms_test_fail_alloc(nth);
+                atoms_status status = run(ctx, dict, method, x, &c);
+                bool failed = atoms_test_fail_alloc(0);
+                CHECK(status == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
+                if (!failed)
+                    break;
+            }
+        atoms_dict_free(dict);
+        atoms_ctx_free(ctx);
+    }
+}

@@ -2,8 +2,10 @@
  * recovery_omp_impl.h. */
 #include "recovery.h"
 
-#define TILE 128                        /* signals; enough rows to make the product efficient */
-#define FREE_BYTES ((int64_t)1 << 24)   /* Gram-free: bytes of correlations in one tile */
+#define LEAST_TILE 32 /* signals */
+#define MOST_TILE 512 /* many rows, so that the product packs the dictionary seldom */
+#define TILES 8       /* at least so many where there are the signals, to keep all threads busy */
+#define FREE_BYTES ((int64_t)1 << 24) /* Gram-free: bytes of correlations in one tile */
 
 static const omp_kernel *kernel_for(const atoms_ctx *ctx, atoms_dtype type)
 {
@@ -19,9 +21,10 @@ static const omp_kernel *kernel_for(const atoms_ctx *ctx, atoms_dtype type)
 /* Signals in a tile: depends on the problem only. */
 static int64_t tile_size(const atoms_dict *dict, int64_t n)
 {
-    int64_t size = dict->type == ATOMS_F64 ? 8 : 4, tile = TILE;
+    int64_t size = dict->type == ATOMS_F64 ? 8 : 4, tile = (n / TILES + 31) / 32 * 32;
+    tile = ATOMS_MAX(LEAST_TILE, ATOMS_MIN(MOST_TILE, tile));
     if (!dict->gram)
-        tile = ATOMS_MAX(8, ATOMS_MIN(TILE, FREE_BYTES / (dict->np * size)));
+        tile = ATOMS_MAX(8, ATOMS_MIN(tile, FREE_BYTES / (dict->np * size)));
     return ATOMS_MAX(1, ATOMS_MIN(tile, n));
 }
 

@@ -1,0 +1,179 @@
+"""Sparse recovery against SPAMS, scikit-learn and celer: same threads, same precision, same rule.
+
+    python benchmarks/sparse_recovery.py [--part omp lasso growth] [--repeats 5] [--threads 2]
+
+Rates are signals a second with everything counted: normalising the atoms, the Gram matrix,
+correlations, steps, the CSR array. Competitors are timed in turns with ours and medians compared.
+What SPAMS calls OMP is OLS selection; ours is run with ``selection="ols"`` beside it. SPAMS needs
+``pip install spams-bin`` (or spams with a BLAS to build on), celer ``pip install celer``.
+"""
+
+import argparse
+import os
+import time
+import warnings
+
+import numpy as np
+import scipy.sparse
+
+from atoms import reference
+from atoms.recovery import lasso, omp
+
+SHAPES = [(256, 1024, 32, 4000), (576, 2304, 16, 4000), (576, 2304, 32, 4000), (512, 2048, 64, 2000), (2304, 9216, 8, 2000)]
+
+
+def problem(d, n_atoms, k, n, noise, seed=0):
+    g = np.random.default_rng(seed)
+    D = g.standard_normal((n_atoms, d), np.float32)
+    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    X = np.empty((n, d), np.float32)
+    for i in range(n):
+        X[i] = (g.choice([-1, 1], k) * g.uniform(1, 2, k)) @ D[g.choice(n_atoms, k, replace=False)]
+    X += (noise * np.linalg.norm(X, axis=1, keepdims=True) / np.sqrt(d)) * g.standard_normal(X.shape)
+    return X.astype(np.float32), D
+
+
+def timed(function):
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def in_turns(functions, repeats):
+    """Median seconds and last result of each function, called in turns."""
+    times, results = [[] for _ in functions], [None] * len(functions)
+    for _ in range(repeats):
+        for i, f in enumerate(functions):
+            seconds, results[i] = timed(f)
+            times[i].append(seconds)
+    return [float(np.median(t)) for t in times], results
+
+
+def machine(threads):
+    with open("/proc/cpuinfo") as f:
+        model = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown CPU")
+    a = np.ones((3000, 3000), np.float32)
+    a @ a
+    rate = max(2 * 3000**3 / timed(lambda: a @ a)[0] for _ in range(3))
+    print(f"{model}, {os.cpu_count()} cores, {threads} threads; NumPy {np.__version__}, SciPy {scipy.__version__}")
+    print(f"largest float32 product rate seen here (NumPy, 3000 x 3000): {rate / 1e9:.0f} GF/s")
+    return rate
+
+
+def same_supports(a, b):
+    return np.mean([set(a.indices[a.indptr[i] : a.indptr[i + 1]]) == set(b.indices[b.indptr[i] : b.indptr[i + 1]])
+                    for i in range(a.shape[0])])  # fmt: skip
+
+
+def omp_part(args, peak):
+    import spams
+
+    print("\nOMP, float32, signals/s (median)")
+    print("d, atoms, nonzeros, signals, noise | SPAMS | ours OLS, ratio, same supports | ours OMP, ratio | share of peak")
+    for (d, n_atoms, k, n), noise in [(s, e) for s in SHAPES for e in (0.0, 0.3)]:
+        X, D = problem(d, n_atoms, k, n, noise)
+        Xf, Df = np.asfortranarray(X.T), np.asfortranarray(D.T)
+        repeats = args.repeats if d < 1000 else 2
+        (t_spams, t_ols, t_omp), (theirs, ours, _) = in_turns(
+            [
+                # eps must be given: left out, this build of SPAMS at times returns empty codes
+                lambda: spams.omp(Xf, Df, L=k, eps=0.0, numThreads=args.threads),
+                lambda: omp(X, D, k, selection="ols", num_threads=args.threads),
+                lambda: omp(X, D, k, num_threads=args.threads),
+            ],
+            repeats,
+        )
+        theirs = scipy.sparse.csr_array(theirs.T)
+        assert theirs.nnz > 0.9 * n * k, "SPAMS returned empty codes"
+        products = 1.0 * n_atoms**2 * d + 2.0 * n * n_atoms * d + 1.0 * n * n_atoms * k * k
+        print(
+            f"{d}, {n_atoms}, {k}, {n}, {noise} | {n / t_spams:.0f} | {n / t_ols:.0f}, {t_spams / t_ols:.2f}, "
+            f"{same_supports(theirs, ours):.4f} | {n / t_omp:.0f}, {t_spams / t_omp:.2f} | {products / t_ols / peak:.2f}",
+            flush=True,
+        )
+
+
+def sklearn_part(args):
+    from sklearn.linear_model import orthogonal_mp_gram
+
+    print("\nscikit-learn orthogonal_mp_gram, float32, 40 signals, noise 0.3: signals/s")
+    for d, n_atoms, k, _ in SHAPES[:4]:
+        X, D = problem(d, n_atoms, k, 40, 0.3)
+        G, C = D @ D.T, D @ X.T
+        print(f"{d}, {n_atoms}, {k} | {40 / timed(lambda: orthogonal_mp_gram(G, C, n_nonzero_coefs=k))[0]:.0f}", flush=True)
+
+
+def growth_part(args):
+    print("\nhow the time grows (OLS, float32, noise 0.3): microseconds a signal")
+    for name, shapes in (
+        ("signals", [(576, 2304, 16, n) for n in (250, 1000, 4000, 16000)]),
+        ("atoms", [(256, a, 16, 4000) for a in (512, 1024, 2048, 4096)]),
+        ("nonzeros", [(512, 2048, k, 1000) for k in (4, 8, 16, 32, 64, 128)]),
+    ):
+        for d, n_atoms, k, n in shapes:
+            X, D = problem(d, n_atoms, k, n, 0.3)
+            seconds = np.median([timed(lambda: omp(X, D, k, selection="ols", num_threads=args.threads))[0] for _ in range(3)])
+            print(f"{name}: d {d}, atoms {n_atoms}, nonzeros {k}, signals {n} | {1e6 * seconds / n:.1f}", flush=True)
+
+
+def lasso_part(args):
+    import spams
+    from sklearn.linear_model import Lasso
+
+    print("\nlasso, float32 (celer float64): signals/s, worst duality gap over |x|^2 of 20 signals")
+    for (d, n_atoms, k, n), share in [((256, 1024, 16, 1000), 0.1), ((576, 2304, 16, 1000), 0.1), ((576, 2304, 16, 500), 0.04)]:
+        X, D = problem(d, n_atoms, k, n, 0.3)
+        norm = float(np.median(np.linalg.norm(X, axis=1)))
+        alpha = share * norm
+        Xf, Df = np.asfortranarray(X.T), np.asfortranarray(D.T)
+        (t_spams, t_ours), (theirs, ours) = in_turns(
+            [
+                lambda: spams.lasso(Xf, Df, lambda1=alpha, mode=2, numThreads=args.threads),
+                lambda: lasso(X, D, alpha, tol=1e-6, num_threads=args.threads),
+            ],
+            args.repeats,
+        )
+
+        def gap(codes):
+            return max(
+                reference.lasso_gap(x, D.astype(float), z.astype(float), alpha) / float(x @ x)
+                for x, z in zip(X[:20].astype(float), codes[:20].toarray(), strict=True)
+            )
+
+        print(f"d {d}, atoms {n_atoms}, penalty {share} |x|, {ours.nnz / n:.1f} nonzeros a signal")
+        print(f"  SPAMS {n / t_spams:.0f}, gap {gap(scipy.sparse.csr_array(theirs.T)):.1e}")
+        print(f"  ours  {n / t_ours:.0f}, gap {gap(ours):.1e}, ratio {t_spams / t_ours:.2f}")
+        few = 20
+        model = Lasso(alpha / d, fit_intercept=False, tol=1e-6, max_iter=10000, precompute=D @ D.T)
+        seconds, model = timed(lambda: model.fit(np.asfortranarray(D.T), np.asfortranarray(X[:few].T)))
+        print(f"  scikit-learn {few / seconds:.0f}, gap {gap(scipy.sparse.csr_array(model.coef_)):.1e}")
+        try:
+            import celer
+        except ImportError:
+            continue
+        A = np.asfortranarray(D.T, np.float64)
+
+        def run(A=A, alpha=alpha, d=d, X=X):
+            one = celer.Lasso(alpha / d, fit_intercept=False, tol=1e-6)
+            return np.array([one.fit(A, x.astype(float)).coef_.copy() for x in X[:few]])
+
+        seconds, codes = timed(run)
+        print(f"  celer {few / seconds:.0f}, gap {gap(scipy.sparse.csr_array(codes)):.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--part", nargs="+", default=["omp", "sklearn", "growth", "lasso"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    limit = machine(arguments.threads)
+    if "omp" in arguments.part:
+        omp_part(arguments, limit)
+    if "sklearn" in arguments.part:
+        sklearn_part(arguments)
+    if "growth" in arguments.part:
+        growth_part(arguments)
+    if "lasso" in arguments.part:
+        lasso_part(arguments)

@@ -70,7 +70,7 @@ def omp_part(args, peak):
 
     print("\nOMP, float32, signals/s (median)")
     print("d, atoms, nonzeros, signals, noise | SPAMS | ours OLS, ratio, same supports | ours OMP, ratio | share of peak")
-    for (d, n_atoms, k, n), noise in [(s, e) for s in SHAPES for e in (0.0, 0.3)]:
+    for (d, n_atoms, k, n), noise in [(s, e) for s in SHAPES if args.d is None or s[0] in args.d for e in (0.0, 0.3)]:
         X, D = problem(d, n_atoms, k, n, noise)
         Xf, Df = np.asfortranarray(X.T), np.asfortranarray(D.T)
         repeats = args.repeats if d < 1000 else 2
@@ -164,6 +164,7 @@ def lasso_part(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="+", default=["omp", "sklearn", "growth", "lasso"])
+    parser.add_argument("--d", nargs="+", type=int, help="only OMP's shapes with these d")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -81,6 +81,15 @@ static inline T FN(dot)(int64_t n, const T *a, const T *b)
     return FN(sum_lanes)((s[0] + s[1]) + (s[2] + s[3])) + tail;
 }
 
+/* The same over whole vectors: n rounded up, both zero from n on. */
+static inline T FN(short_dot)(int64_t n, const T *a, const T *b)
+{
+    vec s = {0};
+    for (int64_t i = 0; i < n; i += VLEN)
+        s += *(const vec *)(a + i) * *(const vec *)(b + i);
+    return FN(sum_lanes)(s);
+}
+
 /* y (rows, padded) = sum over k < n of x[k] m[k][.], m with leading dimension ld */
 static inline void FN(combine)(int64_t n, int64_t rows, const T *m, int64_t ld, const T *x, T *y)
 {
@@ -271,17 +280,13 @@ static int64_t FN(locate)(state *s, bool nonnegative)
     int64_t p = 0;
     while (!ANY_GE(*(const vec *)(s->lanes + p / PANEL * VLEN), top))
         p += PANEL;
-    int64_t best = p;
-    T best_score = -1;
-    for (int64_t j = p; j < p + PANEL; j += VLEN) {
-        vec score = FN(score_at)(s, j, nonnegative);
-        for (int k = 0; ANY_GE(score, BCAST(best_score)) && k < VLEN; k++)
-            if (score[k] > best_score) {
-                best_score = score[k];
-                best = j + k;
-            }
-    }
-    return s->at = best;
+    while (!ANY_GE(FN(score_at)(s, p, nonnegative), top))
+        p += VLEN;
+    vec score = FN(score_at)(s, p, nonnegative);
+    int best = 0;
+    for (int k = 1; k < VLEN; k++)
+        best = score[k] > score[best] ? k : best;
+    return s->at = p + best;
 }
 
 /* Takes atom j out of the running for good. */
@@ -309,13 +314,10 @@ static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
         s->g[k] = gram ? gram[j * dict->np + s->chosen[k]]
                        : FN(dot)(dict->d, atoms + j * dict->d, atoms + s->chosen[k] * dict->d);
     FN(combine)(t, t, s->linv_t, s->ld, s->g, w);
-    double square = 0, fall = 0;
-    for (int64_t k = 0; k < t; k++) {
-        square += (double)w[k] * w[k];
-        fall += (double)s->c[k] * w[k];
-    }
-    *rho2 = (T)(1 - square);
-    *alpha = (T)(s->alpha0[j] - fall);
+    for (int64_t k = t; k % VLEN; k++)
+        w[k] = 0;
+    *rho2 = 1 - FN(short_dot)(t, w, w);
+    *alpha = s->alpha0[j] - FN(short_dot)(t, s->c, w);
     if (*rho2 < DEPENDENT)
         return -1;
     if (p->nonnegative && *alpha < 0)
@@ -327,11 +329,14 @@ static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
 static double FN(screen_error)(const state *s, bool ols)
 {
 #if QUANTISED
-    double sum = 0, weighted = 0;
-    for (int64_t k = 0; k < s->t; k++) {
-        sum += fabs((double)s->gamma[k]);
-        weighted += fabs((double)s->gamma[k] * s->rho[k]);
+    vec sums = {0}, weights = {0}, zero = {0};
+    for (int64_t k = 0; k < s->t; k += VLEN) {
+        vec gamma = *(const vec *)(s->gamma + k);
+        gamma = VMAX(gamma, zero - gamma);
+        sums += gamma;
+        weights += gamma * *(const vec *)(s->rho + k);
     }
+    double sum = FN(sum_lanes)(sums), weighted = FN(sum_lanes)(weights);
     double inside = ols ? ATOMS_MIN(1, 1 - (double)s->nrm_min) : 1;
     return 0x1p-16 * (weighted + sum * sqrt((double)s->t * inside)) + 8 * EPS;
 #else
@@ -491,6 +496,9 @@ static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const o
     s->tol2 = p->tol < 0 ? -1 : (p->tol / scale) * (p->tol / scale);
     s->dependent = s->drained = false;
     s->n_warm = 0;
+    T *padded[] = {s->c, s->gamma, s->rho}; /* zero beyond t: see short_dot */
+    for (int k = 0; k < 3; k++)
+        memset(padded[k], 0, (size_t)s->ld * sizeof(T));
     if (tile->warm_indptr) {
         s->warm = tile->warm_indices + tile->warm_indptr[i];
         s->n_warm = tile->warm_indptr[i + 1] - tile->warm_indptr[i];

@@ -197,9 +197,13 @@ def _dictionary(
 ) -> Dictionary:
     if isinstance(dictionary, Dictionary):
         if dtype is not None and dictionary.dtype != dtype:
-            raise ValueError(f"dictionary: expected a Dictionary of dtype {np.dtype(dtype)}, got {dictionary.dtype}")
+            raise ValueError(
+                f"dictionary: expected a Dictionary of dtype {np.dtype(dtype)}, got {dictionary.dtype}"
+            )
         if metric is not None and metric is not dictionary.metric:
-            raise ValueError("metric: the Dictionary was made with another metric; pass the metric to Dictionary")
+            raise ValueError(
+                "metric: the Dictionary was made with another metric; pass the metric to Dictionary"
+            )
         return dictionary
     a = check_array(dictionary, "dictionary")
     double = dtype == np.float64 or (X.dtype == np.float64 and a.dtype == np.float64)
@@ -274,7 +278,9 @@ def _csr(counts: Array, parts: list[tuple[Array, Array]], shape: tuple[int, int]
     index = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
     indices = np.concatenate([p[0] for p in parts]) if parts else np.empty(0, np.int32)
     values = np.concatenate([p[1] for p in parts]) if parts else np.empty(0, dtype)
-    return scipy.sparse.csr_array((values, indices.astype(index, copy=False), indptr.astype(index)), shape=shape)
+    return scipy.sparse.csr_array(
+        (values, indices.astype(index, copy=False), indptr.astype(index)), shape=shape
+    )
 
 
 def _complain(name: str, status: Array, stacklevel: int) -> None:
@@ -284,7 +290,9 @@ def _complain(name: str, status: Array, stacklevel: int) -> None:
         if at.size:
             said.append(f"{at.size} {text}, first in row {at[0]}")
     if said:
-        warnings.warn(f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=stacklevel)
+        warnings.warn(
+            f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=stacklevel
+        )
 
 
 def _number(name: str, value: Any, low: float, *, strict: bool = False) -> float:
@@ -293,7 +301,9 @@ def _number(name: str, value: Any, low: float, *, strict: bool = False) -> float
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {value!r}") from None
     if not (number > low if strict else number >= low) or number == np.inf:
-        raise ValueError(f"{name}: expected a finite number {'above' if strict else 'of at least'} {low:g}, got {value!r}")
+        raise ValueError(
+            f"{name}: expected a finite number {'above' if strict else 'of at least'} {low:g}, got {value!r}"
+        )
     return number
 
 
@@ -526,13 +536,19 @@ def lasso_path(
         raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {X.shape[1]}")
     if alphas is None:
         top = _largest_correlation(X, d, dictionary)
-        grid = np.geomspace(1, _number("eps", eps, 0, strict=True), _count("n_alphas", n_alphas)) * (top or 1.0)
+        grid = np.geomspace(1, _number("eps", eps, 0, strict=True), _count("n_alphas", n_alphas)) * (
+            top or 1.0
+        )
     else:
         grid = np.sort(np.atleast_1d(np.asarray(alphas, np.float64)))[::-1]
         if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
             raise ValueError("alphas: expected finite numbers above 0")
     grid = np.ascontiguousarray(grid)
-    stop, rounds, ctx = _number("tol", tol, 0, strict=True), _count("max_iter", max_iter), context(num_threads)
+    stop, rounds, ctx = (
+        _number("tol", tol, 0, strict=True),
+        _count("max_iter", max_iter),
+        context(num_threads),
+    )
     k, n = grid.size, X.shape[0]
     status, steps = np.zeros((k, n), np.int8), np.zeros((k, n), np.int32)
     residual, gap, counts = np.zeros((k, n)), np.zeros((k, n)), np.zeros((k, n), np.int32)
@@ -614,7 +630,9 @@ def basis_pursuit(
     Chen, Donoho, Saunders, "Atomic decomposition by basis pursuit" (1998); Fuchs, "On sparse
     representations in arbitrary redundant bases" (2004), for the certificate.
     """
-    return _basis("basis_pursuit", X, dictionary, 0.0, tol, max_iter, metric, num_threads, verbose, return_info)
+    return _basis(
+        "basis_pursuit", X, dictionary, 0.0, tol, max_iter, metric, num_threads, verbose, return_info
+    )
 
 
 def basis_pursuit_denoise(
@@ -676,7 +694,9 @@ def _basis(
     def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:
         _core.basis(ctx, handle, x, sigma, stop, most, indices, values, *rest[:5])
 
-    return _code(name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True, depth=1)
+    return _code(
+        name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True, depth=1
+    )
 
 
 # ------------------------------------------------------------------- other pursuits

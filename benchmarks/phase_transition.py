@@ -114,7 +114,9 @@ def main():
         if args.activations:
             from atoms import AtomicInnerProduct
 
-            metrics["SAE, atomic"] = AtomicInnerProduct().fit(np.load(args.activations, mmap_mode="r")).whitener_
+            metrics["SAE, atomic"] = (
+                AtomicInnerProduct().fit(np.load(args.activations, mmap_mode="r")).whitener_
+            )
         d = given.shape[1]
         deltas_here = deltas[deltas >= d / len(given)]
         for title, W in metrics.items():

@@ -19,7 +19,13 @@ import scipy.sparse
 from atoms import reference
 from atoms.recovery import lasso, omp
 
-SHAPES = [(256, 1024, 32, 4000), (576, 2304, 16, 4000), (576, 2304, 32, 4000), (512, 2048, 64, 2000), (2304, 9216, 8, 2000)]
+SHAPES = [
+    (256, 1024, 32, 4000),
+    (576, 2304, 16, 4000),
+    (576, 2304, 32, 4000),
+    (512, 2048, 64, 2000),
+    (2304, 9216, 8, 2000),
+]
 
 
 def problem(d, n_atoms, k, n, noise, seed=0):
@@ -51,11 +57,15 @@ def in_turns(functions, repeats):
 
 def machine(threads):
     with open("/proc/cpuinfo") as f:
-        model = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown CPU")
+        model = next(
+            (line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown CPU"
+        )
     a = np.ones((3000, 3000), np.float32)
     a @ a
     rate = max(2 * 3000**3 / timed(lambda: a @ a)[0] for _ in range(3))
-    print(f"{model}, {os.cpu_count()} cores, {threads} threads; NumPy {np.__version__}, SciPy {scipy.__version__}")
+    print(
+        f"{model}, {os.cpu_count()} cores, {threads} threads; NumPy {np.__version__}, SciPy {scipy.__version__}"
+    )
     print(f"largest float32 product rate seen here (NumPy, 3000 x 3000): {rate / 1e9:.0f} GF/s")
     return rate
 
@@ -69,8 +79,12 @@ def omp_part(args, peak):
     import spams
 
     print("\nOMP, float32, signals/s (median)")
-    print("d, atoms, nonzeros, signals, noise | SPAMS | ours OLS, ratio, same supports | ours OMP, ratio | share of peak")
-    for (d, n_atoms, k, n), noise in [(s, e) for s in SHAPES if args.d is None or s[0] in args.d for e in (0.0, 0.3)]:
+    print(
+        "d, atoms, nonzeros, signals, noise | SPAMS | ours OLS, ratio, same supports | ours OMP, ratio | share of peak"
+    )
+    for (d, n_atoms, k, n), noise in [
+        (s, e) for s in SHAPES if args.d is None or s[0] in args.d for e in (0.0, 0.3)
+    ]:
         X, D = problem(d, n_atoms, k, n, noise)
         Xf, Df = np.asfortranarray(X.T), np.asfortranarray(D.T)
         repeats = args.repeats if d < 1000 else 2
@@ -100,7 +114,10 @@ def sklearn_part(args):
     for d, n_atoms, k, _ in SHAPES[:4]:
         X, D = problem(d, n_atoms, k, 40, 0.3)
         G, C = D @ D.T, D @ X.T
-        print(f"{d}, {n_atoms}, {k} | {40 / timed(lambda: orthogonal_mp_gram(G, C, n_nonzero_coefs=k))[0]:.0f}", flush=True)
+        print(
+            f"{d}, {n_atoms}, {k} | {40 / timed(lambda: orthogonal_mp_gram(G, C, n_nonzero_coefs=k))[0]:.0f}",
+            flush=True,
+        )
 
 
 def growth_part(args):
@@ -112,8 +129,13 @@ def growth_part(args):
     ):
         for d, n_atoms, k, n in shapes:
             X, D = problem(d, n_atoms, k, n, 0.3)
-            seconds = np.median([timed(lambda: omp(X, D, k, selection="ols", num_threads=args.threads))[0] for _ in range(3)])
-            print(f"{name}: d {d}, atoms {n_atoms}, nonzeros {k}, signals {n} | {1e6 * seconds / n:.1f}", flush=True)
+            seconds = np.median(
+                [timed(lambda: omp(X, D, k, selection="ols", num_threads=args.threads))[0] for _ in range(3)]
+            )
+            print(
+                f"{name}: d {d}, atoms {n_atoms}, nonzeros {k}, signals {n} | {1e6 * seconds / n:.1f}",
+                flush=True,
+            )
 
 
 def lasso_part(args):
@@ -121,7 +143,11 @@ def lasso_part(args):
     from sklearn.linear_model import Lasso
 
     print("\nlasso, float32 (celer float64): signals/s, worst duality gap over |x|^2 of 20 signals")
-    for (d, n_atoms, k, n), share in [((256, 1024, 16, 1000), 0.1), ((576, 2304, 16, 1000), 0.1), ((576, 2304, 16, 500), 0.04)]:
+    for (d, n_atoms, k, n), share in [
+        ((256, 1024, 16, 1000), 0.1),
+        ((576, 2304, 16, 1000), 0.1),
+        ((576, 2304, 16, 500), 0.04),
+    ]:
         X, D = problem(d, n_atoms, k, n, 0.3)
         norm = float(np.median(np.linalg.norm(X, axis=1)))
         alpha = share * norm

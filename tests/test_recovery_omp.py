@@ -85,7 +85,9 @@ def test_float32_chooses_as_float64_does_on_coherent_atoms():
     X = g.standard_normal((500, 48)) + 3 * D[g.integers(0, 320, 500)]
     for selection in ("omp", "ols"):
         a = omp(X.astype(np.float32), D.astype(np.float32), 16, selection=selection).toarray()
-        b = omp(X.astype(np.float32).astype(float), D.astype(np.float32).astype(float), 16, selection=selection)
+        b = omp(
+            X.astype(np.float32).astype(float), D.astype(np.float32).astype(float), 16, selection=selection
+        )
         same = ((a != 0) == (b.toarray() != 0)).all(axis=1)
         assert same.mean() > 0.995
 

@@ -344,7 +344,8 @@ class SparseAutoencoder(Estimator):
         X : array (n, d_in), memory map, or list of them
             float32, float64, float16 or bfloat16. Only the rows of a batch are ever converted.
         X_val : array (m, d_in), optional
-            Held out; its explained variance is shown and recorded twenty times.
+            Held out; its explained variance is shown and recorded twenty times. One number for each
+            row of X, as scikit-learn's pipelines pass for ``y``, is ignored.
         callback : callable, optional
             Called after each step with the estimator and the step's figures.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
@@ -362,6 +363,8 @@ class SparseAutoencoder(Estimator):
         TrainingDiverged
             When the loss is no longer finite.
         """
+        if X_val is not None and not isinstance(X_val, (list, tuple)) and np.asarray(X_val).ndim == 1:
+            X_val = None
         fit_many(
             [self], X, X_val, callback=callback, init=init, checkpoints=[checkpoint],
             checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
@@ -539,6 +542,24 @@ class SparseAutoencoder(Estimator):
             residual += float((e * e).sum())
         total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
         return 1 - residual / total if total > 0 else np.nan
+
+    def fit_transform(self, X: Any, y: Any = None) -> sp.csr_array:
+        """`fit(X)`, then `transform(X)`."""
+        return self.fit(X, y).transform(X)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if state.pop("_core", None) is not None:
+            state["_arrays"] = [self._get(f) for f in range(len(_FIELDS))]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = state.pop("_arrays", None)
+        vars(self).update(state)
+        if arrays is not None:
+            self._new_core(self.n_features_in_)
+            for field, value in enumerate(arrays):
+                self._set(field, value)
 
     # ------------------------------------------------------------------- files
 

@@ -118,7 +118,7 @@ def angles(axes: Any, edges: np.ndarray, pairs: Sequence[tuple[str, np.ndarray, 
     centres, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     names, last = ("Euclidean", "atomic inner product"), len(pairs) - 1
     low, high = 90.0, 90.0
-    for i, (label, *counts) in enumerate(pairs):
+    for i, (_label, *counts) in enumerate(pairs):
         floor = last - i
         shares = [np.asarray(c, float) / max(np.sum(c), 1) for c in counts]
         height = max((share / width).max() for share in shares)

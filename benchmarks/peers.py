@@ -23,8 +23,8 @@ import warnings
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars; read when tqdm is imported
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
 
 def threshold_at(pre: torch.Tensor, l0: float) -> torch.Tensor:

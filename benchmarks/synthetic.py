@@ -88,8 +88,9 @@ def train_peer(name: str, X: np.ndarray, l0: float, lr: float, seed: int):
 
 
 def train_ours(X: np.ndarray, l0: float, lr: float, seed: int, threads: int, metric: bool, options: dict):
-    import atoms
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+
+    import atoms
 
     aip = atoms.AtomicInnerProduct(num_threads=threads).fit(X) if metric else None
     sae = atoms.SparseAutoencoder(

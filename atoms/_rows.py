@@ -10,6 +10,11 @@ import numpy as np
 from ._estimator import check_array
 
 
+def is_shards(X: Any) -> bool:
+    """A list of arrays, rather than one array or a list of numbers."""
+    return isinstance(X, (list, tuple)) and len(X) > 0 and hasattr(X[0], "shape")
+
+
 class Rows:
     """Read-only access by row number to one array or to several taken one after another.
 
@@ -17,7 +22,7 @@ class Rows:
     """
 
     def __init__(self, X: Any, name: str = "X") -> None:
-        shards = list(X) if isinstance(X, (list, tuple)) and X and hasattr(X[0], "shape") else [X]
+        shards = list(X) if is_shards(X) else [X]
         self.shards: list[np.ndarray] = [
             check_array(s, f"{name}[{i}]" if len(shards) > 1 else name) for i, s in enumerate(shards)
         ]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from . import _core
 from ._config import context
 from ._estimator import Estimator, load_tensors, save_tensors
-from ._rows import Rows, Sampler
+from ._rows import Rows, Sampler, is_shards
 
 __all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]
 
@@ -363,7 +363,7 @@ class SparseAutoencoder(Estimator):
         TrainingDiverged
             When the loss is no longer finite.
         """
-        if X_val is not None and not isinstance(X_val, (list, tuple)) and np.asarray(X_val).ndim == 1:
+        if X_val is not None and not is_shards(X_val) and np.asarray(X_val).ndim == 1:
             X_val = None
         fit_many(
             [self], X, X_val, callback=callback, init=init, checkpoints=[checkpoint],

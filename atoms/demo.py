@@ -132,7 +132,11 @@ def prepare(settings: Settings, *, progress: bool = True) -> tuple[Activations, 
         text, tokenizer, context_length=settings.context_length, max_tokens=settings.tokens
     )
     rows = activations.capture(
-        model, contexts, settings.layers, massive="keep" if settings.keep_massive else "drop", progress=progress
+        model,
+        contexts,
+        settings.layers,
+        massive="keep" if settings.keep_massive else "drop",
+        progress=progress,
     )
     return rows, rows.held_out(settings.held_out)
 
@@ -146,7 +150,9 @@ def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def _pursued(X: np.ndarray, dictionary: recovery.Dictionary, W_dec: np.ndarray, k: int, b_dec: np.ndarray) -> tuple[Any, Any]:
+def _pursued(
+    X: np.ndarray, dictionary: recovery.Dictionary, W_dec: np.ndarray, k: int, b_dec: np.ndarray
+) -> tuple[Any, Any]:
     """Codes of X - b_dec by orthogonal matching pursuit with k atoms, and what they rebuild."""
     codes = recovery.omp(X - b_dec, dictionary, n_nonzero=k)
     return codes, (codes @ W_dec + b_dec).astype(np.float32)
@@ -163,7 +169,11 @@ def _variances(X: np.ndarray, X_hat: Any, aip: AtomicInnerProduct) -> dict[str, 
 
 
 def _score(
-    name: str, D: np.ndarray, aip: AtomicInnerProduct, parts: Sequence[np.ndarray], coded: Sequence[tuple[Any, Any]]
+    name: str,
+    D: np.ndarray,
+    aip: AtomicInnerProduct,
+    parts: Sequence[np.ndarray],
+    coded: Sequence[tuple[Any, Any]],
 ) -> Score:
     """Score a dictionary; `coded` has (codes, X_hat) of the training and of the held-out part."""
     train, held_out = (_variances(X, X_hat, aip) for X, (_, X_hat) in zip(parts, coded))
@@ -239,8 +249,13 @@ def study(
     atomic = aip.angles(held_out)
 
     sae = SparseAutoencoder(
-        d_sae, metric=aip, target_l0=l0, batch_size=batch_size, max_steps=max(1, samples // batch_size),
-        random_state=seed, verbose=progress,
+        d_sae,
+        metric=aip,
+        target_l0=l0,
+        batch_size=batch_size,
+        max_steps=max(1, samples // batch_size),
+        random_state=seed,
+        verbose=progress,
     )
     training = time.perf_counter()
     sae.fit(train, X_val=held_out)
@@ -267,7 +282,9 @@ def study(
     curve_l0 = [k for k in _CURVE_L0 if k <= min(d_in, d_sae)]
     curves = {}
     for name, D, b in (
-        ("atoms", sae.W_dec, sae.b_dec), ("random", random.W_dec, random.b_dec), ("training tokens", some, memory.b_dec)
+        ("atoms", sae.W_dec, sae.b_dec),
+        ("random", random.W_dec, random.b_dec),
+        ("training tokens", some, memory.b_dec),
     ):
         ready = recovery.Dictionary(D, metric=aip)
         rebuilt = (_pursued(rows, ready, D, k, b)[1] for k in curve_l0)
@@ -401,14 +418,20 @@ def picture(reports: Sequence[LayerReport], path: str | os.PathLike[str], title:
     figure, (left, middle, right) = plot.new_figure(1, 3, size=(16, 5.4))
     figure.suptitle(title, x=0.008, ha="left", fontsize=18, fontweight="bold")
     plot.angles(
-        left, reports[0].atomic.bin_edges, [(f"layer {r.layer}", r.euclidean.counts, r.atomic.counts) for r in reports]
+        left,
+        reports[0].atomic.bin_edges,
+        [(f"layer {r.layer}", r.euclidean.counts, r.atomic.counts) for r in reports],
     )
     plot.titles(left, "Their geometry", "angles between held-out activations, before and after")
     plot.training(middle, {f"layer {r.layer}": r.history for r in reports})
     plot.titles(middle, "Learning atoms", "thick: held-out text, thin: training batches")
     shown = reports[len(reports) // 2]
     plot.sparsity(right, curves(shown), points=points(shown))
-    plot.titles(right, f"What they explain, layer {shown.layer}", f"held-out text, {shown.scores[0].d_sae:,} atoms each")
+    plot.titles(
+        right,
+        f"What they explain, layer {shown.layer}",
+        f"held-out text, {shown.scores[0].d_sae:,} atoms each",
+    )
     plot.save(figure, path)
 
 
@@ -478,9 +501,16 @@ def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
             print(f"layer {layer}", file=sys.stderr)
         reports.append(
             study(
-                layer, rows[layer][~held_out], rows[layer][held_out], d_sae=settings.d_sae, l0=settings.l0,
-                samples=settings.samples, batch_size=settings.batch_size, seed=settings.seed,
-                n_massive=rows.massive_counts[layer, "residual"], progress=progress,
+                layer,
+                rows[layer][~held_out],
+                rows[layer][held_out],
+                d_sae=settings.d_sae,
+                l0=settings.l0,
+                samples=settings.samples,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                n_massive=rows.massive_counts[layer, "residual"],
+                progress=progress,
                 model_file=out / f"layer{layer:03d}.safetensors",
             )
         )
@@ -491,7 +521,9 @@ def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
     _write(out / "table.txt", "\n".join([text, "", *found, ""]))
     _write(out / "figures.json", _as_json(settings, reports, found, rows.summary(), seconds))
     print(f"\n{text}\n")
-    print(f"{seconds:.0f} s in all, {captured:.0f} of them to load the model and capture; peak memory {_peak_memory():.0f} MB")
+    print(
+        f"{seconds:.0f} s in all, {captured:.0f} of them to load the model and capture; peak memory {_peak_memory():.0f} MB"
+    )
     print(f"picture: {out / 'atoms.png'}\n")
     print("\n".join(found))
     return reports
@@ -506,7 +538,9 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _as_json(settings: Settings, reports: Sequence[LayerReport], found: list[str], captured: str, seconds: float) -> str:
+def _as_json(
+    settings: Settings, reports: Sequence[LayerReport], found: list[str], captured: str, seconds: float
+) -> str:
     def plain(value: Any) -> Any:
         if hasattr(value, "_asdict"):
             return plain(value._asdict())
@@ -523,7 +557,11 @@ def _as_json(settings: Settings, reports: Sequence[LayerReport], found: list[str
         return value
 
     everything = {
-        "settings": settings, "captured": captured, "seconds": seconds, "peak_memory_mb": _peak_memory(),
-        "layers": reports, "found": found,
+        "settings": settings,
+        "captured": captured,
+        "seconds": seconds,
+        "peak_memory_mb": _peak_memory(),
+        "layers": reports,
+        "found": found,
     }
     return json.dumps(plain(everything), indent=1) + "\n"

@@ -118,7 +118,7 @@ def angles(axes: Any, edges: np.ndarray, pairs: Sequence[tuple[str, np.ndarray, 
     centres, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     names, last = ("Euclidean", "atomic inner product"), len(pairs) - 1
     low, high = 90.0, 90.0
-    for i, (_label, *counts) in enumerate(pairs):
+    for i, (_, *counts) in enumerate(pairs):
         floor = last - i
         shares = [np.asarray(c, float) / max(np.sum(c), 1) for c in counts]
         height = max((share / width).max() for share in shares)
@@ -130,9 +130,24 @@ def angles(axes: Any, edges: np.ndarray, pairs: Sequence[tuple[str, np.ndarray, 
             text = f"{mean:.1f}° ± {deviation:.1f}°"
             text = f"{name}\n{text}" if i == 0 else text
             if side < 0:  # over its own hill; beside it for the narrow one at 90 degrees
-                axes.text(mean, floor + top.max() + 0.02, text, ha="center", va="bottom", color=colour, fontweight="bold")
+                axes.text(
+                    mean,
+                    floor + top.max() + 0.02,
+                    text,
+                    ha="center",
+                    va="bottom",
+                    color=colour,
+                    fontweight="bold",
+                )
             else:
-                axes.text(mean + 1.6 * deviation, floor + top.max(), f" {text}", va="top", color=colour, fontweight="bold")
+                axes.text(
+                    mean + 1.6 * deviation,
+                    floor + top.max(),
+                    f" {text}",
+                    va="top",
+                    color=colour,
+                    fontweight="bold",
+                )
             seen = centres[share > 1e-4]
             low, high = min(low, seen.min(initial=90)), max(high, seen.max(initial=90))
         axes.axhline(floor, color=INK, lw=0.8)
@@ -169,7 +184,9 @@ def training(axes: Any, histories: Mapping[str, Mapping[str, Sequence[float]]]) 
 
 
 @_styled
-def sparsity(axes: Any, curves: Sequence[Mapping[str, Any]], *, points: Sequence[Mapping[str, Any]] = ()) -> None:
+def sparsity(
+    axes: Any, curves: Sequence[Mapping[str, Any]], *, points: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Explained variance against L0 for dictionaries.
 
     Parameters
@@ -189,8 +206,14 @@ def sparsity(axes: Any, curves: Sequence[Mapping[str, Any]], *, points: Sequence
         x, y = point["l0"], point["explained_variance"]
         axes.plot([x], [y], ls="none", marker="*", ms=15, mec=PAPER, color=point["color"], zorder=5)
         axes.annotate(
-            point["label"], (x, y), xytext=(0.05, 0.9), textcoords="axes fraction", va="top", color=point["color"],
-            fontweight="bold", arrowprops={"arrowstyle": "-", "color": point["color"], "shrinkB": 8},
+            point["label"],
+            (x, y),
+            xytext=(0.05, 0.9),
+            textcoords="axes fraction",
+            va="top",
+            color=point["color"],
+            fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": point["color"], "shrinkB": 8},
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -206,7 +229,13 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], line: 
         place = max(y, bottom + height / 2)
         bottom = place + height / 2
         axes.annotate(
-            label, (x, place), xytext=(8, 0), textcoords="offset points", va="center", color=colour, fontweight="bold",
+            label,
+            (x, place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
             annotation_clip=False,
         )
 

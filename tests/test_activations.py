@@ -15,21 +15,43 @@ from atoms.activations import Activations, capture, tokenize
 VOCABULARY = 61
 TINY = {
     "llama": lambda: transformers.LlamaConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=VOCABULARY, max_position_embeddings=40,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=40,
     ),
-    "gpt2": lambda: transformers.GPT2Config(n_embd=24, n_layer=4, n_head=4, vocab_size=VOCABULARY, n_positions=40),
+    "gpt2": lambda: transformers.GPT2Config(
+        n_embd=24, n_layer=4, n_head=4, vocab_size=VOCABULARY, n_positions=40
+    ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4, vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        vocab_size=VOCABULARY,
         max_position_embeddings=40,
     ),
     "gemma2": lambda: transformers.Gemma2Config(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=6, vocab_size=VOCABULARY, max_position_embeddings=40,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=40,
     ),
     "opt": lambda: transformers.OPTConfig(
-        hidden_size=24, ffn_dim=40, num_hidden_layers=4, num_attention_heads=4, vocab_size=VOCABULARY,
-        max_position_embeddings=40, word_embed_proj_dim=24,
+        hidden_size=24,
+        ffn_dim=40,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=40,
+        word_embed_proj_dim=24,
     ),
 }
 
@@ -70,7 +92,9 @@ def test_residual_equals_hidden_states(name, head):
     for layer in (0, 2):
         want = np.concatenate([h[1:] for h in hidden_states(model, contexts, layer)])
         np.testing.assert_allclose(got[layer], want, atol=2e-5, rtol=2e-5)
-        np.testing.assert_allclose(got.norms[layer, "residual"], np.linalg.norm(want.astype(float), axis=1), rtol=1e-5)
+        np.testing.assert_allclose(
+            got.norms[layer, "residual"], np.linalg.norm(want.astype(float), axis=1), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma2"])
@@ -79,7 +103,7 @@ def test_sites_add_up(name):
     model = tiny(name).eval()
     contexts = contexts_of([9, 9])
     got = capture(model, contexts, [1, 2], site=["residual", "mlp", "attention"], progress=False)
-    assert list(got.arrays) == [(l, s) for s in ("residual", "mlp", "attention") for l in (1, 2)]
+    assert list(got.arrays) == [(layer, s) for s in ("residual", "mlp", "attention") for layer in (1, 2)]
     attention, mlp = got[2, "attention"], got[2, "mlp"]
     if name == "gemma2":
         block = model.base_model.layers[2]
@@ -163,7 +187,10 @@ def test_dtype_and_memory_maps(llama, tmp_path, dtype):
     np.testing.assert_array_equal(again.token_ids, exact.token_ids)
     assert again.summary() == got.summary()
     assert sorted(p.name for p in (tmp_path / "rows").iterdir()) == [
-        "activations.json", "index.npz", "layer000-residual.npy", "layer002-residual.npy",
+        "activations.json",
+        "index.npz",
+        "layer000-residual.npy",
+        "layer002-residual.npy",
     ]
     exact.save(tmp_path / "saved")
     np.testing.assert_array_equal(Activations.load(tmp_path / "saved")[2], exact[2])
@@ -313,8 +340,12 @@ def test_nan_from_the_model_is_found():
 def rows_of(contexts):
     n = len(contexts)
     return Activations(
-        {(0, "residual"): np.arange(n, dtype=np.float32)[:, None]}, {(0, "residual"): np.ones(n)},
-        np.zeros(n, int), np.asarray(contexts), np.zeros(n, int), massive_counts={(0, "residual"): 0},
+        {(0, "residual"): np.arange(n, dtype=np.float32)[:, None]},
+        {(0, "residual"): np.ones(n)},
+        np.zeros(n, int),
+        np.asarray(contexts),
+        np.zeros(n, int),
+        massive_counts={(0, "residual"): 0},
     )
 
 
@@ -361,7 +392,9 @@ def test_tokenize():
     assert sum(len(c) - 1 for c in tokenize(text, Letters(), context_length=4, max_tokens=7)) == 7
     assert tokenize(text, Letters(), context_length=4, bos=False)[0].tolist() == [97, 98, 99, 100]
     for bad, message in [
-        ({"text": "  \n"}, "it is empty"), ({"context_length": 1}, "at least 2"), ({"max_tokens": 0}, "max_tokens"),
+        ({"text": "  \n"}, "it is empty"),
+        ({"context_length": 1}, "at least 2"),
+        ({"max_tokens": 0}, "max_tokens"),
     ]:
         with pytest.raises(ValueError, match=message):
             tokenize(**({"text": text, "tokenizer": Letters()} | bad))

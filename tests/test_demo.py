@@ -21,13 +21,22 @@ def tiny(tmp_path_factory):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("tiny")
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *WORDS])}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *WORDS])}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", unk_token="<unk>"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=len(WORDS) + 2,
-        max_position_embeddings=128, bos_token_id=0,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        vocab_size=len(WORDS) + 2,
+        max_position_embeddings=128,
+        bos_token_id=0,
     )
     transformers.LlamaModel(config).save_pretrained(folder)
     return folder
@@ -42,8 +51,17 @@ def text(tmp_path_factory):
 
 def options(tiny, words, folder, **more):
     given = {
-        "model": tiny, "text": words, "layers": "0,2", "tokens": 1500, "context-length": 32, "d-sae": 48, "l0": 4,
-        "samples": 20000, "batch-size": 256, "out": folder, "threads": 1,
+        "model": tiny,
+        "text": words,
+        "layers": "0,2",
+        "tokens": 1500,
+        "context-length": 32,
+        "d-sae": 48,
+        "l0": 4,
+        "samples": 20000,
+        "batch-size": 256,
+        "out": folder,
+        "threads": 1,
     }
     given |= {name.replace("_", "-"): value for name, value in more.items()}
     return ["demo"] + [part for name, value in given.items() for part in (f"--{name}", str(value))]
@@ -53,7 +71,9 @@ def options(tiny, words, folder, **more):
 def done(tiny, text, tmp_path_factory):
     """One run of the command in a process of its own."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    run = subprocess.run([sys.executable, "-m", "atoms", *options(tiny, text, out)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "atoms", *options(tiny, text, out)], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     return run, out
 
@@ -66,7 +86,9 @@ def test_says_what_it_found(done):
     assert all(sentence.endswith(".") for sentence in found)
     assert "the first token of each context dropped (49)" in run.stdout  # 1500 tokens, 31 to a context
     assert "held out" in run.stdout and "s in all" in run.stdout and "peak memory" in run.stdout
-    assert (out / "table.txt").read_text().split("\n")[:2] == run.stdout[run.stdout.index("layer  Eucl") :].split("\n")[:2]
+    assert (out / "table.txt").read_text().split("\n")[:2] == run.stdout[
+        run.stdout.index("layer  Eucl") :
+    ].split("\n")[:2]
 
 
 def test_writes_everything(done):
@@ -85,7 +107,9 @@ def test_figures_again_by_numpy(done, tiny, text):
     report = json.loads((out / "figures.json").read_text())["layers"][1]
     assert report["layer"] == 2
     model, tokenizer = activations.load_model(tiny)
-    contexts = activations.tokenize(activations.read_text(text), tokenizer, context_length=32, max_tokens=1500)
+    contexts = activations.tokenize(
+        activations.read_text(text), tokenizer, context_length=32, max_tokens=1500
+    )
     rows = activations.capture(model, contexts, [0, 2], massive="drop", progress=False)
     held = rows.held_out(0.2)
     X = {"train": rows[2][~held].astype(float), "held_out": rows[2][held].astype(float)}
@@ -96,7 +120,9 @@ def test_figures_again_by_numpy(done, tiny, text):
         unit = X["held_out"] @ root
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         found = np.degrees(np.arccos(np.clip(unit @ unit.T, -1, 1)))[np.triu_indices(len(unit), 1)]
-        assert (report[name]["mean"], report[name]["std"]) == pytest.approx((found.mean(), found.std()), abs=0.05)
+        assert (report[name]["mean"], report[name]["std"]) == pytest.approx(
+            (found.mean(), found.std()), abs=0.05
+        )
     atoms = report["scores"][0]
     for part, x in X.items():
         pre = x @ sae.W_enc + sae.b_enc
@@ -184,7 +210,11 @@ def test_errors_before_the_model_is_loaded(tiny, text, tmp_path, monkeypatch, ca
     ]:
         assert main(options(tiny, text, tmp_path / "out", **change)) == 1
         captured = capsys.readouterr()
-        assert message in captured.err and captured.err.startswith("atoms demo: ") and "Traceback" not in captured.err
+        assert (
+            message in captured.err
+            and captured.err.startswith("atoms demo: ")
+            and "Traceback" not in captured.err
+        )
 
 
 def test_errors_later(tiny, text, tmp_path, capsys):

@@ -19,7 +19,9 @@ def test_there_are_notebooks():
 def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("ATOMS_NOTEBOOK_SMALL", "1")
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
     nbformat.validate(notebook)
     said = [o.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
     assert any(said)

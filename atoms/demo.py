@@ -389,7 +389,7 @@ def sentences(reports: Sequence[LayerReport]) -> list[str]:
     second = (
         f"With {_range([a.l0_mean for a in atoms], '', 1)} of {atoms[0].d_sae:,} atoms per token, the autoencoder "
         f"explains {_range(held(atoms))} of held-out text, {100 * gap:.1f} points or less below its training text; as "
-        f"many random directions explain {_range(held(random))}, and a dictionary of all training tokens "
+        f"many random directions explain {_range(held(random))}, and a dictionary of all training tokens, coding with one, "
         f"{_range(held(memory))} ({_range(train(memory))} of the training text): the atoms beat random directions at "
         f"{_wins(held(atoms), held(random))} and the memorized text at {_wins(held(atoms), held(memory))}."
     )

@@ -224,14 +224,18 @@ class SparseAutoencoder(Estimator):
             square += float((block * block).sum())
         mean /= rows.n
         variance = max(square / rows.n - float(mean @ mean), 0.0) / rows.d
-        self._mean = mean
-        self._scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * max(1.0, float(mean @ mean)) else 1.0
+        # held in float32's numbers, so that a batch can be mapped in float32
+        self._mean = mean.astype(np.float32).astype(np.float64)
+        scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * max(1.0, float(mean @ mean)) else 1.0
+        self._scale = float(np.float32(scale))
 
     def _to_space(self, x: np.ndarray) -> np.ndarray:
         """Raw activations to the training space, float32."""
         if self.metric is not None:
             return self.metric.whiten(x)
-        return np.ascontiguousarray((x.astype(np.float64) - self._mean) * self._scale, dtype=np.float32)
+        t = np.subtract(x.astype(np.float32, copy=False), self._mean.astype(np.float32), order="C")
+        t *= np.float32(self._scale)
+        return t
 
     def _maps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """t = (x - shift) @ forward and x = t @ back + shift, float64."""

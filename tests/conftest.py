@@ -1,10 +1,15 @@
 """Fixtures that every room's tests share: the core's contexts of every kind."""
 
 import contextlib
+import signal
 
 import pytest
 
 from atoms import _config, _core
+
+# A shell starts what it runs in the background with SIGINT ignored, and Python then leaves it so:
+# tests of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ISAS = _config._ISAS
 HERE = ISAS.index(_core.build_info()["cpu_isa"])

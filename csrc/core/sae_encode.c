@@ -365,8 +365,11 @@ atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_bat
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
     bool int8 = sae_screen_kind(ctx, sae) == ATOMS_SCREEN_INT8;
     screen_limits(sae, int8, b);
-    /* grouping changes the speed, never the result: two tasks or more for each thread */
-    int64_t group = ATOMS_MAX(1, ATOMS_MIN(GROUP, b->panels / (2 * ctx->p.num_threads)));
+    /* Grouping changes the speed, never the result: two tasks or more for each thread, and the group's
+     * strip of x within the second-level cache. */
+    int64_t strip = ATOMS_MIN(sae_strip(sae->ld), sae->ld);
+    int64_t group = ATOMS_MIN(b->panels / (2 * ctx->p.num_threads), 163840 / (PANEL * strip));
+    group = ATOMS_MAX(1, ATOMS_MIN(GROUP, group));
     int failed = 0, cancelled = 0;
 #pragma omp parallel num_threads(ctx->p.num_threads) reduction(| : failed) reduction(| : cancelled)
     {

@@ -103,7 +103,13 @@ def sae_new(
 def sae_get(sae: Any, field: int, out: NDArray[Any], /) -> None: ...
 def sae_set(sae: Any, field: int, values: NDArray[Any], /) -> None: ...
 def sae_reset(
-    ctx: Context, sae: Any, idx: NDArray[Any], rows: NDArray[Any], thresholds: NDArray[Any], /
+    ctx: Context,
+    sae: Any,
+    idx: NDArray[np.int64],
+    rows: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    thresholds: NDArray[np.float32],
+    /,
 ) -> None: ...
 def sae_step(
     ctx: Context,
@@ -115,7 +121,9 @@ def sae_step(
     l1_coefficient: float,
     threshold_shift: float,
     k: int,
-    err: NDArray[Any],
+    err: NDArray[np.float32] | None,
+    silent_after: int = ...,
+    silent_factor: float = ...,
     /,
 ) -> dict[str, Any]: ...
 def sae_encode(

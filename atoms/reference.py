@@ -152,7 +152,8 @@ class SparseAutoencoderTwin:
         self.v = {n: np.zeros_like(a) for n, a in self.p.items()}
         self.activation, self.tied, self.bandwidth = activation, tied, bandwidth
         self.beta1, self.beta2, self.epsilon, self.clip = beta1, beta2, epsilon, clip
-        self.step_count = 0
+        self.step_count = self.samples = 0
+        self.last_fired = np.zeros(len(self.p["b_enc"]), np.int64)
 
     def pre_activations(self, x):
         p = self.p
@@ -211,9 +212,14 @@ class SparseAutoencoderTwin:
             u = u * np.minimum(1, self.clip / np.maximum(rms, 1e-300))
         return u
 
-    def step(self, x, learning_rate, threshold_rate, *, threshold_shift=0.0, **kwargs):
+    def step(
+        self, x, learning_rate, threshold_rate, *, threshold_shift=0.0, silent_after=0, silent_factor=1.0, **kwargs
+    ):
         x = np.asarray(x, np.float64)
         error, penalty, l0, g = self.gradients(x, **kwargs)
+        self.samples += len(x)
+        self.last_fired[self.active(self.pre_activations(x), kwargs.get("k", 0)).any(0)] = self.samples
+        silent = silent_after > 0 and self.samples - self.last_fired >= silent_after
         near = (np.abs(self.pre_activations(x) - self.p["threshold"]) < self.bandwidth / 2).any(0)
         p = self.p
         self.step_count += 1
@@ -228,6 +234,7 @@ class SparseAutoencoderTwin:
         p["W_dec"] /= np.linalg.norm(p["W_dec"], axis=1, keepdims=True)
         if self.activation == "jumprelu":
             np.maximum(0, p["threshold"] + threshold_shift * near, out=p["threshold"])
+            p["threshold"] *= np.where(silent, silent_factor, 1.0)
         return error, penalty, l0
 
 

@@ -50,10 +50,11 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s):
     for step in range(10):
         x = rng.standard_normal((n, d)).astype(np.float32)
         l0c, l1c = 0.05, 0.1
-        stats = _core.sae_step(_core.Context(2), sae, x, 1e-3, 2e-3, l0c, l1c, 0.001, k, None)
+        stats = _core.sae_step(_core.Context(2), sae, x, 1e-3, 2e-3, l0c, l1c, 0.001, k, None, 2 * n, 0.9)
         error, penalty, l0 = twin.step(
-            x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k
-        )
+            x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k,
+            silent_after=2 * n, silent_factor=0.9,
+        )  # fmt: skip
         assert stats["squared_error"] == pytest.approx(error, rel=1e-4), step
         assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7)
         assert stats["l0"] == pytest.approx(l0)

@@ -33,10 +33,11 @@ RESULTS = Path(__file__).parent / "results" / "train_step.json"
 SHAPES = {"576x2304": 4096, "576x9216": 4096, "2304x9216": 2048, "2304x36864": 1024}
 OURS = {  # name: environment
     "atoms": {},
-    "atoms-blis": {"ATOMS_ISA": "portable"},
+    "atoms-blis": {"ATOMS_ISA": "avx512"},  # no low-precision products: BLIS finds the active latents
+    "atoms-portable": {"ATOMS_ISA": "portable"},  # nor vector code of our own
 }
 NAMES = [
-    "atoms", "atoms-blis", "saelens-jumprelu", "saelens-jumprelu-bf16", "saelens-topk", "saelens-batchtopk",
+    "atoms", "atoms-blis", "atoms-portable", "saelens-jumprelu", "saelens-jumprelu-bf16", "saelens-topk", "saelens-batchtopk",
     "dl-jumprelu", "dl-batchtopk", "torch-f32", "torch-bf16", "torch-compile", "torch-compile-bf16",
 ]  # fmt: skip
 

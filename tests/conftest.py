@@ -16,6 +16,13 @@ HERE = ISAS.index(_core.build_info()["cpu_isa"])
 BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
 
 
+@pytest.fixture(autouse=True)
+def own_settings():
+    """What a test sets for the package (the command line does, when it is called in-process) ends with it."""
+    yield
+    _config.set_num_threads(None)
+
+
 @pytest.fixture(params=ISAS[: HERE + 1])
 def isa(request, monkeypatch):
     """Each instruction set of this CPU in turn, in ATOMS_ISA."""

@@ -14,6 +14,7 @@ static const code_kernel *kernel_for(const atoms_ctx *ctx, atoms_dtype type)
     if (ctx->isa >= ATOMS_ISA_AVX2)
         return type == ATOMS_F64 ? &atoms_code_avx2_f64 : &atoms_code_avx2_f32;
 #endif
+    (void)ctx;
     return type == ATOMS_F64 ? &atoms_code_portable_f64 : &atoms_code_portable_f32;
 }
 

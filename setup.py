@@ -50,6 +50,16 @@ if sys.argv[1:] == ["blis-flags"]:
 
 import numpy  # noqa: E402
 from setuptools import Extension, setup  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
+
+
+class Build(build_ext):
+    """Compiles every time: no file's date tells whether the last build had BLIS or coverage."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.force = True
+
 
 cflags = "-std=c11 -O3 -g -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno".split()
 ldflags = ["-fopenmp"]
@@ -61,6 +71,7 @@ if os.environ.get("ATOMS_COVERAGE"):
     ldflags.append("--coverage")
 
 setup(
+    cmdclass={"build_ext": Build},
     ext_modules=[
         Extension(
             "atoms._core",

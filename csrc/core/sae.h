@@ -4,6 +4,10 @@
 
 #include "sae_kernels.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #define PANEL 64   /* samples that one mask covers */
 #define GROUP 8    /* panels at most that one task lists together: 512 samples */
 #define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
@@ -36,7 +40,7 @@ typedef struct {
     uint8_t *xq;         /* (panels, ld / 4, PANEL, 4) */
     float *scale, *norm, *residual; /* (panels * PANEL,) */
     panel_list *list;
-    double *sums;        /* (panels, 2 + d_in): |xc|^2, unused, column sums */
+    double *sums;        /* (panels, 1 + ld): |xc|^2, column sums */
     /* the active entries by latent */
     int64_t entry_cap;
     int64_t *start;      /* (d_sae + 1,) */
@@ -69,6 +73,16 @@ static inline void prefetch_row(const float *row, int64_t n)
 {
     for (int64_t i = 0; i < n; i += 16)
         __builtin_prefetch(row + i);
+}
+
+/* Seconds, for the timers of atoms_sae_stats. */
+static inline double sae_now(void)
+{
+#ifdef _OPENMP
+    return omp_get_wtime();
+#else
+    return 0;
+#endif
 }
 
 /* Columns of one canonical partial sum: a multiple of 64, or all of them. A group's strip of x is to stay

@@ -5,22 +5,10 @@
 #include "sae.h"
 
 #include <math.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 const atoms_sae_kernels *atoms_sae_kernels_portable(void);
 const atoms_sae_kernels *atoms_sae_kernels_avx2(void);
 const atoms_sae_kernels *atoms_sae_kernels_avx512(void);
-
-static double now(void)
-{
-#ifdef _OPENMP
-    return omp_get_wtime();
-#else
-    return 0;
-#endif
-}
 
 const atoms_sae_kernels *atoms_sae_kernels_for(atoms_isa isa)
 {
@@ -345,9 +333,9 @@ static bool list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_s
                        bool int8, sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
     panel_list *l = &b->list[p0];
-    double t0 = now();
+    double t0 = sae_now();
     screen_group(ctx, sae, k, int8, b, p0, np, s);
-    double t1 = now();
+    double t1 = sae_now();
     if (!gather_candidates(sae, b, p0, np, s))
         return false;
     exact_group(sae, k, b, p0, s);
@@ -356,7 +344,7 @@ static bool list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_s
         l[p].candidates = l[p].seconds[0] = l[p].seconds[1] = 0;
     l->candidates = (double)s->start[sae->p.d_sae];
     l->seconds[0] = t1 - t0;
-    l->seconds[1] = now() - t1;
+    l->seconds[1] = sae_now() - t1;
     return ok;
 }
 

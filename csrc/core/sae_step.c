@@ -7,18 +7,6 @@
 #include "sae.h"
 
 #include <math.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-static double now(void)
-{
-#ifdef _OPENMP
-    return omp_get_wtime();
-#else
-    return 0;
-#endif
-}
 
 /* ------------------------------------------------------------- by sample */
 
@@ -56,7 +44,7 @@ static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, co
     float *column = b->partial + p * ld;
     memset(column, 0, (size_t)ld * sizeof *column);
     l->loss = l->active = l->penalty = 0;
-    double t0 = now();
+    double t0 = sae_now();
     for (int r = 0; r < PANEL && p * PANEL + r < b->n; r++) {
         float *err = b->err + (p * PANEL + r) * ld;
         decode_sample(sae, k, cut, l, l->start[r], l->start[r + 1], b->xc + (p * PANEL + r) * ld,
@@ -81,7 +69,7 @@ static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, co
             }
         }
     }
-    l->seconds[2] = now() - t0;
+    l->seconds[2] = sae_now() - t0;
 }
 
 /* ------------------------------------------------------------- by latent */
@@ -335,10 +323,10 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     float *cut = atoms_alloc(sae->p.d_sae, sizeof *cut);
     float *err_sum = atoms_calloc(ld, sizeof *err_sum);
     atoms_status status = cut && err_sum ? sae_batch_reserve(sae, b, n) : ATOMS_ERR_MEMORY;
-    double t0 = now();
+    double t0 = sae_now();
     if (status == ATOMS_OK)
         status = sae_prepare(ctx, sae, x, n, b, stats);
-    stats->seconds[0] = now() - t0;
+    stats->seconds[0] = sae_now() - t0;
     if (status == ATOMS_OK) {
         set_floors(sae, b, cut);
         status = sae_list_active(ctx, sae, b);
@@ -356,12 +344,12 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
             err_sum[c] += b->partial[p * ld + c];
     batch_statistics(sae, b, stats);
 
-    double t1 = now();
+    double t1 = sae_now();
     status = sort_by_latent(ctx, sae, b);
-    stats->seconds[4] = now() - t1;
+    stats->seconds[4] = sae_now() - t1;
     if (status != ATOMS_OK)
         goto done;
-    t1 = now();
+    t1 = sae_now();
     int64_t step = sae->counters[0] + 1;
     update u = {adam_of(&sae->p, sp->learning_rate, step), adam_of(&sae->p, sp->threshold_rate, step),
                 sp, cut};
@@ -376,7 +364,7 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     stats->band_gain = band[0] > 0 ? band[1] * (double)n / band[0] : 0;
     for (int64_t i = 0; err && i < n; i++)
         memcpy(err + i * sae->p.d_in, b->err + i * ld, (size_t)sae->p.d_in * sizeof *err);
-    stats->seconds[5] = now() - t1;
+    stats->seconds[5] = sae_now() - t1;
 done:
     atoms_free(cut);
     atoms_free(err_sum);

@@ -88,6 +88,7 @@ def angles(
 # ---- sae: a handle is an autoencoder with its optimiser
 
 def sae_new(
+    ctx: Context,
     d_in: int,
     d_sae: int,
     activation: int = ...,
@@ -99,6 +100,7 @@ def sae_new(
     epsilon: float = ...,
     clip: float = ...,
     screen: int = ...,
+    prefixes: NDArray[np.int64] | None = ...,
 ) -> Any: ...
 def sae_get(sae: Any, field: int, out: NDArray[Any], /) -> None: ...
 def sae_set(sae: Any, field: int, values: NDArray[Any], /) -> None: ...
@@ -124,10 +126,22 @@ def sae_step(
     err: NDArray[np.float32] | None,
     silent_after: int = ...,
     silent_factor: float = ...,
+    aux_k: int = ...,
+    dead_after: int = ...,
+    aux_coefficient: float = ...,
+    index: NDArray[np.int64] | None = ...,
+    shift: NDArray[np.float32] | None = ...,
+    scale: float = ...,
     /,
 ) -> dict[str, Any]: ...
 def sae_encode(
-    ctx: Context, sae: Any, X: NDArray[Any], /
+    ctx: Context,
+    sae: Any,
+    X: NDArray[Any],
+    index: NDArray[np.int64] | None = ...,
+    shift: NDArray[np.float32] | None = ...,
+    scale: float = ...,
+    /,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32], Any]: ...
 def decode(
     ctx: Context,

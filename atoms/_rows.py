@@ -45,7 +45,18 @@ class Rows:
         return out
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        return self.take(np.arange(start, min(stop, self.n)))
+        """Rows start .. stop: a view where they lie in one shard."""
+        stop = min(stop, self.n)
+        s = int(np.searchsorted(self.starts, start, side="right")) - 1
+        if s < len(self.shards) and stop <= self.starts[s + 1]:
+            return self.shards[s][start - self.starts[s] : stop - self.starts[s]]
+        return self.take(np.arange(start, stop))
+
+    def refer(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """An array and the row numbers in it that are meant; None: all of it. One shard is not copied."""
+        if len(self.shards) == 1:
+            return self.shards[0], index
+        return self.take(index), None
 
 
 class Sampler:

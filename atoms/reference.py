@@ -141,7 +141,7 @@ class SparseAutoencoderTwin:
 
     def __init__(
         self, W_enc, W_dec, b_enc, b_dec, threshold, *, activation="jumprelu", tied=False, bandwidth=0.1,
-        beta1=0.9, beta2=0.999, epsilon=1e-8, clip=1.0,
+        prefixes=(), beta1=0.9, beta2=0.999, epsilon=1e-8, clip=1.0,
     ):  # fmt: skip
         names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
         arrays = (W_enc, W_dec, b_enc, b_dec, threshold)
@@ -151,6 +151,7 @@ class SparseAutoencoderTwin:
         self.m = {n: np.zeros_like(a) for n, a in self.p.items()}
         self.v = {n: np.zeros_like(a) for n, a in self.p.items()}
         self.activation, self.tied, self.bandwidth = activation, tied, bandwidth
+        self.prefixes = list(prefixes) or [len(self.p["b_enc"])]
         self.beta1, self.beta2, self.epsilon, self.clip = beta1, beta2, epsilon, clip
         self.step_count = self.samples = 0
         self.last_fired = np.zeros(len(self.p["b_enc"]), np.int64)
@@ -174,29 +175,48 @@ class SparseAutoencoderTwin:
             mask.ravel()[np.argsort(-positive.ravel(), kind="stable")[: k * len(z)]] = True
         return mask & (z > 0)
 
-    def gradients(self, x, *, l0_coefficient=0.0, l1_coefficient=0.0, k=0):
-        """(squared error, penalty, l0, gradients of their sum), straight-through at the thresholds."""
+    def gradients(self, x, *, l0_coefficient=0.0, l1_coefficient=0.0, k=0, aux_k=0, dead_after=0, aux_coefficient=0.0):
+        """(squared error, penalty, l0, gradients of their sum)."""
         p, n = self.p, len(x)
         z = self.pre_activations(x)
         on = self.active(z, k)
         a = np.where(on, z, 0.0)
-        err = a @ p["W_dec"] + p["b_dec"] - x
-        ga = 2 / n * err @ p["W_dec"].T
+        err, penalty, start = p["b_dec"] - x, 0.0, 0
+        errors, weights = [], np.zeros((len(p["b_enc"]), len(self.prefixes)))
+        for g, width in enumerate(self.prefixes):  # the wider ones hold what the narrower hold
+            err = err + a[:, start:width] @ p["W_dec"][start:width]
+            errors.append(err)
+            weights[:width, g] = 1
+            start = width
+        penalty += sum((e**2).sum() for e in errors[:-1]) / n
+        summed = np.einsum("jg,gnd->jnd", weights, np.array(errors))  # latent j's share of the errors
+        ga = 2 / n * np.einsum("jnd,jd->nj", summed, p["W_dec"])
         gz = np.where(on, ga + (l1_coefficient / n if self.activation == "relu" else 0.0), 0.0)
+        aux_g = 0.0
+        dead = self.samples - self.last_fired >= dead_after
+        if aux_k and dead.any():
+            zd = np.where(dead & (z > 0), z, 0.0)
+            order = np.argsort(-zd, axis=1, kind="stable")[:, aux_k:]
+            np.put_along_axis(zd, order, 0.0, axis=1)
+            weight = aux_coefficient * min(1, dead.sum() / aux_k)
+            rest = zd @ p["W_dec"] + err
+            penalty += weight * (rest**2).sum() / n
+            aux_g = weight * 2 / n * zd.T @ rest
+            gz = gz + np.where(zd > 0, weight * 2 / n * rest @ p["W_dec"].T, 0.0)
         g = {
-            "W_dec": 2 / n * a.T @ err,
+            "W_dec": 2 / n * np.einsum("nj,jnd->jd", a, summed) + aux_g,
             "W_enc": gz.T @ (x - p["b_dec"]),
             "b_enc": gz.sum(0),
-            "b_dec": 2 / n * err.sum(0) - gz.sum(0) @ p["W_enc"],
+            "b_dec": 2 / n * np.sum(errors, axis=(0, 1)) - gz.sum(0) @ p["W_enc"],
             "threshold": np.zeros_like(p["threshold"]),
         }
-        penalty = 0.0
         if self.activation == "jumprelu":
-            band = np.abs(z - p["threshold"]) < self.bandwidth / 2
-            g["threshold"] = -((p["threshold"] * ga + l0_coefficient / n) * band).sum(0) / self.bandwidth
-            penalty = l0_coefficient * on.sum() / n
+            # the objective's change if the threshold rose by the bandwidth: those in between go off
+            band = on & (z <= p["threshold"] + self.bandwidth)
+            g["threshold"] = ((z * (z / n - ga) - l0_coefficient / n) * band).sum(0) / self.bandwidth
+            penalty += l0_coefficient * on.sum() / n
         elif self.activation == "relu":
-            penalty = l1_coefficient * a.sum() / n
+            penalty += l1_coefficient * a.sum() / n
         if self.tied:
             g["W_dec"] = g["W_enc"] = g["W_dec"] + g["W_enc"]
         return (err**2).sum() / n, penalty, on.sum() / n, g
@@ -220,7 +240,8 @@ class SparseAutoencoderTwin:
         self.samples += len(x)
         self.last_fired[self.active(self.pre_activations(x), kwargs.get("k", 0)).any(0)] = self.samples
         silent = silent_after > 0 and self.samples - self.last_fired >= silent_after
-        near = (np.abs(self.pre_activations(x) - self.p["threshold"]) < self.bandwidth / 2).any(0)
+        z, theta = self.pre_activations(x), self.p["threshold"]
+        near = ((z > theta) & (z <= theta + self.bandwidth)).any(0)
         p = self.p
         self.step_count += 1
         along = (g["W_dec"] * p["W_dec"]).sum(1, keepdims=True)

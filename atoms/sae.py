@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,7 +19,7 @@ from ._rows import Rows, Sampler, is_shards
 __all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]
 
 _ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
-_SCREENS = ("auto", "float32", "int8")
+_SCREENS = ("auto", "float32", "int8", "int16")
 _W_ENC, _W_DEC, _B_ENC, _B_DEC, _THRESHOLD = range(5)
 _LAST_FIRED, _COUNTERS = 15, 16
 _FIELDS = (
@@ -27,6 +27,22 @@ _FIELDS = (
     "W_enc_v W_dec_v b_enc_v b_dec_v threshold_v last_fired counters"
 ).split()
 _BLOCK = 8192  # rows encoded at a time
+
+
+class _Batch(NamedTuple):
+    """Rows in the training space, said without moving them: ``scale (X[index] - shift)``."""
+
+    X: np.ndarray
+    index: np.ndarray | None
+    shift: np.ndarray | None
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.X if self.index is None else self.index)
+
+    def dense(self) -> np.ndarray:
+        x = (self.X if self.index is None else self.X[self.index]).astype(np.float32, copy=False)
+        return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
 
 
 class TrainingDiverged(ArithmeticError):
@@ -43,15 +59,25 @@ class SparseAutoencoder(Estimator):
     * ``z = (t - b_dec) W_enc + b_enc``, ``a = z 1[z > threshold]``, ``t_hat = a W_dec + b_dec``, and
     * the objective is ``mean_i |t_hat_i - t_i|^2 + penalty``, decoder rows of unit norm,
 
-    where the penalty is ``lambda mean_i |a_i|_0`` for ``"jumprelu"``, with straight-through gradients
-    for the thresholds in a band of width `bandwidth` around them (Rajamanoharan et al. 2024,
-    arXiv 2407.14435, eqs. 11-12), ``l1_coefficient mean_i |a_i|_1`` for ``"relu"``, and nothing for
-    ``"topk"`` (k largest positive of each sample) and ``"batchtopk"`` (n k largest of a batch of n).
+    where the penalty is ``lambda mean_i |a_i|_0`` for ``"jumprelu"``, ``l1_coefficient mean_i |a_i|_1``
+    for ``"relu"``, and nothing for ``"topk"`` (k largest positive of each sample) and ``"batchtopk"``
+    (n k largest of a batch of n; for inference, the running mean of the lowest active z as threshold,
+    Bussmann et al. 2024, arXiv 2412.06410).
 
-    For ``"jumprelu"`` there is no coefficient to tune: lambda is at each step the price at which the
-    thresholds' gradients balance, the mean over latents in the band of ``-threshold d|e|^2/da``, and one
-    shift common to all thresholds, a damped Newton step on L0(threshold), holds L0 at `target_l0`
-    from the first step on.
+    A threshold's gradient is the objective's difference quotient over `bandwidth`,
+    ``(L(threshold_j + bandwidth) - L(threshold_j)) / bandwidth``, which is that of switching off the
+    activations in between. The straight-through estimate of Rajamanoharan et al. 2024 (arXiv 2407.14435,
+    eqs. 11-12) tends to the same number for a narrow band on both sides of the threshold; this one needs
+    no latent that is not active. There is no coefficient to tune: lambda is at each step the price at
+    which the thresholds' gradients balance, the mean rise of ``|e|^2`` when a latent in its band is
+    switched off, and one shift common to all thresholds, a damped Newton step on L0(threshold), holds L0
+    at `target_l0` from the first step on.
+
+    With `matryoshka_widths` the squared errors of the reconstructions from the first w latents are
+    added, for each width w (Bussmann et al. 2025, arXiv 2503.17547; weights 1, as in SAELens). With
+    `aux_k`, AuxK (Gao et al. 2024, arXiv 2406.04093, section 2.4, scaled as in SAELens): the `aux_k`
+    largest positive z of dead latents reconstruct what is left over, and
+    ``aux_coefficient min(1, n_dead / aux_k) mean_i |sum_j z_ij W_dec_j - (t_i - t_hat_i)|^2`` is added.
 
     Parameters
     ----------
@@ -71,7 +97,7 @@ class SparseAutoencoder(Estimator):
         Adam's, after a warm-up over `warmup` of the steps and before a linear decay to zero over the
         last `decay` of them.
     bandwidth : float
-        Width of the straight-through band, in units of z (whitened activations have unit variance).
+        Width of the band above each threshold, in units of z (whitened activations have unit variance).
     l1_coefficient : float, optional
         For ``"relu"``; None adjusts it so that L0 comes to `target_l0`.
     clip : float
@@ -81,8 +107,14 @@ class SparseAutoencoder(Estimator):
         A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
         direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
         of that, its threshold comes down until it fires (``"jumprelu"``). 0: neither.
-    screen : {"auto", "float32", "int8"}
-        How the core finds the latents that may be active. The result is the same.
+    matryoshka_widths : sequence of int, optional
+        Ascending numbers of latents; `d_sae` ends them, given or not.
+    aux_k : int
+        0, or AuxK takes the place of the new directions for dead latents; d_in / 2 is usual.
+    aux_coefficient : float
+    screen : {"auto", "float32", "int8", "int16"}
+        How the core finds the latents that may be active: products of 8 bits where the CPU has them
+        (AVX-512 VNNI), of 16 bits on AVX2, else float32's. The result is the same.
     random_state : int
         Seeds everything; equal seeds give equal bits, for any number of threads.
     num_threads : int, optional
@@ -104,7 +136,7 @@ class SparseAutoencoder(Estimator):
     -----
     A step costs 2 d_in d_sae operations for each sample to find the active latents, at the speed of 8-bit
     products where the CPU has them, and about 8 d_in L0 for the rest. Memory: 25 d_in d_sae bytes
-    (13 tied) + 9 batch_size d_in + 16 batch_size L0; batch_size x d_sae is never held.
+    (13 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held.
 
     Examples
     --------
@@ -129,12 +161,15 @@ class SparseAutoencoder(Estimator):
         learning_rate: float = 3e-3,
         warmup: float = 0.05,
         decay: float = 0.3,
-        bandwidth: float = 0.2,
+        bandwidth: float = 0.1,
         l1_coefficient: float | None = None,
         clip: float = 1.0,
         dead_after: float = 1000.0,
         beta1: float = 0.9,
         beta2: float = 0.999,
+        matryoshka_widths: Sequence[int] | None = None,
+        aux_k: int = 0,
+        aux_coefficient: float = 1.0,
         screen: str = "auto",
         random_state: int = 0,
         num_threads: int | None = None,
@@ -156,6 +191,9 @@ class SparseAutoencoder(Estimator):
         self.dead_after = dead_after
         self.beta1 = beta1
         self.beta2 = beta2
+        self.matryoshka_widths = matryoshka_widths
+        self.aux_k = aux_k
+        self.aux_coefficient = aux_coefficient
         self.screen = screen
         self.random_state = random_state
         self.num_threads = num_threads
@@ -183,14 +221,34 @@ class SparseAutoencoder(Estimator):
             value = getattr(self, name)
             if not low < value <= high:
                 raise ValueError(f"{name}: expected more than {low} and at most {high_name} ({high}), got {value!r}")
-        for name, high in {"warmup": 1, "decay": 1, "clip": np.inf, "dead_after": np.inf}.items():
+        bounds = {"warmup": 1, "decay": 1, "clip": np.inf, "dead_after": np.inf, "aux_coefficient": np.inf}
+        for name, high in {**bounds, "aux_k": self.d_sae}.items():
             if not 0 <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected 0 to {high}, got {getattr(self, name)!r}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)!r}")
+        if not isinstance(self.aux_k, (int, np.integer)):
+            raise ValueError(f"aux_k: expected an integer, got {self.aux_k!r}")
+        if self.aux_k and not self.dead_after:
+            raise ValueError("aux_k: dead_after=0 counts no latent as dead; leave dead_after at its default")
+        self._prefixes()
         if self.l1_coefficient is not None and self.activation != "relu":
             raise ValueError("l1_coefficient: only activation='relu' has an L1 penalty; leave it None")
+
+    def _prefixes(self) -> np.ndarray | None:
+        """The Matryoshka widths, d_sae the last."""
+        if self.matryoshka_widths is None:
+            return None
+        widths = [int(w) for w in self.matryoshka_widths]
+        if widths and widths[-1] != self.d_sae:
+            widths.append(int(self.d_sae))
+        if not widths or widths[0] < 1 or sorted(set(widths)) != widths or len(widths) > 16:
+            raise ValueError(
+                f"matryoshka_widths: expected at most 15 ascending integers from 1 to d_sae = {self.d_sae}, "
+                f"got {self.matryoshka_widths!r}"
+            )
+        return np.array(widths, np.int64)
 
     @property
     def _k(self) -> int:
@@ -229,13 +287,15 @@ class SparseAutoencoder(Estimator):
         scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * max(1.0, float(mean @ mean)) else 1.0
         self._scale = float(np.float32(scale))
 
+    def _batch(self, x: np.ndarray, index: np.ndarray | None = None) -> _Batch:
+        """Rows of raw activations as the core takes them: only a metric needs a pass over them."""
+        if self.metric is not None:
+            return _Batch(self.metric.whiten(x if index is None else x[index]), None, None, 1.0)
+        return _Batch(x, index, self._mean.astype(np.float32), self._scale)
+
     def _to_space(self, x: np.ndarray) -> np.ndarray:
         """Raw activations to the training space, float32."""
-        if self.metric is not None:
-            return self.metric.whiten(x)
-        t = np.subtract(x.astype(np.float32, copy=False), self._mean.astype(np.float32), order="C")
-        t *= np.float32(self._scale)
-        return t
+        return self._batch(x).dense()
 
     def _maps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """t = (x - shift) @ forward and x = t @ back + shift, float64."""
@@ -250,6 +310,7 @@ class SparseAutoencoder(Estimator):
 
     def _new_core(self, d_in: int) -> None:
         self._core = _core.sae_new(
+            context(self.num_threads),
             d_in,
             int(self.d_sae),
             activation=_ACTIVATIONS.index(self.activation),
@@ -261,6 +322,7 @@ class SparseAutoencoder(Estimator):
             epsilon=1e-8,
             clip=float(self.clip),
             screen=_SCREENS.index(self.screen),
+            prefixes=self._prefixes(),
         )
 
     def _get(self, field: int) -> np.ndarray:
@@ -403,14 +465,13 @@ class SparseAutoencoder(Estimator):
             factor = min(factor, (self.max_steps - step + 1) / cool)
         return float(self.learning_rate * factor)
 
-    def _advance(self, ctx: Any, step: int, batch: np.ndarray, val: np.ndarray | None, last_saved: Any) -> dict[str, Any]:
+    def _advance(self, ctx: Any, step: int, batch: _Batch, val: np.ndarray | None, last_saved: Any) -> dict[str, Any]:
         """One step and its record; the step's figures."""
         steps, started = int(self.max_steps), time.perf_counter()
-        err = np.empty_like(batch)
         try:
-            stats = self._step(ctx, step, batch, err)
+            stats = self._step(ctx, step, batch)
         except ValueError as error:
-            if not np.isfinite(batch).all():
+            if not np.isfinite(batch.dense()).all():
                 raise
             stats = {"squared_error": np.inf}  # x is finite, so x - b_dec was not
             cause: ValueError | None = error
@@ -450,17 +511,21 @@ class SparseAutoencoder(Estimator):
             shown |= {"L0": f"{h['l0'][-1]:.1f}", "dead": str(h["dead"][-1])}
         return shown
 
-    def _step(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> dict[str, Any]:
+    def _step(self, ctx: Any, step: int, batch: _Batch) -> dict[str, Any]:
         c, rate = self._control, self._rate(step)
         window = self._dead_window()
+        due = window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay)
+        resample = due and not self.aux_k and len(self._dead()) > 0
+        err = np.empty((len(batch), self.n_features_in_), np.float32) if resample else None
         # silent latents' thresholds come down by a factor e within a quarter of the window
         factor = float(np.exp(-min(1.0, 4 * len(batch) / window))) if window else 1.0
         stats: dict[str, Any] = _core.sae_step(
-            ctx, self._core, batch, rate, rate, c["price"], c["l1"], c["shift"], self._k, err, window // 4, factor
-        )
+            ctx, self._core, batch.X, rate, rate, c["price"], c["l1"], c["shift"], self._k, err, window // 4, factor,
+            int(self.aux_k), window, float(self.aux_coefficient), batch.index, batch.shift, batch.scale,
+        )  # fmt: skip
         self._steer(stats, rate)
-        if window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay):
-            self._resample(ctx, step, batch, err)
+        if err is not None:
+            self._resample(ctx, step, batch.dense(), err)
         return stats
 
     def _steer(self, stats: dict[str, Any], rate: float) -> None:
@@ -569,6 +634,8 @@ class SparseAutoencoder(Estimator):
 
     def _parameters(self) -> dict[str, Any]:
         plain = {k: v for k, v in self.get_params(deep=False).items() if k not in ("metric", "num_threads", "verbose")}
+        if plain["matryoshka_widths"] is not None:
+            plain["matryoshka_widths"] = [int(w) for w in plain["matryoshka_widths"]]
         return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
 
     def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
@@ -639,8 +706,11 @@ class SparseAutoencoder(Estimator):
     # -------------------------------------------------------------- inference
 
     def _encode_space(self, t: np.ndarray) -> sp.csr_array:
-        indptr, indices, values, _ = _core.sae_encode(context(self.num_threads), self._core, t)
-        return sp.csr_array((values, indices, indptr), shape=(len(t), int(self.d_sae)))
+        return self._encode(_Batch(t, None, None, 1.0))
+
+    def _encode(self, batch: _Batch) -> sp.csr_array:
+        indptr, indices, values, _ = _core.sae_encode(context(self.num_threads), self._core, *batch)
+        return sp.csr_array((values, indices, indptr), shape=(len(batch), int(self.d_sae)))
 
     def _decode_space(self, codes: sp.csr_array) -> np.ndarray:
         return self._decode(codes, self._get(_W_DEC), self._get(_B_DEC))
@@ -658,19 +728,19 @@ class SparseAutoencoder(Estimator):
         )
         return out
 
-    def _blocks(self, X: Any) -> Iterator[np.ndarray]:
+    def _blocks(self, X: Any) -> Iterator[_Batch]:
         self._check_fitted()
         rows = Rows(X)
         self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)
         for start in range(0, rows.n, _BLOCK):
-            yield self._to_space(rows.slice(start, start + _BLOCK))
+            yield self._batch(rows.slice(start, start + _BLOCK))
 
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations: CSR array (n, d_sae) float32, in the units of the training space.
 
         Strict inequality: ``a = z 1[z > threshold]``. Cost: 2 d_in d_sae operations for each sample.
         """
-        parts = [self._encode_space(t) for t in self._blocks(X)]
+        parts = [self._encode(batch) for batch in self._blocks(X)]
         return sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0]
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
@@ -702,6 +772,8 @@ class SparseAutoencoder(Estimator):
     def _set_folded(self, other: Any) -> None:
         """Take raw-activation weights into the training space; decoder rows get unit norm."""
         d, n = self.n_features_in_, int(self.d_sae)
+        if getattr(other, "input_norm", "none") != "none":
+            raise ValueError(f"init: normalises each sample ({other.input_norm}), which this class does not")
         shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
         w = {k: np.asarray(getattr(other, k), np.float64) for k in shapes}
         for name, shape in shapes.items():
@@ -808,8 +880,8 @@ def fit_many(
     try:
         with tqdm(total=steps, initial=first, disable=not saes[0].verbose, unit="step", desc="SAE") as bar:
             for step in range(first + 1, steps + 1):
-                raw = rows.take(sampler.next())
-                batches = {key: s._to_space(raw) for key, s in spaces.items()}
+                raw, index = rows.refer(sampler.next())
+                batches = {key: s._batch(raw, index) for key, s in spaces.items()}
                 for sae, path in zip(saes, paths, strict=True):
                     figures = sae._advance(
                         context(sae.num_threads), step, batches[id(sae.metric)], vals[id(sae.metric)], path

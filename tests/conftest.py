@@ -3,6 +3,7 @@
 import contextlib
 import signal
 
+import numpy as np
 import pytest
 
 from atoms import _config, _core
@@ -49,3 +50,44 @@ def contexts():
             for isa in range(HERE + 1)
             for threads in (1, 2, 3)
         ]
+
+
+# ------------------------------------------------------------------ a language model, very small
+
+WORDS = "the a of atoms model inner product angle metric text token layer code sparse and is in to".split()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a random decoder of width 16 and a tokenizer of whole words."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *WORDS])}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        vocab_size=len(WORDS) + 2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+    )
+    transformers.LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 6000)))
+    return path

@@ -257,11 +257,48 @@ def test_warm_start(metric, X):
         ({"num_threads": 0}, "num_threads"),
         ({"l1_coefficient": 0.1}, "l1_coefficient: only"),
         ({"metric": "aip"}, "metric: expected a fitted"),
+        ({"matryoshka_widths": [8, 8]}, "matryoshka_widths: .* ascending"),
+        ({"matryoshka_widths": [99]}, "matryoshka_widths: .* d_sae"),
+        ({"aux_k": -1}, "aux_k"),
+        ({"aux_k": 1.5}, "aux_k: expected an integer"),
+        ({"aux_k": 4, "dead_after": 0}, "aux_k: dead_after=0"),
     ],
 )
 def test_bad_parameters_are_named(change, message, X):
     with pytest.raises(ValueError, match=message):
         quick().set_params(**change).fit(X)
+
+
+def test_matryoshka_prefixes_reconstruct_by_themselves(X, tmp_path):
+    plain = quick(activation="batchtopk", max_steps=300).fit(X)
+    nested = quick(activation="batchtopk", max_steps=300, matryoshka_widths=(6, 16)).fit(X)
+
+    def explained(sae, width):
+        codes = sae.transform(X).tocsc()
+        residual = X - (codes[:, :width] @ sae.W_dec[:width] + sae.b_dec)
+        return 1 - (residual**2).sum() / ((X - X.mean(0)) ** 2).sum()
+
+    for width in (6, 16):
+        assert explained(nested, width) > explained(plain, width) + 0.02
+    path = tmp_path / "nested.safetensors"
+    nested.save(path, training_state=True)
+    again = atoms.SparseAutoencoder.load(path)
+    assert again.matryoshka_widths == [6, 16]
+    quick(activation="batchtopk", max_steps=300, matryoshka_widths=(6, 16)).fit(X, checkpoint=path)
+
+
+def test_aux_k_brings_dead_latents_back(X):
+    """Latents that point away from all data never fire; only AuxK's gradient reaches them."""
+
+    def dead(**change):
+        sae = quick(activation="topk", max_steps=400, dead_after=20, decay=0.0, **change)
+        first = quick(activation="topk", max_steps=1).fit(X)
+        first._set(2, np.where(np.arange(sae.d_sae) < 10, -4.0, 0.0))  # b_enc
+        first._finish()
+        sae.fit(X, init=first)
+        return np.bincount(sae.transform(X).indices, minlength=sae.d_sae)[:10] == 0
+
+    assert dead(aux_k=8).sum() < dead(aux_k=8, aux_coefficient=0.0).sum()
 
 
 def test_bad_data_is_named(X):

@@ -21,9 +21,10 @@ def start(d, s, seed, tied=False):
     return [np.ascontiguousarray(a, np.float32) for a in p]
 
 
-def core_model(params, activation, tied=False, k=0, **kwargs):
+def core_model(params, activation, tied=False, k=0, ctx=None, **kwargs):
     s, d = params[0].shape
-    sae = _core.sae_new(d, s, activation=ACTIVATIONS.index(activation), k=k, tied=tied, **kwargs)
+    number = ACTIVATIONS.index(activation)
+    sae = _core.sae_new(ctx or _core.Context(1), d, s, activation=number, k=k, tied=tied, **kwargs)
     for field, value in enumerate(params):
         _core.sae_set(sae, field, value)
     return sae
@@ -41,19 +42,33 @@ CASES = [("jumprelu", False), ("jumprelu", True), ("relu", False), ("topk", Fals
 
 @pytest.mark.parametrize("n,d,s", [(1, 1, 1), (15, 17, 33), (97, 33, 97), (130, 64, 15), (64, 100, 400)])
 @pytest.mark.parametrize("activation,tied", CASES)
-def test_ten_steps_equal_the_twin(activation, tied, n, d, s):
+@pytest.mark.parametrize("extras", [False, True])
+def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
+    """`extras`: Matryoshka prefixes, AuxK, rows by number, shifted and scaled."""
     params = start(d, s, 1, tied)
     k = min(3, s)
-    sae = core_model(params, activation, tied, k, bandwidth=0.3)
-    twin = reference.SparseAutoencoderTwin(*params, activation=activation, tied=tied, bandwidth=0.3)
+    prefixes = sorted({max(1, s // 5), max(1, s // 2), s}) if extras else []
+    wide = np.array(prefixes, np.int64) if extras else None
+    sae = core_model(params, activation, tied, k, bandwidth=0.3, prefixes=wide)
+    twin = reference.SparseAutoencoderTwin(*params, activation=activation, tied=tied, bandwidth=0.3, prefixes=prefixes)
+    aux = {"aux_k": 4, "dead_after": 2 * n, "aux_coefficient": 0.7} if extras else {}
     rng = np.random.default_rng(2)
     for step in range(10):
         x = rng.standard_normal((n, d)).astype(np.float32)
         l0c, l1c = 0.05, 0.1
-        stats = _core.sae_step(_core.Context(2), sae, x, 1e-3, 2e-3, l0c, l1c, 0.001, k, None, 2 * n, 0.9)
+        rows, index, shift, scale = x, None, None, 1.0
+        if extras:  # the same rows, out of order, in float64, between others, shifted and scaled
+            index, scale = rng.permutation(2 * n)[:n], np.float32(0.5)
+            shift = np.full(d, 0.25, np.float32)
+            rows = np.full((2 * n, 2 * d), np.nan)[:, ::2]
+            rows[index] = x / scale + shift
+        stats = _core.sae_step(
+            _core.Context(2), sae, rows, 1e-3, 2e-3, l0c, l1c, 0.001, k, None, 2 * n, 0.9, *aux.values(),
+            *(() if aux else (0, 0, 0.0)), index, shift, float(scale),
+        )  # fmt: skip
         error, penalty, l0 = twin.step(
             x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k,
-            silent_after=2 * n, silent_factor=0.9,
+            silent_after=2 * n, silent_factor=0.9, **aux,
         )  # fmt: skip
         assert stats["squared_error"] == pytest.approx(error, rel=1e-4), step
         assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7)
@@ -78,8 +93,9 @@ def torch_losses(params, activation, xs, bandwidth, l0c, l1c, k, lr, thr_lr):
         @staticmethod
         def backward(ctx, g_a, g_h):
             z, theta = ctx.saved_tensors
-            band = ((z - theta).abs() < bandwidth / 2).to(z.dtype)
-            return g_a * (z > theta), (-(theta * g_a + g_h) * band / bandwidth).sum(0)
+            band = ((z > theta) & (z <= theta + bandwidth)).to(z.dtype)
+            # decoder rows have unit norm: |e - z d|^2 - |e|^2 = z (z - 2 e.d)
+            return g_a * (z > theta), ((z * (z / len(z) - g_a) - g_h) * band / bandwidth).sum(0)
 
     E, D, b_enc, b_dec, theta = (torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in params)
     main = torch.optim.Adam([E, D, b_enc, b_dec], lr=lr)
@@ -152,19 +168,43 @@ def test_twin_gradients_equal_finite_differences(activation, tied):
             assert grad[i] == pytest.approx((losses[0] - losses[1]) / (2 * h), abs=1e-6), name
 
 
-def test_threshold_gradient_equals_a_smoothed_finite_difference():
-    """The rectangular kernel is the exact gradient of the loss with z's noise averaged over the band."""
+def test_threshold_gradient_is_the_objectives_difference_quotient():
     params = start(6, 5, 7)
     twin = reference.SparseAutoencoderTwin(*params, bandwidth=0.05)
-    x = np.random.default_rng(8).standard_normal((200_000, 6))
+    x = np.random.default_rng(8).standard_normal((2000, 6))
+    before = sum(twin.gradients(x, l0_coefficient=0.5)[:2])
     g = twin.gradients(x, l0_coefficient=0.5)[3]["threshold"]
+    norms = np.linalg.norm(params[1].astype(np.float64), axis=1)
     for j in range(5):
-        losses = []
-        for step in (0.025, -0.025):
-            twin.p["threshold"][j] += step
-            losses.append(sum(twin.gradients(x, l0_coefficient=0.5)[:2]))
-            twin.p["threshold"][j] -= step
-        assert g[j] == pytest.approx((losses[0] - losses[1]) / 0.05, abs=0.02)
+        assert norms[j] == pytest.approx(1, abs=1e-6)
+        twin.p["threshold"][j] += 0.05
+        after = sum(twin.gradients(x, l0_coefficient=0.5)[:2])
+        twin.p["threshold"][j] -= 0.05
+        assert g[j] == pytest.approx((after - before) / 0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_twin_gradients_of_matryoshka_and_aux_k_equal_autograd(activation):
+    params = start(9, 20, 5)
+    kwargs = {"l0_coefficient": 0.1, "l1_coefficient": 0.2, "k": 3, "aux_k": 2, "dead_after": 0, "aux_coefficient": 0.3}
+    twin = reference.SparseAutoencoderTwin(*params, activation=activation, bandwidth=1e-9, prefixes=[4, 11, 20])
+    twin.last_fired[10:] = 1  # the first ten count as dead
+    x = np.random.default_rng(6).standard_normal((30, 9))
+    error, penalty, _, g = twin.gradients(x, **kwargs)
+    E, D, b_enc, b_dec, theta = (torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in params)
+    t = torch.tensor(x)
+    z = (t - b_dec) @ E.T + b_enc
+    on = torch.tensor(twin.active(z.detach().numpy(), 3))
+    a = z * on
+    losses = [((a[:, :w] @ D[:w] + b_dec - t) ** 2).sum(1).mean() for w in (4, 11, 20)]
+    values, where = z[:, :10].relu().topk(2, dim=1)
+    aux = torch.zeros_like(z).scatter(1, where, values) @ D - (t - a @ D - b_dec).detach()
+    loss = sum(losses) + 0.3 * (aux**2).sum(1).mean()
+    loss = loss + {"jumprelu": 0.1 * on.sum(1).double().mean(), "relu": 0.2 * a.sum(1).mean()}.get(activation, 0.0)
+    loss.backward()
+    assert error == pytest.approx(losses[-1].item()) and error + penalty == pytest.approx(loss.item())
+    for name, tensor in zip(NAMES[:4], (E, D, b_enc, b_dec), strict=True):
+        np.testing.assert_allclose(g[name], tensor.grad.numpy(), atol=1e-10)
 
 
 def codes(sae, x, ctx):
@@ -179,13 +219,14 @@ def test_same_bits_for_every_screen_isa_and_thread_count(activation, n, d, s, co
     x = np.random.default_rng(10).standard_normal((n, d)).astype(np.float32) * 2
     seen = {}
     for ctx in contexts:
-        sae = core_model(params, activation, k=min(4, s))
-        bits = codes(sae, x, ctx)[:3]
-        _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.1, 0.1, 0.0, min(4, s), None)
-        trained = tuple(a.tobytes() for a in read(sae, params))
-        # machines without fused multiply-add round differently
-        key = "portable" if ctx.isa == "portable" else "fused"
-        assert seen.setdefault(key, (bits, trained)) == (bits, trained), (ctx.isa, ctx.num_threads)
+        for screen in range(4):
+            sae = core_model(params, activation, k=min(4, s), ctx=ctx, screen=screen)
+            bits = codes(sae, x, ctx)[:3]
+            _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.1, 0.1, 0.0, min(4, s), None, 0, 1.0, 5, 0, 0.5)
+            trained = tuple(a.tobytes() for a in read(sae, params))
+            # machines without fused multiply-add round differently
+            key = "portable" if ctx.isa == "portable" else "fused"
+            assert seen.setdefault(key, (bits, trained)) == (bits, trained), (ctx.isa, ctx.num_threads, screen)
 
 
 @settings(max_examples=40, deadline=None)
@@ -196,7 +237,7 @@ def test_same_bits_for_every_screen_isa_and_thread_count(activation, n, d, s, co
     spike=st.sampled_from([0.0, 1e3, 1e6]),
     ties=st.booleans(),
 )
-def test_int8_screen_loses_nothing(seed, d, scale, spike, ties):
+def test_integer_screens_lose_nothing(seed, d, scale, spike, ties):
     """Ties at the threshold, outlier coordinates, wide ranges: the active set is float32's."""
     s, n = 50, 70
     rng = np.random.default_rng(seed)
@@ -210,8 +251,8 @@ def test_int8_screen_loses_nothing(seed, d, scale, spike, ties):
     if ties:
         params[4] = np.round(params[4] * 2) / 2
     ctx = _core.Context(1)
-    sets = [codes(core_model(params, "jumprelu", screen=screen), x, ctx)[:3] for screen in (1, 2)]
-    assert sets[0] == sets[1]
+    sets = [codes(core_model(params, "jumprelu", screen=screen), x, ctx)[:3] for screen in (1, 2, 3)]
+    assert sets[0] == sets[1] == sets[2]
     z = ((x.astype(np.float64) - params[3]) @ params[0].T.astype(np.float64)) + params[2]
     indptr, indices, values, _ = _core.sae_encode(ctx, core_model(params, "jumprelu"), x)
     got = np.zeros((n, s), bool)
@@ -266,8 +307,10 @@ def test_bad_input_is_named_and_the_model_unchanged():
         np.testing.assert_array_equal(got, want)
     with pytest.raises(ValueError, match="X: expected length 8 along axis 1"):
         _core.sae_encode(ctx, sae, np.ones((4, 7), np.float32))
-    with pytest.raises(TypeError, match="X: expected dtype"):
-        _core.sae_encode(ctx, sae, np.ones((4, 8)))
+    with pytest.raises(TypeError, match="X: unsupported dtype"):
+        _core.sae_encode(ctx, sae, np.ones((4, 8), np.int32))
+    with pytest.raises(IndexError, match="row 4 lies outside X with 4 rows"):
+        _core.sae_encode(ctx, sae, np.ones((4, 8)), np.array([0, 4]))
     with pytest.raises(ValueError, match="share memory"):
         _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.0, 0.0, 0.0, 1, x)
     with pytest.raises(ValueError, match="column index"):
@@ -279,7 +322,7 @@ def test_bad_input_is_named_and_the_model_unchanged():
 
 @pytest.mark.parametrize("field", range(17))
 def test_every_field_reads_back(field):
-    sae = _core.sae_new(5, 7)
+    sae = _core.sae_new(_core.Context(1), 5, 7)
     shape = {15: (7,), 16: (2,)}.get(field, {0: (7, 5), 1: (7, 5), 3: (5,)}.get(field % 5, (7,)))
     dtype = np.int64 if field >= 15 else np.float32
     value = np.random.default_rng(field).integers(0, 100, shape).astype(dtype)

@@ -14,6 +14,16 @@ void atoms_sae_params_init(atoms_sae_params *p)
     p->clip = 1.0f;
 }
 
+static bool prefixes_ascend(const atoms_sae_params *p)
+{
+    if (p->n_prefixes < 0 || p->n_prefixes > ATOMS_MAX_PREFIXES)
+        return false;
+    for (int64_t g = 0; g < p->n_prefixes; g++)
+        if (p->prefix[g] <= (g ? p->prefix[g - 1] : 0))
+            return false;
+    return p->n_prefixes == 0 || p->prefix[p->n_prefixes - 1] == p->d_sae;
+}
+
 static bool block_new(adam_block *b, int64_t n)
 {
     b->w = atoms_calloc(n, sizeof *b->w);
@@ -29,19 +39,26 @@ static void block_free(adam_block *b)
     atoms_free(b->v);
 }
 
-atoms_status atoms_sae_new(const atoms_sae_params *p, atoms_sae **out)
+atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *p, atoms_sae **out)
 {
     bool topk = p->activation == ATOMS_TOPK || p->activation == ATOMS_BATCHTOPK;
     if (p->d_in < 1 || p->d_sae < 1 || p->d_in > 32768 || p->d_sae > INT32_MAX / 2 ||
         p->activation < ATOMS_JUMPRELU || p->activation > ATOMS_BATCHTOPK ||
         (topk && (p->k < 1 || p->k > p->d_sae)) || !(p->bandwidth > 0) || !(p->beta1 >= 0) ||
         !(p->beta1 < 1) || !(p->beta2 >= 0) || !(p->beta2 < 1) || !(p->epsilon >= 0) ||
-        !(p->clip >= 0))
+        !(p->clip >= 0) || p->screen < ATOMS_SCREEN_AUTO || p->screen > ATOMS_SCREEN_INT16 ||
+        !prefixes_ascend(p))
         return ATOMS_ERR_ARGUMENT;
     atoms_sae *sae = calloc(1, sizeof *sae);
     if (!sae)
         return ATOMS_ERR_MEMORY;
     sae->p = *p;
+    if (p->n_prefixes == 0) {
+        sae->p.n_prefixes = 1;
+        sae->p.prefix[0] = p->d_sae;
+    }
+    screen_weights *w = &sae->screen;
+    w->kind = sae_screen_kind(ctx, p->screen);
     sae->ld = (p->d_in + 15) / 16 * 16;
     sae->rows = (p->d_sae + BLOCK - 1) / BLOCK * BLOCK;
     int64_t s = sae->rows;
@@ -51,9 +68,8 @@ atoms_status atoms_sae_new(const atoms_sae_params *p, atoms_sae **out)
         sae->enc = sae->dec;
     else if (ok)
         ok = block_new(&sae->enc, s * sae->ld);
-    screen_weights *w = &sae->screen;
     ok = ok && (sae->last_fired = atoms_calloc(s, sizeof *sae->last_fired)) &&
-         (w->q = atoms_calloc(s * sae->ld, sizeof *w->q)) &&
+         (w->q = atoms_calloc(s * sae->ld, w->kind == ATOMS_SCREEN_INT16 ? 2 : w->kind == ATOMS_SCREEN_INT8)) &&
          (w->offset = atoms_calloc(s, sizeof *w->offset)) &&
          (w->scale = atoms_calloc(s, sizeof *w->scale)) &&
          (w->residual = atoms_calloc(s, sizeof *w->residual)) &&
@@ -188,13 +204,13 @@ static float active_floor(const atoms_sae *sae, int64_t j)
     return threshold ? sae->thr.w[j] : 0;
 }
 
-atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae, const float *x,
-                              atoms_codes **out, atoms_sae_stats *stats)
+atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae,
+                              const atoms_rows *x, atoms_codes **out, atoms_sae_stats *stats)
 {
     memset(stats, 0, sizeof *stats);
     sae_batch b = {0};
     atoms_codes *codes = calloc(1, sizeof *codes);
-    atoms_status status = codes ? sae_batch_reserve(sae, &b, n) : ATOMS_ERR_MEMORY;
+    atoms_status status = codes ? sae_batch_reserve(sae, &b, n, 0) : ATOMS_ERR_MEMORY;
     if (status == ATOMS_OK)
         status = sae_prepare(ctx, sae, x, n, &b, stats);
     if (status == ATOMS_OK) {

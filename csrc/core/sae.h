@@ -17,10 +17,11 @@ typedef struct {
     float *w, *m, *v;
 } adam_block;
 
-/* The encoder as the screen sees it. Valid only when the encoder and b_enc have not changed since. */
+/* The encoder as the screen sees it. Valid only when the encoder has not changed since. */
 typedef struct {
-    int8_t *q;       /* (d_sae rounded up to BLOCK, ld), int8 screen only */
-    int32_t *offset; /* the rest: (d_sae rounded up to BLOCK,) */
+    atoms_screen kind; /* F32, INT8 or INT16 */
+    void *q;           /* (d_sae rounded up to BLOCK, ld) int8 or int16 */
+    int32_t *offset;   /* the rest: (d_sae rounded up to BLOCK,) */
     float *scale, *residual, *norm;
 } screen_weights;
 
@@ -29,22 +30,24 @@ typedef struct {
     int32_t *latent;
     float *z, *ga;       /* pre-activation; gradient of the loss by the activation */
     int32_t start[PANEL + 1];
-    double loss, active, penalty;
+    double loss, penalty;
     double candidates, seconds[3];
 } panel_list;
 
 typedef struct {
     int64_t cap;         /* panels allocated */
     int64_t n, panels;
-    float *xc, *err;     /* (panels * PANEL, ld) */
-    uint8_t *xq;         /* (panels, ld / 4, PANEL, 4) */
+    float *xc;           /* (panels * PANEL, ld) */
+    int64_t errors;      /* blocks of err: one for each prefix, and one for AuxK if it is in use */
+    float *err;          /* (errors, panels * PANEL, ld) */
+    void *xq;            /* uint8 (panels, ld / 4, PANEL, 4) or int16 (panels, ld / 2, PANEL, 2) */
     float *scale, *norm, *residual; /* (panels * PANEL,) */
-    panel_list *list;
+    panel_list *list, *aux; /* (panels,); aux: the entries of AuxK */
     double *sums;        /* (panels, 1 + ld): |xc|^2, column sums */
     /* the active entries by latent */
     int64_t entry_cap;
     int64_t *start;      /* (d_sae + 1,) */
-    int32_t *row;
+    int32_t *row;        /* that of err: of AuxK's entries, in AuxK's block */
     float *z, *ga;
     float *floor, *limit, *rest, *size; /* (d_sae rounded up to BLOCK,) */
     float *partial;      /* (blocks of latents or panels, ld) */
@@ -92,21 +95,26 @@ static inline int64_t sae_strip(int64_t ld)
     return ld <= 640 ? 640 : 256;
 }
 
-/* The screen in force: INT8 only where it can run. */
-atoms_screen sae_screen_kind(const atoms_ctx *ctx, const atoms_sae *sae);
+/* The kind of screen that AUTO stands for. */
+atoms_screen sae_screen_kind(const atoms_ctx *ctx, atoms_screen asked);
 /* Refreshes the screen's view of row j. */
 void sae_screen_row(const atoms_sae_kernels *k, atoms_sae *sae, int64_t j);
 
-atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n);
+/* errors: blocks of err; 0 to encode only. */
+atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n, int64_t errors);
 void sae_batch_free(sae_batch *b);
 
 /* Fills b with x - b_dec and what the screen needs. stats->bad_row on ATOMS_ERR_NONFINITE. */
-atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const float *x, int64_t n,
+atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_rows *x, int64_t n,
                          sae_batch *b, atoms_sae_stats *stats);
+/* Room for n entries; what was there is lost. */
+bool sae_list_reserve(panel_list *l, int64_t n);
 /* Lists, for each panel, the latents with z > floor, by sample, then latent. */
 atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b);
 /* Keeps the k largest of each sample, or the n k largest of the batch; re-screens where the floor was
  * too high. */
 atoms_status sae_select_topk(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t k);
+/* The k-th largest of v (n values, reordered), 1 <= k <= n. */
+float sae_kth_largest(float *v, int64_t n, int64_t k);
 
 #endif

@@ -22,31 +22,62 @@ const atoms_sae_kernels *atoms_sae_kernels_for(atoms_isa isa)
     return atoms_sae_kernels_portable();
 }
 
-atoms_screen sae_screen_kind(const atoms_ctx *ctx, const atoms_sae *sae)
+atoms_screen sae_screen_kind(const atoms_ctx *ctx, atoms_screen asked)
 {
-    bool can = ctx->isa >= ATOMS_ISA_AVX512_VNNI;
-    return can && sae->p.screen != ATOMS_SCREEN_F32 ? ATOMS_SCREEN_INT8 : ATOMS_SCREEN_F32;
+    if (asked != ATOMS_SCREEN_AUTO)
+        return asked;
+    return ctx->isa >= ATOMS_ISA_AVX512_VNNI ? ATOMS_SCREEN_INT8
+           : ctx->isa == ATOMS_ISA_AVX2      ? ATOMS_SCREEN_INT16
+                                             : ATOMS_SCREEN_F32;
+}
+
+/* NULL for F32. */
+static atoms_screen_fn *screen_function(atoms_isa isa, atoms_screen kind)
+{
+    if (kind == ATOMS_SCREEN_F32)
+        return NULL;
+#if defined(__x86_64__)
+    if (kind == ATOMS_SCREEN_INT8 && isa >= ATOMS_ISA_AVX512_VNNI)
+        return atoms_screen_int8_vnni;
+    if (kind == ATOMS_SCREEN_INT16 && isa >= ATOMS_ISA_AVX2)
+        return atoms_screen_int16_avx2;
+#endif
+    (void)isa;
+    return kind == ATOMS_SCREEN_INT8 ? atoms_screen_int8_portable : atoms_screen_int16_portable;
 }
 
 void sae_screen_row(const atoms_sae_kernels *k, atoms_sae *sae, int64_t j)
 {
     screen_weights *w = &sae->screen;
-    int32_t total;
-    w->scale[j] = k->quantise(sae->ld, sae->enc.w + j * sae->ld, w->q + j * sae->ld,
-                              &w->residual[j], &w->norm[j], &total);
-    w->offset[j] = 128 * total;
+    const float *row = sae->enc.w + j * sae->ld;
+    if (w->kind == ATOMS_SCREEN_INT16) {
+        w->scale[j] = k->quantise16(sae->ld, row, (int16_t *)w->q + j * sae->ld, &w->residual[j],
+                                    &w->norm[j]);
+        return;
+    }
+    if (w->kind == ATOMS_SCREEN_INT8) {
+        int32_t total;
+        w->scale[j] = k->quantise(sae->ld, row, (int8_t *)w->q + j * sae->ld, &w->residual[j],
+                                  &w->norm[j], &total);
+        w->offset[j] = 128 * total;
+        return;
+    }
+    float square;
+    k->dots(sae->ld, 1, row, &row, &square);
+    w->norm[j] = sqrtf(square) * (1 + 1e-5f + (float)sae->ld * 0x1p-26f);
 }
 
 /* ----------------------------------------------------------------- batch */
 
 void sae_batch_free(sae_batch *b)
 {
-    for (int64_t p = 0; p < b->cap; p++) {
-        atoms_free(b->list[p].latent);
-        atoms_free(b->list[p].z);
-        atoms_free(b->list[p].ga);
+    for (int64_t p = 0; p < 2 * b->cap; p++) {
+        panel_list *l = p < b->cap ? &b->list[p] : &b->aux[p - b->cap];
+        atoms_free(l->latent);
+        atoms_free(l->z);
+        atoms_free(l->ga);
     }
-    void *blocks[] = {b->xc, b->err, b->xq, b->scale, b->norm, b->residual, b->list, b->sums,
+    void *blocks[] = {b->xc, b->err, b->xq, b->scale, b->norm, b->residual, b->list, b->aux, b->sums,
                       b->start, b->row, b->z, b->ga, b->floor, b->limit, b->rest, b->size,
                       b->partial};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
@@ -56,17 +87,20 @@ void sae_batch_free(sae_batch *b)
     b->topk_floor = topk_floor;
 }
 
-atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n)
+atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n, int64_t errors)
 {
     int64_t panels = (n + PANEL - 1) / PANEL, ld = sae->ld;
-    if (panels > b->cap || !b->floor) {
+    size_t quantised = sae->screen.kind == ATOMS_SCREEN_INT16 ? 2 : 1;
+    if (panels > b->cap || errors > b->errors || !b->floor) {
         sae_batch_free(b);
         int64_t r = panels * PANEL, blocks = ATOMS_MAX(panels, sae->rows / PANEL);
-        bool ok = (b->list = atoms_calloc(panels, sizeof *b->list)) != NULL;
+        bool ok = (b->list = atoms_calloc(panels, sizeof *b->list)) != NULL &&
+                  (b->aux = atoms_calloc(panels, sizeof *b->aux)) != NULL;
         b->cap = ok ? panels : 0;
+        b->errors = errors;
         ok = ok && (b->xc = atoms_alloc(r * ld, sizeof *b->xc)) &&
-             (b->err = atoms_alloc(r * ld, sizeof *b->err)) &&
-             (b->xq = atoms_alloc(r * ld, sizeof *b->xq)) &&
+             (b->err = atoms_alloc(errors * r * ld, sizeof *b->err)) &&
+             (b->xq = atoms_alloc(r * ld, quantised)) &&
              (b->scale = atoms_alloc(r, sizeof *b->scale)) &&
              (b->norm = atoms_alloc(r, sizeof *b->norm)) &&
              (b->residual = atoms_alloc(r, sizeof *b->residual)) &&
@@ -87,25 +121,60 @@ atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n)
     return ATOMS_OK;
 }
 
-/* One panel: centred rows, their int8 image, their norms, the panel's column sums. */
-static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, bool int8,
-                             const float *x, int64_t p, sae_batch *b)
+/* Row i of the batch in float32: the caller's own where nothing is to be done, else in `room`. */
+static const float *read_row(const atoms_rows *x, int64_t i, int64_t d, float *room)
 {
+    int64_t at = (x->index ? x->index[i] : i) * x->row_stride;
+    const char *from = (const char *)x->x + at * (int64_t)atoms_dtype_size(x->dtype);
+    bool plain = x->dtype == ATOMS_F32 && (x->col_stride == 1 || d == 1);
+    if (plain && !x->shift)
+        return (const float *)(const void *)from;
+    if (!plain)
+        atoms_rows_to_f32(1, d, from, x->dtype, 0, x->col_stride, room);
+    const float *row = plain ? (const float *)(const void *)from : room;
+    for (int64_t c = 0; x->shift && c < d; c++)
+        room[c] = (row[c] - x->shift[c]) * x->scale;
+    return room;
+}
+
+/* A quantised row into its place in the panel: groups of values of all samples side by side. */
+static void place_int8(int64_t ld, int64_t r, const int8_t *q, uint8_t *panel)
+{
+    for (int64_t c = 0; c < ld; c += 4) {
+        uint32_t four;
+        memcpy(&four, q + c, 4);
+        four ^= 0x80808080u; /* q + 128, unsigned */
+        memcpy(panel + c * PANEL + r * 4, &four, 4);
+    }
+}
+
+static void place_int16(int64_t ld, int64_t r, const int16_t *q, int16_t *panel)
+{
+    for (int64_t c = 0; c < ld; c += 2)
+        memcpy(panel + c * PANEL + r * 2, q + c, 4);
+}
+
+/* One panel: centred rows, their quantised image, their norms, the panel's column sums. Returns the
+ * first row that is not finite, or -1. */
+static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, const atoms_rows *x,
+                             int64_t p, sae_batch *b)
+{
+    atoms_screen kind = sae->screen.kind;
     int64_t ld = sae->ld, d = sae->p.d_in, bad = -1;
     int64_t rows = ATOMS_MIN(PANEL, b->n - p * PANEL);
     double *sums = b->sums + p * (1 + ld);
     memset(sums, 0, (size_t)(1 + ld) * sizeof *sums);
     /* float32's dot products, ours and the screen's, against the exact one: gamma |x| |w| */
-    float gamma = (float)(int8 ? ld / 64 + 24 : 2 * ld + 64) * 0x1p-23f;
-    uint8_t *panel = b->xq + p * PANEL * ld;
-    int8_t q[ld] __attribute__((aligned(64)));
+    float gamma = (float)(kind == ATOMS_SCREEN_F32 ? 2 * ld + 64 : ld / 64 + 24) * 0x1p-23f;
+    float room[ld] __attribute__((aligned(64)));
+    int16_t q[ld] __attribute__((aligned(64)));
     for (int64_t r = 0; r < PANEL; r++) {
         int64_t i = p * PANEL + r;
         float *xc = b->xc + i * ld;
         float scale = 0, residual = 0, norm = 0;
         if (r < rows) {
             double square;
-            float top = k->centre(ld, d, x + i * d, sae->b_dec.w, xc, &square);
+            float top = k->centre(ld, d, read_row(x, i, d, room), sae->b_dec.w, xc, &square);
             if (!(top <= 3e38f) || !isfinite(square)) {
                 bad = bad < 0 ? i : bad;
                 continue;
@@ -117,15 +186,13 @@ static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, b
         } else {
             memset(xc, 0, (size_t)ld * sizeof *xc);
         }
-        if (int8) {
+        if (kind == ATOMS_SCREEN_INT8) {
             int32_t total;
-            scale = k->quantise(ld, xc, q, &residual, &norm, &total);
-            for (int64_t c = 0; c < ld; c += 4) {
-                uint32_t four;
-                memcpy(&four, q + c, 4);
-                four ^= 0x80808080u; /* q + 128, unsigned */
-                memcpy(panel + c * PANEL + r * 4, &four, 4);
-            }
+            scale = k->quantise(ld, xc, (int8_t *)q, &residual, &norm, &total);
+            place_int8(ld, r, (int8_t *)q, (uint8_t *)b->xq + p * PANEL * ld);
+        } else if (kind == ATOMS_SCREEN_INT16) {
+            scale = k->quantise16(ld, xc, q, &residual, &norm);
+            place_int16(ld, r, q, (int16_t *)b->xq + p * PANEL * ld);
         }
         b->scale[i] = scale;
         b->norm[i] = norm + residual; /* bounds |x| and |x_hat| */
@@ -134,19 +201,18 @@ static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, b
     return bad;
 }
 
-atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const float *x, int64_t n,
+atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_rows *x, int64_t n,
                          sae_batch *b, atoms_sae_stats *stats)
 {
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
-    bool int8 = sae_screen_kind(ctx, sae) == ATOMS_SCREEN_INT8;
     int64_t bad = n;
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static) reduction(min : bad)
     for (int64_t p = 0; p < b->panels; p++) {
-        int64_t row = prepare_panel(sae, k, int8, x, p, b);
+        int64_t row = prepare_panel(sae, k, x, p, b);
         if (row >= 0 && row < bad)
             bad = row;
     }
-    stats->bad_row = bad < n ? bad : -1;
+    stats->bad_row = bad == n ? -1 : x->index ? x->index[bad] : bad;
     return bad < n ? ATOMS_ERR_NONFINITE : ATOMS_OK;
 }
 
@@ -162,13 +228,14 @@ typedef struct {
     float *z;          /* (cap,) */
 } scratch;
 
-static bool scratch_new(scratch *s, const atoms_sae *sae, bool int8)
+static bool scratch_new(scratch *s, const atoms_sae *sae)
 {
+    bool f32 = sae->screen.kind == ATOMS_SCREEN_F32;
     memset(s, 0, sizeof *s);
     s->mask = atoms_alloc(GROUP * sae->rows, sizeof *s->mask);
-    s->tile = int8 ? NULL : atoms_alloc(BLOCK * GROUP * PANEL, sizeof *s->tile);
+    s->tile = f32 ? atoms_alloc(BLOCK * GROUP * PANEL, sizeof *s->tile) : NULL;
     s->start = atoms_alloc(sae->p.d_sae + 1, sizeof *s->start);
-    return s->mask && s->start && (int8 || s->tile);
+    return s->mask && s->start && (!f32 || s->tile);
 }
 
 static void scratch_free(scratch *s)
@@ -181,14 +248,15 @@ static void scratch_free(scratch *s)
 }
 
 /* What the screens compare with, from the floors. */
-static void screen_limits(const atoms_sae *sae, bool int8, sae_batch *b)
+static void screen_limits(const atoms_sae *sae, sae_batch *b)
 {
     const screen_weights *w = &sae->screen;
+    bool scaled = w->kind != ATOMS_SCREEN_F32;
     for (int64_t j = 0; j < sae->p.d_sae; j++) {
         float floor = b->floor[j], bias = sae->b_enc.w[j];
         float limit = floor - bias - 1e-6f * (fabsf(floor) + fabsf(bias)) - 1e-30f;
-        float scale = int8 && w->scale[j] > 0 ? w->scale[j] : 1;
-        b->limit[j] = limit / scale - (int8 ? 1e-6f * fabsf(limit / scale) : 0);
+        float scale = scaled && w->scale[j] > 0 ? w->scale[j] : 1;
+        b->limit[j] = limit / scale - (scaled ? 1e-6f * fabsf(limit / scale) : 0);
         b->rest[j] = w->residual[j] / scale * 1.00001f;
         b->size[j] = w->norm[j] / scale * 1.00001f;
     }
@@ -196,27 +264,26 @@ static void screen_limits(const atoms_sae *sae, bool int8, sae_batch *b)
 
 /* Masks of candidates for the panels p0 .. p0 + np and every latent. */
 static void screen_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
-                         bool int8, const sae_batch *b, int64_t p0, int64_t np, scratch *s)
+                         const sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
-    int64_t ld = sae->ld;
+    int64_t ld = sae->ld, bytes = sae->screen.kind == ATOMS_SCREEN_INT16 ? 2 : 1;
+    atoms_screen_fn *screen = screen_function(ctx->isa, sae->screen.kind);
     for (int64_t j0 = 0; j0 < sae->p.d_sae; j0 += BLOCK) {
         int64_t nj = ATOMS_MIN(BLOCK, sae->p.d_sae - j0);
-        if (!int8)
+        if (!screen)
             atoms_gemm_f32(ctx, nj, np * PANEL, ld, 1, sae->enc.w + j0 * ld, ld, 1,
                            b->xc + p0 * PANEL * ld, 1, ld, 0, s->tile, GROUP * PANEL, 1);
         for (int64_t p = 0; p < np; p++) {
             int64_t i0 = (p0 + p) * PANEL;
             uint64_t *mask = s->mask + p * sae->rows + j0;
-#if defined(__x86_64__)
-            if (int8) {
+            if (screen) {
                 atoms_screen_samples samples = {b->scale + i0, b->norm + i0, b->residual + i0};
                 atoms_screen_rows rows = {sae->screen.offset + j0, b->limit + j0, b->rest + j0,
                                           b->size + j0};
-                atoms_screen_int8(ld, nj, b->xq + i0 * ld, &samples, sae->screen.q + j0 * ld,
-                                  &rows, mask);
+                screen(ld, nj, (const char *)b->xq + i0 * ld * bytes, &samples,
+                       (const char *)sae->screen.q + j0 * ld * bytes, &rows, mask);
                 continue;
             }
-#endif
             for (int64_t j = 0; j < nj; j++)
                 mask[j] = k->reach(s->tile + (j * GROUP + p) * PANEL, b->residual + i0,
                                    b->size[j0 + j], b->limit[j0 + j]);
@@ -283,7 +350,7 @@ static void exact_group(const atoms_sae *sae, const atoms_sae_kernels *k, const 
     }
 }
 
-static bool list_reserve(panel_list *l, int64_t n)
+bool sae_list_reserve(panel_list *l, int64_t n)
 {
     if (n <= l->cap)
         return true;
@@ -315,7 +382,7 @@ static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t n
             at[p * PANEL + r] = l->start[r];
         }
         l->n = l->start[PANEL];
-        if (!list_reserve(l, l->n))
+        if (!sae_list_reserve(l, l->n))
             return false;
     }
     for (int64_t j = 0; j < sae->p.d_sae; j++)
@@ -330,11 +397,11 @@ static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t n
 }
 
 static bool list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
-                       bool int8, sae_batch *b, int64_t p0, int64_t np, scratch *s)
+                       sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
     panel_list *l = &b->list[p0];
     double t0 = sae_now();
-    screen_group(ctx, sae, k, int8, b, p0, np, s);
+    screen_group(ctx, sae, k, b, p0, np, s);
     double t1 = sae_now();
     if (!gather_candidates(sae, b, p0, np, s))
         return false;
@@ -351,24 +418,23 @@ static bool list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_s
 atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b)
 {
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
-    bool int8 = sae_screen_kind(ctx, sae) == ATOMS_SCREEN_INT8;
-    screen_limits(sae, int8, b);
+    screen_limits(sae, b);
     /* Grouping changes the speed, never the result: two tasks or more for each thread, and the group's
      * strip of x within the second-level cache. */
     int64_t strip = ATOMS_MIN(sae_strip(sae->ld), sae->ld);
-    int64_t group = ATOMS_MIN(b->panels / (2 * ctx->p.num_threads), 163840 / (PANEL * strip));
+    int64_t group = ATOMS_MIN(b->panels / (2 * ctx->p.num_threads), 98304 / (PANEL * strip));
     group = ATOMS_MAX(1, ATOMS_MIN(GROUP, group));
     int failed = 0, cancelled = 0;
 #pragma omp parallel num_threads(ctx->p.num_threads) reduction(| : failed) reduction(| : cancelled)
     {
         scratch s;
         atoms_pollster pollster = {0};
-        failed |= !scratch_new(&s, sae, int8);
+        failed |= !scratch_new(&s, sae);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t p = 0; p < b->panels; p += group) {
             if (failed || cancelled)
                 continue;
-            failed |= !list_group(ctx, sae, k, int8, b, p, ATOMS_MIN(group, b->panels - p), &s);
+            failed |= !list_group(ctx, sae, k, b, p, ATOMS_MIN(group, b->panels - p), &s);
 #ifdef _OPENMP
             if (omp_get_thread_num() == 0)
 #endif

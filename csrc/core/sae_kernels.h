@@ -35,16 +35,20 @@ typedef struct {
      * *norm = |x|, *total = sum q; zero rows give scale 0 */
     float (*quantise)(int64_t ld, const float *x, int8_t *q, float *residual, float *norm,
                       int32_t *total);
+    /* The same in 16 bits, |q| at most 46000 so that no sum of products of two rows overflows 31 bits */
+    float (*quantise16)(int64_t ld, const float *x, int16_t *q, float *residual, float *norm);
 } atoms_sae_kernels;
 
 const atoms_sae_kernels *atoms_sae_kernels_for(atoms_isa isa);
 
 /* Screens 64 samples against n_latents rows: bit i of mask[j] is set when sample i may reach
- * floor[j]. x: u8 panel [ld/4][64][4], values q + 128; per-sample scale, norm, residual (64).
- * w: int8 rows (n_latents, ld), n_latents a multiple of 6 rows allocated; limit[j] = (floor_j -
- * b_enc_j, less slack) / w_scale_j and the rest likewise divided. */
+ * floor[j]. With x = s_x q_x + r_x and w = s_w q_w + r_w,
+ *   |x.w - s_x s_w q_x.q_w| = |x_hat.r_w + r_x.w| <= |x_hat| |r_w| + |r_x| |w|.
+ * x: uint8 panel [ld/4][64][4] of q + 128, or int16 panel [ld/2][64][2] of q; per-sample scale, norm,
+ * residual (64). w: int8 or int16 rows (n_latents, ld), n_latents a multiple of 6 rows allocated;
+ * limit[j] = (floor_j - b_enc_j, less slack) / w_scale_j and the rest likewise divided. */
 typedef struct {
-    const int32_t *offset;   /* 128 sum_k w_jk */
+    const int32_t *offset;   /* 128 sum_k w_jk for int8, else 0 */
     const float *limit;
     const float *residual;   /* |w - w_hat| / w_scale, rounded up */
     const float *norm;       /* |w| / w_scale, rounded up */
@@ -53,8 +57,13 @@ typedef struct {
     const float *scale, *norm, *residual;
 } atoms_screen_samples;
 
-void atoms_screen_int8(int64_t ld, int64_t n_latents, const uint8_t *x,
-                       const atoms_screen_samples *s, const int8_t *w, const atoms_screen_rows *r,
-                       uint64_t *mask);
+typedef void atoms_screen_fn(int64_t ld, int64_t n_latents, const void *x,
+                             const atoms_screen_samples *s, const void *w,
+                             const atoms_screen_rows *r, uint64_t *mask);
+
+atoms_screen_fn atoms_screen_int8_portable, atoms_screen_int16_portable;
+#if defined(__x86_64__)
+atoms_screen_fn atoms_screen_int8_vnni, atoms_screen_int16_avx2;
+#endif
 
 #endif

@@ -1,8 +1,5 @@
 /* sae_screen_vnni.c: the int8 screen: one vpdpbusd pass over 64 samples x 6 latents at a time,
- * the bound applied while the sums are in registers.
- *
- * With x = s_x q_x + r_x and w = s_w q_w + r_w:
- *   |x.w - s_x s_w q_x.q_w| = |x_hat.r_w + r_x.w| <= |x_hat| |r_w| + |r_x| |w|. */
+ * the bound applied while the sums are in registers. */
 #include "sae_kernels.h"
 
 #if defined(__x86_64__)
@@ -18,9 +15,9 @@ static inline __attribute__((always_inline)) __m512i dpbusd(__m512i acc, __m512i
     return acc;
 }
 
-void atoms_screen_int8(int64_t ld, int64_t n_latents, const uint8_t *x,
-                       const atoms_screen_samples *s, const int8_t *w, const atoms_screen_rows *r,
-                       uint64_t *mask)
+void atoms_screen_int8_vnni(int64_t ld, int64_t n_latents, const void *x,
+                            const atoms_screen_samples *s, const void *w,
+                            const atoms_screen_rows *r, uint64_t *mask)
 {
     for (int64_t j = 0; j < n_latents; j += ROWS) {
         __m512i acc[ROWS][4];
@@ -29,7 +26,7 @@ void atoms_screen_int8(int64_t ld, int64_t n_latents, const uint8_t *x,
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++)
                 acc[a][b] = _mm512_setzero_si512();
-        const int8_t *wj = w + j * ld;
+        const int8_t *wj = (const int8_t *)w + j * ld;
         const uint8_t *xp = x;
         for (int64_t c = 0; c < ld; c += 4, xp += 256) {
             __m512i xv[4];

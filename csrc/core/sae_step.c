@@ -2,6 +2,7 @@
  *
  *   lists of active latents (sae_encode.c)
  *   -> by sample:  xhat - x, the loss, and its gradient by each listed activation
+ *   -> AuxK:       dead latents' entries, with errors of their own
  *   -> by latent:  gradients of its two rows, its bias and threshold; Adam at once, while they are hot
  *   -> the decoder bias */
 #include "sae.h"
@@ -10,76 +11,203 @@
 
 /* ------------------------------------------------------------- by sample */
 
-/* Rows of the dictionary that a sample uses, eight at a time. */
-static void decode_sample(const atoms_sae *sae, const atoms_sae_kernels *k, const float *cut,
-                          const panel_list *l, int32_t from, int32_t to, const float *xc,
-                          float *err)
+/* Which of the prefixes ends with latent j: the first that holds it. */
+static int64_t prefix_of(const atoms_sae *sae, int64_t j)
+{
+    int64_t g = 0;
+    while (j >= sae->p.prefix[g])
+        g++;
+    return g;
+}
+
+static float *error_row(const sae_batch *b, int64_t ld, int64_t block, int64_t i)
+{
+    return b->err + (block * b->panels * PANEL + i) * ld;
+}
+
+/* err += the dictionary's rows that entries from .. to ask for. */
+static void add_entries(const atoms_sae *sae, const atoms_sae_kernels *k, const panel_list *l,
+                        int32_t from, int32_t to, float *err)
 {
     int64_t ld = sae->ld;
-    k->negate(ld, xc, err);
     const float *row[64];
-    float a[64];
     int n = 0;
     for (int32_t e = from; e < to; e++) {
-        int32_t j = l->latent[e];
         if (e + 8 < to)
             prefetch_row(sae->dec.w + l->latent[e + 8] * ld, ATOMS_MIN(ld, 256));
-        if (l->z[e] > cut[j]) {
-            row[n] = sae->dec.w + j * ld;
-            a[n++] = l->z[e];
-        }
-        if (n == 64 || (e == to - 1 && n)) {
-            k->add_rows(ld, n, a, row, err);
+        row[n++] = sae->dec.w + l->latent[e] * ld;
+        if (n == 64 || e == to - 1) {
+            k->add_rows(ld, n, l->z + e + 1 - n, row, err);
             n = 0;
         }
     }
 }
 
-static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, const float *cut,
+/* The gradient by each entry's activation: scale err . W_dec. */
+static void entry_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, panel_list *l,
+                            int32_t from, int32_t to, float scale, const float *err)
+{
+    for (int32_t e = from; e < to; e += 4) {
+        const float *rows[4];
+        int64_t n = ATOMS_MIN(4, to - e);
+        for (int64_t i = 0; i < n; i++)
+            rows[i] = sae->dec.w + l->latent[e + i] * sae->ld;
+        k->dots(sae->ld, n, err, rows, l->ga + e);
+        for (int64_t i = 0; i < n; i++)
+            l->ga[e + i] *= scale;
+    }
+}
+
+/* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of
+ * its own and those of the wider ones, which is what its latents' gradients need. */
+static void sample_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, sae_batch *b,
+                             panel_list *l, int64_t i, float *column)
+{
+    int64_t ld = sae->ld, last = sae->p.n_prefixes - 1;
+    int32_t begin = l->start[i % PANEL], end = l->start[i % PANEL + 1], bound[ATOMS_MAX_PREFIXES + 1];
+    bound[0] = begin;
+    for (int64_t g = 0; g <= last; g++) {
+        float *err = error_row(b, ld, g, i);
+        bound[g + 1] = bound[g];
+        while (bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
+            bound[g + 1]++;
+        if (g == 0)
+            k->negate(ld, b->xc + i * ld, err);
+        else
+            memcpy(err, error_row(b, ld, g - 1, i), (size_t)ld * sizeof *err);
+        add_entries(sae, k, l, bound[g], bound[g + 1], err);
+        *(g == last ? &l->loss : &l->penalty) += k->error_sums(ld, err, column);
+    }
+    const float one = 1;
+    for (int64_t g = last; g >= 0; g--) {
+        const float *wider = g < last ? error_row(b, ld, g + 1, i) : NULL;
+        if (wider)
+            k->add_rows(ld, 1, &one, &wider, error_row(b, ld, g, i));
+        entry_gradients(sae, k, l, bound[g], bound[g + 1], 2.0f / (float)b->n, error_row(b, ld, g, i));
+    }
+}
+
+static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k,
                             const atoms_sae_step_params *sp, sae_batch *b, int64_t p)
 {
-    int64_t ld = sae->ld;
     panel_list *l = &b->list[p];
-    float scale = 2.0f / (float)b->n;
-    float *column = b->partial + p * ld;
-    memset(column, 0, (size_t)ld * sizeof *column);
-    l->loss = l->active = l->penalty = 0;
+    float *column = b->partial + p * sae->ld;
+    memset(column, 0, (size_t)sae->ld * sizeof *column);
+    l->loss = l->penalty = 0;
     double t0 = sae_now();
-    for (int r = 0; r < PANEL && p * PANEL + r < b->n; r++) {
-        float *err = b->err + (p * PANEL + r) * ld;
-        decode_sample(sae, k, cut, l, l->start[r], l->start[r + 1], b->xc + (p * PANEL + r) * ld,
-                      err);
-        l->loss += k->error_sums(ld, err, column);
-        for (int32_t e = l->start[r]; e < l->start[r + 1]; e += 4) {
-            const float *rows[4];
-            float ga[4];
-            int n = (int)ATOMS_MIN(4, l->start[r + 1] - e);
-            for (int i = 0; i < n; i++)
-                rows[i] = sae->dec.w + l->latent[e + i] * ld;
-            k->dots(ld, n, err, rows, ga);
-            for (int i = 0; i < n; i++) {
-                l->ga[e + i] = scale * ga[i];
-                if (l->z[e + i] > cut[l->latent[e + i]]) {
-                    l->active += 1;
-                    if (sae->p.activation == ATOMS_RELU)
-                        l->penalty += (double)(sp->l1_coefficient * l->z[e + i]);
-                    else if (sae->p.activation == ATOMS_JUMPRELU)
-                        l->penalty += (double)sp->l0_coefficient;
-                }
-            }
+    for (int64_t i = p * PANEL; i < ATOMS_MIN(b->n, (p + 1) * PANEL); i++)
+        sample_gradients(sae, k, b, l, i, column);
+    if (sae->p.activation == ATOMS_JUMPRELU)
+        l->penalty += (double)sp->l0_coefficient * (double)l->n;
+    for (int64_t e = 0; sae->p.activation == ATOMS_RELU && e < l->n; e++)
+        l->penalty += (double)(sp->l1_coefficient * l->z[e]);
+    l->seconds[2] = sae_now() - t0;
+}
+
+/* ------------------------------------------------------------------ AuxK */
+
+/* The k largest positive of z (n values), by latent: entries of one sample. */
+static void take_largest(const int32_t *latent, const float *z, float *sorted, int64_t n, int64_t k,
+                         panel_list *l)
+{
+    float cut = 0;
+    int64_t ties = 0;
+    if (n > k) {
+        memcpy(sorted, z, (size_t)n * sizeof *z);
+        cut = ATOMS_MAX(0, sae_kth_largest(sorted, n, k));
+        ties = k;
+        for (int64_t i = 0; i < n; i++)
+            ties -= z[i] > cut;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        bool tie = z[i] == cut && cut > 0 && ties > 0;
+        if (z[i] > cut || tie) {
+            ties -= tie;
+            l->latent[l->n] = latent[i];
+            l->z[l->n++] = z[i];
         }
     }
-    l->seconds[2] = sae_now() - t0;
+}
+
+static bool aux_panel(const atoms_sae *sae, const atoms_sae_kernels *k, const int32_t *dead,
+                      int64_t n_dead, const atoms_sae_step_params *sp, sae_batch *b, int64_t p)
+{
+    int64_t ld = sae->ld, last = sae->p.n_prefixes - 1;
+    float weight = sp->aux_coefficient * ATOMS_MIN(1, (float)n_dead / (float)sp->aux_k);
+    panel_list *l = &b->aux[p];
+    float *z = atoms_alloc(2 * n_dead, sizeof *z);
+    float *column = atoms_alloc(ld, sizeof *column); /* of no use: x - xhat is taken as given */
+    bool ok = z && column && sae_list_reserve(l, PANEL * ATOMS_MIN(n_dead, sp->aux_k));
+    l->n = 0;
+    for (int r = 0; ok && r < PANEL; r++) {
+        int64_t i = p * PANEL + r;
+        l->start[r] = (int32_t)l->n;
+        if (i >= b->n)
+            continue;
+        const float *xc = b->xc + i * ld;
+        for (int64_t j = 0; j < n_dead; j += 4) {
+            const float *rows[4];
+            int64_t n = ATOMS_MIN(4, n_dead - j);
+            for (int64_t a = 0; a < n; a++)
+                rows[a] = sae->enc.w + dead[j + a] * ld;
+            k->dots(ld, n, xc, rows, z + j);
+            for (int64_t a = 0; a < n; a++)
+                z[j + a] += sae->b_enc.w[dead[j + a]];
+        }
+        take_largest(dead, z, z + n_dead, n_dead, sp->aux_k, l);
+        float *err = error_row(b, ld, last + 1, i);
+        memcpy(err, error_row(b, ld, last, i), (size_t)ld * sizeof *err);
+        add_entries(sae, k, l, l->start[r], (int32_t)l->n, err);
+        memset(column, 0, (size_t)ld * sizeof *column);
+        b->list[p].penalty += (double)weight * k->error_sums(ld, err, column);
+        entry_gradients(sae, k, l, l->start[r], (int32_t)l->n, weight * 2.0f / (float)b->n, err);
+        for (int32_t e = l->start[r]; e < l->n; e++)
+            l->z[e] *= weight; /* from here on only the decoder's gradient uses it */
+    }
+    l->start[PANEL] = (int32_t)l->n;
+    atoms_free(z);
+    atoms_free(column);
+    return ok;
+}
+
+static atoms_status add_aux(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+                            const atoms_sae_step_params *sp, sae_batch *b)
+{
+    for (int64_t p = 0; p < b->panels; p++) {
+        b->aux[p].n = 0;
+        memset(b->aux[p].start, 0, sizeof b->aux[p].start);
+    }
+    if (sp->aux_k < 1)
+        return ATOMS_OK;
+    int32_t *dead = atoms_alloc(sae->p.d_sae, sizeof *dead);
+    if (!dead)
+        return ATOMS_ERR_MEMORY;
+    int64_t n_dead = 0;
+    for (int64_t j = 0; j < sae->p.d_sae; j++)
+        if (sae->counters[1] - sae->last_fired[j] >= sp->dead_after)
+            dead[n_dead++] = (int32_t)j;
+    bool failed = false;
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static) reduction(| : failed)
+    for (int64_t p = 0; p < (n_dead ? b->panels : 0); p++)
+        failed |= !aux_panel(sae, k, dead, n_dead, sp, b, p);
+    atoms_free(dead);
+    return failed ? ATOMS_ERR_MEMORY : ATOMS_OK;
 }
 
 /* ------------------------------------------------------------- by latent */
 
-/* Entries by latent; within a latent by sample. Each thread fills a range of latents of its own. */
+/* All lists one after the other: those of the samples, then AuxK's. */
+static const panel_list *nth_list(const sae_batch *b, int64_t p)
+{
+    return p < b->panels ? &b->list[p] : &b->aux[p - b->panels];
+}
+
+/* Entries by latent; within a latent by sample, AuxK's last. Each thread fills a range of latents of its own. */
 static atoms_status sort_by_latent(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b)
 {
     int64_t s = sae->p.d_sae, n = 0;
     for (int64_t p = 0; p < b->panels; p++)
-        n += b->list[p].n;
+        n += b->list[p].n + b->aux[p].n;
     if (n > b->entry_cap) {
         int64_t cap = n + n / 8;
         atoms_free(b->row);
@@ -93,9 +221,11 @@ static atoms_status sort_by_latent(const atoms_ctx *ctx, const atoms_sae *sae, s
             return ATOMS_ERR_MEMORY;
     }
     memset(b->start, 0, (size_t)(s + 1) * sizeof *b->start);
-    for (int64_t p = 0; p < b->panels; p++)
-        for (int64_t e = 0; e < b->list[p].n; e++)
-            b->start[b->list[p].latent[e] + 1]++;
+    for (int64_t p = 0; p < 2 * b->panels; p++) {
+        const panel_list *l = nth_list(b, p);
+        for (int64_t e = 0; e < l->n; e++)
+            b->start[l->latent[e] + 1]++;
+    }
     for (int64_t j = 0; j < s; j++)
         b->start[j + 1] += b->start[j];
     int64_t *at = atoms_alloc(s, sizeof *at);
@@ -106,15 +236,15 @@ static atoms_status sort_by_latent(const atoms_ctx *ctx, const atoms_sae *sae, s
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static, 1)
     for (int part = 0; part < parts; part++) {
         int32_t from = (int32_t)(s * part / parts), to = (int32_t)(s * (part + 1) / parts);
-        for (int64_t p = 0; p < b->panels; p++) {
-            const panel_list *l = &b->list[p];
+        for (int64_t p = 0; p < 2 * b->panels; p++) {
+            const panel_list *l = nth_list(b, p);
             for (int r = 0; r < PANEL; r++)
                 for (int32_t e = l->start[r]; e < l->start[r + 1]; e++) {
                     int32_t j = l->latent[e];
                     if (j < from || j >= to)
                         continue;
                     int64_t i = at[j]++;
-                    b->row[i] = (int32_t)(p * PANEL + r);
+                    b->row[i] = (int32_t)(p * PANEL + r); /* AuxK's: beyond the samples */
                     b->z[i] = l->z[e];
                     b->ga[i] = l->ga[e];
                 }
@@ -127,7 +257,6 @@ static atoms_status sort_by_latent(const atoms_ctx *ctx, const atoms_sae *sae, s
 typedef struct {
     atoms_adam adam, thr_adam;
     const atoms_sae_step_params *sp;
-    const float *cut;
 } update;
 
 static void adam_scalar(const atoms_adam *a, const adam_block *b, int64_t j, float g)
@@ -149,31 +278,31 @@ typedef struct {
 static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const update *u, sae_batch *b,
                           int64_t j, latent_scratch *s, float *bias_part, double *band)
 {
-    int64_t ld = sae->ld, d = sae->p.d_in, n = 0;
-    float scale = 2.0f / (float)b->n, cut = u->cut[j], theta = sae->thr.w[j];
-    float g_bias = 0, g_thr = 0;
+    int64_t ld = sae->ld, d = sae->p.d_in, n = 0, samples = b->panels * PANEL;
+    float scale = 2.0f / (float)b->n, theta = sae->thr.w[j], g_bias = 0, g_thr = 0;
+    double band_before = band[0];
     float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
-    float l0 = u->sp->l0_coefficient / (float)b->n;
-    bool in_band = false;
     bool jump = sae->p.activation == ATOMS_JUMPRELU;
-    for (int64_t e = b->start[j]; e < b->start[j + 1]; e++) {
-        if (jump && fabsf(b->z[e] - theta) < sae->p.bandwidth / 2) {
-            g_thr -= (theta * b->ga[e] + l0) / sae->p.bandwidth;
-            in_band = true;
+    const float *errors = error_row(b, ld, prefix_of(sae, j), 0);
+    const float *aux_errors = error_row(b, ld, sae->p.n_prefixes, 0);
+    for (int64_t e = b->start[j]; e < b->start[j + 1]; e++, n++) {
+        bool aux = b->row[e] >= samples;
+        int64_t row = b->row[e] - (aux ? samples : 0);
+        if (jump && !aux && b->z[e] <= theta + sae->p.bandwidth) {
+            /* what the squared error gains if this one is switched off */
+            float gain = b->z[e] * (b->z[e] - (float)b->n * b->ga[e]);
+            g_thr += (gain - u->sp->l0_coefficient) / ((float)b->n * sae->p.bandwidth);
             band[0] += 1;
-            band[1] -= (double)(theta * b->ga[e]);
+            band[1] += (double)gain;
         }
-        if (!(b->z[e] > cut))
-            continue;
         s->c_dec[n] = scale * b->z[e];
-        s->c_enc[n] = b->ga[e] + l1;
-        s->err[n] = b->err + b->row[e] * ld;
-        s->x[n] = b->xc + b->row[e] * ld;
+        s->c_enc[n] = b->ga[e] + (aux ? 0 : l1);
+        s->err[n] = (aux ? aux_errors : errors) + row * ld;
+        s->x[n] = b->xc + row * ld;
         g_bias += s->c_enc[n];
-        n++;
+        if (!aux)
+            sae->last_fired[j] = sae->counters[1] + b->n;
     }
-    if (n)
-        sae->last_fired[j] = sae->counters[1] + b->n;
     const float *enc_row = sae->enc.w + j * ld;
     k->add_rows(ld, 1, &g_bias, &enc_row, bias_part);
 
@@ -191,7 +320,7 @@ static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const upda
     adam_scalar(&u->adam, &sae->b_enc, j, g_bias);
     if (jump) {
         adam_scalar(&u->thr_adam, &sae->thr, j, g_thr);
-        sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + (in_band ? u->sp->threshold_shift : 0));
+        sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + (band[0] > band_before ? u->sp->threshold_shift : 0));
         int64_t silent = sae->counters[1] + b->n - sae->last_fired[j];
         if (u->sp->silent_after > 0 && silent >= u->sp->silent_after)
             sae->thr.w[j] *= u->sp->silent_factor;
@@ -245,20 +374,12 @@ static atoms_status update_all(const atoms_ctx *ctx, atoms_sae *sae, const atoms
 
 /* ------------------------------------------------------------------ step */
 
-static void set_floors(const atoms_sae *sae, sae_batch *b, float *cut)
+static void set_floors(const atoms_sae *sae, sae_batch *b)
 {
-    for (int64_t j = 0; j < sae->p.d_sae; j++) {
-        switch (sae->p.activation) {
-        case ATOMS_JUMPRELU:
-            cut[j] = sae->thr.w[j];
-            b->floor[j] = sae->thr.w[j] - sae->p.bandwidth / 2;
-            break;
-        case ATOMS_RELU: cut[j] = b->floor[j] = 0; break;
-        default: /* what is listed is active */
-            cut[j] = 0;
-            b->floor[j] = b->topk_floor;
-        }
-    }
+    for (int64_t j = 0; j < sae->p.d_sae; j++)
+        b->floor[j] = sae->p.activation == ATOMS_JUMPRELU ? sae->thr.w[j]
+                      : sae->p.activation == ATOMS_RELU   ? 0
+                                                          : b->topk_floor;
 }
 
 static void batch_statistics(const atoms_sae *sae, const sae_batch *b, atoms_sae_stats *stats)
@@ -269,7 +390,7 @@ static void batch_statistics(const atoms_sae *sae, const sae_batch *b, atoms_sae
         square += b->sums[p * (1 + ld)];
         stats->squared_error += b->list[p].loss / n;
         stats->penalty += b->list[p].penalty / n;
-        stats->l0 += b->list[p].active / n;
+        stats->l0 += (double)b->list[p].n / n;
         stats->candidates += b->list[p].candidates / n;
         for (int k = 0; k < 3; k++)
             stats->seconds[1 + k] += b->list[p].seconds[k];
@@ -309,26 +430,26 @@ static atoms_adam adam_of(const atoms_sae_params *p, float rate, int64_t step)
     return a;
 }
 
-atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, const float *x,
+atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, const atoms_rows *x,
                             const atoms_sae_step_params *sp, float *err, atoms_sae_stats *stats)
 {
     memset(stats, 0, sizeof *stats);
     stats->bad_row = -1;
     bool topk = sae->p.activation >= ATOMS_TOPK;
-    if (n < 1 || (topk && (sp->k < 1 || sp->k > sae->p.d_sae)))
+    if (n < 1 || (topk && (sp->k < 1 || sp->k > sae->p.d_sae)) || sp->aux_k < 0)
         return ATOMS_ERR_ARGUMENT;
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
     sae_batch *b = &sae->batch;
     int64_t ld = sae->ld;
-    float *cut = atoms_alloc(sae->p.d_sae, sizeof *cut);
     float *err_sum = atoms_calloc(ld, sizeof *err_sum);
-    atoms_status status = cut && err_sum ? sae_batch_reserve(sae, b, n) : ATOMS_ERR_MEMORY;
+    int64_t errors = sae->p.n_prefixes + (sp->aux_k > 0);
+    atoms_status status = err_sum ? sae_batch_reserve(sae, b, n, errors) : ATOMS_ERR_MEMORY;
     double t0 = sae_now();
     if (status == ATOMS_OK)
         status = sae_prepare(ctx, sae, x, n, b, stats);
     stats->seconds[0] = sae_now() - t0;
     if (status == ATOMS_OK) {
-        set_floors(sae, b, cut);
+        set_floors(sae, b);
         status = sae_list_active(ctx, sae, b);
     }
     if (status == ATOMS_OK && topk)
@@ -338,10 +459,13 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
 
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
     for (int64_t p = 0; p < b->panels; p++)
-        panel_gradients(sae, k, cut, sp, b, p);
+        panel_gradients(sae, k, sp, b, p);
     for (int64_t p = 0; p < b->panels; p++)
         for (int64_t c = 0; c < ld; c++)
             err_sum[c] += b->partial[p * ld + c];
+    status = add_aux(ctx, sae, k, sp, b);
+    if (status != ATOMS_OK)
+        goto done;
     batch_statistics(sae, b, stats);
 
     double t1 = sae_now();
@@ -352,7 +476,7 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     t1 = sae_now();
     int64_t step = sae->counters[0] + 1;
     update u = {adam_of(&sae->p, sp->learning_rate, step), adam_of(&sae->p, sp->threshold_rate, step),
-                sp, cut};
+                sp};
     double band[2] = {0, 0};
     status = update_all(ctx, sae, k, &u, b, band);
     if (status != ATOMS_OK)
@@ -361,12 +485,11 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     sae->counters[0] = step;
     sae->counters[1] += n;
     stats->band = band[0] / (double)n;
-    stats->band_gain = band[0] > 0 ? band[1] * (double)n / band[0] : 0;
+    stats->band_gain = band[0] > 0 ? band[1] / band[0] : 0;
     for (int64_t i = 0; err && i < n; i++)
-        memcpy(err + i * sae->p.d_in, b->err + i * ld, (size_t)sae->p.d_in * sizeof *err);
+        memcpy(err + i * sae->p.d_in, error_row(b, ld, sae->p.n_prefixes - 1, i), (size_t)sae->p.d_in * sizeof *err);
     stats->seconds[5] = sae_now() - t1;
 done:
-    atoms_free(cut);
     atoms_free(err_sum);
     return status;
 }

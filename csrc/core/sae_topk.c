@@ -4,8 +4,8 @@
  * the batch is screened again at zero. */
 #include "sae.h"
 
-/* The k-th largest of v (n values, reordered), 1 <= k <= n: quickselect. */
-static float kth_largest(float *v, int64_t n, int64_t k)
+/* Quickselect. */
+float sae_kth_largest(float *v, int64_t n, int64_t k)
 {
     int64_t lo = 0, hi = n - 1, want = k - 1;
     while (lo < hi) {
@@ -73,7 +73,7 @@ static atoms_status select_batch(sae_batch *b, int64_t k, bool *short_of)
             memcpy(z + at, b->list[p].z, (size_t)b->list[p].n * sizeof *z);
         at += b->list[p].n;
     }
-    float cut = kth_largest(z, n, want);
+    float cut = sae_kth_largest(z, n, want);
     int64_t ties = want - above(z, n, cut);
     atoms_free(z);
     for (int64_t p = 0; p < b->panels; p++) {
@@ -112,7 +112,7 @@ static atoms_status select_samples(const atoms_ctx *ctx, sae_batch *b, int64_t k
             int64_t ties = 0;
             if (n > k) {
                 memcpy(z, l->z + from, (size_t)n * sizeof *z);
-                cut = kth_largest(z, n, k);
+                cut = sae_kth_largest(z, n, k);
                 ties = k - above(z, n, cut);
             }
             if (n >= k)

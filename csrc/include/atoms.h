@@ -313,8 +313,19 @@ ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_d
  * Active means: z > threshold_j (JUMPRELU); z > 0 (RELU); among the k largest positive of the
  * sample (TOPK); among the n k largest positive of the batch (BATCHTOPK), with ties to the lower
  * sample, then the lower latent.
- * penalty_i: l0_coefficient times the number of active latents (JUMPRELU, straight-through with
- * a rectangular kernel of width `bandwidth`), l1_coefficient times the sum of a_ij (RELU).
+ * penalty_i: l0_coefficient times the number of active latents (JUMPRELU), l1_coefficient times the
+ * sum of a_ij (RELU); plus |xhat_i^g - x_i|^2 for each inner prefix g of the latents, xhat^g made of
+ * those below it alone (Matryoshka); plus AuxK, below.
+ *
+ * A threshold's gradient (JUMPRELU) is the loss's difference quotient over its `bandwidth`: that of
+ * switching off the activations in threshold < z <= threshold + bandwidth, which are all that would go
+ * if this threshold alone rose by so much. Unlike a straight-through estimate over a band on both sides
+ * it is exact for finite changes and needs no latent that is not active.
+ *
+ * AuxK (Gao et al. 2024, arXiv 2406.04093, section 2.4, scaled as SAELens does): the aux_k largest
+ * positive z of latents that have not fired for dead_after samples reconstruct what is left over,
+ *   aux_coefficient min(1, n_dead / aux_k) mean_i |sum_j z_ij W_dec_j - (x_i - xhat_i)|^2,
+ * x - xhat taken as given.
  *
  * Every z is one canonical float32 dot product (64 lanes, fused multiply-add, fixed order of
  * reduction) plus b_enc, whichever kernel screened the latents: low-precision screens carry a rigorous
@@ -327,8 +338,16 @@ typedef enum {
     ATOMS_BATCHTOPK = 3
 } atoms_activation;
 
-/* How pre-activations are screened. AUTO takes INT8 where the CPU has VNNI, else F32. */
-typedef enum { ATOMS_SCREEN_AUTO = 0, ATOMS_SCREEN_F32 = 1, ATOMS_SCREEN_INT8 = 2 } atoms_screen;
+/* How pre-activations are screened. AUTO takes INT8 where the CPU has VNNI, INT16 where AVX2 is the
+ * best it has, else F32. Any kind runs anywhere; results are the same. */
+typedef enum {
+    ATOMS_SCREEN_AUTO = 0,
+    ATOMS_SCREEN_F32 = 1,
+    ATOMS_SCREEN_INT8 = 2,
+    ATOMS_SCREEN_INT16 = 3
+} atoms_screen;
+
+#define ATOMS_MAX_PREFIXES 16
 
 typedef struct {
     int64_t d_in, d_sae;         /* >= 1; d_in <= 32768 */
@@ -339,7 +358,20 @@ typedef struct {
     float beta1, beta2, epsilon; /* Adam */
     float clip;                  /* largest root-mean-square of a row's Adam direction; 0: none */
     atoms_screen screen;
+    int64_t n_prefixes;          /* 0, or Matryoshka: ascending widths, the last one d_sae */
+    int64_t prefix[ATOMS_MAX_PREFIXES];
 } atoms_sae_params;
+
+/* Rows as the caller holds them, read and converted panel by panel: scale (x[index[i]] - shift), in
+ * float32. */
+typedef struct {
+    const void *x;
+    atoms_dtype dtype;
+    int64_t row_stride, col_stride; /* in elements */
+    const int64_t *index;           /* (n,) row numbers, or NULL: 0, 1, ... */
+    const float *shift;             /* (d_in,), or NULL: neither shift nor scale */
+    float scale;
+} atoms_rows;
 
 typedef struct {
     float learning_rate;
@@ -352,6 +384,9 @@ typedef struct {
     int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
                               included, has its threshold multiplied by silent_factor; 0: never */
     float silent_factor;
+    int64_t aux_k;         /* AuxK; 0: none */
+    int64_t dead_after;
+    float aux_coefficient;
 } atoms_sae_step_params;
 
 typedef struct {
@@ -359,12 +394,11 @@ typedef struct {
     double total_variance;  /* mean over samples of |x - mean(x)|^2, this batch */
     double penalty;         /* mean over samples */
     double l0;              /* mean number of active latents */
-    double band;            /* mean number of latents within bandwidth/2 of their threshold */
-    double band_gain;       /* over those: mean of -threshold * d(n loss)/d a, the fall of the
-                               squared error bought by one more active latent at its threshold */
+    double band;            /* mean number of active latents within bandwidth of their threshold */
+    double band_gain;       /* over those: mean rise of the squared error were it switched off */
     double lowest;          /* smallest active z (BATCHTOPK inference threshold), 0 if none */
     double candidates;      /* mean number of z computed exactly */
-    int64_t bad_row;        /* first row with NaN or infinity, with ATOMS_ERR_NONFINITE */
+    int64_t bad_row;        /* a row of x with NaN or infinity, with ATOMS_ERR_NONFINITE */
     double seconds[6];      /* wall: prepare, screen, exact, decode, sort, update. The first
                                thread's share for screen, exact and decode. */
 } atoms_sae_stats;
@@ -383,7 +417,8 @@ typedef struct atoms_codes atoms_codes;
 
 ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
 /* All arrays zero. Memory: about (tied ? 13 : 25) * d_in * d_sae bytes. */
-ATOMS_API atoms_status atoms_sae_new(const atoms_sae_params *params, atoms_sae **sae);
+ATOMS_API atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *params,
+                                     atoms_sae **sae);
 ATOMS_API void atoms_sae_free(atoms_sae *sae);
 ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
 /* Number of rows and columns (1 for vectors) of a field. */
@@ -397,17 +432,18 @@ ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sa
                                        const int64_t *idx, const float *rows, const float *scales,
                                        const float *thresholds);
 
-/* One optimiser step on x (n, d_in), n >= 1. err (n, d_in): xhat - x before the step, or NULL.
- * On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in and
- * 16 bytes for each active latent of each sample; samples x latents is never held. */
+/* One optimiser step on n >= 1 rows. err (n, d_in): xhat - x before the step, or NULL.
+ * On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in (4 more for
+ * each inner prefix and for AuxK) and 24 bytes for each active latent of each sample; samples x latents
+ * is never held. */
 ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae,
-                                      const float *x, const atoms_sae_step_params *params,
+                                      const atoms_rows *x, const atoms_sae_step_params *params,
                                       float *err, atoms_sae_stats *stats);
 
-/* Codes of x (n, d_in) by the inference rule: z > threshold for JUMPRELU and BATCHTOPK, else as
+/* Codes of n rows by the inference rule: z > threshold for JUMPRELU and BATCHTOPK, else as
  * in training. *codes is new, to be freed by the caller. */
 ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae,
-                                        const float *x, atoms_codes **codes,
+                                        const atoms_rows *x, atoms_codes **codes,
                                         atoms_sae_stats *stats);
 ATOMS_API int64_t atoms_codes_nnz(const atoms_codes *codes);
 /* CSR: indptr (n + 1,), indices and values (nnz,); indices ascend within a row. */

@@ -33,16 +33,29 @@ static handle *get_handle(PyObject *obj, int writes)
 static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"d_in",      "d_sae", "activation", "k",       "tied", "bandwidth",
-                            "beta1",     "beta2", "epsilon",    "clip",    "screen", NULL};
+    static char *names[] = {"ctx",       "d_in",      "d_sae", "activation", "k",       "tied", "bandwidth",
+                            "beta1",     "beta2", "epsilon",    "clip",    "screen", "prefixes", NULL};
     atoms_sae_params p;
     atoms_sae_params_init(&p);
     long long d_in, d_sae, k = 0;
     int activation = 0, tied = 0, screen = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LL|iLpfffffi:sae_new", names, &d_in, &d_sae,
-                                     &activation, &k, &tied, &p.bandwidth, &p.beta1, &p.beta2,
-                                     &p.epsilon, &p.clip, &screen))
+    const atoms_ctx *ctx;
+    PyObject *ctx_obj, *prefixes = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiO:sae_new", names, &ctx_obj, &d_in,
+                                     &d_sae, &activation, &k, &tied, &p.bandwidth, &p.beta1,
+                                     &p.beta2, &p.epsilon, &p.clip, &screen, &prefixes) ||
+        atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
+    if (prefixes != Py_None) {
+        atoms_view v;
+        int64_t any = -1;
+        if (atoms_view_typed(prefixes, "prefixes", NPY_INT64, 0, 1, &any, &v) < 0)
+            return NULL;
+        p.n_prefixes = v.shape[0]; /* too many are refused below */
+        for (int64_t i = 0; i < v.shape[0] && i < ATOMS_MAX_PREFIXES; i++)
+            p.prefix[i] = ((const int64_t *)v.data)[i];
+        atoms_view_clear(&v);
+    }
     p.d_in = d_in;
     p.d_sae = d_sae;
     p.k = k;
@@ -52,7 +65,7 @@ static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
     handle *h = PyMem_Calloc(1, sizeof *h);
     if (!h)
         return PyErr_NoMemory();
-    atoms_status status = atoms_sae_new(&p, &h->sae);
+    atoms_status status = atoms_sae_new(ctx, &p, &h->sae);
     if (status < 0) {
         PyMem_Free(h);
         return atoms_raise(status, "sae_new");
@@ -158,18 +171,65 @@ static PyObject *stats_dict(const atoms_sae_stats *s)
         "sort", t[4], "update", t[5]);
 }
 
+/* A caller's rows: X of any float type and strides, and what the model reads of them. */
+typedef struct {
+    atoms_view x, index, shift;
+    atoms_rows rows;
+    int64_t n;
+} row_views;
+
+static void rows_clear(row_views *r)
+{
+    atoms_view_clear(&r->x);
+    atoms_view_clear(&r->index);
+    atoms_view_clear(&r->shift);
+}
+
+/* (X, index or None, shift or None, scale) */
+static int rows_parse(PyObject *x, PyObject *index, PyObject *shift, float scale, const handle *h,
+                      row_views *r)
+{
+    memset(r, 0, sizeof *r);
+    int64_t d = atoms_sae_get_params(h->sae)->d_in, any = -1;
+    if (atoms_view_in(x, "X", 2, VIEW_FLOATS, &r->x) < 0)
+        return -1;
+    if (r->x.shape[1] != d) {
+        PyErr_Format(PyExc_ValueError, "X: expected length %lld along axis 1, got %lld", (long long)d,
+                     (long long)r->x.shape[1]);
+        goto failed;
+    }
+    if ((index != Py_None && atoms_view_typed(index, "index", NPY_INT64, 0, 1, &any, &r->index) < 0) ||
+        (shift != Py_None && atoms_view_typed(shift, "shift", NPY_FLOAT32, 0, 1, &d, &r->shift) < 0))
+        goto failed;
+    const int64_t *at = r->index.data;
+    r->n = at ? r->index.shape[0] : r->x.shape[0];
+    for (int64_t i = 0; at && i < r->n; i++)
+        if (at[i] < 0 || at[i] >= r->x.shape[0]) {
+            PyErr_Format(PyExc_IndexError, "index: row %lld lies outside X with %lld rows",
+                         (long long)at[i], (long long)r->x.shape[0]);
+            goto failed;
+        }
+    r->rows = (atoms_rows){r->x.data,      r->x.dtype, r->x.stride[0], r->x.stride[1], at,
+                           r->shift.data, scale};
+    return 0;
+failed:
+    rows_clear(r);
+    return -1;
+}
+
 static PyObject *sae_step(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *ctx_obj, *capsule, *x_obj, *err_obj;
-    atoms_sae_step_params sp;
-    long long k, silent_after = 0;
+    PyObject *ctx_obj, *capsule, *x_obj, *err_obj, *index = Py_None, *shift = Py_None;
+    atoms_sae_step_params sp = {.silent_factor = 1};
+    long long k, silent_after = 0, aux_k = 0, dead_after = 0;
+    float scale = 1;
     const atoms_ctx *ctx;
-    sp.silent_factor = 1;
-    if (!PyArg_ParseTuple(args, "OOOfffffLO|Lf:sae_step", &ctx_obj, &capsule, &x_obj,
+    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLfOOf:sae_step", &ctx_obj, &capsule, &x_obj,
                           &sp.learning_rate, &sp.threshold_rate, &sp.l0_coefficient,
                           &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj, &silent_after,
-                          &sp.silent_factor) ||
+                          &sp.silent_factor, &aux_k, &dead_after, &sp.aux_coefficient, &index,
+                          &shift, &scale) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 1);
@@ -177,15 +237,17 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
         return NULL;
     sp.k = k;
     sp.silent_after = silent_after;
-    atoms_view x, err = {0};
-    int64_t shape[2] = {-1, atoms_sae_get_params(h->sae)->d_in};
-    if (atoms_view_typed(x_obj, "X", NPY_FLOAT32, 0, 2, shape, &x) < 0)
+    sp.aux_k = aux_k;
+    sp.dead_after = dead_after;
+    row_views r;
+    atoms_view err = {0};
+    if (rows_parse(x_obj, index, shift, scale, h, &r) < 0)
         return NULL;
-    shape[0] = x.shape[0];
+    int64_t shape[2] = {r.n, r.x.shape[1]};
     if (err_obj != Py_None &&
         (atoms_view_typed(err_obj, "err", NPY_FLOAT32, 1, 2, shape, &err) < 0 ||
-         atoms_views_overlap(&x, "X", &err, "err"))) {
-        atoms_view_clear(&x);
+         atoms_views_overlap(&r.x, "X", &err, "err"))) {
+        rows_clear(&r);
         atoms_view_clear(&err);
         return NULL;
     }
@@ -193,10 +255,10 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     atoms_status status;
     h->writers++;
     Py_BEGIN_ALLOW_THREADS
-    status = atoms_sae_step(ctx, x.shape[0], h->sae, x.data, &sp, err.data, &stats);
+    status = atoms_sae_step(ctx, r.n, h->sae, &r.rows, &sp, err.data, &stats);
     Py_END_ALLOW_THREADS
     h->writers--;
-    atoms_view_clear(&x);
+    rows_clear(&r);
     atoms_view_clear(&err);
     return status < 0 ? raise_row(status, &stats, "sae_step") : stats_dict(&stats);
 }
@@ -204,28 +266,29 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
 static PyObject *sae_encode(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *ctx_obj, *capsule, *x_obj;
+    PyObject *ctx_obj, *capsule, *x_obj, *index = Py_None, *shift = Py_None;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOO:sae_encode", &ctx_obj, &capsule, &x_obj) ||
+    float scale = 1;
+    if (!PyArg_ParseTuple(args, "OOO|OOf:sae_encode", &ctx_obj, &capsule, &x_obj, &index, &shift,
+                          &scale) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 0);
     if (!h)
         return NULL;
-    atoms_view x;
-    int64_t shape[2] = {-1, atoms_sae_get_params(h->sae)->d_in};
-    if (atoms_view_typed(x_obj, "X", NPY_FLOAT32, 0, 2, shape, &x) < 0)
+    row_views r;
+    if (rows_parse(x_obj, index, shift, scale, h, &r) < 0)
         return NULL;
     atoms_codes *codes = NULL;
     atoms_sae_stats stats;
     atoms_status status;
     h->readers++;
     Py_BEGIN_ALLOW_THREADS
-    status = atoms_sae_encode(ctx, x.shape[0], h->sae, x.data, &codes, &stats);
+    status = atoms_sae_encode(ctx, r.n, h->sae, &r.rows, &codes, &stats);
     Py_END_ALLOW_THREADS
     h->readers--;
-    npy_intp rows = x.shape[0] + 1;
-    atoms_view_clear(&x);
+    npy_intp rows = r.n + 1;
+    rows_clear(&r);
     if (status < 0)
         return raise_row(status, &stats, "sae_encode");
     npy_intp nnz = atoms_codes_nnz(codes);
@@ -301,13 +364,15 @@ done:
 
 PyMethodDef atoms_sae_methods[] = {
     {"sae_new", (PyCFunction)(void (*)(void))sae_new, METH_VARARGS | METH_KEYWORDS,
-     "sae_new(d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen)"},
+     "sae_new(ctx, d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen, "
+     "prefixes)"},
     {"sae_get", sae_get, METH_VARARGS, "sae_get(sae, field, out)"},
     {"sae_set", sae_set, METH_VARARGS, "sae_set(sae, field, values)"},
     {"sae_reset", sae_reset, METH_VARARGS, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"},
     {"sae_step", sae_step, METH_VARARGS,
      "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
-     "threshold_shift, k, err, silent_after=0, silent_factor=1)"},
-    {"sae_encode", sae_encode, METH_VARARGS, "sae_encode(ctx, sae, X)"},
+     "threshold_shift, k, err, silent_after=0, silent_factor=1, aux_k=0, dead_after=0, "
+     "aux_coefficient=0, index=None, shift=None, scale=1)"},
+    {"sae_encode", sae_encode, METH_VARARGS, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"},
     {"decode", decode, METH_VARARGS, "decode(ctx, indptr, indices, values, W_dec, bias, out)"},
     {NULL, NULL, 0, NULL}};

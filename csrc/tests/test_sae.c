@@ -24,7 +24,13 @@ static void fill(void)
     }
 }
 
-static atoms_sae *new_sae(atoms_activation activation, bool tied)
+static atoms_rows rows_of(const float *from)
+{
+    return (atoms_rows){.x = from, .dtype = ATOMS_F32, .row_stride = D, .col_stride = 1};
+}
+
+/* `wide`: Matryoshka of two widths, and AuxK's room. */
+static atoms_sae *new_sae(const atoms_ctx *ctx, atoms_activation activation, bool tied, bool wide)
 {
     atoms_sae_params p;
     atoms_sae *sae = NULL;
@@ -34,7 +40,12 @@ static atoms_sae *new_sae(atoms_activation activation, bool tied)
     p.k = K;
     p.activation = activation;
     p.tied = tied;
-    CHECK(atoms_sae_new(&p, &sae) == ATOMS_OK);
+    if (wide) {
+        p.n_prefixes = 2;
+        p.prefix[0] = S / 3;
+        p.prefix[1] = S;
+    }
+    CHECK(atoms_sae_new(ctx, &p, &sae) == ATOMS_OK);
     atoms_sae_set(sae, ATOMS_W_ENC, enc);
     atoms_sae_set(sae, ATOMS_W_DEC, dec);
     atoms_sae_set(sae, ATOMS_THRESHOLD, theta);
@@ -48,7 +59,10 @@ static const atoms_sae_step_params step_params = {.learning_rate = 1e-2f,
                                                   .threshold_shift = 1e-3f,
                                                   .k = K,
                                                   .silent_after = 100,
-                                                  .silent_factor = 0.9f};
+                                                  .silent_factor = 0.9f,
+                                                  .aux_k = 3,
+                                                  .dead_after = 100,
+                                                  .aux_coefficient = 0.5f};
 
 static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
 {
@@ -57,7 +71,8 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
     int64_t indptr[N + 1];
     atoms_codes *codes = NULL;
     atoms_sae_stats stats;
-    CHECK(atoms_sae_encode(ctx, N, sae, x, &codes, &stats) == ATOMS_OK);
+    atoms_rows from = rows_of(x);
+    CHECK(atoms_sae_encode(ctx, N, sae, &from, &codes, &stats) == ATOMS_OK);
     CHECK(atoms_codes_nnz(codes) > 0);
     atoms_codes_copy(codes, indptr, indices, values);
     CHECK(indptr[0] == 0 && indptr[N] == atoms_codes_nnz(codes));
@@ -65,7 +80,7 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
         for (int64_t e = indptr[i]; e < indptr[i + 1]; e++)
             CHECK(values[e] > 0 && indices[e] < S && (e == indptr[i] || indices[e] > indices[e - 1]));
     atoms_codes_free(codes);
-    CHECK(atoms_sae_encode(ctx, 0, sae, x, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_sae_encode(ctx, 0, sae, &from, &codes, &stats) == ATOMS_OK);
     CHECK(atoms_codes_nnz(codes) == 0);
     atoms_codes_free(codes);
 }
@@ -75,19 +90,20 @@ TEST(sae_learns_on_every_context)
     fill();
     for (int i = 0; i < atoms_test_contexts(); i++) {
         atoms_ctx *ctx = atoms_test_context(i);
+        atoms_rows from = rows_of(x);
         for (int a = ATOMS_JUMPRELU; a <= ATOMS_BATCHTOPK; a++)
             for (int tied = 0; tied < 2; tied++) {
-                atoms_sae *sae = new_sae((atoms_activation)a, tied);
+                atoms_sae *sae = new_sae(ctx, (atoms_activation)a, tied, tied);
                 atoms_sae_stats stats;
                 double before = 0;
                 for (int step = 0; step < 12; step++) {
                     /* batches of other sizes reuse the workspace */
                     int64_t n = step % 3 == 1 ? 64 : step % 3 == 2 ? 1 : N;
-                    CHECK(atoms_sae_step(ctx, n, sae, x, &step_params, err, &stats) == ATOMS_OK);
+                    CHECK(atoms_sae_step(ctx, n, sae, &from, &step_params, err, &stats) == ATOMS_OK);
                     if (step == 0)
                         before = stats.squared_error;
                 }
-                CHECK(atoms_sae_step(ctx, N, sae, x, &step_params, NULL, &stats) == ATOMS_OK);
+                CHECK(atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
                 CHECK(stats.squared_error < before);
                 if (a == ATOMS_BATCHTOPK)
                     atoms_sae_set(sae, ATOMS_THRESHOLD, theta);
@@ -109,24 +125,33 @@ TEST(sae_refuses_what_it_cannot_train)
     atoms_sae_params p;
     atoms_sae *sae;
     atoms_sae_params_init(&p);
-    CHECK(atoms_sae_new(&p, &sae) == ATOMS_ERR_ARGUMENT); /* no sizes */
+    atoms_ctx *ctx = atoms_test_context(0);
+    CHECK(atoms_sae_new(ctx, &p, &sae) == ATOMS_ERR_ARGUMENT); /* no sizes */
     p.d_in = p.d_sae = 3;
     p.activation = ATOMS_TOPK;
-    CHECK(atoms_sae_new(&p, &sae) == ATOMS_ERR_ARGUMENT); /* no k */
+    CHECK(atoms_sae_new(ctx, &p, &sae) == ATOMS_ERR_ARGUMENT); /* no k */
     p.activation = ATOMS_JUMPRELU;
+    p.n_prefixes = 2;
+    p.prefix[0] = p.prefix[1] = 3;
+    CHECK(atoms_sae_new(ctx, &p, &sae) == ATOMS_ERR_ARGUMENT); /* not ascending */
+    p.n_prefixes = 0;
     p.bandwidth = NAN;
-    CHECK(atoms_sae_new(&p, &sae) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_sae_new(ctx, &p, &sae) == ATOMS_ERR_ARGUMENT);
 
     fill();
-    sae = new_sae(ATOMS_JUMPRELU, false);
-    atoms_ctx *ctx = atoms_test_context(0);
+    sae = new_sae(ctx, ATOMS_JUMPRELU, false, false);
     atoms_sae_stats stats;
     static float bad[N * D];
     memcpy(bad, x, sizeof bad);
     bad[77 * D + 3] = NAN;
-    CHECK(atoms_sae_step(ctx, N, sae, bad, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
+    atoms_rows from = rows_of(bad);
+    CHECK(atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
     CHECK(stats.bad_row == 77);
-    CHECK(atoms_sae_step(ctx, 0, sae, bad, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    const int64_t index[3] = {5, 77, 6};
+    from.index = index; /* rows are named as the caller numbers them */
+    CHECK(atoms_sae_step(ctx, 3, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
+    CHECK(stats.bad_row == 77);
+    CHECK(atoms_sae_step(ctx, 0, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
     atoms_ctx_free(ctx);
     atoms_sae_free(sae);
 }
@@ -136,17 +161,18 @@ TEST(sae_survives_running_out_of_memory)
     fill();
     atoms_ctx *ctx = atoms_test_context(0);
     for (int nth = 1; nth < 60; nth++) {
-        atoms_sae *sae = new_sae(ATOMS_TOPK, false);
+        atoms_sae *sae = new_sae(ctx, ATOMS_TOPK, false, true);
+        atoms_rows from = rows_of(x);
         atoms_sae_stats stats;
         atoms_codes *codes = NULL;
         atoms_test_fail_alloc(nth);
-        atoms_status stepped = atoms_sae_step(ctx, N, sae, x, &step_params, NULL, &stats);
+        atoms_status stepped = atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats);
         bool failed = atoms_test_fail_alloc(0);
         CHECK(stepped == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
         /* whatever happened, it goes on working */
-        CHECK(atoms_sae_step(ctx, N, sae, x, &step_params, NULL, &stats) == ATOMS_OK);
+        CHECK(atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
         atoms_test_fail_alloc(nth);
-        atoms_status encoded = atoms_sae_encode(ctx, N, sae, x, &codes, &stats);
+        atoms_status encoded = atoms_sae_encode(ctx, N, sae, &from, &codes, &stats);
         failed = atoms_test_fail_alloc(0);
         CHECK(encoded == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
         if (encoded == ATOMS_OK)

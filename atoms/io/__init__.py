@@ -1,0 +1,313 @@
+"""Sparse autoencoders of other tools, in and out.
+
+========================  ============================================  =======================
+tool                      files                                         written too
+========================  ============================================  =======================
+SAELens (6 and before)    ``cfg.json``, ``sae_weights.safetensors``     yes, ``"saelens"``
+Gemma Scope               ``params.npz``                                yes, ``"npz"``
+Gemma Scope 2             ``params.safetensors``, ``config.json``
+dictionary_learning       ``ae.pt``, ``config.json``
+sparsify                  ``cfg.json``, ``sae.safetensors``
+atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`
+========================  ============================================  =======================
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _formats
+from ._files import safetensors_metadata
+from ._model import PretrainedSAE
+
+__all__ = ["PretrainedSAE", "convert", "from_pretrained", "load", "save"]
+
+# in a folder: the file that tells the format, the file beside it that it needs, and the reader
+_FOLDERS = {
+    "saelens": ("sae_weights.safetensors", "cfg.json"),
+    "sparsify": ("sae.safetensors", "cfg.json"),
+    "dictionary_learning": ("ae.pt", None),
+    "gemma_scope": ("params.npz", None),
+    "gemma_scope_2": ("params.safetensors", None),
+}
+_FILES = (
+    "cfg.json", "config.json", "sae_weights.safetensors", "sae.safetensors", "ae.pt", "params.npz",
+    "params.safetensors", "activation_scaler.json", "activation_whitening.safetensors",
+)  # fmt: skip
+
+
+def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any:
+    """Read a model of any known format, which is recognised from the files.
+
+    Parameters
+    ----------
+    path : path
+        A folder as its tool wrote it, or one file of it: ``.safetensors`` (also those of
+        `SparseAutoencoder.save` and `AtomicInnerProduct.save`), ``.npz`` (Gemma Scope), ``.pt``
+        (dictionary_learning; needs PyTorch, whose weights_only loader runs no code).
+    num_threads : int, optional
+        Of the model.
+
+    Returns
+    -------
+    PretrainedSAE, SparseAutoencoder or AtomicInnerProduct
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing there, or nothing known in the folder.
+    ValueError
+        Damaged or hostile files, unknown weights, shapes and types that do not fit, NaN, an architecture
+        that is not supported. The message names the file and the fault. No code in a file is ever run, and
+        no more memory is used than its size justifies.
+    ImportError
+        A .pt file without PyTorch.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, atoms
+    >>> sae = atoms.io.PretrainedSAE(np.eye(3), np.zeros(3), np.eye(3), np.ones(3), activation="relu")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     atoms.io.save(sae, folder + "/sae", format="saelens")
+    ...     print(atoms.load(folder + "/sae"))
+    PretrainedSAE(d_in=3, d_sae=3, relu, from saelens)
+    """
+    path = Path(path)
+    if path.is_dir():
+        kinds = [kind for kind, (name, _) in _FOLDERS.items() if (path / name).is_file()]
+        if not kinds:
+            known = ", ".join(name for name, _ in _FOLDERS.values())
+            raise FileNotFoundError(f"{path}: no model of a known format in this folder (looked for {known})")
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{path}: models of several formats ({', '.join(kinds)}); name one of their files"
+            )
+        kind = kinds[0]
+        file = path / _FOLDERS[kind][0]
+    elif path.is_file():
+        file, kind = path, _kind_of_file(path)
+    else:
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; atoms.io.from_pretrained reads from the hub"
+        )
+    if kind in ("SparseAutoencoder", "AtomicInnerProduct"):
+        from ..metric import AtomicInnerProduct
+        from ..sae import SparseAutoencoder
+
+        cls: Any = SparseAutoencoder if kind == "SparseAutoencoder" else AtomicInnerProduct
+        return cls.load(file, num_threads=num_threads)
+    beside = _FOLDERS[kind][1]
+    if beside is not None and not (file.parent / beside).is_file():
+        raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
+    reader = getattr(_formats, kind)
+    model: PretrainedSAE = reader(file.parent if beside is not None else file)
+    model.num_threads = num_threads
+    return model
+
+
+def _kind_of_file(path: Path) -> str:
+    if path.suffix == ".npz":
+        return "gemma_scope"
+    if path.suffix == ".pt":
+        return "dictionary_learning"
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: expected a folder, or a .safetensors, .npz or .pt file")
+    metadata = safetensors_metadata(path)
+    if metadata.get("format") == "atoms":
+        kind = metadata.get("kind", "")
+        if kind not in ("SparseAutoencoder", "AtomicInnerProduct"):
+            raise ValueError(
+                f"{path}: written by atoms as {kind or 'nothing'}, which this version does not know"
+            )
+        return kind
+    for kind in ("saelens", "sparsify"):
+        if path.name == _FOLDERS[kind][0]:
+            return kind
+    return "gemma_scope_2"
+
+
+# ------------------------------------------------------------------ writing
+
+
+def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **metadata: Any) -> None:
+    """Write a model for other tools: encoder, decoder and thresholds for raw activations.
+
+    Parameters
+    ----------
+    sae : SparseAutoencoder, PretrainedSAE
+        Fitted. Its metric or input scaling is folded into the weights, BatchTopK becomes JumpReLU with one
+        threshold, as SAELens does itself.
+    path : path
+        A new folder (``"saelens"``: ``cfg.json`` and ``sae_weights.safetensors``) or file (``"npz"``: Gemma
+        Scope's five arrays). Written beside itself and renamed.
+    format : {"saelens", "npz"}
+    **metadata
+        Into SAELens's ``metadata``: ``model_name``, ``hook_name``, ``context_size`` and what else its tools use.
+
+    Raises
+    ------
+    FileExistsError
+        `path` is there already.
+    ValueError
+        The format cannot express the model: ``"npz"`` has no TopK, no input norm and no skip connection.
+    """
+    if format not in ("saelens", "npz"):
+        raise ValueError(f"format: expected 'saelens' or 'npz', got {format!r}")
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path}: is there already; name another or remove it")
+    names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    arrays = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
+    norm, skip = getattr(sae, "input_norm", "none"), getattr(sae, "W_skip", None)
+    transcoder = getattr(sae, "is_transcoder", False)
+    activation = "jumprelu" if sae.activation == "batchtopk" else sae.activation
+    if arrays["threshold"].min() < 0:
+        raise ValueError("sae: has negative thresholds, which other tools take for zero")
+    if format == "npz" and (activation == "topk" or norm != "none" or skip is not None):
+        what = "TopK" if activation == "topk" else "a skip connection" if skip is not None else norm
+        raise ValueError(f"format: 'npz' has no place for {what}; use 'saelens'")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        if format == "npz":
+            np.savez(temporary / "params.npz", **arrays)
+            os.replace(temporary / "params.npz", path)
+        else:
+            config = _saelens_config(sae, activation, transcoder, skip is not None, norm, arrays, metadata)
+            if skip is not None:
+                arrays["W_skip"] = np.ascontiguousarray(skip.T)
+            if activation != "jumprelu":
+                del arrays["threshold"]
+            from safetensors.numpy import save_file
+
+            save_file(arrays, temporary / "sae_weights.safetensors")
+            (temporary / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o777 & ~mask)
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _saelens_config(
+    sae: Any, activation: str, transcoder: bool, skip: bool, norm: str, arrays: dict[str, np.ndarray],
+    metadata: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    architecture = {"relu": "standard"}.get(activation, activation)
+    if transcoder:
+        if activation == "topk":
+            raise ValueError("format: SAELens has no TopK transcoders")
+        architecture = (
+            ("jumprelu_" if activation == "jumprelu" else "") + ("skip_" if skip else "") + "transcoder"
+        )
+    (d_in, d_sae), d_out = arrays["W_enc"].shape, arrays["W_dec"].shape[1]
+    config: dict[str, Any] = {
+        "architecture": architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": False, "normalize_activations": norm, "reshape_activations": "none",
+    }  # fmt: skip
+    if transcoder:
+        config["d_out"] = d_out
+    if activation == "topk":
+        k = getattr(sae, "k", None)
+        config |= {"k": int(sae._k if k is None else k), "rescale_acts_by_decoder_norm": False}
+    from .. import __version__
+
+    # without a version of 6 or later, SAELens reads the file as a legacy one and drops the metadata
+    config["metadata"] = {"atoms_version": __version__, **metadata, "sae_lens_version": "6.0.0"}
+    return config
+
+
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
+    """Read any known format and write another: ``.npz`` by that ending, else a SAELens folder.
+
+    ``python -m atoms convert IN OUT`` does this.
+
+    Returns
+    -------
+    str
+        One line that says what was read and written.
+    """
+    sae = load(source)
+    if not hasattr(sae, "W_enc"):
+        raise ValueError(f"{source}: holds no autoencoder but a {type(sae).__name__}")
+    format = "npz" if Path(target).suffix == ".npz" else "saelens"
+    save(sae, target, format)
+    return f"{source}: {sae!r}, written to {target} ({format})"
+
+
+# ------------------------------------------------------------------ the hub
+
+
+def from_pretrained(
+    name: str | os.PathLike[str],
+    subfolder: str = "",
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """A model of the Hugging Face hub, or of a local folder laid out like one.
+
+    Only the files that a known format has are fetched, through huggingface_hub and its cache: what is there
+    is not fetched again, and ``HF_HUB_OFFLINE=1`` or `local_files_only` forbids the network.
+
+    Parameters
+    ----------
+    name : str or path
+        ``"org/name"`` on the hub, or a folder that exists.
+    subfolder : str
+        Where in it the model is, e.g. ``"layer_20/width_16k/average_l0_71"``.
+    revision : str, optional
+        Branch, tag or commit.
+    cache_dir : path, optional
+        The hub's own by default.
+    local_files_only : bool
+        Nothing is fetched.
+    num_threads : int, optional
+        Of the model.
+
+    Raises
+    ------
+    FileNotFoundError
+        No model there, or not in the cache when nothing may be fetched.
+    ImportError
+        huggingface_hub is not installed.
+    ValueError
+        As `load`.
+    """
+    parts = Path(subfolder).parts
+    if Path(subfolder).is_absolute() or ".." in parts:
+        raise ValueError(f"subfolder: expected a path inside the repository, got {subfolder!r}")
+    if Path(name).is_dir():
+        return load(Path(name) / subfolder, num_threads=num_threads)
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ImportError(
+            f"{name}: no such folder here, and the hub needs `pip install huggingface_hub`"
+        ) from error
+    prefix = "".join(glob.escape(part) + "/" for part in parts)
+    try:
+        root = huggingface_hub.snapshot_download(
+            str(name),
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=[prefix + file for file in _FILES],
+            local_files_only=local_files_only,
+        )
+    except errors.HFValidationError as error:
+        raise ValueError(f"name: neither a folder here nor a name on the hub: {error}") from None
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise FileNotFoundError(f"{name}: not to be had from the hub nor its cache: {error}") from error
+    return load(Path(root) / subfolder, num_threads=num_threads)

@@ -1,0 +1,381 @@
+"""One importer for each tool: its weights and configuration to a PretrainedSAE.
+
+Each was checked against the forward pass of the tool it names (tests/test_io_peers.py).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._files import plain, read_json, read_npz, read_safetensors, read_torch
+from ._model import PretrainedSAE
+
+__all__ = ["dictionary_learning", "gemma_scope", "gemma_scope_2", "saelens", "sparsify"]
+
+Tensors = dict[str, np.ndarray]
+
+
+def _take(tensors: Tensors, path: Path, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Exactly these weights: a missing one is damage, an unknown one may change the result."""
+    needed, optional = list(needed), list(optional)
+    missing = [name for name in needed if name not in tensors]
+    unknown = sorted(set(tensors) - set(needed) - set(optional))
+    if missing or unknown:
+        faults = [
+            f"{what} {', '.join(names[:8])}"
+            for what, names in (("no", missing), ("unknown", unknown))
+            if names
+        ]
+        raise ValueError(f"{path}: {' and '.join(faults)}; expected the weights {', '.join(needed)}")
+
+
+def _integer(config: dict[str, Any], key: str, path: Path, default: Any = None) -> int:
+    value = config.get(key, default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{path}: {key} should be a positive integer, is {value!r}")
+    return value
+
+
+def _scalar(a: Any, name: str, path: Path) -> float:
+    a = np.asarray(a)
+    if a.size != 1 or a.dtype.kind not in "iuf" or not np.isfinite(a).all():
+        raise ValueError(f"{path}: {name} should be one finite number, has shape {a.shape}")
+    return float(a.reshape(()))
+
+
+def _model(path: Path, *args: Any, **kwargs: Any) -> PretrainedSAE:
+    try:
+        return PretrainedSAE(*args, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _check_size(model: PretrainedSAE, config: dict[str, Any], names: tuple[str, str], path: Path) -> None:
+    for name, have in zip(names, (model.n_features_in_, model.d_sae)):
+        if name in config and config[name] != have:
+            raise ValueError(f"{path}: the configuration says {name} = {config[name]!r}, the weights {have}")
+
+
+def _gated(w: Tensors, W_gate: np.ndarray, b_gate: np.ndarray, b_mag: np.ndarray) -> tuple[Any, Any, Any]:
+    """W_enc, b_enc and threshold of the JumpReLU encoder that a gated encoder is."""
+    scale = np.exp(w["r_mag"].astype(np.float64))
+    threshold = np.maximum(b_mag - scale * b_gate.astype(np.float64), 0)
+    return W_gate * scale, b_mag, threshold
+
+
+# ------------------------------------------------------------------ SAELens
+
+_SAELENS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_SAELENS_KEYS = {
+    "standard": _SAELENS,
+    "topk": _SAELENS,
+    "jumprelu": (*_SAELENS, "threshold"),
+    "batchtopk": (*_SAELENS, "topk_threshold"),
+    "matryoshka_batchtopk": (*_SAELENS, "topk_threshold"),
+    "gated": ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"),
+    "transcoder": _SAELENS,
+    "skip_transcoder": (*_SAELENS, "W_skip"),
+    "jumprelu_transcoder": (*_SAELENS, "threshold"),
+    "jumprelu_skip_transcoder": (*_SAELENS, "threshold", "W_skip"),
+}
+
+
+def _legacy(config: dict[str, Any]) -> dict[str, Any]:
+    """A flat configuration from before SAELens 6, in today's words."""
+    new = dict(config)
+    if new.get("activation_fn_str", new.get("activation_fn")) == "topk":
+        new["architecture"] = "topk"
+        kwargs = new.get("activation_fn_kwargs")
+        new["k"] = kwargs.get("k") if isinstance(kwargs, dict) else None
+    new.setdefault("architecture", "standard")
+    norm = new.get("normalize_activations")
+    if isinstance(norm, bool):
+        new["normalize_activations"] = "expected_average_only_in" if norm else "none"
+    return new
+
+
+def _is_legacy(config: dict[str, Any]) -> bool:
+    metadata = config.get("metadata")
+    version = config.get("sae_lens_version") or (
+        metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
+    )
+    found = re.match(r"(\d+)", version) if isinstance(version, str) else None
+    return found is None or int(found[1]) < 6
+
+
+def saelens(folder: Path) -> PretrainedSAE:
+    """SAELens 6 and earlier: ``cfg.json``, ``sae_weights.safetensors``.
+
+    Inference exports and the weights of training checkpoints (their scaling or whitening beside them is
+    folded in).
+    """
+    path = folder / "sae_weights.safetensors"
+    raw = read_json(folder / "cfg.json")
+    config = _legacy(raw) if _is_legacy(raw) else raw
+    w = plain(read_safetensors(path), path)
+    if config.get("finetuning_scaling_factor") or not np.allclose(w.pop("scaling_factor", np.ones(1)), 1):
+        raise ValueError(f"{path}: a finetuning scaling factor is not supported; fold it into W_dec first")
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or architecture not in _SAELENS_KEYS:
+        raise ValueError(
+            f"{folder}: SAELens's architecture {architecture!r} is not supported; those are {', '.join(_SAELENS_KEYS)}"
+        )
+    _take(w, path, _SAELENS_KEYS[architecture])
+    transcoder = "transcoder" in architecture
+    W_enc, W_dec, b_dec = w["W_enc"], w["W_dec"], w["b_dec"]
+    if W_enc.ndim != 2 or W_dec.shape[:1] != W_enc.shape[1:] or W_dec.ndim != 2:
+        raise ValueError(f"{path}: W_enc {W_enc.shape} and W_dec {W_dec.shape} do not fit each other")
+    activation, k, threshold = "jumprelu", None, None
+    if architecture == "gated":
+        for name in ("b_gate", "b_mag", "r_mag"):
+            if w[name].shape != W_enc.shape[1:]:
+                raise ValueError(f"{path}: {name} has shape {w[name].shape}, expected {W_enc.shape[1:]}")
+        W_enc, b_enc, threshold = _gated(w, W_enc, w["b_gate"], w["b_mag"])
+    else:
+        b_enc = w["b_enc"]
+        if "threshold" in w:
+            threshold = np.maximum(w["threshold"], 0)  # SAELens applies ReLU first
+        elif "topk_threshold" in w:
+            cut = max(_scalar(w["topk_threshold"], "topk_threshold", path), 0.0)
+            threshold = np.full(W_enc.shape[1], cut)
+        elif architecture == "topk":
+            activation, k = "topk", _integer(config, "k", folder / "cfg.json", 100)
+        else:
+            activation = "relu"
+    if np.shape(b_enc) != W_enc.shape[1:]:
+        raise ValueError(f"{path}: b_enc has shape {np.shape(b_enc)}, expected {W_enc.shape[1:]}")
+    rescale = bool(config.get("rescale_acts_by_decoder_norm", False))
+    center = None if transcoder or not config.get("apply_b_dec_to_input", True) else b_dec
+    norm_kind = config.get("normalize_activations") or "none"
+    if norm_kind == "expected_average_only_in":
+        c, norm_kind = _saelens_scale(folder), "none"
+        W_enc, W_dec, b_dec, center = W_enc * c, W_dec / c, b_dec / c, None if center is None else center / c
+        if rescale and threshold is not None:
+            threshold = threshold / c  # it is measured against z times the decoder's norm
+    if rescale:
+        # latents are chosen by their contribution's size: the same with decoder rows of unit norm
+        norm = np.linalg.norm(W_dec.astype(np.float64), axis=1)
+        norm[norm == 0] = 1
+        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
+    if norm_kind == "covariance_whitening":
+        W_enc, b_enc, W_dec, b_dec, center, norm_kind = _saelens_whitening(
+            folder, W_enc, b_enc, W_dec, b_dec, center
+        )
+    model = _model(
+        path, W_enc, b_enc, W_dec, b_dec, threshold=threshold, activation=activation, k=k, center=center,
+        input_norm=norm_kind, W_skip=w["W_skip"].T if "W_skip" in w else None, is_transcoder=transcoder,
+        config=raw, source="saelens",
+    )  # fmt: skip
+    _check_size(model, config, ("d_in", "d_sae"), folder / "cfg.json")
+    return model
+
+
+def _saelens_scale(folder: Path) -> float:
+    """The factor that brings activations to a mean norm of sqrt(d_in)."""
+    file = folder / "activation_scaler.json"
+    if not file.exists():
+        warnings.warn(
+            f"{folder}: trained on scaled activations, and the scale is not there (activation_scaler.json): "
+            "as in SAELens, none is applied; scale the activations yourself if they are raw",
+            stacklevel=4,
+        )
+        return 1.0
+    value = read_json(file).get("scaling_factor")
+    c = _scalar(1.0 if value is None else value, "scaling_factor", file)
+    if c <= 0:
+        raise ValueError(f"{file}: scaling_factor should be positive, is {c}")
+    return c
+
+
+def _saelens_whitening(
+    folder: Path, W_enc: Any, b_enc: Any, W_dec: Any, b_dec: Any, center: Any
+) -> tuple[Any, ...]:
+    file = folder / "activation_whitening.safetensors"
+    if not file.exists():
+        raise ValueError(
+            f"{folder}: trained on whitened activations, and {file.name} is not there; fold it in SAELens"
+        )
+    t = plain(read_safetensors(file), file)
+    _take(t, file, ("mean", "matrix", "inverse_matrix"))
+    d = len(W_enc)
+    if t["mean"].shape != (d,) or t["matrix"].shape != (d, d) or t["inverse_matrix"].shape != (d, d):
+        raise ValueError(f"{file}: expected a mean of shape ({d},) and matrices of shape ({d}, {d})")
+    mean, M, inverse = (t[name].astype(np.float64) for name in ("mean", "matrix", "inverse_matrix"))
+    W_enc, W_dec, b_dec = M @ W_enc, W_dec @ inverse, b_dec @ inverse + mean
+    if center is None:
+        return W_enc, b_enc - mean @ W_enc, W_dec, b_dec, None, "none"
+    return W_enc, b_enc, W_dec, b_dec, b_dec, "none"
+
+
+# ------------------------------------------------------------------ Gemma Scope
+
+
+def _gemma(w: Tensors, path: Path, config: dict[str, Any], source: str) -> PretrainedSAE:
+    w = {"W" + name[1:] if name.startswith("w_") else name: a for name, a in plain(w, path).items()}
+    skip = w.pop("affine_skip_connection", None)
+    _take(w, path, (*_SAELENS, "threshold"))
+    W_enc, W_dec = w["W_enc"], w["W_dec"]
+    if W_enc.ndim != 2:
+        raise ValueError(f"{path}: W_enc has shape {W_enc.shape}, expected a matrix")
+    if "embedding" in path.parts:  # trained on embeddings times sqrt(d), which Gemma multiplies in itself
+        root = np.sqrt(len(W_enc))
+        W_enc, W_dec = W_enc / root, W_dec * root
+    return _model(
+        path, W_enc, w["b_enc"], W_dec, w["b_dec"], threshold=np.maximum(w["threshold"], 0), W_skip=skip,
+        is_transcoder=any("transcoder" in part for part in path.parts), config=config, source=source,
+    )  # fmt: skip
+
+
+def gemma_scope(path: Path) -> PretrainedSAE:
+    """Gemma Scope: ``params.npz`` (arrays only, no configuration). JumpReLU, input not centred.
+
+    A folder named ``embedding`` in the path means the embedding's autoencoders, which are trained on
+    activations ``sqrt(d_in)`` times larger; one whose name has ``transcoder`` means that. Attention
+    autoencoders take the heads' outputs side by side.
+    """
+    return _gemma(read_npz(path), path, {}, "gemma_scope")
+
+
+def gemma_scope_2(path: Path) -> PretrainedSAE:
+    """Gemma Scope 2: ``params.safetensors`` with lower-case names, and ``config.json`` where it is there."""
+    file = path.parent / "config.json"
+    config = read_json(file) if file.exists() else {}
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise ValueError(
+            f"{file}: architecture {config['architecture']!r} is not supported, only 'jump_relu'"
+        )
+    return _gemma(read_safetensors(path), path, config, "gemma_scope_2")
+
+
+# ------------------------------------------------------------------ dictionary_learning
+
+_LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
+_DL_KEYS = {
+    "AutoEncoder": (*_LINEAR, "bias"),
+    "AutoEncoderNew": (*_LINEAR, "decoder.bias"),
+    "AutoEncoderTopK": (*_LINEAR, "b_dec", "k", "threshold"),
+    "BatchTopKSAE": (*_LINEAR, "b_dec", "k", "threshold"),
+    "MatryoshkaBatchTopKSAE": (*_SAELENS, "k", "threshold", "group_sizes"),
+    "JumpReluAutoEncoder": (*_SAELENS, "threshold"),
+    "GatedAutoEncoder": (
+        "encoder.weight",
+        "r_mag",
+        "gate_bias",
+        "mag_bias",
+        "decoder.weight",
+        "decoder_bias",
+    ),
+}
+
+
+def dictionary_learning(path: Path) -> PretrainedSAE:
+    """dictionary_learning: ``ae.pt`` and ``config.json``, or a checkpoint in the folder ``checkpoints``.
+
+    An interrupted run's ``ae.pt`` (a dictionary with ``ae`` and ``norm_factor``) is brought to raw
+    activations, as the end of the run would have.
+    """
+    file = path.parent / "config.json"
+    if not file.exists() and path.parent.name == "checkpoints":
+        file = path.parent.parent / "config.json"
+    config = read_json(file) if file.exists() else {}
+    state = read_torch(path)
+    factor = 1.0
+    if "ae" in state:
+        if not isinstance(state["ae"], dict):
+            raise ValueError(f"{path}: ae is {type(state['ae']).__name__}, expected a dictionary of weights")
+        factor = (
+            1.0 if state.get("norm_factor") is None else _scalar(state["norm_factor"], "norm_factor", path)
+        )
+        state = state["ae"]
+    w = plain(state, path)
+    trainer = config.get("trainer")
+    trainer = trainer if isinstance(trainer, dict) else {}
+    # the weights' names come first: some trainers write a class that is not the one they train
+    fits = [name for name, keys in _DL_KEYS.items() if set(keys) == set(w)]
+    kind = fits[0] if len(fits) == 1 else trainer.get("dict_class")
+    if not isinstance(kind, str):
+        raise ValueError(
+            f"{path}: which class of dictionary_learning it is cannot be told from its weights "
+            f"({' or '.join(fits) or ', '.join(sorted(w)[:8])}); put its config.json beside it"
+        )
+    if kind not in _DL_KEYS:
+        raise ValueError(f"{file}: dict_class {kind!r} is not supported; those are {', '.join(_DL_KEYS)}")
+    # versions before thresholds were added lack them: unset is -1, no threshold
+    optional = {"AutoEncoderTopK": ("k", "threshold"), "BatchTopKSAE": ("k", "threshold")}.get(kind, ())
+    _take(w, path, [key for key in _DL_KEYS[kind] if key not in optional], optional)
+    for name in ("encoder.weight", "decoder.weight", "W_enc", "W_dec"):
+        if name in w and w[name].ndim != 2:
+            raise ValueError(f"{path}: {name} has shape {w[name].shape}, expected a matrix")
+    activation, k, threshold = "relu", None, None
+    W_enc = w["W_enc"] if "W_enc" in w else w["encoder.weight"].T
+    W_dec = w["W_dec"] if "W_dec" in w else w["decoder.weight"].T
+    b_enc = w.get("b_enc", w.get("encoder.bias", w.get("mag_bias")))
+    b_dec = w[
+        {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}.get(
+            kind, "b_dec"
+        )
+    ]
+    assert b_enc is not None
+    b_enc, b_dec = b_enc * factor, b_dec * factor
+    if kind == "GatedAutoEncoder":
+        for name in ("r_mag", "gate_bias", "mag_bias"):
+            if w[name].shape != W_enc.shape[1:]:
+                raise ValueError(f"{path}: {name} has shape {w[name].shape}, expected {W_enc.shape[1:]}")
+        W_enc, b_enc, threshold = _gated(w, W_enc, w["gate_bias"] * factor, b_enc)
+        activation = "jumprelu"
+    elif kind == "AutoEncoderTopK":
+        said = _scalar(w["k"], "k", path) if "k" in w else trainer.get("k")
+        activation, k = "topk", _integer({"k": said}, "k", path)
+    elif kind != "AutoEncoder" and kind != "AutoEncoderNew":
+        activation = "jumprelu"
+        if kind == "JumpReluAutoEncoder":
+            threshold = np.maximum(w["threshold"] * factor, 0)
+        else:
+            cut = _scalar(w.get("threshold", np.array(-1.0)), "threshold", path)
+            if cut < 0:
+                raise ValueError(
+                    f"{path}: its threshold was never set (trained less than threshold_start_step): "
+                    "the batch decides which latents are active, which no file can say"
+                )
+            threshold = np.full(W_enc.shape[1], cut * factor)
+    center = None if kind in ("AutoEncoderNew", "JumpReluAutoEncoder") else b_dec
+    model = _model(
+        path, W_enc, b_enc, W_dec, b_dec, threshold=threshold, activation=activation, k=k, center=center,
+        config=config, source="dictionary_learning",
+    )  # fmt: skip
+    _check_size(model, trainer, ("activation_dim", "dict_size"), file)
+    return model
+
+
+# ------------------------------------------------------------------ sparsify
+
+
+def sparsify(folder: Path) -> PretrainedSAE:
+    """sparsify: ``cfg.json``, ``sae.safetensors``. TopK autoencoders and transcoders, skip or not."""
+    path, file = folder / "sae.safetensors", folder / "cfg.json"
+    config = read_json(file)
+    w = plain(read_safetensors(path), path)
+    if config.get("activation", "topk") != "topk":
+        raise ValueError(f"{file}: activation {config['activation']!r} is not supported, only 'topk'")
+    _take(w, path, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), ("W_skip",))
+    transcoder = bool(config.get("transcode", False))
+    if w["encoder.weight"].ndim != 2:
+        raise ValueError(f"{path}: encoder.weight has shape {w['encoder.weight'].shape}, expected a matrix")
+    model = _model(
+        path, w["encoder.weight"].T, w["encoder.bias"], w["W_dec"], w["b_dec"], activation="topk",
+        k=_integer(config, "k", file, 32), center=None if transcoder else w["b_dec"],
+        W_skip=w["W_skip"].T if "W_skip" in w else None, is_transcoder=transcoder, config=config, source="sparsify",
+    )  # fmt: skip
+    said = dict(config)
+    if not said.get("num_latents"):
+        said.pop("num_latents", None)
+    _check_size(model, said, ("d_in", "num_latents"), file)
+    return model

@@ -1,0 +1,269 @@
+"""A sparse autoencoder from elsewhere, ready to encode and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .. import _core
+from .._config import context
+from .._estimator import check_array
+
+__all__ = ["PretrainedSAE"]
+
+_BLOCK = 8192
+_ACTIVATIONS = ("jumprelu", "relu", "topk")
+_NORMS = ("none", "layer_norm", "constant_norm_rescale")
+
+
+class PretrainedSAE:
+    """A sparse autoencoder or transcoder that was trained by another tool, for use only.
+
+    Whatever the file's conventions (transposed weights, a decoder bias subtracted from the input, input
+    scaling, whitening, gates, decoder norms), reading folds them in, so that every model is
+
+    * ``z = n(x) W_enc + b_enc``, ``a = z 1[z > threshold]`` (strict), or the k largest positive z for
+      ``"topk"``, and
+    * ``x_hat = n^-1(a W_dec + b_dec)``, plus ``x W_skip`` for transcoders with a skip connection,
+
+    where n is the identity unless `input_norm` says otherwise. A gated autoencoder is exactly of this form:
+    with ``z = exp(r_mag) (x - b_dec) W_gate + b_mag`` it is active where
+    ``z > max(0, b_mag - exp(r_mag) b_gate)``.
+
+    `atoms.load` makes one; it goes where a `SparseAutoencoder` goes: `transform`, `inverse_transform`, the
+    attributes below in `atoms.theory`, and ``SparseAutoencoder.fit(X, init=...)``.
+
+    Parameters
+    ----------
+    W_enc : ndarray (d_in, d_sae)
+    b_enc : ndarray (d_sae,)
+    W_dec : ndarray (d_sae, d_out)
+    b_dec : ndarray (d_out,)
+    threshold : ndarray (d_sae,), optional
+        Not negative; zeros if None. Only for ``"jumprelu"``.
+    activation : {"jumprelu", "relu", "topk"}
+    k : int, optional
+        For ``"topk"``.
+    center : ndarray (d_in,), optional
+        Subtracted from n(x) before `W_enc` (many tools subtract the decoder bias); `b_enc` as given then
+        applies to the difference. The attribute `b_enc` has it folded in.
+    input_norm : {"none", "layer_norm", "constant_norm_rescale"}
+        Of each sample, as SAELens defines them.
+    W_skip : ndarray (d_in, d_out), optional
+    is_transcoder : bool
+        The output is at another place of the model than the input.
+    config : dict, optional
+        What the file said, untouched.
+    source : str
+        Format it came from.
+    num_threads : int, optional
+
+    Attributes
+    ----------
+    W_enc, b_enc, W_dec, b_dec, threshold : ndarray of float32
+        As above, in C order.
+    n_features_in_, d_sae, d_out : int
+    metric : None
+        For interfaces that ask: it was trained in Euclidean geometry.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not agree, NaN or infinity (naming the weight), negative thresholds, k out of range.
+
+    Notes
+    -----
+    Encoding costs ``2 d_in d_sae`` operations a sample and goes through the core. The weights take
+    8 d_in d_sae bytes, the core's copy, made when it is first needed, 13 more.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.io import PretrainedSAE
+    >>> sae = PretrainedSAE(np.eye(3), np.zeros(3), np.eye(3), np.zeros(3), threshold=np.full(3, 0.5))
+    >>> x = np.array([[1.0, 0.25, -2.0]])
+    >>> sae.transform(x).toarray()
+    array([[1., 0., 0.]], dtype=float32)
+    >>> sae.reconstruct(x)
+    array([[1., 0., 0.]], dtype=float32)
+    """
+
+    metric = None
+
+    def __init__(
+        self,
+        W_enc: Any,
+        b_enc: Any,
+        W_dec: Any,
+        b_dec: Any,
+        *,
+        threshold: Any = None,
+        activation: str = "jumprelu",
+        k: int | None = None,
+        center: Any = None,
+        input_norm: str = "none",
+        W_skip: Any = None,
+        is_transcoder: bool = False,
+        config: dict[str, Any] | None = None,
+        source: str = "",
+        num_threads: int | None = None,
+    ) -> None:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        if input_norm not in _NORMS:
+            raise ValueError(f"input_norm: expected one of {', '.join(_NORMS)}, got {input_norm!r}")
+        W_enc, W_dec = np.asarray(W_enc), np.asarray(W_dec)
+        if W_enc.ndim != 2 or W_dec.ndim != 2 or 0 in W_enc.shape or 0 in W_dec.shape:
+            raise ValueError(f"W_enc, W_dec: expected matrices, got shapes {W_enc.shape} and {W_dec.shape}")
+        (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
+        if threshold is None:
+            threshold = np.zeros(d_sae, np.float32)
+        if center is None:
+            center = np.zeros(d_in, np.float32)
+        self.n_features_in_, self.d_sae, self.d_out = d_in, d_sae, d_out
+        self.W_enc = _weight(W_enc, "W_enc", (d_in, d_sae))
+        self.W_dec = _weight(W_dec, "W_dec", (d_sae, d_out))
+        self.b_dec = _weight(b_dec, "b_dec", (d_out,))
+        self.threshold = _weight(threshold, "threshold", (d_sae,))
+        self.W_skip = None if W_skip is None else _weight(W_skip, "W_skip", (d_in, d_out))
+        self._center = _weight(center, "center", (d_in,))
+        self._b_enc = _weight(b_enc, "b_enc", (d_sae,))
+        folded = (
+            self._b_enc - self._center.astype(np.float64) @ self.W_enc if self._center.any() else self._b_enc
+        )
+        self.b_enc = _weight(folded, "b_enc", (d_sae,))
+        self.is_transcoder = bool(is_transcoder) or W_skip is not None
+        if d_out != d_in and not self.is_transcoder:
+            raise ValueError(f"W_dec: expected {d_in} columns as W_enc has rows, got {d_out}")
+        if self.threshold.min() < 0 or (activation != "jumprelu" and self.threshold.any()):
+            raise ValueError(
+                f"threshold: expected {'zeros' if activation != 'jumprelu' else 'no negative numbers'}"
+            )
+        if (k is None) == (activation == "topk"):
+            raise ValueError(f"k: activation {activation!r} {'needs' if k is None else 'has no'} k")
+        if k is not None and not 1 <= k <= d_sae:
+            raise ValueError(f"k: expected 1 to d_sae = {d_sae}, got {k}")
+        self.activation, self.k, self.input_norm = activation, k, input_norm
+        self.config, self.source, self.num_threads = dict(config or {}), source, num_threads
+        self._handle: Any = None
+
+    def __repr__(self) -> str:
+        what = f"{self.activation}, k={self.k}" if self.k else self.activation
+        what += ", transcoder" if self.is_transcoder else ""
+        what += f", {self.input_norm}" if self.input_norm != "none" else ""
+        return f"PretrainedSAE(d_in={self.n_features_in_}, d_sae={self.d_sae}, {what}, from {self.source or 'arrays'})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_handle": None}
+
+    def _core(self) -> Any:
+        if self._handle is None:
+            # one block of weights serves: the core's decoder is not used, for it may have another width
+            handle = _core.sae_new(
+                context(self.num_threads),
+                self.n_features_in_,
+                self.d_sae,
+                activation={"jumprelu": 0, "relu": 1, "topk": 2}[self.activation],
+                k=self.k or 0,
+                tied=True,
+            )
+            for field, value in enumerate([None, self.W_enc.T, self._b_enc, self._center, self.threshold]):
+                if value is not None:
+                    _core.sae_set(handle, field, np.ascontiguousarray(value))
+            self._handle = handle
+        return self._handle
+
+    def _normalised(self, x: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+        """n(x) in float32, and the factor and shift that undo it."""
+        x = np.ascontiguousarray(x, np.float32)
+        if self.input_norm == "layer_norm":
+            mean = x.mean(axis=1, keepdims=True, dtype=np.float64)
+            std = x.std(axis=1, keepdims=True, ddof=1, dtype=np.float64)
+            return ((x - mean) / (std + 1e-5)).astype(np.float32), std, mean
+        if self.input_norm == "constant_norm_rescale":
+            norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                factor = norm / np.sqrt(x.shape[1])
+                return np.where(norm > 0, x / factor, 0).astype(np.float32), factor, 0.0
+        return x, None, None
+
+    def _blocks(self, X: Any) -> Iterator[np.ndarray]:
+        X = check_array(X)
+        if X.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {X.shape[1]} features, but this model expects {self.n_features_in_}")
+        for start in range(0, max(len(X), 1), _BLOCK):
+            yield X[start : start + _BLOCK]
+
+    def _encode(self, x: np.ndarray) -> sp.csr_array:
+        indptr, indices, values, _ = _core.sae_encode(context(self.num_threads), self._core(), x)
+        return sp.csr_array((values, indices, indptr), shape=(len(x), self.d_sae))
+
+    def _decode(self, codes: sp.csr_array) -> np.ndarray:
+        out = np.empty((codes.shape[0], self.d_out), np.float32)
+        _core.decode(
+            context(self.num_threads),
+            codes.indptr.astype(np.int64, copy=False),
+            codes.indices.astype(np.int32, copy=False),
+            np.ascontiguousarray(codes.data, np.float32),
+            self.W_dec,
+            self.b_dec,
+            out,
+        )
+        return out
+
+    def transform(self, X: Any) -> sp.csr_array:
+        """Codes of activations (n, d_in): CSR array (n, d_sae) of float32.
+
+        Raises
+        ------
+        ValueError
+            Another number of features, NaN or infinity in X.
+        """
+        parts = [self._encode(self._normalised(x)[0]) for x in self._blocks(X)]
+        return sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0]
+
+    def inverse_transform(self, codes: Any) -> np.ndarray:
+        """``codes W_dec + b_dec``, (n, d_out) float32, from codes (n, d_sae), sparse or dense.
+
+        Raises
+        ------
+        ValueError
+            Where the output also depends on the input (`input_norm`, `W_skip`): use `reconstruct`.
+        """
+        if self.input_norm != "none" or self.W_skip is not None:
+            why = "a skip connection" if self.W_skip is not None else f"input_norm {self.input_norm!r}"
+            raise ValueError(f"codes: with {why} they do not determine the output; use reconstruct(X)")
+        codes = sp.csr_array(codes)
+        if codes.shape[1] != self.d_sae:
+            raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
+        return self._decode(codes)
+
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """What the model makes of activations (n, d_in): (n, d_out) float32.
+
+        Transcoders give the activations at their output's place, not a copy of X.
+        """
+        out = []
+        for x in self._blocks(X):
+            n, factor, shift = self._normalised(x)
+            y = self._decode(self._encode(n))
+            if factor is not None and not self.is_transcoder:
+                y = (y * factor + shift).astype(np.float32)
+            if self.W_skip is not None:
+                y += np.ascontiguousarray(x, np.float32) @ self.W_skip
+            out.append(y)
+        return np.concatenate(out)
+
+
+def _weight(a: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    a = np.asarray(a)
+    if a.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
+    with np.errstate(over="ignore"):
+        a = np.ascontiguousarray(a, np.float32)
+    if not np.isfinite(a).all():
+        raise ValueError(f"{name}: contains NaN or infinity")
+    return a

@@ -22,6 +22,7 @@ from . import activations, plot, recovery, theory
 from .activations import Activations
 from .controls import MemorizingDictionary, RandomDictionary
 from .metric import AngleHistogram, AtomicInnerProduct
+from .report.scoring import CONVENTION, Score, peak_memory, percent, plain, pursued, sample, score, span
 from .sae import SparseAutoencoder
 
 __all__ = [
@@ -38,7 +39,6 @@ __all__ = [
     "table",
 ]
 
-CONVENTION = "metric_centered"
 _CURVE_L0 = (1, 2, 4, 8, 16, 32, 64)
 _CURVE_ROWS = 2000  # held-out tokens behind a point of the curves
 _CONTROL_ROWS = 4000  # tokens of each part that a control is scored on
@@ -64,26 +64,6 @@ class Settings:
     batch_size: int = 1024
     seed: int = 0
     out: str = "demo-out"
-
-
-@dataclasses.dataclass
-class Score:
-    """One dictionary at one layer: explained variance on both parts, L0, coherence and q*.
-
-    ``train`` and ``held_out`` map a convention to (total, median over tokens, total without
-    massive tokens). ``l0`` are the 5%, 50% and 95% quantiles over held-out tokens.
-    """
-
-    name: str
-    d_sae: int
-    train: dict[str, tuple[float, float, float]]
-    held_out: dict[str, tuple[float, float, float]]
-    l0: tuple[int, int, int]
-    l0_mean: float
-    coherence: float
-    q_star: float
-    q_star_random: float
-    q_star_ceiling: float
 
 
 @dataclasses.dataclass
@@ -139,58 +119,6 @@ def prepare(settings: Settings, *, progress: bool = True) -> tuple[Activations, 
         progress=progress,
     )
     return rows, rows.held_out(settings.held_out)
-
-
-def _peak_memory() -> float:
-    """Largest resident size of this process so far, in MB; NaN where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _pursued(
-    X: np.ndarray, dictionary: recovery.Dictionary, W_dec: np.ndarray, k: int, b_dec: np.ndarray
-) -> tuple[Any, Any]:
-    """Codes of X - b_dec by orthogonal matching pursuit with k atoms, and what they rebuild."""
-    codes = recovery.omp(X - b_dec, dictionary, n_nonzero=k)
-    return codes, (codes @ W_dec + b_dec).astype(np.float32)
-
-
-def _sample(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers, in order: all, or so many of them."""
-    return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
-
-
-def _variances(X: np.ndarray, X_hat: Any, aip: AtomicInnerProduct) -> dict[str, tuple[float, float, float]]:
-    results = (theory.explained_variance(X, X_hat, c, metric=aip) for c in (CONVENTION, "centered"))
-    return {r.convention: (r.total, r.median, r.without_massive) for r in results}
-
-
-def _score(
-    name: str,
-    D: np.ndarray,
-    aip: AtomicInnerProduct,
-    parts: Sequence[np.ndarray],
-    coded: Sequence[tuple[Any, Any]],
-) -> Score:
-    """Score a dictionary; `coded` has (codes, X_hat) of the training and of the held-out part."""
-    train, held_out = (_variances(X, X_hat, aip) for X, (_, X_hat) in zip(parts, coded))
-    counts = np.diff(coded[1][0].indptr)
-    stability = theory.stability(D, counts, metric=aip)
-    return Score(
-        name=name,
-        d_sae=coded[1][0].shape[1],
-        train=train,
-        held_out=held_out,
-        l0=tuple(stability.l0_quantiles[q] for q in (0.05, 0.5, 0.95)),
-        l0_mean=float(counts.mean()),
-        coherence=stability.max,
-        q_star=stability.q_star,
-        q_star_random=stability.q_star_random,
-        q_star_ceiling=stability.ceiling_at_max,
-    )
 
 
 def study(
@@ -263,22 +191,28 @@ def study(
     if model_file is not None:
         sae.save(model_file)
 
-    parts = (train, held_out)
-    codes = [sae.transform(X) for X in parts]
-    scores = [_score("atoms", sae.W_dec, aip, parts, [(c, sae.inverse_transform(c)) for c in codes])]
+    parts = {"train": train, "held_out": held_out}
 
-    parts = [X[_sample(len(X), _CONTROL_ROWS, rng)] for X in parts]
+    def scored(name: str, D: np.ndarray, coded: dict[str, tuple[Any, Any]]) -> Score:
+        return score(name, D, aip, {part: (parts[part], *found) for part, found in coded.items()})[0]
+
+    def through(dictionary: Any) -> dict[str, tuple[Any, Any]]:
+        codes = {part: dictionary.transform(X) for part, X in parts.items()}
+        return {part: (c, dictionary.inverse_transform(c)) for part, c in codes.items()}
+
+    scores = [scored("atoms", sae.W_dec, through(sae))]
+
+    parts = {part: X[sample(len(X), _CONTROL_ROWS, rng)] for part, X in parts.items()}
     random = RandomDictionary(d_sae, metric=aip, random_state=seed).fit(train)
     k = max(1, round(scores[0].l0_mean))
     directions = recovery.Dictionary(random.W_dec, metric=aip)
-    coded = [_pursued(X, directions, random.W_dec, k, random.b_dec) for X in parts]
-    scores.append(_score("random", random.W_dec, aip, parts, coded))
+    coded = {part: pursued(X, directions, random.W_dec, k, random.b_dec) for part, X in parts.items()}
+    scores.append(scored("random", random.W_dec, coded))
     memory = MemorizingDictionary(metric=aip).fit(train)
-    some = memory.W_dec[_sample(len(memory.W_dec), d_sae, rng)]
-    codes = [memory.transform(X) for X in parts]
-    scores.append(_score("memorizing", some, aip, parts, [(c, memory.inverse_transform(c)) for c in codes]))
+    some = memory.W_dec[sample(len(memory.W_dec), d_sae, rng)]
+    scores.append(scored("memorizing", some, through(memory)))
 
-    rows = parts[1][:_CURVE_ROWS]
+    rows = parts["held_out"][:_CURVE_ROWS]
     curve_l0 = [k for k in _CURVE_L0 if k <= min(d_in, d_sae)]
     curves = {}
     for name, D, b in (
@@ -287,7 +221,7 @@ def study(
         ("training tokens", some, memory.b_dec),
     ):
         ready = recovery.Dictionary(D, metric=aip)
-        rebuilt = (_pursued(rows, ready, D, k, b)[1] for k in curve_l0)
+        rebuilt = (pursued(rows, ready, D, k, b)[1] for k in curve_l0)
         curves[name] = [theory.explained_variance(rows, x, CONVENTION, metric=aip).total for x in rebuilt]
     return LayerReport(
         layer=layer,
@@ -303,15 +237,11 @@ def study(
         condition_number=aip.condition_number_,
         seconds=time.perf_counter() - started,
         seconds_training=training,
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
     )
 
 
 # ------------------------------------------------------------------ what was found
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
 
 
 def table(reports: Sequence[LayerReport]) -> str:
@@ -328,11 +258,11 @@ def table(reports: Sequence[LayerReport]) -> str:
                 left = f"{report.layer:>5}  {_angle(report.euclidean):<15}  {_angle(report.atomic):<14}"
             train, held = score.train, score.held_out
             line = (
-                f"{left} {score.name:<11} {score.d_sae:>7}  {_percent(train[CONVENTION][0]):>8}"
-                f"  {_percent(held[CONVENTION][0]):>11}  {_percent(held[CONVENTION][1]):>6}"
-                f"  {_percent(train['centered'][0]):>9}  {_percent(held['centered'][0]):>12}"
-                f"  {'/'.join(map(str, score.l0)):>11}  {_percent(score.q_star):>7}"
-                f"  {_percent(score.q_star_random):>6}  {_percent(score.q_star_ceiling):>7}"
+                f"{left} {score.name:<11} {score.d_sae:>7}  {percent(train[CONVENTION][0]):>8}"
+                f"  {percent(held[CONVENTION][0]):>11}  {percent(held[CONVENTION][1]):>6}"
+                f"  {percent(train['centered'][0]):>9}  {percent(held['centered'][0]):>12}"
+                f"  {'/'.join(map(str, score.l0)):>11}  {percent(score.q_star):>7}"
+                f"  {percent(score.q_star_random):>6}  {percent(score.q_star_ceiling):>7}"
             )
             if i == 0:
                 line += f"  {report.seconds:>7.0f}  {report.peak_memory:>4.0f}"
@@ -350,11 +280,6 @@ def table(reports: Sequence[LayerReport]) -> str:
 
 def _angle(found: AngleHistogram) -> str:
     return f"{found.mean:.1f}° ± {found.std:.1f}°"
-
-
-def _range(values: Sequence[float], unit: str = "%", scale: float = 100) -> str:
-    low, high = f"{scale * min(values):.1f}", f"{scale * max(values):.1f}"
-    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 def _wins(ours: Sequence[float], theirs: Sequence[float]) -> str:
@@ -377,8 +302,8 @@ def sentences(reports: Sequence[LayerReport]) -> list[str]:
 
     shift = max(abs(90 - r.euclidean.mean) for r in reports), max(abs(90 - r.atomic.mean) for r in reports)
     first = (
-        f"At {where} the mean angle between two activations is {_range([r.euclidean.mean for r in reports], '°', 1)} "
-        f"in Euclidean geometry and {_range([r.atomic.mean for r in reports], '°', 1)} under the atomic inner product: "
+        f"At {where} the mean angle between two activations is {span([r.euclidean.mean for r in reports], '°', 1)} "
+        f"in Euclidean geometry and {span([r.atomic.mean for r in reports], '°', 1)} under the atomic inner product: "
     )
     first += (
         f"a shift of up to {shift[0]:.0f}° from the right angle, of which {shift[1]:.1f}° is left."
@@ -387,17 +312,17 @@ def sentences(reports: Sequence[LayerReport]) -> list[str]:
     )
     gap = max(a - b for a, b in zip(train(atoms), held(atoms)))
     second = (
-        f"With {_range([a.l0_mean for a in atoms], '', 1)} of {atoms[0].d_sae:,} atoms per token, the autoencoder "
-        f"explains {_range(held(atoms))} of held-out text, {100 * gap:.1f} points or less below its training text; as "
-        f"many random directions explain {_range(held(random))}, and a dictionary of all training tokens, coding with one, "
-        f"{_range(held(memory))} ({_range(train(memory))} of the training text): the atoms beat random directions at "
+        f"With {span([a.l0_mean for a in atoms], '', 1)} of {atoms[0].d_sae:,} atoms per token, the autoencoder "
+        f"explains {span(held(atoms))} of held-out text, {100 * gap:.1f} points or less below its training text; as "
+        f"many random directions explain {span(held(random))}, and a dictionary of all training tokens, coding with one, "
+        f"{span(held(memory))} ({span(train(memory))} of the training text): the atoms beat random directions at "
         f"{_wins(held(atoms), held(random))} and the memorized text at {_wins(held(atoms), held(memory))}."
     )
     over = max(a.q_star - a.q_star_random for a in atoms)
     third = (
-        f"The stability q* of the atoms is {_range([a.q_star for a in atoms])}, that of random directions at the "
-        f"same L0 {_range([a.q_star_random for a in atoms])}, that of the memorizing dictionary "
-        f"{_range([m.q_star for m in memory])}: "
+        f"The stability q* of the atoms is {span([a.q_star for a in atoms])}, that of random directions at the "
+        f"same L0 {span([a.q_star_random for a in atoms])}, that of the memorizing dictionary "
+        f"{span([m.q_star for m in memory])}: "
     )
     third += (
         f"q* tells how sparse the codes are, and no more than {max(0.0, 100 * over):.1f} points of it about what was learnt."
@@ -522,7 +447,7 @@ def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
     _write(out / "figures.json", _as_json(settings, reports, found, rows.summary(), seconds))
     print(f"\n{text}\n")
     print(
-        f"{seconds:.0f} s in all, {captured:.0f} of them to load the model and capture; peak memory {_peak_memory():.0f} MB"
+        f"{seconds:.0f} s in all, {captured:.0f} of them to load the model and capture; peak memory {peak_memory():.0f} MB"
     )
     print(f"picture: {out / 'atoms.png'}\n")
     print("\n".join(found))
@@ -541,26 +466,11 @@ def _write(path: Path, text: str) -> None:
 def _as_json(
     settings: Settings, reports: Sequence[LayerReport], found: list[str], captured: str, seconds: float
 ) -> str:
-    def plain(value: Any) -> Any:
-        if hasattr(value, "_asdict"):
-            return plain(value._asdict())
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, dict):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        if isinstance(value, (np.ndarray, np.generic)):
-            return plain(value.tolist())
-        if isinstance(value, float) and not np.isfinite(value):
-            return None
-        return value
-
     everything = {
         "settings": settings,
         "captured": captured,
         "seconds": seconds,
-        "peak_memory_mb": _peak_memory(),
+        "peak_memory_mb": peak_memory(),
         "layers": reports,
         "found": found,
     }

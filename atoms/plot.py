@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["angles", "new_figure", "require", "save", "sparsity", "titles", "training"]
+__all__ = [
+    "angles", "band", "finish", "heat", "line", "marks", "new_figure", "require", "save", "sparsity", "star", "titles",
+    "training",
+]  # fmt: skip
 
 INK, SOFT, PAPER, GRID = "#1d2733", "#5d6b7a", "#ffffff", "#e8ebef"
 BEFORE, AFTER = "#e0803a", "#1f6fb2"
@@ -219,6 +222,58 @@ def sparsity(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="active atoms per token (L0)", ylabel="explained variance", ylim=(0, 1))
     _label_ends(axes, ends)
+
+
+@_styled
+def band(axes: Any, x: Any, middle: np.ndarray, spread: np.ndarray, label: str, color: str) -> None:
+    """A line with a band of `spread` either side."""
+    axes.fill_between(x, middle - spread, middle + spread, color=color, alpha=0.2, lw=0)
+    axes.plot(x, middle, color=color, lw=2.4, label=label)
+
+
+@_styled
+def line(axes: Any, x: Any, y: Any, label: str, color: str) -> None:
+    """Points joined in their order."""
+    axes.plot(x, y, color=color, lw=2, marker="o", ms=5, label=label)
+
+
+@_styled
+def star(axes: Any, x: float, y: float, label: str, marker: str) -> None:
+    """A single mark in ink, with its name in the legend."""
+    axes.scatter([x], [y], marker=marker, s=70, color=INK, ec=PAPER, lw=0.6, zorder=4, label=label)
+
+
+@_styled
+def marks(
+    axes: Any, x: np.ndarray, y: np.ndarray, label: str, marker: str, colors: Sequence[str], cut: Any = None
+) -> None:
+    """One mark in each row, in the row's colour; arrows where `cut` says the true place is further left."""
+    cut = np.zeros(len(x), bool) if cut is None else cut
+    axes.scatter(x[~cut], y[~cut], marker=marker, s=60, color=np.array(colors)[~cut], alpha=0.85, zorder=3)
+    axes.scatter(x[cut], y[cut], marker="<", s=45, color=np.array(colors)[cut], alpha=0.6, zorder=3)
+    axes.scatter([], [], marker=marker, s=60, color=SOFT, label=label)
+
+
+@_styled
+def heat(axes: Any, values: np.ndarray, columns: Sequence[str], rows: Sequence[str]) -> None:
+    """A heat map of shares from 0 to 1 with its numbers; what is below 0 takes the colour of 0."""
+    axes.imshow(np.clip(values, 0, 1), cmap="Blues", vmin=0, vmax=1.15, origin="lower", aspect="auto")
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            if np.isfinite(values[i, j]):
+                dark = values[i, j] > 0.6
+                axes.text(j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=PAPER if dark else INK)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+
+
+@_styled
+def finish(axes: Any, *, xlabel: str = "", ylabel: str = "", legend: bool = False) -> None:
+    """Labels of the axes, and a legend where marks have names."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if legend:
+        axes.legend(loc="best", fontsize=8.5)
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], line: float = 0.055) -> None:

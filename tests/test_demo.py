@@ -6,48 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from atoms import demo, plot
 from atoms.__main__ import main
-
-WORDS = "the a of atoms model inner product angle metric text token layer code sparse and is in to".split()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A folder with a random decoder of width 16 and a tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("tiny")
-    words = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *WORDS])}, unk_token="<unk>")
-    )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        vocab_size=len(WORDS) + 2,
-        max_position_embeddings=128,
-        bos_token_id=0,
-    )
-    transformers.LlamaModel(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 6000)))
-    return path
-
 
 def options(tiny, words, folder, **more):
     given = {
@@ -131,7 +92,7 @@ def test_figures_again_by_numpy(done, tiny, text):
         for convention, M in (("centered", np.eye(16)), (demo.CONVENTION, S)):
             each, all_ = np.einsum("ij,jk,ik->i", e, M, e), np.einsum("ij,jk,ik->i", c, M, c)
             want = 1 - each.sum() / all_.sum(), np.median(1 - each / all_)
-            np.testing.assert_allclose(atoms[part][convention][:2], want, atol=2e-4)
+            np.testing.assert_allclose(atoms["explained"][part][convention][:2], want, atol=2e-4)
     assert atoms["l0_mean"] == pytest.approx((codes != 0).sum(axis=1).mean(), abs=0.02)
     unit = sae.W_dec @ np.linalg.cholesky(S)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -145,11 +106,11 @@ def test_controls(done):
         atoms, random, memory = report["scores"]
         assert [s["name"] for s in report["scores"]] == ["atoms", "random", "memorizing"]
         # every token is its own atom: nothing is left to explain on the training part
-        assert memory["train"][demo.CONVENTION][0] == pytest.approx(1, abs=1e-5)
+        assert memory["explained"]["train"][demo.CONVENTION][0] == pytest.approx(1, abs=1e-5)
         assert memory["l0"] == [1, 1, 1] and memory["d_sae"] == report["n_train"]
         assert random["d_sae"] == atoms["d_sae"] == 48
         assert random["l0_mean"] == pytest.approx(atoms["l0_mean"], abs=0.51)
-        assert atoms["held_out"][demo.CONVENTION][0] > random["held_out"][demo.CONVENTION][0]
+        assert atoms["explained"]["held_out"][demo.CONVENTION][0] > random["explained"]["held_out"][demo.CONVENTION][0]
         for curve in report["curves"].values():
             assert len(curve) == len(report["curve_l0"]) and np.all(np.diff(curve) > -1e-6)
 
@@ -287,4 +248,4 @@ def test_the_real_model(tmp_path, capsys):
         assert report["euclidean"]["mean"] < 75
         assert abs(report["atomic"]["mean"] - 90) < 3
         atoms, random, _ = report["scores"]
-        assert atoms["train"][demo.CONVENTION][0] > random["train"][demo.CONVENTION][0]
+        assert atoms["explained"]["train"][demo.CONVENTION][0] > random["explained"]["train"][demo.CONVENTION][0]

@@ -1,0 +1,289 @@
+"""What a report does: one frozen dataclass, read from TOML, JSON, a mapping or a name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CONTROLS", "DICTIONARIES", "READY", "Config", "Frontier", "Grid", "Monosemanticity", "load"]
+
+TRAINED = ("atoms", "euclidean", "relu", "topk", "batchtopk")
+ATOMS_OF = ("shuffled", "random-model")  # atoms trained on something else
+CONTROLS = (
+    "neurons", "neurons-all", "pca", "pca-all", "random", "memorizing", "kmeans", "shuffled", "random-model",
+)  # fmt: skip
+DICTIONARIES = (*TRAINED, *CONTROLS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Capacity: number of activations |M| by number of atoms |D|, both in multiples of ``unit`` d_in.
+
+    ``layer`` None: no grid. ``epochs`` is how often each activation is seen, though never fewer than
+    ``min_samples`` samples are.
+    """
+
+    layer: int | None = None
+    unit: int = 1
+    data: tuple[int, ...] = (1, 2, 4)
+    widths: tuple[int, ...] = (1, 2, 4)
+    l0: float = 4
+    epochs: float = 40
+    min_samples: int = 40_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """Held-out explained variance against q*: sweeps at one layer around the table's setting.
+
+    ``layer`` None: no frontier. ``widths`` are multiples of d_in, ``data`` shares of the training rows,
+    ``variants`` of the atoms' training: "tied", "centered", "ledoit_wolf", "shrunk" (shrinkage 0.1).
+    """
+
+    layer: int | None = None
+    l0: tuple[float, ...] = (4, 8, 16, 32, 64)
+    dictionaries: tuple[str, ...] = ("atoms", "batchtopk", "random", "pca")
+    widths: tuple[float, ...] = (1, 8)
+    data: tuple[float, ...] = (0.25, 0.5)
+    variants: tuple[str, ...] = ("tied", "centered", "shrunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Monosemanticity:
+    """Top contexts and scores of ``latents`` latents of each dictionary at one layer (None: none)."""
+
+    layer: int | None = None
+    latents: int = 64
+    shown: int = 12
+    examples: int = 10
+    candidates: int = 20
+    window: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a report's figures.
+
+    Attributes
+    ----------
+    name : str
+        Title of the report.
+    model : str
+        As `atoms.activations.load_model` takes it.
+    parameters, d_in, n_layers : int
+        Of the model, for the estimate of the cost alone; 0 where unknown.
+    texts : str, optional
+        Folder of the three texts below; without it, they are Python's language reference.
+    metric_text, train_text, held_out_text : str, optional
+        File names in `texts`: where the metric is estimated, what dictionaries are trained on (None: the
+        metric's text), and a text of another kind for held-out figures (None: no such column). A ``.json``
+        file holds prompts, either a list of strings or CounterFact's records; others are plain text.
+    metric_tokens, train_tokens, held_out_tokens : int
+        Tokens of each at most.
+    held_out : float
+        Share of the training text, in contiguous chunks, that no dictionary sees.
+    layers : tuple of int
+        Blocks, from 0, of the main table.
+    shift_layers : tuple of int or "all"
+        Blocks whose angles are measured.
+    dtype : str
+        Of the captured rows on disk.
+    activations : mapping of layer to path
+        Activations on disk (``.npy``, rows in the order of the text) in place of model and texts.
+    dictionaries : tuple of str
+        Rows of the main table, of `DICTIONARIES`.
+    width, l0, samples, batch_size, seeds
+        Latents as a multiple of d_in, target L0, training samples (repeats counted), samples of a step,
+        and the seeds whose dictionaries are compared.
+    random_share : float
+        Share of the text that the randomly initialised model is given.
+    eval_rows : int
+        Rows of each part behind explained variance.
+    """
+
+    name: str = "SmolLM2-135M"
+    model: str = "smollm2"
+    parameters: int = 135_000_000
+    d_in: int = 576
+    n_layers: int = 30
+    texts: str | None = None
+    metric_text: str | None = "wikitext2-valid.txt"
+    train_text: str | None = "counterfact-known.json"
+    held_out_text: str | None = "wikitext2-test.txt"
+    metric_tokens: int = 40_000
+    train_tokens: int = 30_000
+    held_out_tokens: int = 6_000
+    held_out: float = 0.2
+    context_length: int = 512
+    layers: tuple[int, ...] = (5, 10, 15, 20, 25)
+    shift_layers: tuple[int, ...] | str = "all"
+    dtype: str = "float32"
+    activations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    dictionaries: tuple[str, ...] = tuple(d for d in DICTIONARIES if d != "topk")
+    width: float = 4
+    l0: float = 16
+    samples: int = 64_000
+    batch_size: int = 256
+    seeds: tuple[int, ...] = (0, 1)
+    random_share: float = 0.25
+    eval_rows: int = 3000
+    grid: Grid = Grid(layer=15)
+    frontier: Frontier = Frontier(layer=15)
+    monosemanticity: Monosemanticity = Monosemanticity(layer=15)
+
+    def __post_init__(self) -> None:
+        def expect(good: bool, name: str, what: str) -> None:
+            if not good:
+                raise ValueError(f"{name}: expected {what}, got {_find(self, name)!r}")
+
+        expect(len(self.layers) > 0 and len(set(self.layers)) == len(self.layers), "layers", "different blocks")
+        expect(isinstance(self.shift_layers, tuple) or self.shift_layers == "all", "shift_layers", "blocks, or 'all'")
+        expect(set(self.dictionaries) <= set(DICTIONARIES), "dictionaries", f"some of {', '.join(DICTIONARIES)}")
+        expect(len(self.seeds) > 0 and min(self.seeds) >= 0, "seeds", "whole numbers from 0 up")
+        expect(0 < self.held_out < 1, "held_out", "a share between 0 and 1")
+        expect(0 < self.random_share <= 1, "random_share", "a share above 0 and at most 1")
+        for name in (
+            "metric_tokens", "train_tokens", "held_out_tokens", "samples", "batch_size", "width", "l0", "eval_rows",
+            "grid.unit", "grid.l0", "grid.epochs", "monosemanticity.examples", "monosemanticity.candidates",
+        ):  # fmt: skip
+            expect(_find(self, name) > 0, name, "a number above 0")
+        known = {"tied", "centered", "ledoit_wolf", "shrunk"}
+        expect(set(self.frontier.variants) <= known, "frontier.variants", f"some of {', '.join(sorted(known))}")
+        expect(set(self.frontier.dictionaries) <= set(DICTIONARIES), "frontier.dictionaries", "names as in dictionaries")
+        captured = set(map(int, self.activations)) if self.activations else set(self.layers)
+        if self.activations and not set(self.layers) <= captured:
+            raise ValueError(f"layers: expected some of those with activations ({sorted(captured)}), got {self.layers}")
+        for name in ("grid.layer", "frontier.layer", "monosemanticity.layer"):
+            expect(_find(self, name) is None or _find(self, name) in self.layers, name, f"one of the layers {self.layers}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=dict))
+
+
+def _find(config: Config, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+_SMALL = Config(
+    name="SmolLM2-135M, small",
+    metric_tokens=8000,
+    train_tokens=15_000,
+    held_out_tokens=4000,
+    context_length=256,
+    layers=(8, 15),
+    shift_layers=(0, 4, 8, 12, 15),
+    dictionaries=("atoms", "euclidean", "batchtopk", "neurons", "pca", "random", "memorizing"),
+    width=2,
+    l0=8,
+    samples=60_000,
+    eval_rows=2000,
+    grid=Grid(layer=15, data=(1, 2), widths=(1, 2), epochs=30, min_samples=20_000),
+    frontier=Frontier(
+        layer=15, l0=(4, 8, 16), dictionaries=("atoms", "batchtopk", "random"), widths=(1,), data=(0.5,), variants=("tied",)
+    ),
+    monosemanticity=Monosemanticity(layer=15, latents=24, shown=6),
+)
+
+
+def _large(name: str, model: str, parameters: int, d_in: int, n_layers: int, layers: int) -> Config:
+    """The paper's layers, |D| = 4 d_in, capacity grid in steps of 4 d_in at the first layer."""
+    return Config(
+        name=name,
+        model=model,
+        parameters=parameters,
+        d_in=d_in,
+        n_layers=n_layers,
+        metric_tokens=100_000,
+        layers=tuple(range(layers)),
+        dtype="bfloat16",
+        samples=2_000_000,
+        grid=Grid(layer=0, unit=4, data=(1, 2, 3, 4), widths=(1, 2, 3, 4), l0=8),
+        frontier=Frontier(layer=layers // 2),
+        monosemanticity=Monosemanticity(layer=layers // 2),
+    )
+
+
+READY: dict[str, Config] = {
+    "smollm2": Config(),
+    "smollm2-small": _SMALL,
+    "gemma2-2b": _large("Gemma2-2B", "google/gemma-2-2b", 2_614_000_000, 2304, 26, 26),
+    "gemma2-9b": _large("Gemma2-9B", "google/gemma-2-9b", 9_242_000_000, 3584, 42, 42),
+    "llama3.1-8b": _large("Llama3.1-8B", "meta-llama/Llama-3.1-8B", 8_030_000_000, 4096, 32, 30),
+}
+
+
+def _build(cls: type, given: Mapping[str, Any], base: Any, where: str = "") -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for name, value in given.items():
+        if name not in fields:
+            raise ValueError(f"{where}{name}: no such setting; there are {', '.join(fields)}")
+        now = getattr(base, name)
+        if dataclasses.is_dataclass(now) and isinstance(value, Mapping):
+            value = _build(type(now), value, now, f"{where}{name}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(now, (int, float)) and not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{where}{name}: expected a number, got {value!r}")
+        values[name] = value
+    return dataclasses.replace(base, **values)
+
+
+def load(config: Config | Mapping[str, Any] | str | Path, **changes: Any) -> Config:
+    """A configuration from a name of `READY`, a TOML or JSON file, a mapping, or itself.
+
+    A file or mapping may name one of `READY` as ``base`` (by default "smollm2") and holds what differs.
+
+    Raises
+    ------
+    ValueError
+        No such name, a setting that does not exist, or a value out of range.
+    FileNotFoundError
+        No such file.
+
+    Examples
+    --------
+    >>> from atoms.report import load
+    >>> load({"base": "smollm2-small", "l0": 4, "grid": {"layer": None}}).l0
+    4
+    """
+    if isinstance(config, Config):
+        return _build(Config, changes, config)
+    if isinstance(config, Mapping):
+        given = dict(config)
+    elif str(config) in READY:
+        return _build(Config, changes, READY[str(config)])
+    else:
+        path = Path(config)
+        if not path.exists():
+            raise FileNotFoundError(f"config: no file {path}; name a TOML or JSON file, or one of {', '.join(READY)}")
+        given = _read(path)
+    base = given.pop("base", "smollm2")
+    if base not in READY:
+        raise ValueError(f"base: expected one of {', '.join(READY)}, got {base!r}")
+    return _build(Config, given | changes, READY[base])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        found = json.loads(text)
+    else:
+        try:
+            import tomllib
+        except ImportError:  # Python 3.10
+            try:
+                import tomli as tomllib
+            except ImportError as error:
+                raise ImportError("TOML needs Python 3.11, or run `pip install tomli`; JSON works too") from error
+        found = tomllib.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"config: {path} holds no table of settings")
+    return found

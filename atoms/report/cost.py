@@ -1,0 +1,152 @@
+"""What a report will cost, from rates measured on this machine before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+
+from .. import _config
+from ..sae import SparseAutoencoder
+from .config import ATOMS_OF, TRAINED, Config
+
+__all__ = ["Estimate", "estimate"]
+
+_FORWARD = 0.6  # share of the matrix product's speed that a Transformers forward pass reaches
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Time, memory and disk of a report; ``str()`` says it in a few lines.
+
+    Attributes
+    ----------
+    capture_seconds, training_seconds, seconds : float
+        Of all workers together running side by side; `seconds` is their sum and that of scoring.
+    memory_mb : float
+        The larger of the model with its batch and of all workers' jobs.
+    disk_mb : float
+        Activations, mostly.
+    flops, samples_per_second : float
+        What was measured: float32 products, and training at the table's shape with one job's threads.
+    """
+
+    name: str
+    capture_seconds: float
+    training_seconds: float
+    seconds: float
+    memory_mb: float
+    disk_mb: float
+    flops: float
+    samples_per_second: float
+    jobs: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}, estimated from rates measured here ({self.flops / 1e9:.0f} Gflop/s in products, "
+            f"{self.samples_per_second:,.0f} training samples/s a job): {_time(self.seconds)} in all, "
+            f"{_time(self.capture_seconds)} of them capture, {_time(self.training_seconds)} training in {self.jobs} jobs; "
+            f"memory {_size(self.memory_mb)}, disk {_size(self.disk_mb)}"
+        )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def _size(mb: float) -> str:
+    return f"{mb:.0f} MB" if mb < 2000 else f"{mb / 1000:.0f} GB"
+
+
+def _flops() -> float:
+    """Float32 operations a second of a square product by NumPy's BLAS, all its threads."""
+    a = np.ones((1024, 1024), np.float32)
+    a @ a
+    best = np.inf
+    for _ in range(3):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * 1024**3 / best
+
+
+def _training_rate(d_in: int, d_sae: int, l0: float, threads: int) -> float:
+    """Samples a second of a few steps on random rows, at a shape cut where it would take seconds."""
+    cut = max(1.0, np.sqrt(d_in * d_sae / (1024 * 4096)))
+    d, n, batch = int(d_in / cut), int(d_sae / cut), 512
+    X = np.random.default_rng(0).standard_normal((2 * batch, d), dtype=np.float32)
+    sae = SparseAutoencoder(
+        n, target_l0=min(l0, n), batch_size=batch, max_steps=6, num_threads=threads, verbose=False, random_state=0
+    )
+    marks: list[float] = []
+    sae.fit(X, callback=lambda *_: marks.append(time.perf_counter()))
+    return batch / float(np.median(np.diff(marks))) / cut**2
+
+
+def estimate(config: Config, *, workers: int | None = None, threads: int = 1) -> Estimate:
+    """Time, memory and disk that a report needs, without starting it.
+
+    Takes a second or two: a matrix product and a few training steps at the report's shape (a smaller one
+    where it is large, scaled by the number of weights).
+
+    Parameters
+    ----------
+    config : Config
+        With `d_in`, `n_layers` and `parameters` for the model.
+    workers, threads : int
+        Jobs at once, and threads of each.
+
+    Returns
+    -------
+    Estimate
+        Good to a factor of two or so: the forward pass is taken to reach 0.6 of the product's speed, and
+        scoring and controls to add half of the training's time.
+
+    Raises
+    ------
+    ValueError
+        `d_in` or `parameters` is not known (0).
+    """
+    if config.d_in < 1 or (config.parameters < 1 and not config.activations):
+        raise ValueError("d_in, parameters: expected the model's, to estimate its cost; set them in the configuration")
+    workers = workers or max(1, _config._available_cpus() // threads)
+    flops = _flops()
+    d, d_sae = config.d_in, round(config.width * config.d_in)
+    rate = _training_rate(d, d_sae, config.l0, threads)
+    tokens = config.metric_tokens + config.train_tokens + config.held_out_tokens
+    shift = config.n_layers if config.shift_layers == "all" else len(config.shift_layers)
+    stored = config.metric_tokens * max(shift, len(config.layers))
+    stored += (config.train_tokens + config.held_out_tokens) * len(config.layers)
+    if "random-model" in config.dictionaries:
+        share = config.random_share * (config.metric_tokens + config.train_tokens)
+        tokens, stored = tokens + share, stored + share * len(config.layers)
+    capture = 0.0 if config.activations else tokens * 2 * config.parameters / (_FORWARD * flops)
+    itemsize = 4 if config.dtype == "float32" else 2
+    disk = 0.0 if config.activations else stored * d * itemsize / 1e6
+
+    jobs, samples = 0, 0.0  # samples at the table's width; others weigh by theirs
+    for name in config.dictionaries:
+        if name in (*TRAINED, *ATOMS_OF):
+            seeds = len(config.seeds) if name in TRAINED else 1
+            jobs += seeds * len(config.layers)
+            samples += seeds * len(config.layers) * config.samples
+    g, f = config.grid, config.frontier
+    if g.layer is not None:
+        for m in g.data:
+            for n in g.widths:
+                jobs += 1
+                samples += max(g.epochs * m * g.unit * d, g.min_samples) * n * g.unit / config.width
+    if f.layer is not None:
+        at_l0 = len(f.l0) * sum(name in TRAINED for name in f.dictionaries)
+        jobs += at_l0 + len(f.widths) + len(f.data) + len(f.variants)
+        samples += config.samples * (at_l0 + sum(f.widths) / config.width + len(f.data) + len(f.variants))
+    training = samples / rate / workers
+    widest = max([config.width, *(w * g.unit for w in g.widths if g.layer is not None)])
+    job_mb = (25 * d * widest * d + 4 * d * (config.train_tokens + 3 * config.eval_rows) + 24 * d * d) / 1e6 + 150
+    model_mb = 0.0 if config.activations else (4 * config.parameters + 4 * 1024 * d * shift) / 1e6 + 500
+    return Estimate(
+        config.name, capture, training, capture + 1.5 * training, max(model_mb, workers * job_mb), disk, flops, rate, jobs
+    )

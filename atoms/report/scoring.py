@@ -1,0 +1,153 @@
+"""How a dictionary is scored, in the demo and in the report alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import recovery, theory
+
+__all__ = ["CONVENTION", "Score", "peak_memory", "percent", "plain", "pursued", "sample", "score", "span"]
+
+CONVENTION = "metric_centered"
+
+
+@dataclasses.dataclass
+class Score:
+    """One dictionary at one layer: explained variance on each part, L0, coherence and q*.
+
+    ``explained`` maps a part ("train", "held_out") to a convention to (total, median over tokens, total
+    without massive tokens). ``l0`` are the 5%, 50% and 95% quantiles over held-out tokens.
+    """
+
+    name: str
+    d_sae: int
+    explained: dict[str, dict[str, tuple[float, float, float]]]
+    l0: tuple[int, int, int]
+    l0_mean: float
+    coherence: float
+    q_star: float
+    q_star_random: float
+    q_star_ceiling: float
+
+    @property
+    def train(self) -> dict[str, tuple[float, float, float]]:
+        return self.explained["train"]
+
+    @property
+    def held_out(self) -> dict[str, tuple[float, float, float]]:
+        return self.explained["held_out"]
+
+
+def score(
+    name: str,
+    D: Any,
+    metric: Any,
+    coded: Mapping[str, tuple[np.ndarray, Any, Any]],
+    conventions: Sequence[str] = (CONVENTION, "centered"),
+    num_threads: int | None = None,
+) -> tuple[Score, theory.Stability, dict[str, dict[str, theory.ExplainedVarianceResult]]]:
+    """Score a dictionary by what it made of each part.
+
+    Parameters
+    ----------
+    name : str
+    D : array (d_sae, d_in) or Coherence
+        Its atoms, or as many of them as coherence is measured on.
+    metric : AtomicInnerProduct
+    coded : mapping of part to (X, codes, X_hat)
+        "held_out", whose L0 decides q*, must be among them.
+    conventions : sequence of str
+        Of explained variance.
+    num_threads : int, optional
+
+    Returns
+    -------
+    score : Score
+    stability : Stability
+    results : dict
+        part -> convention -> the full result, for intervals.
+    """
+    results = {
+        part: {
+            c: theory.explained_variance(X, X_hat, c, metric=metric, num_threads=num_threads) for c in conventions
+        }
+        for part, (X, _, X_hat) in coded.items()
+    }
+    explained = {
+        part: {r.convention: (r.total, r.median, r.without_massive) for r in found.values()}
+        for part, found in results.items()
+    }
+    codes = coded["held_out"][1]
+    counts = np.diff(codes.indptr)
+    stability = theory.stability(D, counts, metric=metric, num_threads=num_threads)
+    found = Score(
+        name=name,
+        d_sae=codes.shape[1],
+        explained=explained,
+        l0=tuple(stability.l0_quantiles[q] for q in (0.05, 0.5, 0.95)),
+        l0_mean=float(counts.mean()),
+        coherence=stability.max,
+        q_star=stability.q_star,
+        q_star_random=stability.q_star_random,
+        q_star_ceiling=stability.ceiling_at_max,
+    )
+    return found, stability, results
+
+
+def pursued(
+    X: np.ndarray,
+    dictionary: recovery.Dictionary,
+    W_dec: np.ndarray,
+    k: int,
+    b_dec: np.ndarray,
+    num_threads: int | None = None,
+) -> tuple[Any, Any]:
+    """Codes of X - b_dec by orthogonal matching pursuit with k atoms, and what they rebuild."""
+    codes = recovery.omp(X - b_dec, dictionary, n_nonzero=k, num_threads=num_threads)
+    return codes, (codes @ W_dec + b_dec).astype(np.float32)
+
+
+def sample(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers, in order: all, or so many of them."""
+    return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process so far, in MB; NaN where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{100 * value:.1f}%"
+
+
+def span(values: Sequence[float], unit: str = "%", scale: float = 100) -> str:
+    """"3.0 to 4.2%", or one number where they are the same."""
+    low, high = f"{scale * min(values):.1f}", f"{scale * max(values):.1f}"
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: arrays as lists, dataclasses as mappings, what is not finite as null."""
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

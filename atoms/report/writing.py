@@ -1,0 +1,470 @@
+"""The report in words: every sentence about the outcome is computed from the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..activations import _replacing
+from . import figures, tables
+from .scoring import percent, plain, span
+from .tables import LABELS
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .monosemanticity import Judged
+    from .run import Plan
+
+__all__ = ["claims", "write"]
+
+_FEATURES = ("relu", "topk", "batchtopk")
+Row = Mapping[str, Any]
+
+
+def _points(difference: float) -> str:
+    return f"{100 * abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
+
+
+def _by(rows: Sequence[Row], field: str = "dictionary") -> dict[Any, Row]:
+    return {r[field]: r for r in rows}
+
+
+def _joined(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _wins(rows: Sequence[Row], name: str, other: str, field: str) -> tuple[int, int]:
+    """At how many layers `name` is above `other`."""
+    layers = {r["layer"] for r in rows}
+    at = {(r["layer"], r["dictionary"]): r[field] for r in rows}
+    return sum(at[layer, name] > at[layer, other] for layer in layers), len(layers)
+
+
+# ------------------------------------------------------------------ one paragraph a section
+
+
+def _shift(rows: Sequence[Row]) -> list[str]:
+    before, after = [r["angles_euclidean_mean"] for r in rows], [r["angles_metric_mean"] for r in rows]
+    said = [
+        f"Over {len(rows)} layers, the mean angle between two held-out activations is {span(before, '°', 1)} in Euclidean "
+        f"geometry and {span(after, '°', 1)} under the atomic inner product. The paper's claim, angles centred at the right "
+        f"angle after the change and far from it before, "
+        + ("holds" if max(abs(90 - a) for a in after) < 2 and max(before) < 80 else "holds only in part")
+        + f": the largest distance from 90° falls from {max(abs(90 - b) for b in before):.1f}° to "
+        f"{max(abs(90 - a) for a in after):.1f}°."
+    ]
+    known = [r for r in rows if r["train_metric_mean"] is not None]
+    if known:
+        said.append(
+            f"Training activations under the same metric stand at {span([r['train_metric_mean'] for r in known], '°', 1)} "
+            f"(Euclidean: {span([r['train_euclidean_mean'] for r in known], '°', 1)}): where they are of another text than the "
+            "metric's, this says how far the metric carries over."
+        )
+    massive = [r for r in rows if r["massive"]]
+    if massive:
+        worst = max(massive, key=lambda r: r["massive_share"])
+        said.append(
+            f"Massive tokens (norm above 10 times the median) are met at {len(massive)} of {len(rows)} layers; at layer "
+            f"{worst['layer']}, {worst['massive']} of {worst['massive'] + worst['n_metric']:,} tokens hold "
+            f"{percent(worst['massive_share'])} of the sum of squares, and with them one direction would hold "
+            f"{percent(worst['top_share_with_massive'])} of the second moment instead of {percent(worst['top_share'])}. They "
+            "are left out where anything is fitted and kept where it is judged."
+        )
+    else:
+        said.append("No massive tokens (norm above 10 times the median) were met in the metric's text.")
+    return said
+
+
+def _main(rows: Sequence[Row], config: Config) -> list[str]:
+    mean = _by(tables.averaged(rows))
+    said = []
+    atoms = mean.get("atoms")
+    if atoms is None:
+        return said
+    text = f"; on the other text {percent(atoms['R2_text'])}" if atoms["R2_text"] is not None else ""
+    said.append(
+        f"Atoms explain {percent(atoms['R2_train'])} of training activations and {percent(atoms['R2_held_out'])} of held-out "
+        f"ones on average over layers (centred, in the metric; {percent(atoms['raw_held_out'])} raw){text}, with "
+        f"{atoms['l0_mean_held_out']:.1f} of {atoms['d_sae']:,.0f} atoms a token. The paper reports 99.9%, for the activations "
+        "it trained on."
+    )
+    features = [n for n in _FEATURES if n in mean]
+    if features:
+        best = max(features, key=lambda n: mean[n]["R2_held_out"])
+        raw = max(features, key=lambda n: mean[n]["raw_held_out"])
+        wins, n = _wins(rows, "atoms", best, "R2_held_out")
+        raw_wins, _ = _wins(rows, "atoms", raw, "raw_held_out")
+        said.append(
+            f"Features, trained on the same activations for the same number of steps to the same L0, explain "
+            f"{percent(mean[best]['R2_held_out'])} ({LABELS[best]}, the best in the metric) and, of raw held-out variance, "
+            f"{percent(mean[raw]['raw_held_out'])} ({LABELS[raw]}) against the atoms' {percent(atoms['raw_held_out'])}: atoms "
+            f"explain more at {wins} of {n} layers in the metric that they were trained in, and at {raw_wins} of {n} in the "
+            "Euclidean one that the features were trained in."
+        )
+    if "euclidean" in mean:
+        e = mean["euclidean"]
+        said.append(
+            f"The same autoencoder in Euclidean geometry explains {percent(e['R2_held_out'])} in the metric and "
+            f"{percent(e['raw_held_out'])} raw, with q* {percent(e['q_star'])} at L0 {e['l0_mean_held_out']:.1f}."
+        )
+    beaten, lost = [], []
+    for name in ("random", "memorizing", "kmeans", "pca", "neurons", "shuffled", "random-model"):
+        if name in mean:
+            won = atoms["R2_held_out"] > mean[name]["R2_held_out"]
+            (beaten if won else lost).append(f"{LABELS[name]} ({percent(mean[name]['R2_held_out'])})")
+    if beaten:
+        said.append(f"Of the controls, held-out atoms explain more than {_joined(beaten)}" + (f", and less than {_joined(lost)}." if lost else "."))
+    over = atoms["q_star"] - atoms["q_star_random"]
+    said.append(
+        f"q* of the atoms is {percent(atoms['q_star'])} (the paper: 99.7 to 99.9%), {_points(over)} that of random directions "
+        f"of the same shape at the same L0 ({percent(atoms['q_star_random'])}); no dictionary with their largest cosine and L0 "
+        f"could have more than {percent(atoms['q_star_ceiling'])}. "
+        + (
+            "q* says how sparse the codes are and next to nothing about what was learnt."
+            if abs(over) < 0.05
+            else "What was learnt moves q* by that much; the rest is sparsity."
+        )
+    )
+    if atoms["certified"] is not None:
+        said.append(
+            f"{percent(atoms['certified'])} of held-out tokens have a code that coherence certifies as unique "
+            f"(mu(S) < 1/(2|S| - 1)), {percent(atoms['recoverable'])} one that exact recovery is guaranteed for, and for "
+            f"{percent(atoms['threshold_exact'])} a single tied pass finds the support in fact."
+        )
+    if atoms["mcc"] is not None:
+        known = {n: r for n, r in mean.items() if r["mcc"] is not None and n != "atoms"}
+        others = ", ".join(f"{LABELS[n]} {r['mcc']:.2f}" for n, r in known.items())
+        said.append(
+            f"Across seeds, matched atoms have a mean |cosine| of {atoms['mcc']:.2f} in the metric; {percent(atoms['above_0.9'])} "
+            f"of them agree to 0.9 or better" + (f" ({others})." if others else ".")
+        )
+    if "neurons-all" in mean and "pca-all" in mean:
+        a, b = mean["neurons-all"], mean["pca-all"]
+        said.append(
+            f"All neurons reproduce everything (R² {percent(a['R2_held_out'])}) at q* {percent(a['q_star'])}, as the paper says "
+            f"(100%, 0.5%); but all principal directions do so at q* {percent(b['q_star'])}: R² and q* together do not tell "
+            "atoms from any orthonormal basis without the L0."
+        )
+    if "memorizing" in mean:
+        m = mean["memorizing"]
+        said.append(
+            f"The dictionary of all {m['d_sae']:,.0f} training activations scores {percent(m['R2_train'])} on these with q* "
+            f"{percent(m['q_star'])}, more than the paper asks of atoms on both counts, and {percent(m['R2_held_out'])} on "
+            "held-out ones."
+        )
+    return said
+
+
+def _capacity(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    m, n = np.meshgrid(arrays["data"], arrays["widths"], indexing="ij")
+    train, held = arrays["atoms_train"], arrays["atoms_held_out"]
+    full, short = n >= m, n < m
+    if not full.any() or not short.any():
+        return []
+    jump = train[full].min() > train[short].max()
+    said = [
+        f"With fewer atoms than activations, training R² is {span([train[short].min(), train[short].max()])}; from |D| = |M| on it is "
+        f"{span([train[full].min(), train[full].max()])}. "
+        + ("The paper's jump is there." if jump else "There is no clean jump as in the paper.")
+    ]
+    said.append(
+        f"Held-out R² in the same cells is {span([held[short].min(), held[short].max()])} below the jump and "
+        f"{span([held[full].min(), held[full].max()])} from it on"
+        + (
+            ": what jumps is storage, not learning. "
+            if held[full].mean() < held[short].mean() + 0.1
+            else ": some of the jump carries over. "
+        )
+        + f"The memorizing dictionary, which learns nothing, makes the same jump (training "
+        f"{span([arrays['memorizing_train'][short].min(), arrays['memorizing_train'][short].max()])} below, "
+        f"{span([arrays['memorizing_train'][full].min(), arrays['memorizing_train'][full].max()])} from it on; held-out "
+        f"{span([arrays['memorizing_held_out'].min(), arrays['memorizing_held_out'].max()])})."
+    )
+    return said
+
+
+def _frontier(points: Sequence[Row], config: Config) -> list[str]:
+    atoms = [p for p in points if p["dictionary"] == "atoms"]
+    if not atoms:
+        return []
+    best = max(atoms, key=lambda p: p["R2_held_out"])
+    corner = max(atoms, key=lambda p: min(p["R2_held_out"], p["q_star"]))
+    said = [
+        f"Along target L0 {min(config.frontier.l0):g} to {max(config.frontier.l0):g}, the atoms that explain most of held-out "
+        f"activations reach {percent(best['R2_held_out'])} at q* {percent(best['q_star'])} (L0 {best['l0']:.1f}); nearest to the "
+        f"upper right corner are {percent(corner['R2_held_out'])} at q* {percent(corner['q_star'])} (L0 {corner['l0']:.1f}). No "
+        f"setting tried comes near 99.9% on both for activations it has not seen."
+        if best["R2_held_out"] < 0.99 or best["q_star"] < 0.99
+        else f"The atoms reach {percent(best['R2_held_out'])} of held-out activations at q* {percent(best['q_star'])}."
+    ]
+    base = next((p for p in atoms if p["varies"] == "L0" and p["value"] == config.l0), None)
+    if base is not None:
+        moved = []
+        for p in atoms:
+            if p["varies"] == "L0":
+                continue
+            label = {
+                "width": f"{p['d_sae']:,} atoms instead of {base['d_sae']:,}",
+                "data": f"{p['n_train']:,} training rows instead of {base['n_train']:,}",
+            }.get(p["varies"], {"tied": "a tied encoder", "centered": "a centred metric", "shrunk": "shrinkage 0.1", "ledoit_wolf": "Ledoit-Wolf shrinkage"}.get(p["value"], str(p["value"])))
+            moved.append((p["R2_held_out"] - base["R2_held_out"], p["q_star"] - base["q_star"], label))
+        moved.sort(key=lambda item: -item[0])
+        if moved:
+            said.append(
+                f"Moved from L0 {config.l0:g} by one setting at a time, held-out R² and q* change by: "
+                + "; ".join(f"{label} {100 * r:+.1f} and {100 * q:+.1f} points" for r, q, label in moved)
+                + "."
+            )
+    for other in ("batchtopk", "relu", "topk", "euclidean", "random", "pca"):
+        theirs = sorted((p for p in points if p["dictionary"] == other and p["varies"] == "L0"), key=lambda p: p["l0"])
+        ours = sorted((p for p in atoms if p["varies"] == "L0"), key=lambda p: p["l0"])
+        if len(theirs) > 1 and len(ours) > 1:
+            at = np.log([p["l0"] for p in theirs])
+            mine = np.interp(at, np.log([p["l0"] for p in ours]), [p["R2_held_out"] for p in ours])
+            gaps = mine - np.array([p["R2_held_out"] for p in theirs])
+            said.append(
+                f"At equal L0, atoms explain {100 * gaps.min():.1f} to {100 * gaps.max():.1f} points more than {LABELS[other]} "
+                "in the metric."
+            )
+    return said
+
+
+def _mono(judged: Sequence[Judged]) -> list[str]:
+    rows = []
+    for one in judged:
+        detection, fuzzing = one.detection[np.isfinite(one.detection)], one.fuzzing[np.isfinite(one.fuzzing)]
+        if len(detection) > 1 and len(fuzzing) > 1:
+            rows.append((one.dictionary, detection, fuzzing))
+    if not rows:
+        return []
+    rows.sort(key=lambda r: -r[1].mean())
+    listed = ", ".join(f"{LABELS[n]} {d.mean():.2f} ± {d.std() / np.sqrt(len(d)):.2f}" for n, d, _ in rows)
+    said = [f"Mean detection score with standard error, best first: {listed}; 0.50 is chance."]
+    means = {n: (d.mean(), d.std() / np.sqrt(len(d))) for n, d, _ in rows}
+    order = [n for n in ("atoms", *_FEATURES, "neurons") if n in means]
+    features = [n for n in _FEATURES if n in means]
+    if "atoms" in means and features and "neurons" in means:
+        best = max(features, key=lambda n: means[n][0])
+        gap = means["atoms"][0] - means[best][0]
+        error = np.hypot(means["atoms"][1], means[best][1])
+        first = "above" if gap > 2 * error else "below" if gap < -2 * error else "level with (within two standard errors)"
+        gap2 = means[best][0] - means["neurons"][0]
+        error2 = np.hypot(means[best][1], means["neurons"][1])
+        second = "above" if gap2 > 2 * error2 else "below" if gap2 < -2 * error2 else "level with"
+        said.append(
+            f"The paper finds atoms above features above neurons. Here atoms are {first} the best features, and these {second} "
+            "neurons, by this judge."
+        )
+    del order
+    return said
+
+
+# ------------------------------------------------------------------ claims
+
+
+def claims(rows: Sequence[Row], shifts: Sequence[Row], arrays: Mapping[str, np.ndarray] | None) -> list[list[str]]:
+    """The paper's claims, what it reports, what is found here, and what the controls say."""
+    mean = _by(tables.averaged(rows))
+    out = []
+    if shifts:
+        out.append(
+            [
+                "angles under the AIP are centred at 90°",
+                "figure",
+                f"{span([r['angles_metric_mean'] for r in shifts], '°', 1)}, Euclidean {span([r['angles_euclidean_mean'] for r in shifts], '°', 1)}",
+                "held-out text: the metric was not fitted on it",
+            ]
+        )
+    atoms = mean.get("atoms")
+    if atoms:
+        controls = []
+        if "memorizing" in mean:
+            controls.append(f"memorizing {percent(mean['memorizing']['R2_train'])} / {percent(mean['memorizing']['R2_held_out'])}")
+        if "random" in mean:
+            controls.append(f"random {percent(mean['random']['R2_held_out'])}")
+        out.append(
+            ["atoms are faithful", "R² 99.9%", f"{percent(atoms['R2_train'])} training, {percent(atoms['R2_held_out'])} held-out", ", ".join(controls)]
+        )
+        out.append(
+            ["atoms are stable", "q* 99.7 to 99.9%", percent(atoms["q_star"]), f"random directions at this L0 {percent(atoms['q_star_random'])}"]
+        )
+    features = [mean[n] for n in _FEATURES if n in mean]
+    if features:
+        out.append(
+            [
+                "features are neither",
+                "R² 48.8%, q* 68.2%",
+                f"R² {span([f['R2_held_out'] for f in features])} held-out (raw {span([f['raw_held_out'] for f in features])}), "
+                f"q* {span([f['q_star'] for f in features])}",
+                "same activations, steps and L0 as the atoms",
+            ]
+        )
+    if "neurons-all" in mean:
+        n = mean["neurons-all"]
+        other = f"PCA {percent(mean['pca-all']['R2_held_out'])}, {percent(mean['pca-all']['q_star'])}" if "pca-all" in mean else ""
+        out.append(["neurons are faithful, not stable", "R² 100%, q* 0.5%", f"R² {percent(n['R2_held_out'])}, q* {percent(n['q_star'])}", other])
+    if arrays is not None:
+        m, n = np.meshgrid(arrays["data"], arrays["widths"], indexing="ij")
+        full = n >= m
+        if full.any() and (~full).any():
+            out.append(
+                [
+                    "R² jumps to 1 at |D| = |M|",
+                    "0.6 to 0.8, then 1",
+                    f"{span([arrays['atoms_train'][~full].min(), arrays['atoms_train'][~full].max()])}, then "
+                    f"{span([arrays['atoms_train'][full].min(), arrays['atoms_train'][full].max()])}",
+                    f"held-out at the jump {span([arrays['atoms_held_out'][full].min(), arrays['atoms_held_out'][full].max()])}",
+                ]
+            )
+    return out
+
+
+# ------------------------------------------------------------------ all of it
+
+_NOTES = """R²: explained variance, centred, in the metric, where every direction weighs alike; raw: centred, of activations as
+they are. Train and held-out rows are of one text in separate chunks (prompts: separate records); rows whose text up to
+their token had come before are left out. Median: over held-out tokens. Massive tokens are kept where R² is taken; `main.csv` has every convention
+with and without them. Pursuit: held-out R² of the same dictionary coded by matching pursuit with the target number of atoms, which compares
+dictionaries without their encoders. q*, random and ceiling: in the metric at the held-out L0, of random directions, and the most that the shape
+allows at the largest cosine. Certified: held-out tokens whose code coherence proves unique. Seeds: mean |cosine| of matched
+atoms of two seeds. s, MB: of one job, scoring included; memory is the job's process with the package loaded."""
+
+
+def write(
+    config: Config, about: Mapping[str, Any], planned: Plan, judged: Sequence[Judged], out: Path
+) -> Path:
+    """Tables, figures and ``report.md``; the path of the last."""
+    shifts = tables.shift_rows(planned, out)
+    rows = tables.main_rows(planned, out)
+    mean = tables.averaged(rows)
+    figures.shift(planned, out, shifts)
+    figures.main(mean, out)
+    arrays = figures.capacity(planned, out, config) if planned.grid else None
+    points = figures.frontier(planned, out, config) if planned.frontier else []
+    if judged:
+        figures.monosemanticity(judged, out)
+
+    folder = out / "tables"
+    tables.save(folder, "main", rows, tables.show(rows), tables.show(rows, "latex"))
+    tables.save(folder, "average", mean, tables.show(mean, layer=False), tables.show(mean, "latex", layer=False))
+    head = ["layer", "Euclidean", "atomic", "condition number", "effective rank", "top direction", "with massive tokens"]
+    body = [
+        [
+            str(r["layer"]),
+            f"{r['angles_euclidean_mean']:.1f}° ± {r['angles_euclidean_std']:.1f}°",
+            f"{r['angles_metric_mean']:.1f}° ± {r['angles_metric_std']:.1f}°",
+            f"{r['condition_number']:.2g}",
+            f"{r['effective_rank']:.0f}",
+            percent(r["top_share"]),
+            percent(r["top_share_with_massive"]) if r["massive"] else "none met",
+        ]
+        for r in shifts
+    ]
+    tables.save(folder, "shift", shifts, tables.layers_table(head, body), tables.layers_table(head, body, "latex"))
+    if points:
+        point_head = ["dictionary", "varies", "value", "atoms", "rows", "L0", "R² train", "R² held-out", "q*", "random"]
+        point_body = [
+            [LABELS[p["dictionary"]], p["varies"], str(p["value"]), f"{p['d_sae']:,}", f"{p['n_train']:,}", f"{p['l0']:.1f}",
+             percent(p["R2_train"]), percent(p["R2_held_out"]), percent(p["q_star"]), percent(p["q_star_random"])]
+            for p in points
+        ]  # fmt: skip
+        tables.save(folder, "frontier", points, tables.layers_table(point_head, point_body), tables.layers_table(point_head, point_body, "latex"))
+    mono_rows = [
+        {
+            "dictionary": j.dictionary,
+            "latents": len(j.latents),
+            "able": j.able[0],
+            "detection": float(np.nanmean(j.detection)) if np.isfinite(j.detection).any() else None,
+            "fuzzing": float(np.nanmean(j.fuzzing)) if np.isfinite(j.fuzzing).any() else None,
+        }
+        for j in judged
+    ]
+    mono_head = ["dictionary", "latents judged", "of so many able", "detection", "fuzzing"]
+    number = lambda v: "" if v is None else f"{v:.3f}"
+    mono_body = [[LABELS[r["dictionary"]], str(r["latents"]), f"{r['able']:,}", number(r["detection"]), number(r["fuzzing"])] for r in mono_rows]
+    if mono_rows:
+        tables.save(folder, "monosemanticity", mono_rows, tables.layers_table(mono_head, mono_body), tables.layers_table(mono_head, mono_body, "latex"))
+
+    run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    claim = claims(rows, shifts, arrays)
+    claim_head = ["the paper's claim", "the paper", "here", "what stands beside it"]
+    tables.save(folder, "claims", [dict(zip(claim_head, c)) for c in claim], tables.layers_table(claim_head, claim), tables.layers_table(claim_head, claim, "latex"))
+    parts = [
+        f"# Towards atoms of {config.name}",
+        _about(config, about),
+        tables.layers_table(claim_head, claim),
+        "## Representation shift",
+        *_shift(shifts),
+        "![Angles before and after, by layer](figures/shift.png)",
+        tables.layers_table(head, body),
+        "## Atoms, features, neurons and controls",
+        *_main(rows, config),
+        "![Explained variance and q*](figures/main.png)",
+        "Mean over layers:",
+        tables.show(mean, layer=False),
+        _NOTES,
+        "By layer:",
+        tables.show(rows),
+    ]
+    if arrays is not None:
+        parts += [
+            f"## Capacity, layer {config.grid.layer}",
+            *_capacity(arrays),
+            "![Heat maps over the number of activations and of atoms](figures/capacity.png)",
+        ]
+    if points:
+        parts += [f"## The frontier, layer {config.frontier.layer}", *_frontier(points, config), "![Held-out explained variance against q*](figures/frontier.png)"]
+    if judged:
+        pages = ", ".join(f"[{LABELS[j.dictionary]}](pages/{j.dictionary}.html)" for j in judged)
+        parts += [
+            f"## Monosemanticity, layer {config.monosemanticity.layer}",
+            *_mono(judged),
+            tables.layers_table(mono_head, mono_body),
+            "![Scores of every latent](figures/monosemanticity.png)",
+            f"Top contexts: {pages}.",
+        ]
+    parts += ["## What it cost", _cost(run), ""]
+    path = out / "report.md"
+    with _replacing(path) as temporary:
+        temporary.write_text("\n\n".join(part.rstrip("\n") for part in parts).rstrip() + "\n", encoding="utf-8")
+    with _replacing(out / "figures.json") as temporary:
+        everything = {"main": rows, "average": mean, "shift": shifts, "frontier": points, "monosemanticity": mono_rows}
+        temporary.write_text(json.dumps(plain(everything), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _about(config: Config, about: Mapping[str, Any]) -> str:
+    rows = about["rows"]
+    layer = str(config.layers[0])
+    if config.activations:
+        source = "activations on disk"
+    elif config.texts is None:
+        source = "Python's language reference"
+    else:
+        source = f"metric from {config.metric_text}, dictionaries from {config.train_text or config.metric_text}"
+        source += f", other text {config.held_out_text}" if config.held_out_text else ""
+    counts = ", ".join(f"{name} {rows[name][layer]:,}" for name in ("metric", "train", "held_out", "text") if name in rows)
+    repeated = {n: c["repeated"] for n, c in about["counts"].items() if c.get("repeated") and not n.startswith("random/")}
+    dropped = ", ".join(f"{n:,} of {about['counts'][part]['tokens']:,} tokens ({part})" for part, n in repeated.items())
+    said = (
+        f"Layers {', '.join(map(str, config.layers))} of {config.name}, counted from 0; {source}. Rows at layer {layer}: {counts}. "
+        f"Dictionaries of {config.width:g} d_in atoms, target L0 {config.l0:g}, {config.samples:,} training samples, seeds "
+        f"{', '.join(map(str, config.seeds))}."
+    )
+    if dropped:
+        said += f" Left out because the text up to them had come before: {dropped}."
+    return said
+
+
+def _cost(run: Mapping[str, Any]) -> str:
+    hardware, versions = run["hardware"], run["versions"]
+    return (
+        f"{run['jobs']} jobs took {run['seconds_jobs'] / 60:.1f} minutes of one worker's time each after the other, capture "
+        f"{run['seconds_capture'] / 60:.1f} minutes; {run['workers']} workers of {run['threads_per_job']} thread on {hardware['cpu']} "
+        f"({hardware['cpus']} CPUs). Largest job: {run['peak_memory_mb']:,.0f} MB. "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
+    )

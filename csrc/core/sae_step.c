@@ -25,86 +25,56 @@ static float *error_row(const sae_batch *b, int64_t ld, int64_t block, int64_t i
     return b->err + (block * b->panels * PANEL + i) * ld;
 }
 
-/* A strip of the errors of all prefixes of sample i: each starts from the one before. Then each becomes the
- * sum of its own and those of the wider ones, which is what its latents' gradients need; the strip's part of
- * err . W_dec joins them. */
-static void sample_strip(const atoms_sae *sae, const atoms_sae_kernels *k, sae_batch *b, panel_list *l,
-                         int64_t i, int64_t c, int64_t columns, float *column)
+/* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its
+ * own and those of the wider ones, which is what its latents' gradients need. */
+static void sample_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, sae_batch *b,
+                             panel_list *l, int64_t i, float *column)
 {
-    int64_t ld = sae->ld, last = sae->p.n_prefixes - 1;
+    int64_t ld = sae->ld, width = sae->width, last = sae->p.n_prefixes - 1;
     int32_t end = l->start[i % PANEL + 1], bound[ATOMS_MAX_PREFIXES + 1];
-    const float *dec = sae->dec.w + c;
     bound[0] = l->start[i % PANEL];
     for (int64_t g = 0; g <= last; g++) {
-        float *err = error_row(b, ld, g, i) + c;
+        float *err = error_row(b, ld, g, i);
         bound[g + 1] = g < last ? bound[g] : end;
         while (g < last && bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
             bound[g + 1]++;
         if (g == 0)
-            k->negate(columns, b->xc + i * ld + c, err);
+            k->negate(width, b->xc + i * ld, err);
         else
-            memcpy(err, error_row(b, ld, g - 1, i) + c, (size_t)columns * sizeof *err);
-        k->add_rows(columns, bound[g + 1] - bound[g], l->z + bound[g], dec, ld, l->latent + bound[g], err);
-        *(g == last ? &l->loss : &l->penalty) += k->error_sums(columns, err, column + c);
+            memcpy(err, error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
+        k->add_rows(width, bound[g + 1] - bound[g], l->z + bound[g], sae->dec.w, ld,
+                    l->latent + bound[g], err);
+        *(g == last ? &l->loss : &l->penalty) += k->error_sums(width, err, column);
     }
     const float one = 1;
     for (int64_t g = last; g >= 0; g--) {
-        float *err = error_row(b, ld, g, i) + c;
+        float *err = error_row(b, ld, g, i);
         if (g < last)
-            k->add_rows(columns, 1, &one, error_row(b, ld, g + 1, i) + c, 0, &(int32_t){0}, err);
-        k->dots(columns, bound[g + 1] - bound[g], err, dec, ld, l->latent + bound[g], l->ga + bound[g]);
+            k->add_rows(width, 1, &one, error_row(b, ld, g + 1, i), 0, &(int32_t){0}, err);
+        k->dots(width, bound[g + 1] - bound[g], err, sae->dec.w, ld, l->latent + bound[g],
+                l->ga + bound[g]);
     }
 }
 
-/* Columns of the decoder that stay in the second-level cache while a task's samples go by; all of them where
- * no strip would. */
-static int64_t decode_strip(const atoms_sae *sae)
+static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k,
+                            const atoms_sae_step_params *sp, sae_batch *b, int64_t p)
 {
-    for (int64_t columns = 64; columns >= 16; columns /= 2)
-        if (sae->p.d_sae * columns <= 163840)
-            return ATOMS_MIN(columns, sae->width);
-    return sae->width;
-}
-
-static void group_gradients(const atoms_sae *sae, const atoms_sae_kernels *k,
-                            const atoms_sae_step_params *sp, sae_batch *b, int64_t from, int64_t to)
-{
-    int64_t strip = decode_strip(sae);
+    panel_list *l = &b->list[p];
+    float *column = b->partial + p * sae->ld;
     double t0 = sae_now();
-    for (int64_t p = from; p < to; p++) {
-        panel_list *l = &b->list[p];
-        memset(b->partial + p * sae->ld, 0, (size_t)sae->ld * sizeof *b->partial);
-        if (l->n)
-            memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
-        l->loss = l->penalty = l->seconds[2] = 0;
-    }
-    for (int64_t c = 0; c < sae->width; c += strip)
-        for (int64_t p = from; p < to; p++)
-            for (int64_t i = p * PANEL; i < ATOMS_MIN(b->n, (p + 1) * PANEL); i++)
-                sample_strip(sae, k, b, &b->list[p], i, c, ATOMS_MIN(strip, sae->width - c),
-                             b->partial + p * sae->ld);
-    for (int64_t p = from; p < to; p++) {
-        panel_list *l = &b->list[p];
-        for (int64_t e = 0; e < l->n; e++)
-            l->ga[e] *= 2.0f / (float)b->n;
-        if (sae->p.activation == ATOMS_JUMPRELU)
-            l->penalty += (double)sp->l0_coefficient * (double)l->n;
-        for (int64_t e = 0; sae->p.activation == ATOMS_RELU && e < l->n; e++)
-            l->penalty += (double)(sp->l1_coefficient * l->z[e]);
-    }
-    b->list[from].seconds[2] = sae_now() - t0;
-}
-
-/* By sample: xhat - x, the loss, and its gradient by each listed activation. */
-static void sample_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
-                             const atoms_sae_step_params *sp, sae_batch *b)
-{
-    bool strips = decode_strip(sae) < sae->width; /* each task streams the decoder once */
-    int64_t tasks = 2 * (int64_t)ctx->p.num_threads;
-    int64_t group = strips ? (b->panels + tasks - 1) / tasks : 1;
-#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
-    for (int64_t p = 0; p < b->panels; p += group)
-        group_gradients(sae, k, sp, b, p, ATOMS_MIN(p + group, b->panels));
+    memset(column, 0, (size_t)sae->ld * sizeof *column);
+    if (l->n)
+        memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
+    l->loss = l->penalty = 0;
+    for (int64_t i = p * PANEL; i < ATOMS_MIN(b->n, (p + 1) * PANEL); i++)
+        sample_gradients(sae, k, b, l, i, column);
+    for (int64_t e = 0; e < l->n; e++)
+        l->ga[e] *= 2.0f / (float)b->n;
+    if (sae->p.activation == ATOMS_JUMPRELU)
+        l->penalty += (double)sp->l0_coefficient * (double)l->n;
+    for (int64_t e = 0; sae->p.activation == ATOMS_RELU && e < l->n; e++)
+        l->penalty += (double)(sp->l1_coefficient * l->z[e]);
+    l->seconds[2] = sae_now() - t0;
 }
 
 /* ------------------------------------------------------------------ AuxK */
@@ -311,8 +281,8 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
 #define PART 64 /* latents that one partial sum of the decoder bias' gradient is over */
 
 /* How the latents are cut: a task's are one thread's, the gradients of a block's are held at a time, and built
- * up from `strip` columns of all samples. Where the latents of a block have few entries, no sample's row would
- * be used again before it left the cache: the block is small then, and the strip all columns. */
+ * up from `strip` columns of all samples. A strip pays where the entries of a block meet each sample's row many
+ * times over; else rows go by whole, which the hardware foresees, and the block stays in the cache. */
 typedef struct {
     int64_t task, block, strip;
 } latent_cut;
@@ -321,12 +291,11 @@ static latent_cut cut_latents(const atoms_ctx *ctx, const atoms_sae *sae, const 
 {
     int64_t s = sae->p.d_sae, tasks = 2 * (int64_t)ctx->p.num_threads;
     int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
-    int64_t task = ATOMS_MIN((s + tasks - 1) / tasks, most) / PART * PART;
-    task = ATOMS_MAX(task, PART);
-    if (b->start[s] / s * task < 2 * b->n)
+    int64_t task = ATOMS_MAX(ATOMS_MIN((s + tasks - 1) / tasks, most) / PART * PART, PART);
+    if (b->start[s] / s * task < 8 * b->n)
         return (latent_cut){PART, PART / 4, sae->width};
-    int64_t strip = ((int64_t)1 << 17) / b->n / 16 * 16; /* half of a second-level cache */
-    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 16), sae->width)};
+    int64_t strip = ((int64_t)1 << 18) / b->n / 16 * 16;
+    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width)};
 }
 
 /* Gradient rows of the latents from .. to, into dec and enc (one and the same where tied). */
@@ -498,7 +467,9 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     if (status != ATOMS_OK)
         goto done;
 
-    sample_gradients(ctx, sae, k, sp, b);
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t p = 0; p < b->panels; p++)
+        panel_gradients(sae, k, sp, b, p);
     for (int64_t p = 0; p < b->panels; p++)
         for (int64_t c = 0; c < ld; c++)
             err_sum[c] += b->partial[p * ld + c];

@@ -134,12 +134,17 @@ atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster)
     return ctx->p.poll(ctx->p.poll_data) ? ATOMS_ERR_CANCELLED : ATOMS_OK;
 }
 
-bool atoms_team_stopped(atoms_team *team)
+static atoms_status team_status(atoms_team *team)
 {
     atoms_status status;
 #pragma omp atomic read
     status = team->status;
-    return status < 0;
+    return status;
+}
+
+bool atoms_team_stopped(atoms_team *team)
+{
+    return team_status(team) < 0;
 }
 
 void atoms_team_report(atoms_team *team, atoms_status status)
@@ -155,4 +160,10 @@ void atoms_team_report(atoms_team *team, atoms_status status)
 #pragma omp atomic write
         team->status = status;
     }
+}
+
+atoms_status atoms_team_ask(atoms_team *team)
+{
+    atoms_team_report(team, ATOMS_OK);
+    return team_status(team);
 }

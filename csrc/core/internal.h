@@ -40,6 +40,8 @@ typedef struct {
 bool atoms_team_stopped(atoms_team *team);
 /* From OpenMP thread 0 it also asks the caller. */
 void atoms_team_report(atoms_team *team, atoms_status status);
+/* In the middle of a long task: ATOMS_OK, or the status to give it up with. */
+atoms_status atoms_team_ask(atoms_team *team);
 
 /* C (m, n) = alpha A (m, k) B (k, n) + beta C, strides in elements. Fast when one stride of each
  * pair is 1 and the other at least the length it steps over; right, by plain loops, for any

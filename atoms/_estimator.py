@@ -7,9 +7,11 @@ a base class; it is only imported when it is already there and asks a question.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,11 @@ def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) ->
     if not a.flags.aligned or not a.dtype.isnative or any(s % item for s in a.strides):
         a = a.astype(a.dtype.newbyteorder("="), order="C", copy=True)
     return a
+
+
+def atoms_of(D: Any) -> Any:
+    """A dictionary's rows: of a model (ours, a control, one that `atoms.load` read) its decoder's."""
+    return getattr(D, "W_dec", D)
 
 
 def first_nonfinite_row(X: np.ndarray, block: int = 4096) -> int:
@@ -282,7 +289,7 @@ def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata:
 
 
 def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and metadata of a file written by `save_tensors` for the same `kind`."""
+    """Tensors and metadata of a file written by `save_tensors` for the same `kind`: finite numbers only."""
     import json
     import os
 
@@ -297,6 +304,36 @@ def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
                     f"{path}: expected a file saved by atoms.{kind}, found "
                     f"{text.get('kind') or 'a safetensors file without its mark'}"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text["parameters"])
+            with reading(path, kind):
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                for name, a in tensors.items():
+                    if not np.isfinite(a).all():
+                        raise ValueError(f"{name} contains NaN or infinity")
+                metadata = json.loads(text["parameters"])
+                if not isinstance(metadata, dict):
+                    raise ValueError(f"its parameters are of type {type(metadata).__name__}")
+                return tensors, metadata
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file or cut short: {error}") from None
+
+
+@contextlib.contextmanager
+def reading(path: Any, kind: str) -> Iterator[None]:
+    """Whatever a file's contents lead to inside becomes a ValueError that names the file.
+
+    A file is anybody's: settings may be missing or of any type, and what is made of them raises in its own
+    words, which stay as the cause.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        fault = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: not what atoms.{kind} writes, or damaged: {fault}") from error
+
+
+def check_tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The tensor of that name, of exactly that shape and type."""
+    a = tensors[name]
+    if a.shape != shape or a.dtype != dtype:
+        raise ValueError(f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {a.dtype} of {a.shape}")
+    return a

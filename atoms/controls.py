@@ -53,6 +53,19 @@ class _Dictionary(Estimator):
     center: bool
     num_threads: int | None
 
+    def __init__(
+        self,
+        l0: int | None = None,
+        metric: Any = None,
+        *,
+        center: bool = True,
+        num_threads: int | None = None,
+    ) -> None:
+        self.l0 = l0
+        self.metric = metric
+        self.center = center
+        self.num_threads = num_threads
+
     def _start(self, X: Any) -> np.ndarray:
         X = self._check_X(X, reset=True)
         d = X.shape[1]
@@ -231,13 +244,10 @@ class RandomDictionary(_Dictionary):
         random_state: int = 0,
         num_threads: int | None = None,
     ) -> None:
+        super().__init__(l0, metric, center=center, num_threads=num_threads)
         self.d_sae = d_sae
-        self.l0 = l0
-        self.metric = metric
-        self.center = center
         self.encoder = encoder
         self.random_state = random_state
-        self.num_threads = num_threads
 
     def fit(self, X: Any, y: Any = None) -> RandomDictionary:
         """X gives the dimension and the mean alone."""
@@ -435,11 +445,8 @@ class PCADictionary(_Dictionary):
         d_sae: int | None = None,
         num_threads: int | None = None,
     ) -> None:
-        self.l0 = l0
-        self.metric = metric
-        self.center = center
+        super().__init__(l0, metric, center=center, num_threads=num_threads)
         self.d_sae = d_sae
-        self.num_threads = num_threads
 
     def fit(self, X: Any, y: Any = None) -> PCADictionary:
         X = self._start(X)
@@ -478,19 +485,6 @@ class NeuronBasis(_Dictionary):
     """
 
     d_sae = None
-
-    def __init__(
-        self,
-        l0: int | None = None,
-        metric: Any = None,
-        *,
-        center: bool = True,
-        num_threads: int | None = None,
-    ) -> None:
-        self.l0 = l0
-        self.metric = metric
-        self.center = center
-        self.num_threads = num_threads
 
     def fit(self, X: Any, y: Any = None) -> NeuronBasis:
         X = self._start(X)

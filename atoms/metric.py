@@ -16,9 +16,11 @@ from ._config import context
 from ._estimator import (
     Estimator,
     check_array,
+    check_tensor,
     first_nonfinite_row,
     load_tensors,
     nonfinite_error,
+    reading,
     save_tensors,
 )
 
@@ -723,13 +725,23 @@ class AtomicInnerProduct(Estimator):
         cls, tensors: dict[str, Array], meta: dict[str, Any], num_threads: int | None = None
     ) -> AtomicInnerProduct:
         self = cls(centered=meta["centered"], shrinkage=meta["shrinkage"], num_threads=num_threads)
-        self.n_features_in_, self._centered = len(tensors["shift"]), meta["centered"]
-        if meta["feature_names"] is not None:
-            self.feature_names_in_ = np.asarray(meta["feature_names"], dtype=object)
+        self._check_parameters()
+        d = len(tensors["shift"])
+        shapes = dict.fromkeys(("shift", "sum", "eigenvalues", "shrunk_eigenvalues"), (d,))
+        shapes |= dict.fromkeys(("second", "eigenvectors"), (d, d))
+        for name, shape in (shapes | ({"norms": (d + 1,)} if "norms" in tensors else {})).items():
+            check_tensor(tensors, name, shape, np.float64)
+        _check_count(meta["n_samples_seen"], "n_samples_seen")
+        self.n_features_in_, self._centered = d, meta["centered"]
+        names = meta["feature_names"]
+        if names is not None:
+            if len(names) != d or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"feature_names: expected {d} strings")
+            self.feature_names_in_ = np.asarray(names, dtype=object)
         self._set_state(
             meta["n_samples_seen"], tensors["shift"], tensors["sum"], tensors["second"], tensors.get("norms")
         )
-        self._derived["shrinkage_"] = meta["shrinkage_"]
+        self._derived["shrinkage_"] = None if meta["shrinkage_"] is None else float(meta["shrinkage_"])
         self._derived["spectrum"] = (
             tensors["eigenvalues"],
             tensors["shrunk_eigenvalues"],
@@ -740,7 +752,9 @@ class AtomicInnerProduct(Estimator):
     @classmethod
     def load(cls, path: Any, num_threads: int | None = None) -> AtomicInnerProduct:
         """Read what `save` wrote; whitening gives the same bits as before. More can be added to it."""
-        return cls._from_state(*load_tensors(path, cls.__name__), num_threads)
+        tensors, meta = load_tensors(path, cls.__name__)
+        with reading(path, cls.__name__):
+            return cls._from_state(tensors, meta, num_threads)
 
 
 # ----------------------------------------------------------------------- helpers

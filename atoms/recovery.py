@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from . import _core
 from ._config import context
-from ._estimator import Estimator, check_array, first_nonfinite_row, nonfinite_error
+from ._estimator import Estimator, atoms_of, check_array, first_nonfinite_row, nonfinite_error
 
 __all__ = [
     "Dictionary",
@@ -115,8 +115,9 @@ class Dictionary:
 
     Parameters
     ----------
-    atoms : array-like (n_atoms, d_in)
-        Atoms as rows, of any norm; a zero row is never used.
+    atoms : array-like (n_atoms, d_in) or model
+        Atoms as rows, of any norm; a zero row is never used. Of a model (an autoencoder, one that
+        `atoms.load` read) its ``W_dec``.
     metric : AtomicInnerProduct, optional
         A fitted metric; atoms and signals are whitened by it.
     dtype : float32 or float64, optional
@@ -140,7 +141,7 @@ class Dictionary:
         gram_bytes: int = 1 << 31,
         num_threads: int | None = None,
     ) -> None:
-        a = check_array(atoms, "dictionary")
+        a = check_array(atoms_of(atoms), "dictionary")
         self.dtype = np.dtype(a.dtype if dtype is None and a.dtype == np.float64 else dtype or np.float32)
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
@@ -155,7 +156,7 @@ class Dictionary:
                 )
             a = np.asarray(a, np.float64) @ metric.whitener_
         self._lock = threading.Lock()
-        self._given = atoms, metric, self.dtype, gram_bytes, num_threads
+        self._given = atoms_of(atoms), metric, self.dtype, gram_bytes, num_threads
         try:
             self._handle = _core.dict_new(context(num_threads), a, self.dtype == np.float64)
         except ValueError as error:
@@ -205,7 +206,7 @@ def _dictionary(
                 "metric: the Dictionary was made with another metric; pass the metric to Dictionary"
             )
         return dictionary
-    a = check_array(dictionary, "dictionary")
+    a = check_array(atoms_of(dictionary), "dictionary")
     double = dtype == np.float64 or (X.dtype == np.float64 and a.dtype == np.float64)
     return Dictionary(a, metric=metric, dtype=np.float64 if double else np.float32, num_threads=num_threads)
 
@@ -936,8 +937,8 @@ class SparseCoder(Estimator):
 
     Parameters
     ----------
-    dictionary : array-like (n_atoms, d_in), optional
-        Atoms as rows, for example an SAE's ``W_dec``. None: the rows of the X given to ``fit``
+    dictionary : array-like (n_atoms, d_in) or model, optional
+        Atoms as rows; of an SAE its ``W_dec``. None: the rows of the X given to ``fit``
         (at most 2 * d_in of them), a memorising dictionary.
     method : str
         "omp", "ols", "nn_omp", "lasso", "basis_pursuit", "basis_pursuit_denoise",
@@ -998,7 +999,7 @@ class SparseCoder(Estimator):
             raise nonfinite_error(X, "X", row)
         given = X[: 2 * X.shape[1]] if self.dictionary is None else self.dictionary
         if not isinstance(given, Dictionary):
-            given = check_array(given, "dictionary")
+            given = check_array(atoms_of(given), "dictionary")
             self.components_ = np.asarray(given)
             double = self.method.startswith("basis") or given.dtype == X.dtype == np.float64
             given = Dictionary(

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from . import _core
 from ._config import context
-from ._estimator import Estimator, load_tensors, save_tensors
+from ._estimator import Estimator, check_tensor, load_tensors, reading, save_tensors
 from ._rows import Rows, Sampler, is_shards
 
 __all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]
@@ -26,6 +26,7 @@ _FIELDS = (
     "W_enc W_dec b_enc b_dec threshold W_enc_m W_dec_m b_enc_m b_dec_m threshold_m "
     "W_enc_v W_dec_v b_enc_v b_dec_v threshold_v last_fired counters"
 ).split()
+_CONTROL = ("price", "shift", "l1", "cut", "spent")  # what a run steers by, and the seconds it has taken
 _BLOCK = 8192  # rows encoded at a time
 
 
@@ -325,14 +326,15 @@ class SparseAutoencoder(Estimator):
             prefixes=self._prefixes(),
         )
 
-    def _get(self, field: int) -> np.ndarray:
+    def _layout(self, field: int) -> tuple[tuple[int, ...], Any]:
+        """Shape and type of one of the core's arrays."""
         d, s = self.n_features_in_, int(self.d_sae)
-        if field == _COUNTERS:
-            out = np.empty(2, np.int64)
-        elif field == _LAST_FIRED:
-            out = np.empty(s, np.int64)
-        else:
-            out = np.empty({_W_ENC: (s, d), _W_DEC: (s, d), _B_DEC: (d,)}.get(field % 5, (s,)), np.float32)
+        if field >= _LAST_FIRED:
+            return (2,) if field == _COUNTERS else (s,), np.int64
+        return {_W_ENC: (s, d), _W_DEC: (s, d), _B_DEC: (d,)}.get(field % 5, (s,)), np.float32
+
+    def _get(self, field: int) -> np.ndarray:
+        out: np.ndarray = np.empty(*self._layout(field))
         _core.sae_get(self._core, field, out)
         return out
 
@@ -455,7 +457,7 @@ class SparseAutoencoder(Estimator):
         self.history_ = {k: [] for k in (
             "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val",
             "l0", "dead", "learning_rate")}  # fmt: skip
-        self._control = {"price": 0.0, "shift": 0.0, "l1": self.l1_coefficient or 0.0, "cut": 0.0, "spent": 0.0}
+        self._control = {**dict.fromkeys(_CONTROL, 0.0), "l1": self.l1_coefficient or 0.0}
 
     def _rate(self, step: int) -> float:
         """Learning rate of step 1, 2, ..., max_steps."""
@@ -663,22 +665,42 @@ class SparseAutoencoder(Estimator):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], num_threads: int | None = None) -> SparseAutoencoder:
-        """Read what `save` wrote: the same codes, to the bit."""
-        tensors, meta = load_tensors(path, cls.__name__)
-        self = cls(**meta["parameters"], num_threads=num_threads)
-        if "metric" in meta:
-            from .metric import AtomicInnerProduct
+        """Read what `save` wrote: the same codes, to the bit.
 
-            arrays = {k[len("metric.") :]: v for k, v in tensors.items() if k.startswith("metric.")}
-            self.metric = AtomicInnerProduct._from_state(arrays, meta["metric"], num_threads)
-        self._restore(tensors, meta)
+        Raises
+        ------
+        ValueError
+            Another file, or a damaged one; no more memory is used than the weights in it justify.
+        """
+        tensors, meta = load_tensors(path, cls.__name__)
+        with reading(path, cls.__name__):
+            self = cls(**meta["parameters"], num_threads=num_threads)
+            self._check_parameters()
+            if "metric" in meta:
+                from .metric import AtomicInnerProduct
+
+                arrays = {k[len("metric.") :]: v for k, v in tensors.items() if k.startswith("metric.")}
+                self.metric = AtomicInnerProduct._from_state(arrays, meta["metric"], num_threads)
+            self._restore(tensors, meta)
         return self
 
     def _restore(self, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        self.n_features_in_ = meta["n_features_in"]
-        self.history_, self._control = meta["history"], meta["control"]
+        self.n_features_in_ = len(tensors["b_dec"])
+        if meta["n_features_in"] != self.n_features_in_:
+            raise ValueError(f"n_features_in is {meta['n_features_in']!r}, b_dec has {self.n_features_in_}")
+        optional = {f for f in range(5, _COUNTERS)} | ({_W_ENC} if self.tied else set())
+        for field, name in enumerate(_FIELDS):  # before anything of the size that the settings say is made
+            if name in tensors or field not in optional:
+                check_tensor(tensors, name, *self._layout(field))
+        self.history_ = {str(name): list(values) for name, values in meta["history"].items()}
+        self._control = {name: float(meta["control"][name]) for name in _CONTROL}
         if self.metric is None:
-            self._mean, self._scale = tensors["mean"], meta["scale"]
+            self._mean = check_tensor(tensors, "mean", (self.n_features_in_,), np.float64)
+            self._scale = float(meta["scale"])
+            if not 0 < self._scale < np.inf:
+                raise ValueError(f"scale is {self._scale}")
+        elif self.metric.n_features_in_ != self.n_features_in_:
+            raise ValueError(f"its metric has {self.metric.n_features_in_} features, b_dec {self.n_features_in_}")
         self._folded = None
         self._new_core(self.n_features_in_)
         for field, name in enumerate(_FIELDS):
@@ -701,7 +723,8 @@ class SparseAutoencoder(Estimator):
             arrays, _ = self.metric._state()
             if any(not np.array_equal(v, tensors.get(f"metric.{k}")) for k, v in arrays.items()):
                 raise ValueError(f"checkpoint: {os.fspath(path)} was trained under another metric")
-        self._restore(tensors, meta)
+        with reading(path, type(self).__name__):
+            self._restore(tensors, meta)
 
     # -------------------------------------------------------------- inference
 

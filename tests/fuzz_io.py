@@ -1,10 +1,13 @@
-"""Damaged and hostile model files: ``python tests/fuzz_io.py SECONDS [SEED]`` mutates those of tests/data/peers.
+"""Damaged and hostile model files: ``python tests/fuzz_io.py SECONDS [SEED]`` mutates those of tests/data/peers
+and three of our own. ``--guided`` lets atheris (``pip install atheris``) choose what is mutated further.
 
 Reading one either works or raises a clear error: nothing else, no code run, no memory beyond the file's
 worth. What breaks that is kept in tests/data/fuzz, which tests/test_io.py reads for ever.
 """
 
+import functools
 import json
+import os
 import random
 import resource
 import shutil
@@ -15,7 +18,9 @@ import time
 import warnings
 from pathlib import Path
 
-from atoms.io import load
+import numpy as np
+
+import atoms
 
 DATA = Path(__file__).with_name("data") / "peers"
 FUZZ = DATA.with_name("fuzz")
@@ -23,9 +28,29 @@ ALLOWED = (ValueError, FileNotFoundError, ImportError)
 NUMBERS = [0, 1, -1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1, -(2**63), 1e308, float("nan")]
 
 
+OURS = "model.safetensors"
+
+
 def models():
-    """Folders with a model each."""
+    """Folders with another tool's model each."""
     return sorted(f.parent for f in DATA.rglob("expected.npz"))
+
+
+@functools.cache
+def ours(scratch):
+    """Folders with a file of ours each: an autoencoder, one with its metric and training state, a metric."""
+    X = np.random.default_rng(0).standard_normal((200, 6))
+    aip = atoms.AtomicInnerProduct().fit(X)
+    options = {"target_l0": 2, "max_steps": 3, "batch_size": 16, "verbose": False}
+    plain = atoms.SparseAutoencoder(12, activation="batchtopk", matryoshka_widths=[4], **options).fit(X)
+    metric = atoms.SparseAutoencoder(12, metric=aip, tied=True, **options).fit(X)
+    folders = [Path(scratch) / name for name in ("plain", "metric", "aip")]
+    for folder in folders:
+        folder.mkdir()
+    plain.save(folders[0] / OURS)
+    metric.save(folders[1] / OURS, training_state=True)
+    aip.save(folders[2] / OURS)
+    return folders
 
 
 def _json_value(rng, value):
@@ -87,7 +112,7 @@ def mutate(rng, data):
 def damage(rng, folder, out):
     """A copy of a model with one or more of its files damaged."""
     shutil.copytree(folder, out)
-    (out / "expected.npz").unlink()
+    (out / "expected.npz").unlink(missing_ok=True)
     files = sorted(f for f in out.iterdir() if f.is_file())
     for file in rng.sample(files, rng.choice([1, 1, len(files)])):
         file.write_bytes(mutate(rng, file.read_bytes()))
@@ -95,13 +120,17 @@ def damage(rng, folder, out):
 
 def attempt(folder):
     """Whether the model loads and encodes; errors other than the allowed ones come through."""
-    import numpy as np
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = load(folder)
-            model.reconstruct(np.ones((2, model.n_features_in_), np.float32))
+            model = atoms.load(folder / OURS if (folder / OURS).exists() else folder)
+            x = np.ones((2, model.n_features_in_), np.float32)
+            if isinstance(model, atoms.AtomicInnerProduct):
+                model.whiten(x)
+            elif isinstance(model, atoms.SparseAutoencoder):
+                model.inverse_transform(model.transform(x))
+            else:
+                model.reconstruct(x)
     except ALLOWED as error:
         assert str(error)
         return False
@@ -113,34 +142,111 @@ def _watch(event, args):
         raise AssertionError(f"a file ran {event}{args}")
 
 
-def main(seconds, seed):
+def _restrain():
+    """Code that a file makes run is an error from here on, and so is memory beyond 256 MB more than now."""
     import torch  # before memory is limited
 
+    assert torch.__version__
     attempt(models()[0])
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), used + (256 << 20)))
     sys.addaudithook(_watch)
-    assert torch.__version__
-    rng, end, tried, loaded, found = random.Random(seed), time.time() + seconds, 0, 0, 0
-    sources = models()
+
+
+def _judge(case, name):
+    """Whether the damaged model keeps the rule, and whether it still loads; what does not is kept."""
+    started = time.time()
+    try:
+        loaded = attempt(case)
+        assert time.time() - started < 20, "took too long"
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        FUZZ.mkdir(exist_ok=True)
+        shutil.copytree(case, FUZZ / f"{type(error).__name__}-{name}", dirs_exist_ok=True)
+        return False, False
+    return True, loaded
+
+
+def _summary(tried, loaded, kept):
+    return f"{tried} damaged models, {loaded} of them still loaded, {tried - kept} broke the rule"
+
+
+def main(seconds, seed):
+    rng, end, tried, loaded, kept = random.Random(seed), time.time() + seconds, 0, 0, 0
     with tempfile.TemporaryDirectory() as scratch:
+        sources = [*models(), *ours(scratch)]
+        _restrain()
         while time.time() < end:
             case = Path(scratch) / "case"
             damage(rng, rng.choice(sources), case)
-            started = time.time()
-            try:
-                loaded += attempt(case)
-                assert time.time() - started < 20, "took too long"
-            except Exception as error:
-                found += 1
-                print(f"{type(error).__name__}: {error}", flush=True)
-                FUZZ.mkdir(exist_ok=True)
-                shutil.copytree(case, FUZZ / f"{type(error).__name__}-{seed}-{tried}")
-            tried += 1
+            good, still = _judge(case, f"{seed}-{tried}")
+            tried, loaded, kept = tried + 1, loaded + still, kept + good
             shutil.rmtree(case)
-    print(f"{tried} damaged models, {loaded} of them still loaded, {found} broke the rule")
-    return found > 0
+    print(_summary(tried, loaded, kept))
+    return kept < tried
+
+
+def guided(seconds, seed):
+    """The same by atheris, where new branches of the readers decide which damage is built upon."""
+    import inspect
+    import zipfile
+
+    import atheris
+
+    from atoms import _estimator
+    from atoms.io import _files, _formats
+
+    for module in (_files, _formats, _estimator):
+        for name, function in list(vars(module).items()):
+            if inspect.isfunction(function) and function.__module__.startswith("atoms"):
+                setattr(module, name, atheris.instrument_func(function))
+    zipfile.ZipFile._RealGetContents = atheris.instrument_func(zipfile.ZipFile._RealGetContents)
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = [*models(), *ours(scratch)]
+        files = [
+            [f for f in sorted(m.iterdir()) if f.is_file() and f.name != "expected.npz"] for m in sources
+        ]
+        corpus, case = Path(scratch) / "corpus", Path(scratch) / "case"
+        corpus.mkdir()
+        for i, of_model in enumerate(files):
+            for j, file in enumerate(of_model):
+                (corpus / f"{i}-{j}").write_bytes(bytes([i, j]) + file.read_bytes())
+        _restrain()
+        count, end = {"tried": 0, "loaded": 0, "kept": 0}, time.time() + seconds
+
+        def one(data):
+            if time.time() > end:  # libFuzzer's own end of the process would run nothing of ours
+                print(_summary(**count), flush=True)
+                shutil.rmtree(scratch)
+                os._exit(count["kept"] < count["tried"])
+            if len(data) < 2 or data[0] >= len(files) or data[1] >= len(files[data[0]]):
+                return
+            case.mkdir()
+            for file in files[data[0]]:
+                shutil.copy(file, case)
+            (case / files[data[0]][data[1]].name).write_bytes(data[2:])
+            good, still = _judge(case, f"guided-{seed}-{count['tried']}")
+            for name, more in (("tried", 1), ("loaded", still), ("kept", good)):
+                count[name] += more
+            shutil.rmtree(case)
+
+        def change(data, limit, seed):
+            return data[:2] + mutate(random.Random(seed), data[2:])[: limit - 2]
+
+        options = [
+            f"-seed={seed}",
+            f"-artifact_prefix={scratch}/",
+            "-max_len=65536",
+            "-rss_limit_mb=0",
+            "-verbosity=0",
+        ]
+        atheris.Setup(
+            [sys.argv[0], *options, str(corpus)], one, custom_mutator=change, internal_libfuzzer=True
+        )
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    run = guided if "--guided" in sys.argv else main
+    numbers = [float(a) for a in sys.argv[1:] if a != "--guided"]
+    sys.exit(run(numbers[0], int(numbers[1]) if len(numbers) > 1 else 0))

@@ -4,6 +4,7 @@
 the tools); tests/test_io_peers.py writes fresh ones and compares.
 """
 
+import contextlib
 import importlib
 import json
 import sys
@@ -14,11 +15,29 @@ from pathlib import Path
 import numpy as np
 
 D, S = 16, 48
+_REAL = None
 
 
-def activations(n=2048, seed=0, d=D):
-    """Sparse mixtures off the origin, so that biases and thresholds matter."""
+@contextlib.contextmanager
+def real(X, d_sae):
+    """Inside, the models are trained and tried on these activations (n, d), the last quarter held out."""
+    global D, S, _REAL
+    before = D, S, _REAL
+    D, S, _REAL = X.shape[1], d_sae, X
+    try:
+        yield
+    finally:
+        D, S, _REAL = before
+
+
+def activations(n=2048, seed=0):
+    """Sparse mixtures off the origin, so that biases and thresholds matter; seed 0 is for training."""
     rng = np.random.default_rng(seed)
+    if _REAL is not None:
+        held = len(_REAL) // 4
+        rows = _REAL[:-held] if seed == 0 else _REAL[-held:]
+        return rows[rng.permutation(len(rows))[:n]].astype(np.float32)
+    d = D
     atoms = np.random.default_rng(7).standard_normal((32, d))
     codes = rng.exponential(2.0, (n, 32)) * (rng.random((n, 32)) < 0.1)
     return (codes @ atoms + 0.1 * rng.standard_normal((n, d)) + 1.5 * atoms[0]).astype(np.float32)

@@ -1,13 +1,18 @@
 """Files of other tools: recognised, read without trust, written, fetched; what a model from a file can do."""
 
+import hashlib
+import http.server
 import json
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -19,10 +24,12 @@ from hypothesis import strategies as st
 import atoms
 from atoms.__main__ import main
 from atoms.io import PretrainedSAE, convert, from_pretrained, load, save
+from atoms.report import scoring
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fuzz_io
 import peers
+from processes import run
 
 DATA = Path(__file__).with_name("data") / "peers"
 X = peers.activations(300, 2)
@@ -39,6 +46,12 @@ def model(activation="jumprelu", d=16, s=48, seed=0, **options):
         rng.standard_normal(d),
     )
     return PretrainedSAE(*weights, activation=activation, k=5 if activation == "topk" else None, **options)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """Folders with files of ours."""
+    return fuzz_io.ours(str(tmp_path_factory.mktemp("ours")))
 
 
 @pytest.fixture
@@ -140,6 +153,31 @@ def test_loaded_models_go_where_ours_go():
     assert 0 <= atoms.theory.coherence(sae.W_dec, metric=aip).max <= 1
     assert atoms.theory.certificate(sae.W_dec) is not None
     assert 0 <= atoms.theory.stability(sae.W_dec, codes, metric=aip).q_star <= 1
+    # the rooms take the model itself for its atoms, whoever trained it
+    for room in (
+        lambda D: atoms.theory.coherence(D, metric=aip).max,
+        lambda D: atoms.theory.babel(D),
+        lambda D: vars(atoms.theory.certificate(D)),
+        lambda D: atoms.theory.stability(D, codes, metric=aip).q_star,
+        lambda D: atoms.theory.match_dictionaries(D, sae).mcc,
+        lambda D: atoms.theory.subspace_overlap(D, sae),
+        lambda D: atoms.recovery.omp(X[:20], D, n_nonzero=3, metric=aip).toarray(),
+        lambda D: atoms.recovery.omp(X[:20], atoms.recovery.Dictionary(D, metric=aip), n_nonzero=3).toarray(),
+        lambda D: atoms.SparseCoder(D, n_nonzero=2).fit(X).transform(X[:20]).toarray(),
+    ):
+        np.testing.assert_equal(room(sae), room(sae.W_dec))
+    # and scores it beside a control of its size and L0
+    l0 = int(np.median(np.diff(codes.indptr)))
+    control = atoms.controls.RandomDictionary(sae.d_sae, l0=l0, metric=aip).fit(X)
+    scored = {}
+    for name, model in (("loaded", sae), ("control", control)):
+        z = model.transform(X)
+        out = model.reconstruct(X) if name == "loaded" else model.inverse_transform(z)
+        scored[name], stability, results = scoring.score(name, model, aip, {"held_out": (X, z, out)})
+        assert scored[name].d_sae == sae.d_sae and scored[name].q_star == stability.q_star
+        want = atoms.theory.explained_variance(X, out, "centered")
+        assert scored[name].held_out["centered"][0] == pytest.approx(want.total)
+    assert 0 <= scored["loaded"].coherence <= 1
     before = atoms.theory.explained_variance(X, sae.reconstruct(X), "centered")
     for metric in (None, aip):
         warm = atoms.SparseAutoencoder(
@@ -251,6 +289,74 @@ def test_from_pretrained(tmp_path, monkeypatch):
         from_pretrained("org/saes")
 
 
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as its client asks for: a repository's list of files, and the files."""
+
+    folder, commit, fetched = DATA / "saelens-topk", "b" * 40, ()
+    names = ("cfg.json", "sae_weights.safetensors", "expected.npz")
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        name = self.path.split("/")[-1]
+        if "/api/models/" in self.path:
+            siblings = [{"rfilename": f"layer_3/{n}"} for n in self.names]
+            body = json.dumps({"id": "org/saes", "sha": self.commit, "siblings": siblings}).encode()
+        else:
+            body = (self.folder / name).read_bytes()
+            if self.command == "GET":
+                type(self).fetched += (name,)
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_hub_itself_and_its_cache_offline(tmp_path):
+    """The client's own download writes its own layout; what is there is read without a network."""
+    pytest.importorskip("huggingface_hub")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    code = """
+        import json, atoms
+        sae = atoms.io.from_pretrained("org/saes", "layer_3")
+        print(json.dumps([sae.activation, sae.k, float(sae.W_enc.sum())]))
+        """
+    env = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "no_proxy": "127.0.0.1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
+        env[name] = ""
+    env["HF_HUB_CACHE"] = str(tmp_path / "home" / "hub")
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        online = run(code, strict=False, timeout=120, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", **env)
+        assert sorted(Hub.fetched) == ["cfg.json", "sae_weights.safetensors"]  # only what the format has
+    finally:
+        server.shutdown()
+        server.server_close()
+    want = load(DATA / "saelens-topk")
+    assert json.loads(online) == ["topk", 5, float(want.W_enc.sum())]
+    repository = tmp_path / "home" / "hub" / "models--org--saes"
+    assert (repository / "refs" / "main").read_text() == Hub.commit
+    assert (repository / "snapshots" / Hub.commit / "layer_3" / "cfg.json").is_symlink()
+    # the server is gone: the cache serves, by the environment's word or the argument's
+    assert run(code, strict=False, timeout=120, HF_ENDPOINT=address, HF_HUB_OFFLINE="1", **env) == online
+    local = code.replace('"layer_3"', '"layer_3", local_files_only=True')
+    assert run(local, strict=False, timeout=120, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", **env) == online
+
+
 # ------------------------------------------------------------------ hostile files
 
 
@@ -291,7 +397,14 @@ W, C = "sae_weights.safetensors", "cfg.json"
             lambda f: (f / W).write_bytes(struct.pack("<Q", 2**63) + b"{}"),
             "not a safetensors file or cut short",
         ),
-        (lambda f: (f / W).write_bytes(struct.pack("<Q", 100 << 20) + b"{" * 99), "not a safetensors file"),
+        (
+            lambda f: (f / W).write_bytes(struct.pack("<Q", 100 << 20) + b"{" * 99),
+            "a header of 104857600 bytes",
+        ),
+        (
+            lambda f: edit(f / C, lambda c: c.update(metadata={}, activation_fn_str="tanh-relu")),
+            "cfg.json: activation function 'tanh-relu' is not supported",
+        ),
         (
             lambda f: header(f / W, lambda h: h["b_enc"].update(data_offsets=[0, 192])),
             "not a safetensors file",
@@ -350,6 +463,63 @@ def test_damaged_saelens(saelens, damage, message):
     damage(saelens)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load(saelens)
+
+
+def test_a_transcoder_on_scaled_activations_is_refused(tmp_path):
+    folder = shutil.copytree(DATA / "saelens-transcoder", tmp_path / "sae")
+    edit(folder / C, lambda c: c.update(normalize_activations="expected_average_only_in"))
+    with pytest.raises(
+        ValueError, match="a transcoder with normalize_activations 'expected_average_only_in'"
+    ):
+        load(folder)
+
+
+def test_overflow_while_folding_is_an_error_not_a_warning(tmp_path):
+    folder = shutil.copytree(DATA / "saelens-gated", tmp_path / "sae")
+    tensors(folder / W, lambda t: t.update(r_mag=np.full_like(t["r_mag"], 1e4)))
+    with pytest.raises(ValueError, match="contains NaN or infinity"):
+        load(folder)
+
+
+def test_folders_tell_what_gemma_scope_does_not(tmp_path, monkeypatch):
+    source = next((DATA / "gemma-scope-embedding").rglob("params.npz"))
+    embedding = load(source)
+    for parts in (
+        ("embedding", "x"),
+        ("embedding", "width_4k", "average_l0_111"),
+        ("a", "width_4k", "average_l0_111"),
+    ):
+        folder = tmp_path.joinpath(*parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder)
+        factor = 1 if parts[:2] == ("embedding", "width_4k") else 4  # sqrt(16)
+        monkeypatch.chdir(folder)
+        for path in (folder, Path("params.npz"), Path(".")):  # in whatever words
+            np.testing.assert_allclose(load(path).W_enc, factor * embedding.W_enc, rtol=1e-6)
+
+
+def test_folders_of_models_are_pointed_out():
+    with pytest.raises(
+        FileNotFoundError, match="there are some in its folders dl-AutoEncoder, dl-AutoEncoderNew"
+    ):
+        load(DATA)
+
+
+def test_metadata_goes_along(tmp_path):
+    save(load(DATA / "saelens-legacy"), tmp_path / "a", context_size=128)
+    metadata = json.loads((tmp_path / "a" / C).read_text())["metadata"]
+    assert (metadata["hook_name"], metadata["context_size"]) == ("blocks.0.hook_resid_post", 128)
+    edit(
+        tmp_path / "a" / C,
+        lambda c: c.update(reshape_activations="hook_z", metadata={**c["metadata"], "model_name": "m"}),
+    )
+    convert(tmp_path / "a", tmp_path / "b")
+    config = json.loads((tmp_path / "b" / C).read_text())
+    assert config["reshape_activations"] == "hook_z" and config["metadata"]["model_name"] == "m"
+    assert (
+        config["metadata"]["hook_name"] == "blocks.0.hook_resid_post"
+        and config["metadata"]["context_size"] == 128
+    )
 
 
 def test_unknown_scale_is_said(saelens):
@@ -458,6 +628,132 @@ def test_zip_bombs(tmp_path):
         load(tmp_path / "params.npz")
 
 
+def atoms_file(path, change):
+    """Change tensors and settings of a file of ours."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(path, framework="numpy") as file:
+        found, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
+    settings = json.loads(metadata["parameters"])
+    settings = change(found, settings) or settings
+    save_file(found, path, metadata | {"parameters": json.dumps(settings)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t, s: s["parameters"].update(d_sae=10**12),
+            "b_enc: expected float32 of shape|W_enc: expected",
+        ),
+        (lambda t, s: s["parameters"].update(d_sae=0), "d_sae: expected a positive integer"),
+        (lambda t, s: s["parameters"].update(activation="gelu"), "activation: expected one of"),
+        (lambda t, s: s["parameters"].update(magic=1), "unexpected keyword argument 'magic'"),
+        (lambda t, s: s.pop("parameters"), "no 'parameters'"),
+        (lambda t, s: s.update(parameters=3), "must be a mapping"),
+        (lambda t, s: [1], "its parameters are of type list"),
+        (lambda t, s: s.update(n_features_in=7), "n_features_in is 7, b_dec has 6"),
+        (lambda t, s: s.update(scale=-1.0), "scale is -1"),
+        (lambda t, s: s.update(control={}), "no 'price'"),
+        (lambda t, s: s.update(history=[1]), "not what atoms.SparseAutoencoder writes"),
+        (lambda t, s: t.pop("W_dec"), "no 'W_dec'"),
+        (lambda t, s: t.update(W_dec=t["W_dec"][:-1].copy()), r"W_dec: expected float32 of shape \(12, 6\)"),
+        (lambda t, s: t.update(threshold=t["threshold"].astype(float)), "threshold: expected float32"),
+        (lambda t, s: t.update(b_enc=t["b_enc"] * np.nan), "b_enc contains NaN or infinity"),
+        (lambda t, s: s.update(metric={}), "no 'centered'"),
+    ],
+)
+def test_damaged_files_of_ours(change, message, tmp_path, ours):
+    file = shutil.copy(ours[0] / fuzz_io.OURS, tmp_path)
+    atoms_file(file, change)
+    with pytest.raises(ValueError, match=message):
+        load(file)
+    with pytest.raises(ValueError, match=re.escape(str(file))):
+        atoms.SparseAutoencoder.load(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t, s: t.update(second=t["second"][:, :-1].copy()),
+            r"second: expected float64 of shape \(6, 6\)",
+        ),
+        (lambda t, s: t.update(second=t["second"] * np.inf), "second contains NaN or infinity"),
+        (lambda t, s: t.pop("eigenvectors"), "no 'eigenvectors'"),
+        (lambda t, s: s.update(n_samples_seen=-1), "n_samples_seen: expected a positive integer"),
+        (lambda t, s: s.update(shrinkage="most"), "shrinkage: expected"),
+        (lambda t, s: s.update(feature_names=["a"]), "feature_names: expected 6 strings"),
+    ],
+)
+def test_damaged_metrics_of_ours(change, message, tmp_path, ours):
+    file = shutil.copy(ours[2] / fuzz_io.OURS, tmp_path)
+    atoms_file(file, change)
+    with pytest.raises(ValueError, match=message):
+        load(file)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def large(folder):
+    """One model of 4 MB of weights in each kind of file, in float16, the smallest that expands."""
+    import torch
+    from safetensors.numpy import save_file
+
+    d, s = 256, 4096
+    rng = np.random.default_rng(0)
+    w = {"W_enc": (d, s), "W_dec": (s, d), "b_enc": (s,), "b_dec": (d,), "threshold": (s,)}
+    w = {name: rng.random(shape).astype(np.float16) for name, shape in w.items()}
+    for name in ("saelens", "npz", "dl"):
+        (folder / name).mkdir()
+    config = {"architecture": "jumprelu", "d_in": d, "d_sae": s, "metadata": {"sae_lens_version": "6.0.0"}}
+    (folder / "saelens" / "cfg.json").write_text(json.dumps(config))
+    save_file(w, folder / "saelens" / "sae_weights.safetensors")
+    np.savez(folder / "npz" / "params.npz", **w)
+    torch.save({name: torch.from_numpy(a) for name, a in w.items()}, folder / "dl" / "ae.pt")
+    return ["saelens", "npz", "dl"]
+
+
+def test_memory_follows_the_file(tmp_path):
+    """At most so many times the file: float32 weights are twice float16's, folding works in float64."""
+    pytest.importorskip("torch")
+    for name in large(tmp_path):
+        size = sum(f.stat().st_size for f in (tmp_path / name).iterdir())
+        load(tmp_path / name)  # what is imported once is not the file's
+        tracemalloc.start()
+        model = load(tmp_path / name)
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 2.5 * size, (name, held / size)
+        assert peak < 9 * size, (name, peak / size)
+        assert model.d_sae == 4096
+
+
+def test_a_model_outlives_its_file(saelens):
+    sae = load(saelens)
+    codes = sae.transform(X).toarray()
+    (saelens / W).write_bytes(b"")  # in place: what is still mapped would end the process
+    sae.W_enc *= 1
+    assert pickle.loads(pickle.dumps(sae)).W_dec.sum() == sae.W_dec.sum()
+    np.testing.assert_array_equal(sae.transform(X).toarray(), codes)
+
+
+def test_empty_sides_promise_nothing(tmp_path):
+    """A tensor without elements may have a side of 2^40: nothing of that length is made."""
+    from safetensors.numpy import save_file
+
+    n = 2**40
+    w = {"W_enc": np.empty((0, n), np.float32), "W_dec": np.empty((n, 0), np.float32),
+         "b_enc": np.zeros(1, np.float32), "b_dec": np.empty(0, np.float32), "topk_threshold": np.zeros(())}  # fmt: skip
+    save_file(w, tmp_path / "sae_weights.safetensors")
+    config = {"architecture": "batchtopk", "metadata": {"sae_lens_version": "6.0.0"}}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is empty, of shape"):
+        load(tmp_path)
+
+
 def test_other_files(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match="expected a folder, or a .safetensors, .npz or .pt file"):
@@ -477,15 +773,20 @@ def test_other_files(tmp_path):
 @pytest.mark.parametrize("case", sorted(fuzz_io.FUZZ.iterdir()), ids=lambda p: p.name)
 def test_what_fuzzing_found(case):
     pytest.importorskip("torch")
-    assert not fuzz_io.attempt(case)
+    tracemalloc.start()
+    try:
+        assert not fuzz_io.attempt(case)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=150, deadline=None, database=None)
 @given(seed=st.integers(0, 2**32))
-def test_fuzz(seed, tmp_path_factory):
+def test_fuzz(seed, ours, tmp_path_factory):
     rng = random.Random(seed)
     case = tmp_path_factory.mktemp("fuzz") / "case"
-    sources = [m for m in fuzz_io.models() if not m.name.startswith("dl") or "torch" in sys.modules]
+    sources = [m for m in fuzz_io.models() if not m.name.startswith("dl") or "torch" in sys.modules] + ours
     fuzz_io.damage(rng, rng.choice(sources), case)
     fuzz_io.attempt(case)
 

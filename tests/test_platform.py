@@ -2,11 +2,8 @@
 
 import importlib.metadata
 import io
-import os
 import re
-import subprocess
 import sys
-import textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -16,25 +13,10 @@ import pytest
 import atoms
 from atoms import _config, _core
 
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import run
+
 BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
-
-HERE = os.path.dirname(os.path.dirname(atoms.__file__))
-
-
-def run(code, timeout=600, **env):
-    """Runs a script, or Python code, in a process of its own on this same atoms; its output."""
-    script = [code] if isinstance(code, os.PathLike) else ["-c", textwrap.dedent(code)]
-    path = os.pathsep.join(filter(None, [HERE, env.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *script],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **env, "PYTHONPATH": path},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 # ---------------------------------------------------------------- settings
 

@@ -85,7 +85,11 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
         kinds = [kind for kind, (name, _) in _FOLDERS.items() if (path / name).is_file()]
         if not kinds:
             known = ", ".join(name for name, _ in _FOLDERS.values())
-            raise FileNotFoundError(f"{path}: no model of a known format in this folder (looked for {known})")
+            inside = sorted(f.parent.name for name, _ in _FOLDERS.values() for f in path.glob(f"*/{name}"))
+            hint = f"; there are some in its folders {', '.join(inside[:8])}" if inside else ""
+            raise FileNotFoundError(
+                f"{path}: no model of a known format in this folder (looked for {known}){hint}"
+            )
         if len(kinds) > 1:
             raise ValueError(
                 f"{path}: models of several formats ({', '.join(kinds)}); name one of their files"
@@ -108,7 +112,8 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
     if beside is not None and not (file.parent / beside).is_file():
         raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
     reader = getattr(_formats, kind)
-    model: PretrainedSAE = reader(file.parent if beside is not None else file)
+    with np.errstate(all="ignore"):  # what overflows while weights are folded is refused at the end
+        model: PretrainedSAE = reader(file.parent if beside is not None else file)
     model.num_threads = num_threads
     return model
 
@@ -151,6 +156,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     format : {"saelens", "npz"}
     **metadata
         Into SAELens's ``metadata``: ``model_name``, ``hook_name``, ``context_size`` and what else its tools use.
+        That of a model read from SAELens goes with it, but for what is given here.
 
     Raises
     ------
@@ -214,6 +220,9 @@ def _saelens_config(
         "architecture": architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": False, "normalize_activations": norm, "reshape_activations": "none",
     }  # fmt: skip
+    known = _formats.saelens_metadata(sae.config) if getattr(sae, "source", None) == "saelens" else {}
+    if known.pop("reshape_activations", None) == "hook_z":
+        config["reshape_activations"] = "hook_z"  # SAELens then flattens the heads of a hook's activations
     if transcoder:
         config["d_out"] = d_out
     if activation == "topk":
@@ -222,7 +231,7 @@ def _saelens_config(
     from .. import __version__
 
     # without a version of 6 or later, SAELens reads the file as a legacy one and drops the metadata
-    config["metadata"] = {"atoms_version": __version__, **metadata, "sae_lens_version": "6.0.0"}
+    config["metadata"] = {**known, "atoms_version": __version__, **metadata, "sae_lens_version": "6.0.0"}
     return config
 
 

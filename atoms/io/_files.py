@@ -64,10 +64,12 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(os.fspath(path), framework="numpy"):
-            pass
         with open(path, "rb") as file:
             n = int.from_bytes(file.read(8), "little")
+            if n > _LARGEST_JSON:
+                raise ValueError(f"a header of {n} bytes is too much for a model's few tensors")
+            with safe_open(os.fspath(path), framework="numpy"):
+                pass
             header = json.loads(file.read(n))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a safetensors file or cut short: {error}") from None
@@ -143,16 +145,23 @@ def _zip_error(path: Path, what: str, error: Exception) -> Exception:
     return ValueError(f"{path}: not {what}: {error}")
 
 
+def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """What is in an archive, after what it says of sizes: as much is asked for when it is read."""
+    members = archive.infolist()
+    packed, total = sum(m.compress_size for m in members), sum(m.file_size for m in members)
+    if packed > path.stat().st_size:
+        raise ValueError(f"its members would take {packed} bytes, more than there are")
+    if total > _allowed(path):
+        raise ValueError(f"it would unpack to {total} bytes, far more than its own size")
+    return members
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Arrays of an .npz file; pickled ones are refused."""
     tensors = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            total = sum(m.file_size for m in members)
-            if total > _allowed(path):
-                raise ValueError(f"it would unpack to {total} bytes, far more than its own size")
-            for member in members:
+            for member in _members(path, archive):
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{member.filename} is compressed in a way that NumPy does not write")
                 if not member.filename.endswith(".npy"):
@@ -176,19 +185,13 @@ def read_torch(path: Path) -> dict[str, Any]:
     A .pt file is a pickle. weights_only refuses everything but tensors and plain containers; versions
     of PyTorch before 2.6, where it could be tricked (CVE-2025-32434), are not used.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path}: not a zip archive as torch.save writes since PyTorch 1.6, or cut short; "
-            "load it where it comes from and save it again"
-        )
     try:
         with zipfile.ZipFile(path) as archive:
-            total = sum(m.file_size for m in archive.infolist())
+            _members(path, archive)
     except _ZIP_FAULTS as error:
-        raise _zip_error(path, "a file of torch.save", error) from None
+        what = "a zip archive as torch.save writes since PyTorch 1.6 (load an older file where it comes from, and save it again)"
+        raise _zip_error(path, what, error) from None
     allowed = _allowed(path)
-    if total > allowed:
-        raise ValueError(f"{path}: it would unpack to {total} bytes, far more than its own size")
     try:
         import torch
     except ImportError as error:
@@ -230,7 +233,7 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def plain(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Only arrays, and only of float types; counts may be integers."""
+    """Only arrays that hold something, and only of float types; counts may be integers."""
     out = {}
     for name, a in tensors.items():
         if not isinstance(a, np.ndarray):
@@ -239,6 +242,8 @@ def plain(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray
             raise ValueError(
                 f"{path}: {name} has dtype {a.dtype}; expected float32, float16, bfloat16 or float64"
             )
+        if a.size == 0:  # of which one side may still be of any size
+            raise ValueError(f"{path}: {name} is empty, of shape {a.shape}")
         if a.dtype.itemsize > 8:
             raise ValueError(f"{path}: {name} has dtype {a.dtype}; expected at most float64")
         out[name] = a

@@ -91,11 +91,14 @@ _SAELENS_KEYS = {
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     """A flat configuration from before SAELens 6, in today's words."""
     new = dict(config)
-    if new.get("activation_fn_str", new.get("activation_fn")) == "topk":
+    new.setdefault("architecture", "standard")
+    function = new.get("activation_fn_str", new.get("activation_fn")) or "relu"
+    if function == "topk":
         new["architecture"] = "topk"
         kwargs = new.get("activation_fn_kwargs")
         new["k"] = kwargs.get("k") if isinstance(kwargs, dict) else None
-    new.setdefault("architecture", "standard")
+    elif function != "relu":
+        raise ValueError(f"activation function {function!r} is not supported, only 'relu' and 'topk'")
     norm = new.get("normalize_activations")
     if isinstance(norm, bool):
         new["normalize_activations"] = "expected_average_only_in" if norm else "none"
@@ -111,6 +114,27 @@ def _is_legacy(config: dict[str, Any]) -> bool:
     return found is None or int(found[1]) < 6
 
 
+# of a legacy configuration's flat keys, those that are metadata today, under today's names
+_METADATA = {
+    "hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
+    **{k: k for k in (
+        "model_name", "hook_name", "hook_head_index", "model_class_name", "model_from_pretrained_kwargs",
+        "prepend_bos", "exclude_special_tokens", "neuronpedia_id", "context_size", "seqpos_slice", "dataset_path",
+    )},
+}  # fmt: skip
+
+
+def saelens_metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """Where a SAELens model comes from (model, hook point, data), and how its activations are shaped."""
+    if _is_legacy(config):
+        found = {new: config[old] for old, new in _METADATA.items() if config.get(old) is not None}
+        shape = "hook_z" if "hook_z" in str(found.get("hook_name", "")) else "none"
+    else:
+        metadata = config.get("metadata")
+        found, shape = dict(metadata) if isinstance(metadata, dict) else {}, "none"
+    return {**found, "reshape_activations": config.get("reshape_activations", shape)}
+
+
 def saelens(folder: Path) -> PretrainedSAE:
     """SAELens 6 and earlier: ``cfg.json``, ``sae_weights.safetensors``.
 
@@ -119,7 +143,10 @@ def saelens(folder: Path) -> PretrainedSAE:
     """
     path = folder / "sae_weights.safetensors"
     raw = read_json(folder / "cfg.json")
-    config = _legacy(raw) if _is_legacy(raw) else raw
+    try:
+        config = _legacy(raw) if _is_legacy(raw) else raw
+    except ValueError as error:
+        raise ValueError(f"{folder / 'cfg.json'}: {error}") from None
     w = plain(read_safetensors(path), path)
     if config.get("finetuning_scaling_factor") or not np.allclose(w.pop("scaling_factor", np.ones(1)), 1):
         raise ValueError(f"{path}: a finetuning scaling factor is not supported; fold it into W_dec first")
@@ -155,6 +182,9 @@ def saelens(folder: Path) -> PretrainedSAE:
     rescale = bool(config.get("rescale_acts_by_decoder_norm", False))
     center = None if transcoder or not config.get("apply_b_dec_to_input", True) else b_dec
     norm_kind = config.get("normalize_activations") or "none"
+    if transcoder and norm_kind in ("expected_average_only_in", "covariance_whitening"):
+        # its input and output are at two places of the model, and the file has the scale of one
+        raise ValueError(f"{folder}: a transcoder with normalize_activations {norm_kind!r} is not supported")
     if norm_kind == "expected_average_only_in":
         c, norm_kind = _saelens_scale(folder), "none"
         W_enc, W_dec, b_dec, center = W_enc * c, W_dec / c, b_dec / c, None if center is None else center / c
@@ -225,20 +255,24 @@ def _gemma(w: Tensors, path: Path, config: dict[str, Any], source: str) -> Pretr
     W_enc, W_dec = w["W_enc"], w["W_dec"]
     if W_enc.ndim != 2:
         raise ValueError(f"{path}: W_enc has shape {W_enc.shape}, expected a matrix")
-    if "embedding" in path.parts:  # trained on embeddings times sqrt(d), which Gemma multiplies in itself
+    parts = path.absolute().parent.parts  # as named: a hub's cache links to files of other names
+    # as in the release: embedding/width_4k/average_l0_111
+    if parts[-3:-2] == ("embedding",) and parts[-2].startswith("width_"):
+        # trained on embeddings times sqrt(d), which Gemma multiplies in itself
         root = np.sqrt(len(W_enc))
         W_enc, W_dec = W_enc / root, W_dec * root
     return _model(
         path, W_enc, w["b_enc"], W_dec, w["b_dec"], threshold=np.maximum(w["threshold"], 0), W_skip=skip,
-        is_transcoder=any("transcoder" in part for part in path.parts), config=config, source=source,
+        is_transcoder=any("transcoder" in part for part in parts[-4:]), config=config, source=source,
     )  # fmt: skip
 
 
 def gemma_scope(path: Path) -> PretrainedSAE:
     """Gemma Scope: ``params.npz`` (arrays only, no configuration). JumpReLU, input not centred.
 
-    A folder named ``embedding`` in the path means the embedding's autoencoders, which are trained on
-    activations ``sqrt(d_in)`` times larger; one whose name has ``transcoder`` means that. Attention
+    There is no configuration, so the folders' names tell, as the release has them: in
+    ``embedding/width_4k/average_l0_111`` are the embedding's autoencoders, trained on activations
+    ``sqrt(d_in)`` times larger; one of the last four with ``transcoder`` in its name means that. Attention
     autoencoders take the heads' outputs side by side.
     """
     return _gemma(read_npz(path), path, {}, "gemma_scope")

@@ -262,8 +262,8 @@ def _weight(a: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     a = np.asarray(a)
     if a.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
-    with np.errstate(over="ignore"):
-        a = np.ascontiguousarray(a, np.float32)
-    if not np.isfinite(a).all():
+    with np.errstate(over="ignore"):  # a copy: what is mapped from a file would change, or end, with it
+        weight = np.array(a, np.float32, order="C")
+    if not np.isfinite(weight).all():
         raise ValueError(f"{name}: contains NaN or infinity")
-    return a
+    return weight

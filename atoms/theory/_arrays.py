@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _core
 from .._config import context
+from .._estimator import atoms_of
 
 
 def rows(a: Any, name: str) -> np.ndarray:
@@ -55,8 +56,8 @@ def whitener_of(metric: Any, d: int) -> np.ndarray | None:
 
 
 def unit_rows(D: Any, metric: Any, num_threads: int | None, name: str = "D") -> tuple[np.ndarray, np.ndarray]:
-    """Whitened rows of unit norm in float32, and the norms they had in float64."""
-    D = rows(D, name)
+    """Whitened rows of unit norm in float32, and the norms they had in float64; of a model, its decoder's."""
+    D = rows(atoms_of(D), name)
     root = whitener_of(metric, D.shape[1])
     unit = np.empty(D.shape, np.float32)
     norms = np.empty(D.shape[0])

@@ -204,8 +204,9 @@ def coherence(
 
     Parameters
     ----------
-    D : array (d_sae, d_in)
-        Atoms as rows (`W_dec`), of any norms but zero, any float type.
+    D : array (d_sae, d_in) or model
+        Atoms as rows, of any norms but zero, any float type. Of a model (an autoencoder, one that
+        `atoms.load` read, a control) its `W_dec`; so everywhere in this module.
     metric : AtomicInnerProduct, optional
         Cosines are then u'Sv / sqrt(u'Su v'Sv); Euclidean without.
     quantiles : sequence of float

@@ -13,6 +13,7 @@ import scipy.sparse.csgraph
 
 from .. import _core
 from .._config import context
+from .._estimator import atoms_of
 from ._arrays import rows, unit_rows, whitener_of
 
 _DENSE = 4096  # atoms up to which the whole similarity matrix is held, 128 MB in float64
@@ -109,8 +110,8 @@ def match_dictionaries(
 
     Parameters
     ----------
-    A, B : array (d_sae, d_in)
-        Atoms as rows; their numbers may differ.
+    A, B : array (d_sae, d_in) or model
+        Atoms as rows, of a model its `W_dec`; their numbers may differ.
     metric : AtomicInnerProduct, optional
     candidates : int
         Beyond 4,096 atoms in both, only each atom's so many nearest, from either side, can be
@@ -216,7 +217,7 @@ def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -
     """
     bases, ranks = [], []
     for D, name in ((A, "A"), (B, "B")):
-        D = rows(D, name)
+        D = rows(atoms_of(D), name)
         root = whitener_of(metric, D.shape[1])
         gram = np.zeros((D.shape[1], D.shape[1]))
         for first in range(0, len(D), 4096):

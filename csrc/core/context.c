@@ -3,6 +3,9 @@
 #include "internal.h"
 
 #include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -129,4 +132,38 @@ atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster)
         return ATOMS_OK;
     pollster->last = now;
     return ctx->p.poll(ctx->p.poll_data) ? ATOMS_ERR_CANCELLED : ATOMS_OK;
+}
+
+static atoms_status team_status(atoms_team *team)
+{
+    atoms_status status;
+#pragma omp atomic read
+    status = team->status;
+    return status;
+}
+
+bool atoms_team_stopped(atoms_team *team)
+{
+    return team_status(team) < 0;
+}
+
+void atoms_team_report(atoms_team *team, atoms_status status)
+{
+#ifdef _OPENMP
+    bool first = omp_get_thread_num() == 0;
+#else
+    bool first = true;
+#endif
+    if (status == ATOMS_OK && first)
+        status = atoms_poll(team->ctx, &team->pollster);
+    if (status < 0) {
+#pragma omp atomic write
+        team->status = status;
+    }
+}
+
+atoms_status atoms_team_ask(atoms_team *team)
+{
+    atoms_team_report(team, ATOMS_OK);
+    return team_status(team);
 }

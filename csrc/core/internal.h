@@ -29,6 +29,20 @@ typedef struct {
 } atoms_pollster;
 atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster);
 
+/* What the threads of a parallel region tell each other: that one has failed, or that the caller
+ * wants to stop. A thread asks before each task and reports after it; one that got no memory for
+ * its workspace reports that before it starts. */
+typedef struct {
+    const atoms_ctx *ctx;
+    atoms_status status; /* ATOMS_OK, or what somebody reported last */
+    atoms_pollster pollster;
+} atoms_team;
+bool atoms_team_stopped(atoms_team *team);
+/* From OpenMP thread 0 it also asks the caller. */
+void atoms_team_report(atoms_team *team, atoms_status status);
+/* In the middle of a long task: ATOMS_OK, or the status to give it up with. */
+atoms_status atoms_team_ask(atoms_team *team);
+
 /* C (m, n) = alpha A (m, k) B (k, n) + beta C, strides in elements. Fast when one stride of each
  * pair is 1 and the other at least the length it steps over; right, by plain loops, for any
  * others. Runs on the calling thread only, from any thread, inside or outside OpenMP regions.
@@ -47,6 +61,11 @@ void atoms_blas_start(void);
 const char *const *atoms_blis_families(const char *vendor, int family, atoms_isa isa);
 
 size_t atoms_dtype_size(atoms_dtype type); /* bytes of one element */
+
+#if defined(__x86_64__)
+/* out (n) float32 = x (n) float16, on CPUs with F16C only. */
+void atoms_f16_row_f16c(int64_t n, const uint16_t *x, float *out);
+#endif
 
 /* out (n, d) float32 or float64 = rows of x (element strides rs, cs), converted. */
 void atoms_rows_to_f32(int64_t n, int64_t d, const void *x, atoms_dtype type, int64_t rs,

@@ -11,9 +11,6 @@
 #include "metric_kernels.h"
 
 #include <math.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 enum {
     DEPTH = 256,     /* rows summed in registers: a group of 8 columns stays in 16 KB of L1 */
@@ -310,39 +307,25 @@ atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m
     if (offset)
         memcpy(padded, offset, (size_t)m * sizeof *offset);
     pack_matrix(ctx, d, m, w, panel);
-    atoms_status status = ATOMS_OK;
-    atoms_pollster pollster = {0};
+    atoms_team team = {.ctx = ctx};
 #pragma omp parallel num_threads(ctx->p.num_threads)
     {
         double *tile = atoms_alloc(WHITEN_ROWS * lda, sizeof *tile);
-        atoms_status mine = tile ? ATOMS_OK : ATOMS_ERR_MEMORY;
+        if (!tile)
+            atoms_team_report(&team, ATOMS_ERR_MEMORY);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) {
-            atoms_status seen;
-#pragma omp atomic read
-            seen = status;
-            if (mine < 0 || seen < 0)
+            if (!tile || atoms_team_stopped(&team))
                 continue;
             int64_t i0 = task * WHITEN_ROWS, count = ATOMS_MIN(WHITEN_ROWS, n - i0);
             product_tile(&in, i0, count, center, tile, lda);
-            if (!product_rows(kernels, count, d, m, tile, lda, panel, padded, out + i0 * m))
-                mine = ATOMS_ERR_NONFINITE;
-#ifdef _OPENMP
-            if (omp_get_thread_num() == 0)
-#endif
-                mine = mine < 0 ? mine : atoms_poll(ctx, &pollster);
-            if (mine < 0) {
-#pragma omp atomic write
-                status = mine;
-            }
-        }
-        if (mine < 0) {
-#pragma omp atomic write
-            status = mine;
+            bool finite =
+                product_rows(kernels, count, d, m, tile, lda, panel, padded, out + i0 * m);
+            atoms_team_report(&team, finite ? ATOMS_OK : ATOMS_ERR_NONFINITE);
         }
         atoms_free(tile);
     }
     atoms_free(panel);
     atoms_free(padded);
-    return status;
+    return team.status;
 }

@@ -8,9 +8,6 @@
 #include "metric_kernels.h"
 
 #include <math.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 enum {
     TILE = 128,        /* rows of a tile */
@@ -199,48 +196,34 @@ atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, const void
     if (!parts)
         return ATOMS_ERR_MEMORY;
 
-    atoms_status status = ATOMS_OK;
-    atoms_pollster pollster = {0};
+    atoms_team team = {.ctx = ctx};
 #pragma omp parallel num_threads(ctx->p.num_threads)
     {
         workspace w = {0};
-        atoms_status mine = new_workspace(&w, d, bins);
+        atoms_status got = new_workspace(&w, d, bins);
+        if (got < 0)
+            atoms_team_report(&team, got);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) {
-            atoms_status others;
-#pragma omp atomic read
-            others = status;
-            if (mine < 0 || others < 0)
+            if (got < 0 || atoms_team_stopped(&team))
                 continue;
             tally t = {bins, w.counts, parts + task * 3};
             int64_t i = task / strips, j0 = task % strips * STRIP;
-            if (first)
-                mine = list_task(&x, first, second, task * PAIRS_A_TASK,
-                                 ATOMS_MIN(pairs, (task + 1) * PAIRS_A_TASK), &w, &t);
-            else
-                mine =
-                    tile_task(ctx, &x, i, ATOMS_MAX(i, j0), ATOMS_MIN(tiles, j0 + STRIP), &w, &t);
-#ifdef _OPENMP
-            if (omp_get_thread_num() == 0)
-#endif
-                mine = mine < 0 ? mine : atoms_poll(ctx, &pollster);
-            if (mine < 0) {
-#pragma omp atomic write
-                status = mine;
-            }
+            atoms_status done =
+                first
+                    ? list_task(&x, first, second, task * PAIRS_A_TASK,
+                                ATOMS_MIN(pairs, (task + 1) * PAIRS_A_TASK), &w, &t)
+                    : tile_task(ctx, &x, i, ATOMS_MAX(i, j0), ATOMS_MIN(tiles, j0 + STRIP), &w, &t);
+            atoms_team_report(&team, done);
         }
 #pragma omp critical(atoms_angles_counts)
-        {
-            if (mine < 0)
-                status = mine;
-            for (int64_t k = 0; mine == ATOMS_OK && k < bins; k++)
-                counts[k] += w.counts[k];
-        }
+        for (int64_t k = 0; got == ATOMS_OK && k < bins; k++)
+            counts[k] += w.counts[k];
         free_workspace(&w);
     }
     for (int64_t task = 0; task < tasks; task++)
         for (int k = 0; k < 3; k++)
             sums[k] += parts[task * 3 + k];
     atoms_free(parts);
-    return status;
+    return team.status;
 }

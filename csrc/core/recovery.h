@@ -67,6 +67,7 @@ typedef struct {
     double *residual; /* may be NULL */
     double *gap;      /* may be NULL */
     const double *tau; /* of threshold coding: one for each signal */
+    atoms_team *team;  /* asked in every round of a solver: a tile's may be millions */
 } code_tile;
 
 typedef struct {

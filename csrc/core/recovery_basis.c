@@ -22,6 +22,7 @@ typedef struct {
     double *z;              /* (n) */
     int32_t *set;           /* (n) */
     double *zs;             /* (n) */
+    atoms_team *team;       /* asked in every step */
 } room;
 
 static void *take(char *base, int64_t *used, int64_t n, size_t size)
@@ -214,7 +215,7 @@ static int32_t interior(const atoms_ctx *ctx, const atoms_dict *dict, room *r, d
     }
     int32_t step = 0, stalls = 0;
     double last_mu = INFINITY, last_off = INFINITY;
-    for (; step < max_steps && stalls < 3; step++) {
+    for (; step < max_steps && stalls < 3 && atoms_team_ask(r->team) == ATOMS_OK; step++) {
         double mu = 0, l1 = 0;
         for (int64_t j = 0; j < n; j++) {
             r->z[j] = r->u[j] - r->v[j];
@@ -377,6 +378,7 @@ atoms_status atoms_equality_tile(const atoms_ctx *ctx, const atoms_dict *dict,
     atoms_status status = ATOMS_ERR_MEMORY;
     if (base && greedy && indices && values) {
         carve(dict, base, &r);
+        r.team = tile->team;
         for (int64_t j = 0; j < dict->n; j++)
             r.w[j] = dict->norm[j] > 0 ? 1 / dict->norm[j] : 1;
         atoms_omp_params omp = {.n_nonzero = most, .tol = -1};
@@ -396,6 +398,8 @@ atoms_status atoms_equality_tile(const atoms_ctx *ctx, const atoms_dict *dict,
         memcpy(tile->indices + i * tile->width, indices + i * most,
                (size_t)tile->counts[i] * sizeof *indices);
         status = solve(&inner, dict, p, &r, tile, i, scale, greedy[i]);
+        if (status == ATOMS_OK)
+            status = atoms_team_ask(tile->team);
     }
     atoms_free(values);
     atoms_free(indices);

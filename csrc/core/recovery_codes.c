@@ -58,17 +58,14 @@ static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, const void
     int64_t n = whole->n, tiles = (n + TILE - 1) / TILE, width = whole->width;
     int64_t x_size = whole->x_type == ATOMS_F64 ? 8 : whole->x_type == ATOMS_F32 ? 4 : 2;
     int64_t v_size = dict->type == ATOMS_F64 ? 8 : 4;
-    atoms_status result = ATOMS_OK;
-    atoms_pollster pollster = {0};
+    atoms_team team = {.ctx = ctx};
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
     for (int64_t k = 0; k < tiles; k++) {
-        atoms_status now;
-#pragma omp atomic read
-        now = result;
-        if (now < 0)
+        if (atoms_team_stopped(&team))
             continue;
         int64_t i = k * TILE;
         code_tile part = *whole;
+        part.team = &team;
         part.n = ATOMS_MIN(TILE, n - i);
         part.x = (const char *)whole->x + i * whole->rs * x_size;
         if (whole->indices) {
@@ -81,15 +78,9 @@ static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, const void
         part.tau = whole->tau ? whole->tau + i : NULL;
         part.residual = whole->residual ? whole->residual + i : NULL;
         part.gap = whole->gap ? whole->gap + i : NULL;
-        now = fn(ctx, dict, params, &part);
-        if (now == ATOMS_OK && atoms_is_first_thread())
-            now = atoms_poll(ctx, &pollster);
-        if (now < 0) {
-#pragma omp atomic write
-            result = now;
-        }
+        atoms_team_report(&team, fn(ctx, dict, params, &part));
     }
-    return result;
+    return team.status;
 }
 
 /* The arguments that all the functions below call alike. */

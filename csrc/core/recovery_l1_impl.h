@@ -25,6 +25,7 @@ typedef struct {
     int32_t *support;          /* (ld) */
     bool positive;
     double x_dot_r, r2; /* of z as of the last gap */
+    atoms_team *team;   /* asked in every round */
 } FN(problem);
 
 static void FN(problem_free)(FN(problem) *q)
@@ -65,9 +66,10 @@ static atoms_status FN(make_room)(FN(problem) *q, int64_t ld)
     return short_of ? ATOMS_ERR_MEMORY : ATOMS_OK;
 }
 
-static atoms_status FN(problem_new)(const atoms_dict *dict, bool positive, FN(problem) *q)
+static atoms_status FN(problem_new)(const atoms_dict *dict, bool positive, atoms_team *team,
+                                    FN(problem) *q)
 {
-    *q = (FN(problem)){.dict = dict, .positive = positive};
+    *q = (FN(problem)){.dict = dict, .positive = positive, .team = team};
     q->c = atoms_calloc(dict->np, sizeof(T));
     q->weight = atoms_calloc(dict->np, sizeof(T));
     q->where = atoms_alloc(dict->np, sizeof *q->where);
@@ -310,6 +312,9 @@ static atoms_status FN(lasso_solve)(FN(problem) *q, double lambda, double tol, i
     double nu, enough = 0.02 * tol;
     *gap = FN(lasso_gap)(q, lambda, &nu);
     for (*rounds = 0; *rounds < max_rounds && *gap > tol; ++*rounds) {
+        atoms_status go_on = atoms_team_ask(q->team);
+        if (go_on < 0)
+            return go_on;
         /* the violators above a share of the worst violation join, if that leaves them few */
         double share = 1 + 0.3 * (nu - 1), limit = lambda * ATOMS_MAX(share, 1 + 4 * EPS);
         int64_t before = q->m;
@@ -419,7 +424,7 @@ static atoms_status FN(lasso_tile)(const atoms_ctx *ctx, const atoms_dict *dict,
     FN(problem) q = {0};
     atoms_status status = FN(inputs_new)(ctx, dict, tile, &in);
     if (status == ATOMS_OK)
-        status = FN(problem_new)(dict, p->positive, &q);
+        status = FN(problem_new)(dict, p->positive, tile->team, &q);
     for (int64_t i = 0; status == ATOMS_OK && i < tile->n; i++) {
         const T *x = in.x + i * dict->d;
         double s = in.scale[i];
@@ -525,7 +530,7 @@ static atoms_status FN(denoise_tile)(const atoms_ctx *ctx, const atoms_dict *dic
     FN(problem) q = {0};
     atoms_status status = FN(inputs_new)(ctx, dict, tile, &in);
     if (status == ATOMS_OK)
-        status = FN(problem_new)(dict, false, &q);
+        status = FN(problem_new)(dict, false, tile->team, &q);
     for (int64_t i = 0; status == ATOMS_OK && i < tile->n; i++) {
         if (in.kind[i] != SIGNAL_OK) {
             FN(write_empty)(tile, i, in.kind[i]);

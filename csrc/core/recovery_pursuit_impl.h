@@ -243,10 +243,13 @@ static atoms_status FN(pursue)(FN(problem) *q, const atoms_pursuit_params *p, FN
     double before = 1;
     *verdict = ATOMS_SIGNAL_LIMIT;
     for (*steps = 0; *steps < p->max_steps; ++*steps) {
-        atoms_status status = p->method == ATOMS_PURSUIT_MP         ? FN(matching_step)(q, p, &moved)
-                              : p->method == ATOMS_PURSUIT_GRADIENT ? FN(gradient_step)(q, p, &moved)
-                              : p->method == ATOMS_PURSUIT_COSAMP   ? FN(cosamp_step)(q, p, w)
-                                                                    : FN(iht_step)(q, p, w);
+        atoms_status status = atoms_team_ask(q->team);
+        if (status < 0)
+            return status;
+        status = p->method == ATOMS_PURSUIT_MP         ? FN(matching_step)(q, p, &moved)
+                 : p->method == ATOMS_PURSUIT_GRADIENT ? FN(gradient_step)(q, p, &moved)
+                 : p->method == ATOMS_PURSUIT_COSAMP   ? FN(cosamp_step)(q, p, w)
+                                                       : FN(iht_step)(q, p, w);
         if (status < 0)
             return status;
         FN(measure)(q);
@@ -276,7 +279,7 @@ static atoms_status FN(pursuit_tile)(const atoms_ctx *ctx, const atoms_dict *dic
     FN(scratch) w = {0};
     atoms_status status = FN(inputs_new)(ctx, dict, tile, &in);
     if (status == ATOMS_OK)
-        status = FN(problem_new)(dict, false, &q);
+        status = FN(problem_new)(dict, false, tile->team, &q);
     if (status == ATOMS_OK)
         status = FN(scratch_new)(dict->np, 3 * p->n_nonzero, &w);
     for (int64_t i = 0; status == ATOMS_OK && i < tile->n; i++) {

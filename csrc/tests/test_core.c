@@ -284,7 +284,7 @@ static bool same(double x, double y)
     return isnan(x) ? isnan(y) : x == y && signbit(x) == signbit(y);
 }
 
-/* All 65,536 values of both 16-bit types, contiguous and strided. */
+/* All 65,536 values of both 16-bit types, contiguous and strided, in rows of several lengths. */
 TEST(core_convert_16_bit)
 {
     enum { N = 1 << 16 };
@@ -292,18 +292,23 @@ TEST(core_convert_16_bit)
     float *f = atoms_alloc(N, 4);
     double *d = atoms_alloc(N, 8);
     for (int type = ATOMS_F16; type <= ATOMS_BF16; type++)
-        for (int cs = 1; cs <= 2; cs++) {
-            for (int i = 0; i < N; i++)
-                x[i * cs] = (uint16_t)i;
-            atoms_rows_to_f32(256, 256, x, (atoms_dtype)type, 256 * cs, cs, f);
-            atoms_rows_to_f64(256, 256, x, (atoms_dtype)type, 256 * cs, cs, d);
-            int wrong = 0;
-            for (int i = 0; i < N; i++) {
-                double want = meaning((unsigned)i, type == ATOMS_F16 ? 5 : 8);
-                wrong += !same(want, f[i]) || !same(want, d[i]);
+        for (int cs = 1; cs <= 2; cs++)
+            for (int width = 8; width <= 1024; width = width * 5 / 2 + 3) {
+                int rows = N / width, last = N - rows * width;
+                for (int i = 0; i < N; i++)
+                    x[i * cs] = (uint16_t)i;
+                atoms_rows_to_f32(rows, width, x, (atoms_dtype)type, width * cs, cs, f);
+                atoms_rows_to_f64(rows, width, x, (atoms_dtype)type, width * cs, cs, d);
+                const uint16_t *rest = x + rows * width * cs;
+                atoms_rows_to_f32(1, last, rest, (atoms_dtype)type, 0, cs, f + rows * width);
+                atoms_rows_to_f64(1, last, rest, (atoms_dtype)type, 0, cs, d + rows * width);
+                int wrong = 0;
+                for (int i = 0; i < N; i++) {
+                    double want = meaning((unsigned)i, type == ATOMS_F16 ? 5 : 8);
+                    wrong += !same(want, f[i]) || !same(want, d[i]);
+                }
+                CHECK(wrong == 0);
             }
-            CHECK(wrong == 0);
-        }
     atoms_free(x), atoms_free(f), atoms_free(d);
 }
 

@@ -263,7 +263,7 @@ def _weight(a: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if a.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
     with np.errstate(over="ignore"):
-        a = np.ascontiguousarray(a, np.float32)
-    if not np.isfinite(a).all():
+        weight = np.ascontiguousarray(a, np.float32)
+    if not np.isfinite(weight).all():
         raise ValueError(f"{name}: contains NaN or infinity")
-    return a
+    return weight

@@ -560,7 +560,8 @@ def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.nd
     rng = np.random.default_rng(random_state)
     for j in range(X.shape[1]):
         out[:, j] = X[rng.permutation(len(X)), j]
-    return np.asarray(out)
+    shuffled: np.ndarray = out
+    return shuffled
 
 
 def random_model(model: Any, random_state: int = 0) -> Any:

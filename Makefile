@@ -123,7 +123,7 @@ types: install  ## mypy --strict and pyright over the package, and whether the e
 	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml atoms._core
 
 docs: install  ## the documentation site in build/docs, warnings as errors (ATOMS_DOCS_NOTEBOOKS=cache runs the notebooks)
-	@$(BIN)/python -c "import furo, myst_nb" 2>/dev/null || $(PIP) -e ".[docs]" --no-build-isolation
+	@$(BIN)/python -c "import furo, latex2mathml, myst_nb" 2>/dev/null || $(PIP) -e ".[docs]" --no-build-isolation
 	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 

@@ -5,8 +5,10 @@ notebooks/: a new module or notebook needs no line anywhere. Both go into docs/_
 """
 
 import importlib
+import inspect
 import os
 import pkgutil
+import pydoc
 import re
 import shutil
 import sys
@@ -16,9 +18,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
+import latex2mathml.converter  # noqa: E402
 from docutils import nodes  # noqa: E402
 from sphinx.domains.python import PyXRefRole  # noqa: E402
-from sphinx.ext.autosummary import import_by_name  # noqa: E402
+from sphinx.util.math import get_node_equation_number  # noqa: E402
 
 import atoms  # noqa: E402
 
@@ -112,7 +115,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "myst_nb",
 ]
@@ -133,6 +135,7 @@ nitpick_ignore_regex = [
     (r"py:(class|obj)", r"[^.]*"),
     (r"py:(class|obj)", r".*[ ,{}()=<>].*"),
 ]
+suppress_warnings = ["ref.python"]  # attributes of several classes, such as W_enc: the first is as good
 default_role = "name"
 autodoc_default_options = {"member-order": "bysource", "show-inheritance": False}
 autodoc_typehints = "none"  # the docstrings say types, with shapes
@@ -168,6 +171,8 @@ def aliases():
         if page.stem != "index":
             module = importlib.import_module(f"atoms.{page.stem}")
             for name in getattr(module, "__all__", ()):
+                if not callable(getattr(module, name)):  # data have no entry of their own
+                    continue
                 found.setdefault(
                     f"{getattr(getattr(module, name), '__module__', '')}.{name}", f"atoms.{page.stem}.{name}"
                 )
@@ -190,13 +195,9 @@ def elsewhere(app, env, node, contnode):
             return env.get_domain("py").resolve_xref(
                 env, node["refdoc"], app.builder, node["reftype"], full, node, contnode
             )
-    if target.startswith("atoms."):
-        try:
-            import_by_name(target)
-        except ImportError:
-            return None  # nothing of that name: warned of
+    if target.startswith("atoms.") and pydoc.locate(target) is not None:
         return contnode
-    return None
+    return None  # there is no such thing: warned of
 
 
 def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
@@ -205,21 +206,50 @@ def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
     known = inliner.document.settings.env.app.config.atoms_aliases
     plain = text.removesuffix("()").removeprefix("atoms.")
     owner = plain.partition(".")[0]
-    for name in (f"{module}.{owner}", f"atoms.{owner}", ".".join(plain.split(".")[:2])):
+    for name in (".".join(plain.split(".")[:2]), f"{module}.{owner}", f"atoms.{owner}"):
         if name in known:
-            rest = plain[len(name.removeprefix("atoms.").removeprefix(f"{module}.")) :]
-            full = known[name] + (rest if rest.startswith(".") else "")
+            rest = plain.removeprefix(name.removeprefix("atoms.").removeprefix(f"{module}."))
+            if rest and not inspect.isclass(pydoc.locate(known[name])):
+                continue  # atoms.report is a function too, and has no parts
+            full = known[name] + rest
             return PyXRefRole()("py:obj", rawtext, f"{text} <{full}>", lineno, inliner)
     return [nodes.literal(rawtext, text)], []
 
 
+# Formulas become MathML when the site is built: no script, no other server, the same offline.
+
+
+def mathml(formula, display):
+    """Bars are magnitudes here, never relations: no space beside them."""
+    found = latex2mathml.converter.convert(formula, display=display)
+    return re.sub(r"<mo>(\||&#x0007C;|&#x02016;|‖)</mo>", r'<mo lspace="0" rspace="0">\1</mo>', found)
+
+
+def inline_math(self, node):
+    self.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def display_math(self, node):
+    self.body.append(self.starttag(node, "div", CLASS="equation"))
+    self.body.append(mathml(node.astext(), "block"))
+    if node["number"]:
+        self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
+        self.add_permalink_ref(node, "Link to this equation")
+        self.body.append("</span>")
+    self.body.append("</div>")
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.add_role("name", name_role)
     app.add_config_value("atoms_aliases", aliases(), "env")
     app.connect("autodoc-process-docstring", plain_bars, priority=400)
     app.connect("missing-reference", elsewhere)
 
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"atoms {release}"
 html_static_path = ["_static"]

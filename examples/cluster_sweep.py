@@ -28,15 +28,8 @@ def train(path, d_sae, target_l0, seed):
     codes = sae.transform(X[cut:])
     score = atoms.theory.explained_variance(X[cut:], sae.inverse_transform(codes), "centered")
     stability = atoms.theory.stability(sae.W_dec, codes, metric=metric)
-    return (
-        d_sae,
-        target_l0,
-        seed,
-        score.total,
-        codes.nnz / codes.shape[0],
-        stability.q_star,
-        stability.q_star_random,
-    )
+    l0 = codes.nnz / codes.shape[0]
+    return d_sae, target_l0, seed, score.total, l0, stability.q_star, stability.q_star_random
 
 
 def main(scheduler=None, path=None):

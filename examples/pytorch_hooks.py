@@ -11,11 +11,10 @@ from torch import nn
 import atoms
 
 torch.manual_seed(0)
-VOCABULARY, WIDTH = 50, 32
-block = nn.Sequential(nn.Linear(WIDTH, 64), nn.GELU(), nn.Linear(64, WIDTH))
-model = nn.Sequential(nn.Embedding(VOCABULARY, WIDTH), block, nn.Linear(WIDTH, VOCABULARY))
-tokens = torch.randint(VOCABULARY, (200, 16))
-targets = (3 * tokens + 1) % VOCABULARY  # something to predict
+block = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+model = nn.Sequential(nn.Embedding(50, 32), block, nn.Linear(32, 50))
+tokens = torch.randint(50, (200, 16))
+targets = (3 * tokens + 1) % 50  # something to predict
 
 
 def loss():
@@ -30,17 +29,16 @@ for _ in range(60):
 
 # ---- out: a hook collects what a module returns, one row for each token; noise, for tokens alone are only fifty
 rows = []
-hook = block.register_forward_hook(lambda module, inputs, output: rows.append(output.detach().flatten(0, 1)))
+hook = block.register_forward_hook(lambda module, inputs, x: rows.append(x.detach().flatten(0, 1)))
 with torch.no_grad():
     loss()
 hook.remove()
 X = torch.cat(rows).numpy()
-X = X + 0.1 * X.std() * np.random.default_rng(0).standard_normal(X.shape, dtype=np.float32)
+X += 0.1 * X.std() * np.random.default_rng(0).standard_normal(X.shape, dtype=np.float32)
 
 metric = atoms.AtomicInnerProduct().fit(X)
-sae = atoms.SparseAutoencoder(
-    128, metric=metric, target_l0=6, max_steps=400, batch_size=256, verbose=False
-).fit(X)
+sae = atoms.SparseAutoencoder(128, metric=metric, target_l0=6, max_steps=400, batch_size=256, verbose=False)
+sae.fit(X)
 
 # ---- in: another hook returns the reconstruction in place of the activations
 W_enc, b_enc, threshold, W_dec, b_dec = (
@@ -54,8 +52,8 @@ def reconstruct(module, inputs, x):
 
 
 with torch.no_grad():
-    before = loss().item()
+    print(f"loss without a hook: {loss().item():.3f}")
     for name, replace in (("atoms", reconstruct), ("zeros", lambda module, inputs, x: torch.zeros_like(x))):
         hook = block.register_forward_hook(replace)
-        print(f"loss with {name}: {loss().item():.3f}, without a hook: {before:.3f}")
+        print(f"loss with {name}: {loss().item():.3f}")
         hook.remove()

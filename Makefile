@@ -15,7 +15,7 @@ QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/test_activations.py --
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint format demo report wheel bench clean
+.PHONY: help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint types format docs demo report wheel wheel-test bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,11 +109,23 @@ coverage: install
 		--json-summary build/coverage/summary.json --txt build/coverage/report.txt build/coverage 2>>build/coverage/log
 	@$(BIN)/python -c "import json; print(json.load(open('build/coverage/summary.json'))['line_percent'])" >build/coverage/percent
 
-lint:  ## ruff, and the compiler's warnings as errors, changing nothing
+lint:  ## ruff, its format, and the compiler's warnings as errors, changing nothing
 	@test -x $(BIN)/python || $(MAKE) -s install
-	@$(PIP) ruff
+	@test -x $(BIN)/ruff || $(PIP) ruff
 	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
 	@$(CC) -fsyntax-only -O1 -Werror $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS)
+
+types: install  ## mypy --strict and pyright over the package, and whether the extension's stubs are complete
+	@test -x $(BIN)/mypy -a -x $(BIN)/basedpyright || $(PIP) -e ".[types]" --no-build-isolation
+	@$(BIN)/mypy
+	@$(BIN)/basedpyright
+	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml atoms._core
+
+docs: install  ## the documentation site in build/docs, warnings as errors (ATOMS_DOCS_NOTEBOOKS=cache runs the notebooks)
+	@$(BIN)/python -c "import furo, latex2mathml, myst_nb" 2>/dev/null || $(PIP) -e ".[docs]" --no-build-isolation
+	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 format: install  ## ruff and clang-format, rewriting files
 	@$(PIP) ruff clang-format==14.0.6
@@ -135,6 +147,11 @@ wheel: install  ## sdist, and a wheel that carries BLIS, in dist/ and wheelhouse
 	@$(BIN)/python -m build -q --no-isolation
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/auditwheel repair -w wheelhouse dist/*.whl >build/auditwheel.log 2>&1 || { cat build/auditwheel.log; exit 1; }
 	@ls dist/*.tar.gz wheelhouse/*.whl
+
+wheel-test: wheel  ## that wheel in an environment with nothing else in it
+	@rm -rf build/empty && $(BIN)/python -m venv build/empty
+	@build/empty/bin/pip install -q --disable-pip-version-check wheelhouse/*.whl
+	@cd build/empty && bin/python -W error ../../tests/smoke.py
 
 bench: install  ## every benchmark, in order
 	@$(PIP) -e ".[bench]"

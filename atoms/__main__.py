@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__, set_num_threads, show_config
 
@@ -142,13 +143,14 @@ def _report(
     if estimate:
         print(cost(settings, workers=jobs, threads=threads))
         return
-    client = None
+    client: Any = None
     if scheduler is not None:
         try:
-            from distributed import Client
+            import distributed
         except ImportError as error:
             raise ImportError("--scheduler needs Dask: run `pip install distributed joblib`") from error
-        client = Client(scheduler)
+        dask: Any = distributed
+        client = dask.Client(scheduler)
     try:
         print(run(settings, output, jobs=jobs, threads=threads, client=client))
     finally:

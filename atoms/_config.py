@@ -6,7 +6,8 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import threadpoolctl
 
@@ -114,7 +115,6 @@ class _SerialBlas:
     def _reset_in_child(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before: list[int] = []
 
     @functools.cached_property
     def _libraries(self) -> list[threadpoolctl.LibController]:
@@ -122,7 +122,8 @@ class _SerialBlas:
 
         # BLIS, the fourth kind there is, uses one thread unless told otherwise
         found = threadpoolctl.ThreadpoolController().select(internal_api=["openblas", "mkl", "flexiblas"])
-        return found.lib_controllers
+        libraries: list[threadpoolctl.LibController] = found.lib_controllers
+        return libraries
 
     @staticmethod
     def _set(library: threadpoolctl.LibController, n: int) -> None:
@@ -135,7 +136,7 @@ class _SerialBlas:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                self._before = [library.get_num_threads() for library in self._libraries]
+                self._before = [int(library.get_num_threads() or 1) for library in self._libraries]
                 for library in self._libraries:
                     self._set(library, 1)
         try:
@@ -151,9 +152,9 @@ class _SerialBlas:
 serial_blas = _SerialBlas()
 
 
-def _with_serial_blas(function):
+def _with_serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         with serial_blas():
             return function(*args, **kwargs)
 

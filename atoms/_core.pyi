@@ -163,8 +163,8 @@ def omp(
     ctx: Context,
     handle: Any,
     X: NDArray[Any],
-    n_nonzero: NDArray[Any],
-    tol: NDArray[Any],
+    n_nonzero: int,
+    tol: float,
     ols: bool,
     nonnegative: bool,
     indptr: NDArray[Any] | None,
@@ -174,7 +174,7 @@ def omp(
     counts: NDArray[Any],
     status: NDArray[Any],
     steps: NDArray[Any],
-    residual: NDArray[Any],
+    residual: NDArray[Any] | None,
     /,
 ) -> None: ...
 def lasso(
@@ -190,7 +190,7 @@ def lasso(
     counts: NDArray[Any],
     status: NDArray[Any],
     steps: NDArray[Any],
-    residual: NDArray[Any],
+    residual: NDArray[Any] | None,
     gap: NDArray[Any],
     /,
 ) -> None: ...
@@ -198,7 +198,7 @@ def basis(
     ctx: Context,
     handle: Any,
     X: NDArray[Any],
-    sigma: NDArray[Any],
+    sigma: float,
     tol: float,
     max_steps: int,
     indices: NDArray[Any],
@@ -206,7 +206,7 @@ def basis(
     counts: NDArray[Any],
     status: NDArray[Any],
     steps: NDArray[Any],
-    residual: NDArray[Any],
+    residual: NDArray[Any] | None,
     gap: NDArray[Any],
     /,
 ) -> None: ...
@@ -223,7 +223,7 @@ def pursuit(
     counts: NDArray[Any],
     status: NDArray[Any],
     steps: NDArray[Any],
-    residual: NDArray[Any],
+    residual: NDArray[Any] | None,
     /,
 ) -> None: ...
 def threshold(
@@ -237,7 +237,7 @@ def threshold(
     counts: NDArray[Any],
     status: NDArray[Any],
     steps: NDArray[Any],
-    residual: NDArray[Any],
+    residual: NDArray[Any] | None,
     /,
 ) -> None: ...
 def correlation_max(ctx: Context, handle: Any, X: NDArray[Any], top: NDArray[Any], /) -> None: ...

@@ -36,7 +36,7 @@ class Rows:
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows by number, in the order asked for, in the shards' dtype."""
         if len(self.shards) == 1:
-            return self.shards[0][index]
+            return np.asarray(self.shards[0][index])
         out = np.empty((len(index), self.d), np.result_type(*self.shards))
         shard = np.searchsorted(self.starts, index, side="right") - 1
         for s in np.unique(shard):

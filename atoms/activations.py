@@ -522,14 +522,15 @@ class _replacing:
 def _dtype(name: Any) -> np.dtype:
     """float32, float16 or bfloat16 as a NumPy dtype."""
     if str(name) == "bfloat16":
-        return np.dtype(_require("ml_dtypes", "pip install ml_dtypes").bfloat16)
+        bfloat16: np.dtype = np.dtype(_require("ml_dtypes", "pip install ml_dtypes").bfloat16)
+        return bfloat16
     try:
-        dtype = np.dtype(name)
+        dtype: np.dtype | None = np.dtype(name)
     except TypeError:
         dtype = None
-    if dtype not in (np.float32, np.float16):
+    if dtype is None or dtype not in (np.float32, np.float16):
         raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {name!r}")
-    return np.dtype(dtype)
+    return dtype
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
@@ -849,7 +850,7 @@ def capture(
                     rows.put(key, start, found)
                 start += n
                 bar.update(n)
-        index = {
+        index: dict[str, Any] = {
             "token_ids": np.concatenate([c[skip:] for c in contexts]),
             "contexts": np.repeat(np.arange(len(contexts)), lengths),
             "positions": np.concatenate([np.arange(skip, len(c)) for c in contexts]),

@@ -67,17 +67,17 @@ class _Dictionary(Estimator):
         self.num_threads = num_threads
 
     def _start(self, X: Any) -> np.ndarray:
-        X = self._check_X(X, reset=True)
-        d = X.shape[1]
+        rows = self._check_X(X, reset=True)
+        d = rows.shape[1]
         self._whitener = whitener_of(self.metric, d)
         total = np.zeros(d)
-        for part in self._blocks(X):
+        for part in self._blocks(rows):
             block = part.astype(np.float64)
             if not np.isfinite(block).all():
-                raise nonfinite_error(X, "X")
+                raise nonfinite_error(rows, "X")
             total += block.sum(axis=0)
-        self.b_dec = (total / len(X) if self.center else np.zeros(d)).astype(np.float32)
-        return X
+        self.b_dec = (total / len(rows) if self.center else np.zeros(d)).astype(np.float32)
+        return rows
 
     @staticmethod
     def _blocks(X: np.ndarray, width: int | None = None) -> Iterator[np.ndarray]:
@@ -117,7 +117,7 @@ class _Dictionary(Estimator):
     @property
     def b_enc(self) -> np.ndarray:
         """-b_dec W_enc, (d_sae,) float32."""
-        return -(self.b_dec @ self.W_enc)
+        return np.asarray(-(self.b_dec @ self.W_enc))
 
     @property
     def threshold(self) -> None:
@@ -136,7 +136,7 @@ class _Dictionary(Estimator):
     def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Least squares on the chosen atoms; dependent ones share by a ridge of 1e-9."""
         atoms = self._unit[index].astype(np.float64)
-        right = np.einsum("nkd,nd->nk", atoms, Z.astype(np.float64))
+        right: np.ndarray = np.einsum("nkd,nd->nk", atoms, Z.astype(np.float64))
         if index.shape[1] == 1:
             return right
         gram = atoms @ atoms.transpose(0, 2, 1) + 1e-9 * np.eye(index.shape[1])
@@ -156,7 +156,9 @@ class _Dictionary(Estimator):
         fewer are not zero."""
         self._check_fitted()
         X = self._check_X(X, reset=False)
-        counts, index, value = [np.zeros(1, np.int64)], [], []
+        counts = [np.zeros(1, np.int64)]
+        index: list[np.ndarray] = []
+        value: list[np.ndarray] = []
         encode, width = self._encoder()
         for part in self._blocks(X, width):
             Z = self._whiten(part)
@@ -497,7 +499,7 @@ class NeuronBasis(_Dictionary):
 
     def _whiten(self, X: np.ndarray) -> np.ndarray:
         """Coordinates in units of the atoms, not whitened: the codes before selection."""
-        return ((X.astype(np.float64) - self.b_dec) * self._norms).astype(np.float32)
+        return np.asarray((X.astype(np.float64) - self.b_dec) * self._norms, np.float32)
 
     def _select(self, Z: np.ndarray) -> np.ndarray:
         return np.sort(np.argpartition(np.abs(Z), -self.l0, axis=1)[:, -self.l0 :], axis=1)
@@ -552,7 +554,8 @@ def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.nd
     rng = np.random.default_rng(random_state)
     for j in range(X.shape[1]):
         out[:, j] = X[rng.permutation(len(X)), j]
-    return out
+    shuffled: np.ndarray = out
+    return shuffled
 
 
 def random_model(model: Any, random_state: int = 0) -> Any:

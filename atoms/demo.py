@@ -170,14 +170,14 @@ def study(
             f"{len(train)} training tokens are too few for {d_in} dimensions (at least {2 * d_in}): "
             "capture more tokens (--tokens, or a longer --text)"
         )
-    d_sae = d_sae or 4 * d_in
+    n_atoms = d_sae or 4 * d_in
     rng = np.random.default_rng(seed)
     aip = AtomicInnerProduct().fit(train)
     euclidean = aip.angles(held_out, geometry="euclidean")
     atomic = aip.angles(held_out)
 
     sae = SparseAutoencoder(
-        d_sae,
+        n_atoms,
         metric=aip,
         target_l0=l0,
         batch_size=batch_size,
@@ -203,17 +203,17 @@ def study(
     scores = [scored("atoms", sae.W_dec, through(sae))]
 
     parts = {part: X[sample(len(X), _CONTROL_ROWS, rng)] for part, X in parts.items()}
-    random = RandomDictionary(d_sae, metric=aip, random_state=seed).fit(train)
+    random = RandomDictionary(n_atoms, metric=aip, random_state=seed).fit(train)
     k = max(1, round(scores[0].l0_mean))
     directions = recovery.Dictionary(random.W_dec, metric=aip)
     coded = {part: pursued(X, directions, random.W_dec, k, random.b_dec) for part, X in parts.items()}
     scores.append(scored("random", random.W_dec, coded))
     memory = MemorizingDictionary(metric=aip).fit(train)
-    some = memory.W_dec[sample(len(memory.W_dec), d_sae, rng)]
+    some = memory.W_dec[sample(len(memory.W_dec), n_atoms, rng)]
     scores.append(scored("memorizing", some, through(memory)))
 
     rows = parts["held_out"][:_CURVE_ROWS]
-    curve_l0 = [k for k in _CURVE_L0 if k <= min(d_in, d_sae)]
+    curve_l0 = [k for k in _CURVE_L0 if k <= min(d_in, n_atoms)]
     curves = {}
     for name, D, b in (
         ("atoms", sae.W_dec, sae.b_dec),
@@ -252,17 +252,17 @@ def table(reports: Sequence[LayerReport]) -> str:
     )
     lines = [head, "-" * len(head)]
     for report in reports:
-        for i, score in enumerate(report.scores):
+        for i, found in enumerate(report.scores):
             left = " " * 38
             if i == 0:
                 left = f"{report.layer:>5}  {_angle(report.euclidean):<15}  {_angle(report.atomic):<14}"
-            train, held = score.train, score.held_out
+            train, held = found.train, found.held_out
             line = (
-                f"{left} {score.name:<11} {score.d_sae:>7}  {percent(train[CONVENTION][0]):>8}"
+                f"{left} {found.name:<11} {found.d_sae:>7}  {percent(train[CONVENTION][0]):>8}"
                 f"  {percent(held[CONVENTION][0]):>11}  {percent(held[CONVENTION][1]):>6}"
                 f"  {percent(train['centered'][0]):>9}  {percent(held['centered'][0]):>12}"
-                f"  {'/'.join(map(str, score.l0)):>11}  {percent(score.q_star):>7}"
-                f"  {percent(score.q_star_random):>6}  {percent(score.q_star_ceiling):>7}"
+                f"  {'/'.join(map(str, found.l0)):>11}  {percent(found.q_star):>7}"
+                f"  {percent(found.q_star_random):>6}  {percent(found.q_star_ceiling):>7}"
             )
             if i == 0:
                 line += f"  {report.seconds:>7.0f}  {report.peak_memory:>4.0f}"

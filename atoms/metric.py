@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from ._estimator import (
 __all__ = ["AngleHistogram", "AtomicInnerProduct", "EigenvalueErrors"]
 
 Array = npt.NDArray[Any]
+_T = TypeVar("_T")
 
 _SHIFT_ROWS = 1024  # rows whose mean is subtracted before centred moments are summed
 
@@ -151,6 +152,8 @@ class AtomicInnerProduct(Estimator):
 
     n_samples_seen_: int
     n_features_in_: int
+
+    _centered: bool
 
     def __init__(
         self,
@@ -320,11 +323,12 @@ class AtomicInnerProduct(Estimator):
 
     # --------------------------------------------------------------- attributes
 
-    def _get(self, name: str, compute: Any) -> Any:
+    def _get(self, name: str, compute: Callable[[], _T]) -> _T:
         self._check_fitted()
         if name not in self._derived:
             self._derived[name] = compute()
-        return self._derived[name]
+        value: _T = self._derived[name]
+        return value
 
     @property
     def mean_(self) -> Array:
@@ -488,10 +492,10 @@ class AtomicInnerProduct(Estimator):
         return self.fit(X).whiten(X)
 
     def _check_width(self, X: Any, name: str) -> Array:
-        X = check_array(X, name)
-        if X.shape[1] != self.n_features_in_:
-            raise ValueError(f"{name}: expected {self.n_features_in_} columns, as in fit, got {X.shape[1]}")
-        return X
+        a = check_array(X, name)
+        if a.shape[1] != self.n_features_in_:
+            raise ValueError(f"{name}: expected {self.n_features_in_} columns, as in fit, got {a.shape[1]}")
+        return a
 
     # ----------------------------------------------------------------- geometry
 
@@ -583,7 +587,8 @@ class AtomicInnerProduct(Estimator):
             X = check_array(X)
         n = X.shape[0]
         total = n * (n - 1) // 2
-        first = second = None
+        first: Array | None = None
+        second: Array | None = None
         if pairs is not None:
             _check_count(pairs, "pairs")
             if pairs < total:
@@ -593,7 +598,7 @@ class AtomicInnerProduct(Estimator):
                 second = rng.integers(0, n - 1, total)
                 second += second >= first
         if geometry == "metric":
-            if first is not None:
+            if first is not None and second is not None:
                 seen, at = np.unique(np.concatenate([first, second]), return_inverse=True)
                 first, second = at[:total].astype(np.int64), at[total:].astype(np.int64)
                 X = self._whiten_rows(X, seen)

@@ -168,7 +168,7 @@ class Dictionary:
         return _remake, self._given
 
     def _gram_fits(self) -> bool:
-        return (-(-self.n_atoms // 64) * 64) ** 2 * self.dtype.itemsize <= self.gram_bytes
+        return bool((-(-self.n_atoms // 64) * 64) ** 2 * self.dtype.itemsize <= self.gram_bytes)
 
     def _prepare(self, gram: bool) -> None:
         """Hold the Gram matrix from now on, if `gram` and if it fits."""
@@ -186,7 +186,7 @@ class Dictionary:
         if self.metric is None:
             return block
         x = np.asarray(block, np.float64)
-        return (x - self.metric.mean_ if self.metric.centered else x) @ self.metric.whitener_
+        return np.asarray((x - self.metric.mean_ if self.metric.centered else x) @ self.metric.whitener_)
 
 
 def _remake(atoms: Any, metric: Any, dtype: Any, gram_bytes: int, num_threads: int | None) -> Dictionary:
@@ -268,7 +268,7 @@ def _code(
         parts.append(packed)
     codes = _csr(counts, parts, (n, d.n_atoms), d.dtype)
     _complain(name, status, stacklevel=4 + depth)
-    if not return_info:
+    if residual is None:
         return codes
     return codes, RecoveryInfo(status, residual, steps, gap)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+Array = np.ndarray
 
 # ---- theory
 
 
-def explained_variance(X, X_hat, convention="centered", whitener=None) -> float:
+def explained_variance(
+    X: ArrayLike, X_hat: ArrayLike, convention: str = "centered", whitener: Array | None = None
+) -> float:
     """Explained variance in exact rational arithmetic (after whitening in float64, if any)."""
     X, X_hat = np.asarray(X, dtype=np.float64), np.asarray(X_hat, dtype=np.float64)
     exact = np.vectorize(Fraction, otypes=[object])
@@ -29,7 +36,7 @@ def explained_variance(X, X_hat, convention="centered", whitener=None) -> float:
     return 1.0 - float(residual / total)
 
 
-def unit_rows(D, whitener=None):
+def unit_rows(D: ArrayLike, whitener: Array | None = None) -> tuple[Array, Array]:
     """Whitened rows divided by their norms, and the norms."""
     V = np.asarray(D, dtype=np.float64)
     V = V if whitener is None else V @ whitener
@@ -37,16 +44,16 @@ def unit_rows(D, whitener=None):
     return V / norms[:, None], norms
 
 
-def cosines(D, whitener=None) -> np.ndarray:
+def cosines(D: ArrayLike, whitener: Array | None = None) -> Array:
     """|cosine| of all pairs i < j, in the order of np.triu_indices."""
     unit, _ = unit_rows(D, whitener)
-    return np.minimum(np.abs(unit @ unit.T), 1.0)[np.triu_indices(len(unit), 1)]
+    return np.asarray(np.minimum(np.abs(unit @ unit.T), 1.0)[np.triu_indices(len(unit), 1)])
 
 
-def q_star(cosines, l0, grid) -> float:
+def q_star(cosines: Array, l0: Array, grid: Iterable[float]) -> float:
     """The largest q of a grid in (0, 1] with mu_q < 1/(2 K_q - 1), by the definition."""
 
-    def quantile(values, q):  # np.quantile's "inverted_cdf", not led astray by q n = 192.0000001
+    def quantile(values: Array, q: float) -> Any:  # np.quantile's "inverted_cdf", not led astray by q n = 192.0000001
         share = np.arange(1, len(values) + 1) / len(values)
         return np.sort(values)[np.searchsorted(share, q - 1e-12)]
 
@@ -60,31 +67,39 @@ def q_star(cosines, l0, grid) -> float:
     return best
 
 
-def nearest(A, B, absolute=True):
+def nearest(A: ArrayLike, B: ArrayLike, absolute: bool = True) -> tuple[Array, Array]:
     """Row of B with the largest (absolute) product with each row of A, and the product."""
     products = np.asarray(A, dtype=np.float64) @ np.asarray(B, dtype=np.float64).T
     products = np.abs(products) if absolute else products
     return products.argmax(axis=1), products.max(axis=1)
 
 
-def babel(D, whitener=None) -> np.ndarray:
+def babel(D: ArrayLike, whitener: Array | None = None) -> Array:
     """mu_1(K) for K = 1 .. d_sae - 1: largest sum of K |cosines| of one atom with others."""
     unit, _ = unit_rows(D, whitener)
     G = np.minimum(np.abs(unit @ unit.T), 1.0)
     np.fill_diagonal(G, -1.0)
-    return np.cumsum(np.sort(G, axis=1)[:, :0:-1], axis=1).max(axis=0)
+    return np.asarray(np.cumsum(np.sort(G, axis=1)[:, :0:-1], axis=1).max(axis=0))
 
 
 # ------------------------------------------------------------------ recovery
 
 
-def omp(x, dictionary, n_nonzero, tol=None, selection="omp", nonnegative=False):
+def omp(
+    x: Array,
+    dictionary: Array,
+    n_nonzero: int,
+    tol: float | None = None,
+    selection: str = "omp",
+    nonnegative: bool = False,
+) -> Array:
     """One signal's matching pursuit with every refit from scratch: the code, a dense vector."""
     from scipy.optimize import nnls
 
     norms = np.linalg.norm(dictionary, axis=1)
     unit = dictionary / np.where(norms > 0, norms, 1)[:, None]
-    chosen, code, residual = [], np.zeros(len(unit)), np.array(x, np.float64)
+    chosen: list[int] = []
+    code, residual = np.zeros(len(unit)), np.array(x, np.float64)
     while len(chosen) < n_nonzero and (tol is None or np.linalg.norm(residual) > tol):
         basis = np.linalg.qr(unit[chosen].T)[0] if chosen else np.zeros((len(x), 0))
         outside = 1 - ((unit @ basis) ** 2).sum(axis=1)
@@ -107,15 +122,16 @@ def omp(x, dictionary, n_nonzero, tol=None, selection="omp", nonnegative=False):
     return code
 
 
-def lasso_gap(x, dictionary, code, alpha):
+def lasso_gap(x: ArrayLike, dictionary: Array, code: Array, alpha: float) -> float:
     """Duality gap of 1/2 |x - z D|^2 + alpha |z|_1 at a code, from the definitions."""
-    r = np.asarray(x, np.float64) - code @ dictionary
+    x = np.asarray(x, np.float64)
+    r = x - code @ dictionary
     top = np.abs(dictionary @ r).max()
     y = r * min(1.0, alpha / top) if top > 0 else r
-    return r @ r / 2 + alpha * np.abs(code).sum() - (x @ y - y @ y / 2)
+    return float(r @ r / 2 + alpha * np.abs(code).sum() - (x @ y - y @ y / 2))
 
 
-def lasso(x, dictionary, alpha, positive=False, steps=20000):
+def lasso(x: Array, dictionary: ArrayLike, alpha: float, positive: bool = False, steps: int = 20000) -> Array:
     """One signal's lasso by accelerated proximal gradient steps (FISTA)."""
     D = np.asarray(dictionary, np.float64)
     rate = 1 / np.linalg.norm(D, 2) ** 2
@@ -140,9 +156,10 @@ class SparseAutoencoderTwin:
     """
 
     def __init__(
-        self, W_enc, W_dec, b_enc, b_dec, threshold, *, activation="jumprelu", tied=False, bandwidth=0.1,
-        prefixes=(), beta1=0.9, beta2=0.999, epsilon=1e-8, clip=1.0,
-    ):  # fmt: skip
+        self, W_enc: Array, W_dec: Array, b_enc: Array, b_dec: Array, threshold: Array, *,
+        activation: str = "jumprelu", tied: bool = False, bandwidth: float = 0.1, prefixes: Sequence[int] = (),
+        beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, clip: float = 1.0,
+    ) -> None:  # fmt: skip
         names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
         arrays = (W_enc, W_dec, b_enc, b_dec, threshold)
         self.p = {n: np.array(a, np.float64) for n, a in zip(names, arrays, strict=True)}
@@ -156,11 +173,11 @@ class SparseAutoencoderTwin:
         self.step_count = self.samples = 0
         self.last_fired = np.zeros(len(self.p["b_enc"]), np.int64)
 
-    def pre_activations(self, x):
+    def pre_activations(self, x: Array) -> Array:
         p = self.p
-        return (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
+        return np.asarray((x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"])
 
-    def active(self, z, k=0):
+    def active(self, z: Array, k: int = 0) -> Array:
         """Boolean mask of active latents; ties to the lower sample, then the lower latent."""
         if self.activation == "jumprelu":
             return z > self.p["threshold"]
@@ -175,24 +192,28 @@ class SparseAutoencoderTwin:
             mask.ravel()[np.argsort(-positive.ravel(), kind="stable")[: k * len(z)]] = True
         return mask & (z > 0)
 
-    def gradients(self, x, *, l0_coefficient=0.0, l1_coefficient=0.0, k=0, aux_k=0, dead_after=0, aux_coefficient=0.0):
+    def gradients(
+        self, x: Array, *, l0_coefficient: float = 0.0, l1_coefficient: float = 0.0, k: int = 0,
+        aux_k: int = 0, dead_after: int = 0, aux_coefficient: float = 0.0,
+    ) -> tuple[Any, Any, Any, dict[str, Array]]:  # fmt: skip
         """(squared error, penalty, l0, gradients of their sum)."""
         p, n = self.p, len(x)
         z = self.pre_activations(x)
         on = self.active(z, k)
         a = np.where(on, z, 0.0)
-        err, penalty, start = p["b_dec"] - x, 0.0, 0
+        err, start = p["b_dec"] - x, 0
+        penalty: Any = 0.0
         errors, weights = [], np.zeros((len(p["b_enc"]), len(self.prefixes)))
-        for g, width in enumerate(self.prefixes):  # the wider ones hold what the narrower hold
+        for group, width in enumerate(self.prefixes):  # the wider ones hold what the narrower hold
             err = err + a[:, start:width] @ p["W_dec"][start:width]
             errors.append(err)
-            weights[:width, g] = 1
+            weights[:width, group] = 1
             start = width
         penalty += sum((e**2).sum() for e in errors[:-1]) / n
         summed = np.einsum("jg,gnd->jnd", weights, np.array(errors))  # latent j's share of the errors
         ga = 2 / n * np.einsum("jnd,jd->nj", summed, p["W_dec"])
         gz = np.where(on, ga + (l1_coefficient / n if self.activation == "relu" else 0.0), 0.0)
-        aux_g = 0.0
+        aux_g: Any = 0.0
         dead = self.samples - self.last_fired >= dead_after
         if aux_k and dead.any():
             zd = np.where(dead & (z > 0), z, 0.0)
@@ -221,7 +242,7 @@ class SparseAutoencoderTwin:
             g["W_dec"] = g["W_enc"] = g["W_dec"] + g["W_enc"]
         return (err**2).sum() / n, penalty, on.sum() / n, g
 
-    def _direction(self, name, g):
+    def _direction(self, name: str, g: Array) -> Array:
         self.m[name] = self.beta1 * self.m[name] + (1 - self.beta1) * g
         self.v[name] = self.beta2 * self.v[name] + (1 - self.beta2) * g * g
         m = self.m[name] / (1 - self.beta1**self.step_count)
@@ -233,8 +254,9 @@ class SparseAutoencoderTwin:
         return u
 
     def step(
-        self, x, learning_rate, threshold_rate, *, threshold_shift=0.0, silent_after=0, silent_factor=1.0, **kwargs
-    ):
+        self, x: Array, learning_rate: float, threshold_rate: float, *, threshold_shift: float = 0.0,
+        silent_after: int = 0, silent_factor: float = 1.0, **kwargs: Any,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         x = np.asarray(x, np.float64)
         error, penalty, l0, g = self.gradients(x, **kwargs)
         self.samples += len(x)
@@ -262,7 +284,7 @@ class SparseAutoencoderTwin:
 # ---- metric
 
 
-def moments(X, shift=None):
+def moments(X: ArrayLike, shift: ArrayLike | None = None) -> tuple[Array, Array]:
     """Sum and second moment of rows about a shift, in long double."""
     X = np.asarray(X).astype(np.longdouble)
     if shift is not None:
@@ -270,7 +292,7 @@ def moments(X, shift=None):
     return X.sum(axis=0), np.einsum("ij,ik->jk", X, X)
 
 
-def whitener(X, centered=False, shrinkage=0.0):
+def whitener(X: Array, centered: bool = False, shrinkage: float = 0.0) -> Array:
     """Symmetric inverse square root of the second moment, in float64."""
     X = np.asarray(X, dtype=np.float64)
     X = X - X.mean(axis=0) if centered else X
@@ -278,31 +300,31 @@ def whitener(X, centered=False, shrinkage=0.0):
     C = X.T @ X / n
     C = (1 - shrinkage) * C + shrinkage * np.trace(C) / d * np.eye(d)
     values, vectors = np.linalg.eigh(C)
-    return vectors @ np.diag(1 / np.sqrt(values)) @ vectors.T
+    return np.asarray(vectors @ np.diag(1 / np.sqrt(values)) @ vectors.T)
 
 
-def product(X, center, W, offset) -> np.ndarray:
+def product(X: ArrayLike, center: ArrayLike | None, W: ArrayLike, offset: ArrayLike | None) -> Array:
     """(X - center) W + offset in long double, rounded to float32."""
     X = np.asarray(X).astype(np.longdouble)
     X = X if center is None else X - np.asarray(center, dtype=np.longdouble)
     Z = np.einsum("ij,jk->ik", X, np.asarray(W, dtype=np.longdouble))
-    return (Z if offset is None else Z + offset).astype(np.float32)
+    return np.asarray(Z if offset is None else Z + offset, np.float32)
 
 
-def angles(X, pairs=None) -> np.ndarray:
+def angles(X: ArrayLike, pairs: tuple[Array, Array] | None = None) -> Array:
     """Angles in degrees of all pairs i < j, or of listed pairs, left out where a row is zero."""
     X = np.asarray(X).astype(np.float64)
     first, second = np.triu_indices(len(X), 1) if pairs is None else pairs
-    some = X.any(axis=1)
+    some = np.asarray(X.any(axis=1))
     keep = some[first] & some[second]
     U = X / np.where(some, np.abs(X).max(axis=1, initial=0.0), 1.0)[:, None]
     U = U / np.where(some, np.linalg.norm(U, axis=1), 1.0)[:, None]
     u, v = U[first[keep]], U[second[keep]]
     half = np.arctan2(np.linalg.norm(u - v, axis=1), np.linalg.norm(u + v, axis=1))
-    return np.degrees(2 * half)
+    return np.asarray(np.degrees(2 * half))
 
 
-def ledoit_wolf(X, centered=False) -> float:
+def ledoit_wolf(X: ArrayLike, centered: bool = False) -> float:
     """Shrinkage of Ledoit and Wolf (2004), from its definition by outer products."""
     Y = np.asarray(X, dtype=np.float64)
     Y = Y - Y.mean(axis=0) if centered else Y
@@ -313,7 +335,9 @@ def ledoit_wolf(X, centered=False) -> float:
     return float(min(noise, excess) / excess)
 
 
-def eigenvalue_errors(X, vectors, shrinkage=0.0, centered=False, block_size=1) -> np.ndarray:
+def eigenvalue_errors(
+    X: ArrayLike, vectors: Array, shrinkage: float = 0.0, centered: bool = False, block_size: int = 1
+) -> Array:
     """Standard errors of the second moment's eigenvalues by the delta method, block by block."""
     Y = np.asarray(X, dtype=np.float64)
     Y = Y - Y.mean(axis=0) if centered else Y
@@ -321,4 +345,4 @@ def eigenvalue_errors(X, vectors, shrinkage=0.0, centered=False, block_size=1) -
     g = (1 - shrinkage) * (Y @ vectors) ** 2 + shrinkage / d * (Y**2).sum(axis=1, keepdims=True)
     g = g - g.mean(axis=0)
     blocks = [g[i : i + block_size].sum(axis=0) for i in range(0, n, block_size)]
-    return np.sqrt((np.array(blocks) ** 2).sum(axis=0)) / n
+    return np.asarray(np.sqrt((np.array(blocks) ** 2).sum(axis=0)) / n)

@@ -31,18 +31,18 @@ _BLOCK = 8192  # rows encoded at a time
 
 
 class _Batch(NamedTuple):
-    """Rows in the training space, said without moving them: ``scale (X[index] - shift)``."""
+    """Rows in the training space, said without moving them: ``scale (X[rows] - shift)``."""
 
     X: np.ndarray
-    index: np.ndarray | None
+    rows: np.ndarray | None
     shift: np.ndarray | None
     scale: float
 
     def __len__(self) -> int:
-        return len(self.X if self.index is None else self.index)
+        return len(self.X if self.rows is None else self.rows)
 
     def dense(self) -> np.ndarray:
-        x = (self.X if self.index is None else self.X[self.index]).astype(np.float32, copy=False)
+        x = (self.X if self.rows is None else self.X[self.rows]).astype(np.float32, copy=False)
         return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
 
 
@@ -390,7 +390,7 @@ class SparseAutoencoder(Estimator):
             counts += np.histogram(z, bins)[0]
         above = 1 - np.cumsum(counts) / max(counts.sum(), 1)
         c = bins[1 + int(np.argmax(above <= want))]
-        return mean + c * deviation
+        return np.asarray(mean + c * deviation)
 
     # -------------------------------------------------------------------- fit
 
@@ -442,7 +442,7 @@ class SparseAutoencoder(Estimator):
     def _begin(self, rows: Rows, init: Any, checkpoint: Any) -> None:
         self._check_parameters()
         self._check_X(rows.shards[0], reset=True)
-        self._folded = None
+        self._folded: dict[str, np.ndarray] | None = None
         if checkpoint is not None and os.path.exists(checkpoint):
             self._resume(checkpoint, rows)
             return
@@ -454,7 +454,7 @@ class SparseAutoencoder(Estimator):
             rng = np.random.default_rng([*self._seed, 2])
             n = min(rows.n, max(4096, min(2 * int(self.d_sae), 16384)))
             self._initialise(self._to_space(rows.take(np.sort(rng.choice(rows.n, n, replace=False)))))
-        self.history_ = {k: [] for k in (
+        self.history_: dict[str, list[Any]] = {k: [] for k in (
             "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val",
             "l0", "dead", "learning_rate")}  # fmt: skip
         self._control = {**dict.fromkeys(_CONTROL, 0.0), "l1": self.l1_coefficient or 0.0}
@@ -523,7 +523,7 @@ class SparseAutoencoder(Estimator):
         factor = float(np.exp(-min(1.0, 4 * len(batch) / window))) if window else 1.0
         stats: dict[str, Any] = _core.sae_step(
             ctx, self._core, batch.X, rate, rate, c["price"], c["l1"], c["shift"], self._k, err, window // 4, factor,
-            int(self.aux_k), window, float(self.aux_coefficient), batch.index, batch.shift, batch.scale,
+            int(self.aux_k), window, float(self.aux_coefficient), batch.rows, batch.shift, batch.scale,
         )  # fmt: skip
         self._steer(stats, rate)
         if err is not None:
@@ -721,7 +721,7 @@ class SparseAutoencoder(Estimator):
             raise ValueError(f"checkpoint: {os.fspath(path)} has no training state; pass it as init=load(path)")
         if self.metric is not None:
             arrays, _ = self.metric._state()
-            if any(not np.array_equal(v, tensors.get(f"metric.{k}")) for k, v in arrays.items()):
+            if any(not np.array_equal(v, tensors.get(f"metric.{k}", ())) for k, v in arrays.items()):
                 raise ValueError(f"checkpoint: {os.fspath(path)} was trained under another metric")
         with reading(path, type(self).__name__):
             self._restore(tensors, meta)
@@ -778,19 +778,21 @@ class SparseAutoencoder(Estimator):
 
     def _fold(self) -> dict[str, np.ndarray]:
         self._check_fitted()
-        if getattr(self, "_folded", None) is None:
+        folded: dict[str, np.ndarray] | None = getattr(self, "_folded", None)
+        if folded is None:
             shift, forward, back = self._maps()
             E, D = self._get(_W_ENC).astype(np.float64), self._get(_W_DEC).astype(np.float64)
             b_dec = self._get(_B_DEC).astype(np.float64)
             thr = self._get(_THRESHOLD)
-            self._folded = {
+            folded = {
                 "W_enc": np.ascontiguousarray(forward @ E.T, np.float32),
                 "b_enc": (self._get(_B_ENC) - E @ (shift @ forward + b_dec)).astype(np.float32),
                 "W_dec": np.ascontiguousarray(D @ back, np.float32),
                 "b_dec": (b_dec @ back + shift).astype(np.float32),
                 "threshold": thr,
             }
-        return self._folded
+            self._folded = folded
+        return folded
 
     def _set_folded(self, other: Any) -> None:
         """Take raw-activation weights into the training space; decoder rows get unit norm."""

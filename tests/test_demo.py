@@ -10,6 +10,7 @@ import pytest
 from atoms import demo, plot
 from atoms.__main__ import main
 
+
 def options(tiny, words, folder, **more):
     given = {
         "model": tiny,

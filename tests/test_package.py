@@ -19,17 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree"),
 ]
 
-SMOKE = """
-import numpy as np
-import atoms
-from atoms import _core
-x = np.random.default_rng(0).standard_normal((3000, 65)).astype(np.float32)
-aip = atoms.AtomicInnerProduct(num_threads=2).fit(x)
-error = np.abs(aip.second_moment_ - x.T.astype(float) @ x / len(x)).max()
-assert error < 1e-12, error
-print(atoms.__file__)
-atoms.show_config()
-"""
+SMOKE = ROOT / "tests" / "smoke.py"
 
 
 def run(*args, ok=True, **kwargs):
@@ -49,7 +39,17 @@ def sdist(tmp_path_factory):
     tree, dist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for name in [
         *("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "LICENSES", "README.md", "CHANGELOG.md"),
-        *("CONTRIBUTING.md", "Makefile", ".clang-format", "csrc", "atoms", "tests", "benchmarks", "notebooks"),
+        *(
+            "CONTRIBUTING.md",
+            "Makefile",
+            ".clang-format",
+            "csrc",
+            "atoms",
+            "tests",
+            "benchmarks",
+            "notebooks",
+        ),
+        *("CITATION.cff", "docs", "examples"),
     ]:
         source = ROOT / name
         if source.is_dir():
@@ -66,7 +66,17 @@ def sdist(tmp_path_factory):
 
 
 def test_sdist_is_complete(sdist):
-    for pattern in ("csrc/*/*.[ch]", "csrc/*/*.inc", "atoms/**/*.py", "tests/*.py", "LICENSES/*", "Makefile"):
+    for pattern in (
+        "csrc/*/*.[ch]",
+        "csrc/*/*.inc",
+        "atoms/**/*.py",
+        "tests/*.py",
+        "LICENSES/*",
+        "Makefile",
+        "docs/*.md",
+        "examples/*.py",
+        "CITATION.cff",
+    ):
         for path in ROOT.glob(pattern):
             assert (sdist / path.relative_to(ROOT)).exists(), path
     assert not list(sdist.rglob("*.so"))
@@ -88,7 +98,7 @@ def install(wheel, folder):
 
 def smoke(env, folder, *prefix):
     """Runs the package of that folder, and of no other."""
-    done = run(*prefix, sys.executable, "-P" if sys.version_info >= (3, 11) else "-B", "-c", SMOKE, env=env, cwd=folder)
+    done = run(*prefix, sys.executable, "-B", SMOKE, env=env, cwd=folder)
     assert done.stdout.startswith(str(folder)), done.stdout
     return done.stdout
 

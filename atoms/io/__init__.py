@@ -171,7 +171,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-    arrays = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
+    arrays: dict[str, Any] = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
     norm, skip = getattr(sae, "input_norm", "none"), getattr(sae, "W_skip", None)
     transcoder = getattr(sae, "is_transcoder", False)
     activation = "jumprelu" if sae.activation == "batchtopk" else sae.activation
@@ -311,7 +311,7 @@ def from_pretrained(
         root = huggingface_hub.snapshot_download(
             str(name),
             revision=revision,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             allow_patterns=[prefix + file for file in _FILES],
             local_files_only=local_files_only,
         )

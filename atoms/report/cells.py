@@ -42,7 +42,7 @@ def _metric(folder: str, key: str, layer: int, prefix: str, shuffled: bool, cent
 def shift(params: dict[str, Any], folder: Path, data_folder: Path, progress: Progress) -> Found:
     """Angles between activations at one layer, before and after the metric, and the metric's spectrum."""
     data, layer = Data(data_folder, params["data"]), params["layer"]
-    X, massive = data.rows("metric", layer), None
+    X = data.rows("metric", layer)
     metric = AtomicInnerProduct().fit(X)
     record: dict[str, Any] = {
         "n_metric": len(X),
@@ -50,7 +50,8 @@ def shift(params: dict[str, Any], folder: Path, data_folder: Path, progress: Pro
         "effective_rank": metric.effective_rank_,
         "top_share": float(metric.eigenvalues_[0] / metric.eigenvalues_.sum()),
     }
-    if data.has("massive") and len(massive := data.rows("massive", layer)):
+    massive = data.rows("massive", layer) if data.has("massive") else X[:0]
+    if len(massive):
         total = float((X.astype(np.float64) ** 2).sum())
         extra = float((massive.astype(np.float64) ** 2).sum())
         values = np.linalg.eigvalsh(
@@ -208,7 +209,7 @@ def _probe(model: Any, data: Data, layer: int, probe: dict[str, int]) -> dict[st
     Latents are drawn among those that fire often enough on both to be judged. Texts are the
     metric's, unseen by dictionaries where prompts were trained on, and the held-out one.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     codes = []
     for part in ("metric", "text" if data.has("text") else "held_out"):
         found = scipy.sparse.csc_array(model.transform(data.rows(part, layer)))
@@ -219,8 +220,8 @@ def _probe(model: Any, data: Data, layer: int, probe: dict[str, int]) -> dict[st
     able = (often[0] >= probe["examples"]) & (often[1] >= probe["candidates"])
     able &= (often[0] < codes[0].shape[0] / 2) & (often[1] < codes[1].shape[0] / 2)
     rng = np.random.default_rng(probe["seed"])
-    able = np.flatnonzero(able)
-    chosen = np.sort(rng.choice(able, min(probe["latents"], len(able)), replace=False))
+    among = np.flatnonzero(able)
+    chosen = np.sort(rng.choice(among, min(probe["latents"], len(among)), replace=False))
     for name, found in zip(("examples", "candidates"), codes):
         kept = found[:, chosen]
         arrays |= {f"probe/{name}/{field}": getattr(kept, field) for field in ("data", "indices", "indptr")}
@@ -241,7 +242,10 @@ def agreement(params: dict[str, Any], folder: Path, data_folder: Path, progress:
     for key in params["inputs"]:
         with np.load(folder / "cells" / f"{key}.npz") as file:
             found.append(file["W_dec"])
-    mcc, mmcs, above, overlap = [], [], [], []
+    mcc: list[float] = []
+    mmcs: list[float] = []
+    above: list[float] = []
+    overlap: list[float] = []
     half = found[0].shape[1] // 2
     for i in range(len(found)):
         for j in range(i):
@@ -252,7 +256,10 @@ def agreement(params: dict[str, Any], folder: Path, data_folder: Path, progress:
             above.append(m.share_above(0.9))
             if min(map(len, found)) >= half:
                 overlap.append(theory.subspace_overlap(found[j], found[i], metric, k=half))
-    mean = lambda values: float(np.mean(values)) if values else None
+
+    def mean(values: list[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
     return {"mcc": mean(mcc), "mmcs": mean(mmcs), "above_0.9": mean(above), "overlap": mean(overlap)}, {}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["CONTROLS", "DICTIONARIES", "READY", "Config", "Frontier", "Grid", "Monosemanticity", "load"]
 
@@ -161,7 +163,8 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=dict))
+        found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=dict))
+        return found
 
 
 def _find(config: Config, name: str) -> Any:
@@ -219,9 +222,13 @@ READY: dict[str, Config] = {
 }
 
 
-def _build(cls: type, given: Mapping[str, Any], base: Any, where: str = "") -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {}
+_T = TypeVar("_T")
+
+
+def _build(cls: type[_T], given: Mapping[str, Any], base: _T, where: str = "") -> _T:
+    settings: Any = base
+    fields = {f.name: f for f in dataclasses.fields(settings)}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in fields:
             raise ValueError(f"{where}{name}: no such setting; there are {', '.join(fields)}")
@@ -233,7 +240,8 @@ def _build(cls: type, given: Mapping[str, Any], base: Any, where: str = "") -> A
         elif isinstance(now, (int, float)) and not isinstance(value, (int, float, type(None))):
             raise ValueError(f"{where}{name}: expected a number, got {value!r}")
         values[name] = value
-    return dataclasses.replace(base, **values)
+    built: _T = dataclasses.replace(settings, **values)
+    return built
 
 
 def load(config: Config | Mapping[str, Any] | str | Path, **changes: Any) -> Config:
@@ -277,13 +285,10 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(text)
     else:
         try:
-            import tomllib
-        except ImportError:  # Python 3.10
-            try:
-                import tomli as tomllib
-            except ImportError as error:
-                raise ImportError("TOML needs Python 3.11, or run `pip install tomli`; JSON works too") from error
-        found = tomllib.loads(text)
+            toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        except ImportError as error:
+            raise ImportError("TOML needs Python 3.11, or run `pip install tomli`; JSON works too") from error
+        found = toml.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"config: {path} holds no table of settings")
     return found

@@ -64,11 +64,11 @@ def _size(mb: float) -> str:
 def _flops() -> float:
     """Float32 operations a second of a square product by NumPy's BLAS, all its threads."""
     a = np.ones((1024, 1024), np.float32)
-    a @ a
+    _ = a @ a
     best = np.inf
     for _ in range(3):
         started = time.perf_counter()
-        a @ a
+        _ = a @ a
         best = min(best, time.perf_counter() - started)
     return 2 * 1024**3 / best
 
@@ -83,7 +83,7 @@ def _training_rate(d_in: int, d_sae: int, l0: float, threads: int) -> float:
     )
     marks: list[float] = []
     sae.fit(X, callback=lambda *_: marks.append(time.perf_counter()))
-    return batch / float(np.median(np.diff(marks))) / cut**2
+    return float(batch / np.median(np.diff(marks)) / cut**2)
 
 
 def estimate(config: Config, *, workers: int | None = None, threads: int = 1) -> Estimate:
@@ -116,9 +116,9 @@ def estimate(config: Config, *, workers: int | None = None, threads: int = 1) ->
     flops = _flops()
     d, d_sae = config.d_in, round(config.width * config.d_in)
     rate = _training_rate(d, d_sae, config.l0, threads)
-    tokens = config.metric_tokens + config.train_tokens + config.held_out_tokens
+    tokens: float = config.metric_tokens + config.train_tokens + config.held_out_tokens
     shift = config.n_layers if config.shift_layers == "all" else len(config.shift_layers)
-    stored = config.metric_tokens * max(shift, len(config.layers))
+    stored: float = config.metric_tokens * max(shift, len(config.layers))
     stored += (config.train_tokens + config.held_out_tokens) * len(config.layers)
     if "random-model" in config.dictionaries:
         share = config.random_share * (config.metric_tokens + config.train_tokens)

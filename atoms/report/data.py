@@ -125,7 +125,8 @@ class _Sources:
             layers: Sequence[int] = self.config.layers
             if text == "metric" and not kind:
                 n = len(activations.decoder_blocks(model))
-                wanted = range(n) if self.config.shift_layers == "all" else self.config.shift_layers
+                shifted = self.config.shift_layers
+                wanted = range(n) if isinstance(shifted, str) else shifted
                 layers = sorted({*layers, *wanted})
             activations.capture(
                 self._random if kind else model, contexts, layers, dtype=self.config.dtype, out=out, progress=self.progress
@@ -157,8 +158,9 @@ def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str,
     """
     folder.mkdir(parents=True, exist_ok=True)
     about, index = _from_disk(config) if config.activations else _from_model(config, folder, progress)
+    arrays: dict[str, Any] = dict(index)
     with _replacing(folder / f"rows-{about['key']}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, **index)
+        np.savez(file, **arrays)
     about["rows"] = {
         part: {str(layer): len(index[f"{part}-{layer}"]) for layer in where["layers"]}
         for part, where in about["parts"].items()
@@ -179,6 +181,7 @@ def _from_model(
     counts: dict[str, Any] = {}
     seconds = 0.0
     layers: list[int] = []
+    d_in = 0
     for name in names:
         found = sources.capture(name)
         seconds += found.seconds
@@ -193,6 +196,7 @@ def _from_model(
         if text == "metric" and f"{prefix}train" not in sources.keys:
             cut |= {"train": ~held, "held_out": held}
         massive = found.massive()
+        d_in = found[found.layers[0]].shape[1]
         folder_name = f"{'random' if prefix else 'model'}-{text}-{sources.keys[name]}"
         layers = layers or found.layers
         counts[name] = {
@@ -216,7 +220,7 @@ def _from_model(
         "key": key,
         "parts": parts,
         "layers": layers,
-        "d_in": found[found.layers[0]].shape[1],
+        "d_in": d_in,
         "words": True,
         "counts": counts,
         "seconds": seconds,
@@ -228,12 +232,14 @@ def _from_disk(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     files = {int(layer): Path(path).resolve() for layer, path in config.activations.items()}
     index: dict[str, np.ndarray] = {}
     stamps, counts = [], {}
+    d_in = 0
     for layer, path in files.items():
         if not path.exists():
             raise FileNotFoundError(f"activations: no file {path} (layer {layer})")
         X = np.load(path, mmap_mode="r")
         if X.ndim != 2:
             raise ValueError(f"activations: expected rows (n, d_in) in {path}, got shape {X.shape}")
+        d_in = X.shape[1]
         stamps.append([layer, X.shape, str(X.dtype), path.stat().st_size, path.stat().st_mtime_ns])
         chunks = np.arange(len(X)) * 20 // len(X)
         n_held = min(max(1, round(config.held_out * 20)), 19)
@@ -253,7 +259,7 @@ def _from_disk(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     where = {"files": {str(layer): str(path) for layer, path in files.items()}, "layers": sorted(files)}
     about = {
         "key": key,
-        "d_in": X.shape[1],
+        "d_in": d_in,
         "words": False,
         "parts": dict.fromkeys(("metric", "massive", "angles", "train", "held_out"), where),
         "layers": sorted(files),

@@ -129,7 +129,8 @@ def execute(job: Job, folder: str, data_folder: str, threads: int) -> str:
         cost |= record.pop("cost", {})
         text = json.dumps({"params": job.params, "record": plain(record), "cost": plain(cost)})
         with _replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **{_RECORD: np.array(text)}, **arrays)
+            content: dict[str, Any] = {_RECORD: np.array(text)} | arrays
+            np.savez_compressed(file, **content)
     finally:
         _config.set_num_threads(before)
         progress.path.unlink(missing_ok=True)
@@ -188,9 +189,8 @@ def run(
         backend = {"backend": "loky"} if client is None else {"backend": "dask", "client": client}
         # each job alone: what has been done by a worker that dies is on disk, and only its last is done again
         with joblib.parallel_config(**backend):
-            parallel = joblib.Parallel(
-                n_jobs=n_jobs if client is None else -1, batch_size=1, return_as="generator_unordered"
-            )
+            one_by_one: dict[str, Any] = {"batch_size": 1, "return_as": "generator_unordered"}
+            parallel = joblib.Parallel(n_jobs=n_jobs if client is None else -1, **one_by_one)
             for _ in parallel(joblib.delayed(execute)(job, folder, data_folder, threads) for job in left):
                 bar.update()
 

@@ -114,7 +114,7 @@ class EmbeddingJudge:
     def __call__(self, examples: Sequence[Context], candidates: Sequence[Context]) -> np.ndarray:
         known = np.stack([self._embed(c) for c in examples])
         cosines = np.stack([self._embed(c) for c in candidates]) @ known.T
-        return np.sort(cosines, axis=1)[:, -3:].mean(axis=1)
+        return np.asarray(np.sort(cosines, axis=1)[:, -3:].mean(axis=1))
 
 
 class _Stream:
@@ -205,8 +205,8 @@ def judge_all(config: Config, planned: Plan, out: Path, *, judge: Judge | None =
         arrays = jobs.read(out, job).arrays
         streams = []
         for part, which in (("metric", "examples"), ("text" if data.has("text") else "held_out", "candidates")):
-            fields = (arrays[f"probe/{which}/{f}"] for f in ("data", "indices", "indptr"))
-            codes = scipy.sparse.csc_array(tuple(fields), shape=tuple(arrays[f"probe/{which}/shape"]))
+            values, rows, starts = (arrays[f"probe/{which}/{f}"] for f in ("data", "indices", "indptr"))
+            codes = scipy.sparse.csc_array((values, rows, starts), shape=tuple(arrays[f"probe/{which}/shape"]))
             words = data.words(part, layer)
             assert words is not None
             streams.append((_Stream(words, codes, settings.window), words))

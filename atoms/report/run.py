@@ -79,19 +79,19 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
             params |= {"samples": 0, "batch_size": 0}
         return Job("dictionary", params, f"{label} {name}, layer {layer}")
 
-    names = [n for n in config.dictionaries if n != "random-model" or f"random/train" in about["parts"]]
-    mono = config.monosemanticity
+    names = [n for n in config.dictionaries if n != "random-model" or "random/train" in about["parts"]]
+    mono, first = config.monosemanticity, config.seeds[0]
     table = {}
     for layer in config.layers:
         for name in names:
-            for seed in config.seeds[:1] if name in _SEEDLESS else config.seeds:
+            for seed in (first,) if name in _SEEDLESS else config.seeds:
                 probe = None
-                if mono.layer == layer and seed == config.seeds[0] and name in _LATENTS and about["words"]:
+                if mono.layer == layer and seed == first and name in _LATENTS and about["words"]:
                     probe = {
                         "latents": mono.latents,
                         "examples": mono.examples,
                         "candidates": mono.candidates,
-                        "seed": config.seeds[0],
+                        "seed": first,
                     }
                 keep = len(config.seeds) > 1 and name not in _SEEDLESS
                 table[layer, name, seed] = one("table", layer, name, seed=seed, full=True, keep=keep, probe=probe)
@@ -117,12 +117,13 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
     frontier: list[tuple[str, str, Any, Job]] = []
     f = config.frontier
     if f.layer is not None:
+        at: int = f.layer
 
         def point(name: str, what: str, value: Any, **changes: Any) -> None:
-            if (f.layer, name, config.seeds[0]) in table and not changes:
-                job = table[f.layer, name, config.seeds[0]]
+            if (at, name, first) in table and not changes:
+                job = table[at, name, first]
             else:
-                job = one("frontier", f.layer, name, **changes)  # type: ignore[arg-type]
+                job = one("frontier", at, name, **changes)
             frontier.append((name, what, value, job))
 
         n_rows = about["rows"]["train"][str(f.layer)]
@@ -143,7 +144,7 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
         for name in f.variants:
             point("atoms", "variant", name, **changes_of[name])
         for name in ("memorizing", "kmeans"):
-            if (f.layer, name, config.seeds[0]) in table:
+            if (f.layer, name, first) in table:
                 point(name, "L0", 1)
     shift_layers = [layer for layer in about["layers"] if config.shift_layers == "all" or layer in config.shift_layers]
     shift = {

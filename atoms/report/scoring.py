@@ -89,7 +89,7 @@ def score(
         name=name,
         d_sae=codes.shape[1],
         explained=explained,
-        l0=tuple(stability.l0_quantiles[q] for q in (0.05, 0.5, 0.95)),
+        l0=(stability.l0_quantiles[0.05], stability.l0_quantiles[0.5], stability.l0_quantiles[0.95]),
         l0_mean=float(counts.mean()),
         coherence=stability.max,
         q_star=stability.q_star,

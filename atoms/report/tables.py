@@ -12,7 +12,7 @@ import numpy as np
 
 from ..activations import _replacing
 from . import jobs
-from .scoring import CONVENTION, percent
+from .scoring import percent
 
 if TYPE_CHECKING:
     from .run import Plan
@@ -71,7 +71,10 @@ def main_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
         found = [jobs.read(out, job) for (at, kind, _), job in planned.table.items() if (at, kind) == (layer, name)]
         records = [r.record for r in found]
         row: dict[str, Any] = {"layer": layer, "dictionary": name, "seeds": len(found)}
-        mean = lambda *path: _mean([_at(r, path) for r in records])
+
+        def mean(*path: Any) -> float | None:
+            return _mean([_at(r, path) for r in records])
+
         for field in ("d_sae", "n_train", "l0_mean", "coherence", "q_star", "q_star_random", "q_star_ceiling",
                       "q_star_ceiling_any", "q_star_train", "q_star_euclidean", "pursuit", "unused"):  # fmt: skip
             row[field] = mean(field)
@@ -81,8 +84,8 @@ def main_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
                     row[f"{short}_{part}{form}"] = mean("explained", part, convention, i)
             row[f"l0_mean_{part}"] = mean("l0_means", part)
             row[f"massive_{part}"] = mean("massive", part)
-        row["l0"] = [int(round(_mean([r["l0"][i] for r in records]))) for i in range(3)]  # type: ignore[arg-type]
-        row["l0_train"] = [int(round(_mean([r["l0_train"][i] for r in records]))) for i in range(3)]  # type: ignore[arg-type]
+        row["l0"] = [round(_mean([r["l0"][i] for r in records])) for i in range(3)]  # type: ignore[arg-type]
+        row["l0_train"] = [round(_mean([r["l0_train"][i] for r in records])) for i in range(3)]  # type: ignore[arg-type]
         for short in ("held_out", "text", "q_star"):
             for i, end in enumerate(("low", "high")):
                 row[f"interval_{short}_{end}"] = _at(records[0], (f"interval_{short}", i))
@@ -117,7 +120,7 @@ def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if field in row:
                 continue
             if isinstance(values[0], list):
-                row[field] = [int(round(float(np.mean([v[i] for v in values])))) for i in range(3)]
+                row[field] = [round(float(np.mean([v[i] for v in values]))) for i in range(3)]
             else:
                 row[field] = _mean(values)
         out.append(row)
@@ -153,8 +156,8 @@ def show(rows: Sequence[Mapping[str, Any]], form: str = "markdown", layer: bool 
 
 def layers_table(head: Sequence[str], body: Sequence[Sequence[str]], form: str = "markdown") -> str:
     if form == "markdown":
-        lines = [head, ["---"] * len(head), *body]
-        return "".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |\n" for line in lines)
+        table = [head, ["---"] * len(head), *body]
+        return "".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |\n" for line in table)
     safe = lambda text: (
         text.replace("%", r"\%").replace("&", r"\&").replace("_", r"\_").replace("²", "$^2$").replace("q*", "$q^*$")
         .replace("°", r"$^\circ$").replace("±", r"$\pm$").replace("|", r"$|$")

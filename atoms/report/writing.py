@@ -81,7 +81,7 @@ def _shift(rows: Sequence[Row]) -> list[str]:
 
 def _main(rows: Sequence[Row], config: Config) -> list[str]:
     mean = _by(tables.averaged(rows))
-    said = []
+    said: list[str] = []
     atoms = mean.get("atoms")
     if atoms is None:
         return said
@@ -111,7 +111,8 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
             f"The same autoencoder in Euclidean geometry explains {percent(e['R2_held_out'])} in the metric and "
             f"{percent(e['raw_held_out'])} raw, with q* {percent(e['q_star'])} at L0 {e['l0_mean_held_out']:.1f}."
         )
-    beaten, lost = [], []
+    beaten: list[str] = []
+    lost: list[str] = []
     for name in ("random", "memorizing", "kmeans", "pca", "neurons", "shuffled", "random-model"):
         if name in mean:
             won = atoms["R2_held_out"] > mean[name]["R2_held_out"]
@@ -373,7 +374,7 @@ def write(
             for p in points
         ]  # fmt: skip
         tables.save(folder, "frontier", points, tables.layers_table(point_head, point_body), tables.layers_table(point_head, point_body, "latex"))
-    mono_rows = [
+    mono_rows: list[dict[str, Any]] = [
         {
             "dictionary": j.dictionary,
             "latents": len(j.latents),
@@ -384,7 +385,10 @@ def write(
         for j in judged
     ]
     mono_head = ["dictionary", "latents judged", "of so many able", "detection", "fuzzing"]
-    number = lambda v: "" if v is None else f"{v:.3f}"
+
+    def number(v: float | None) -> str:
+        return "" if v is None else f"{v:.3f}"
+
     mono_body = [[LABELS[r["dictionary"]], str(r["latents"]), f"{r['able']:,}", number(r["detection"]), number(r["fuzzing"])] for r in mono_rows]
     if mono_rows:
         tables.save(folder, "monosemanticity", mono_rows, tables.layers_table(mono_head, mono_body), tables.layers_table(mono_head, mono_body, "latex"))

@@ -320,7 +320,8 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
             f"codes: expected a SciPy sparse array, got {type(codes).__name__}; "
             "pass scipy.sparse.csr_array(codes)"
         )
-    delta = scipy.sparse.csr_array(codes, copy=True).astype(np.float64)
+    given: Any = codes
+    delta = scipy.sparse.csr_array(given, copy=True).astype(np.float64)
     if delta.shape[1] != n_atoms:
         raise ValueError(f"codes: expected {n_atoms} columns (d_sae), got {delta.shape[1]}")
     if not np.isfinite(delta.data).all():

@@ -85,10 +85,10 @@ class _Cosines:
 
 
 def check_q(q: Any, name: str) -> np.ndarray:
-    q = np.atleast_1d(np.asarray(q, dtype=np.float64))
-    if q.ndim != 1 or not ((q >= 0) & (q <= 1)).all():
-        raise ValueError(f"{name}: expected numbers between 0 and 1, got {q!r}")
-    return q
+    found = np.atleast_1d(np.asarray(q, dtype=np.float64))
+    if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
+        raise ValueError(f"{name}: expected numbers between 0 and 1, got {found!r}")
+    return found
 
 
 def welch_bound(n: int, d: int) -> float:
@@ -157,7 +157,7 @@ class Coherence:
         part = position - low
         both = self._cosines.at_ranks(np.concatenate([low, np.minimum(low + 1, n - 1)]))
         a, b = both.astype(np.float64).reshape(2, -1)
-        return np.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part))
+        return np.asarray(np.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part)))
 
     def share_below(self, limit: float) -> float:
         """Share of the pairs with |cosine| < limit, exact; 1 for a single atom."""

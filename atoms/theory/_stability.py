@@ -19,7 +19,8 @@ _PARALLEL = 1.0 - 2.0**-20  # cosines from here on are 1 up to the rounding of f
 def active(l0: Any) -> np.ndarray:
     """Active latents of each sample from codes or from their numbers, int64."""
     if scipy.sparse.issparse(l0):
-        codes = l0.tocsr()
+        codes: Any = l0
+        codes = codes.tocsr()
         counts = np.diff(codes.indptr)
         if not codes.data.all():
             zeros = np.concatenate([[0], np.cumsum(codes.data == 0)])
@@ -39,7 +40,7 @@ def active(l0: Any) -> np.ndarray:
         raise ValueError("l0: expected at least one sample, got none")
     if counts.min() < 0:
         raise ValueError(f"l0: expected numbers >= 0, got {counts.min()}")
-    return counts.astype(np.int64)
+    return np.asarray(counts, np.int64)
 
 
 def uniqueness_limit(k: int) -> float:

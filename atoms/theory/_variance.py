@@ -90,7 +90,7 @@ def _moments(sums: np.ndarray) -> tuple[list[int], list[int], list[int], list[in
     return _exact(sums[0:2]), _exact(sums[2:4]), _exact(sums[4:6]), _exact(sums[6:8])
 
 
-def _score(convention: str, n: int, groups: Sequence[tuple]) -> float:
+def _score(convention: str, n: int, groups: Sequence[tuple[list[int], ...]]) -> float:
     """1 - residual / variance from exact moments: one rounding in the quotient, one in 1 - it."""
     if n == 0:
         return math.nan
@@ -110,7 +110,7 @@ def _score(convention: str, n: int, groups: Sequence[tuple]) -> float:
         total = total * len(x) - sum(x) ** 2
     if total <= 0:
         return 1.0 if residual == 0 else -math.inf
-    return 1.0 - residual / total  # a quotient of whole numbers is correctly rounded
+    return float(1.0 - residual / total)  # a quotient of whole numbers is correctly rounded
 
 
 class ExplainedVariance:
@@ -233,7 +233,7 @@ class ExplainedVariance:
             self.convention == other.convention
             and self.massive_norm == other.massive_norm
             and (self.mean is None) == (other.mean is None)
-            and (self.mean is None or np.array_equal(self.mean, other.mean))
+            and (self.mean is None or other.mean is None or np.array_equal(self.mean, other.mean))
         )
         if not same:
             raise ValueError(

@@ -1,0 +1,59 @@
+"""Activations of any PyTorch module by a forward hook, and the autoencoder put back into the running model.
+
+A hook gives tensors, `.numpy()` arrays, and the weights apply to raw activations again.
+Run: python examples/pytorch_hooks.py
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+import atoms
+
+torch.manual_seed(0)
+block = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+model = nn.Sequential(nn.Embedding(50, 32), block, nn.Linear(32, 50))
+tokens = torch.randint(50, (200, 16))
+targets = (3 * tokens + 1) % 50  # something to predict
+
+
+def loss():
+    return nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+
+
+optimizer = torch.optim.Adam(model.parameters(), 0.01)
+for _ in range(60):
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
+
+# ---- out: a hook collects what a module returns, one row for each token; noise, for tokens alone are only fifty
+rows = []
+hook = block.register_forward_hook(lambda module, inputs, x: rows.append(x.detach().flatten(0, 1)))
+with torch.no_grad():
+    loss()
+hook.remove()
+X = torch.cat(rows).numpy()
+X += 0.1 * X.std() * np.random.default_rng(0).standard_normal(X.shape, dtype=np.float32)
+
+metric = atoms.AtomicInnerProduct().fit(X)
+sae = atoms.SparseAutoencoder(128, metric=metric, target_l0=6, max_steps=400, batch_size=256, verbose=False)
+sae.fit(X)
+
+# ---- in: another hook returns the reconstruction in place of the activations
+W_enc, b_enc, threshold, W_dec, b_dec = (
+    torch.from_numpy(getattr(sae, name)) for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+)
+
+
+def reconstruct(module, inputs, x):
+    z = x @ W_enc + b_enc
+    return torch.where(z > threshold, z, 0) @ W_dec + b_dec
+
+
+with torch.no_grad():
+    print(f"loss without a hook: {loss().item():.3f}")
+    for name, replace in (("atoms", reconstruct), ("zeros", lambda module, inputs, x: torch.zeros_like(x))):
+        hook = block.register_forward_hook(replace)
+        print(f"loss with {name}: {loss().item():.3f}")
+        hook.remove()

@@ -283,14 +283,16 @@ static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const upda
     double band_before = band[0];
     float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
     bool jump = sae->p.activation == ATOMS_JUMPRELU;
-    const float *errors = error_row(b, ld, prefix_of(sae, j), 0);
+    int64_t prefix = prefix_of(sae, j);
+    float held = (float)(sae->p.n_prefixes - prefix); /* by so many prefixes */
+    const float *errors = error_row(b, ld, prefix, 0);
     const float *aux_errors = error_row(b, ld, sae->p.n_prefixes, 0);
     for (int64_t e = b->start[j]; e < b->start[j + 1]; e++, n++) {
         bool aux = b->row[e] >= samples;
         int64_t row = b->row[e] - (aux ? samples : 0);
         if (jump && !aux && b->z[e] <= theta + sae->p.bandwidth) {
-            /* what the squared error gains if this one is switched off */
-            float gain = b->z[e] * (b->z[e] - (float)b->n * b->ga[e]);
+            /* what the squared errors gain if this one is switched off */
+            float gain = b->z[e] * (held * b->z[e] - (float)b->n * b->ga[e]);
             g_thr += (gain - u->sp->l0_coefficient) / ((float)b->n * sae->p.bandwidth);
             band[0] += 1;
             band[1] += (double)gain;

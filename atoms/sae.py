@@ -437,6 +437,71 @@ class SparseAutoencoder(Estimator):
         )  # fmt: skip
         return self
 
+    def calibrate(self, X: Any, target_l0: float | None = None) -> SparseAutoencoder:
+        """Multiply all thresholds by the one factor at which the mean L0 on X is `target_l0`.
+
+        Training holds L0 on the rows it sees. On other text it may differ by some percent, and in small
+        or long-trained data by more, for the encoder fits the rows it has seen; held-out rows as X put
+        that right without touching anything else.
+
+        Parameters
+        ----------
+        X : array (n, d_in), memory map, or list of them
+        target_l0 : float, optional
+            Default: the estimator's own.
+
+        Raises
+        ------
+        ValueError
+            For ``"relu"`` and ``"topk"``, which have no threshold, and where fewer z are above zero than
+            `target_l0` asks for.
+
+        Notes
+        -----
+        Costs a few passes of `transform`, and holds 8 n target_l0 bytes or somewhat more.
+        """
+        self._check_fitted()
+        if self.activation not in ("jumprelu", "batchtopk"):
+            raise ValueError(f"activation: {self.activation!r} has no threshold to calibrate")
+        target = float(self.target_l0 if target_l0 is None else target_l0)
+        if not 0 < target <= self.d_sae:
+            raise ValueError(f"target_l0: expected more than 0 and at most d_sae ({self.d_sae}), got {target!r}")
+        rows = Rows(X)
+        self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)
+        thresholds = self._get(_THRESHOLD)
+        want = max(1, round(target * rows.n))
+        low = 1.0  # the factor down to which all entries are known
+        try:
+            while len(ratios := self._threshold_ratios(rows, thresholds, low)) <= want:
+                low = 0.0 if low < 1e-3 else low / 2
+                if low == 0 and len(ratios) <= want:
+                    raise ValueError(
+                        f"target_l0: no threshold reaches {target:g} on X, where only {len(ratios) / rows.n:g} "
+                        "latents have a z above zero; ask for less"
+                    )
+        except BaseException:
+            self._set(_THRESHOLD, thresholds)
+            raise
+        # of the want largest ratios the smallest is just above the factor, the next one is not
+        factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
+        if not np.isfinite(factor):
+            self._set(_THRESHOLD, thresholds)
+            raise ValueError(f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more")
+        self._control["cut"] *= float(factor)
+        self._set(_THRESHOLD, (thresholds * factor).astype(np.float32))
+        self._finish()
+        return self
+
+    def _threshold_ratios(self, rows: Rows, thresholds: np.ndarray, low: float) -> np.ndarray:
+        """z / threshold of all entries where it is above `low`; infinity for thresholds of zero."""
+        self._set(_THRESHOLD, thresholds * np.float32(low))
+        parts = []
+        for start in range(0, rows.n, _BLOCK):
+            codes = self._encode(self._batch(rows.slice(start, start + _BLOCK)))
+            with np.errstate(divide="ignore"):
+                parts.append(codes.data / thresholds[codes.indices])
+        return np.concatenate(parts)
+
     def _begin(self, rows: Rows, init: Any, checkpoint: Any) -> None:
         self._check_parameters()
         self._check_X(rows.shards[0], reset=True)

@@ -45,6 +45,11 @@ class _Batch(NamedTuple):
         return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
 
 
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, from all over."""
+    return rows[:: -(-len(rows) // most)]
+
+
 class TrainingDiverged(ArithmeticError):
     """The loss or the model became non-finite."""
 
@@ -367,7 +372,7 @@ class SparseAutoencoder(Estimator):
         Where samples share a few strong directions, so do the latents that fire together, and
         unscaled they would reconstruct a sample many times over.
         """
-        sample, centred = sample[:2048], centred[:2048]
+        sample, centred = _spread(sample, 2048), _spread(centred, 2048)
         part = self._decode_space(self._encode_space(sample)).astype(np.float64) - self._get(_B_DEC)
         power = float((part * part).sum())
         alpha = float(np.clip((part * centred).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
@@ -375,9 +380,10 @@ class SparseAutoencoder(Estimator):
             self._set(field, alpha * self._get(field))
 
     def _starting_thresholds(self, centred: np.ndarray, D: np.ndarray) -> np.ndarray:
-        """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on these samples."""
-        s = len(D)
+        """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on some of these samples."""
+        s, centred = len(D), _spread(centred, 2048)
         want = self.target_l0 / s
+        some = max(1, s * len(centred) >> 21)  # two million z say where the tail begins
         mean, deviation = np.empty(s, np.float32), np.empty(s, np.float32)
         bins = np.linspace(-4, 12, 1601)
         counts = np.zeros(len(bins) - 1)
@@ -385,7 +391,7 @@ class SparseAutoencoder(Estimator):
             z = centred @ D[j : j + 1024].T
             mean[j : j + 1024], deviation[j : j + 1024] = z.mean(axis=0), z.std(axis=0) + 1e-12
             z = (z - mean[j : j + 1024]) / deviation[j : j + 1024]
-            counts += np.histogram(z, bins)[0]
+            counts += np.histogram(z[:, ::some], bins)[0]
         above = 1 - np.cumsum(counts) / max(counts.sum(), 1)
         c = bins[1 + int(np.argmax(above <= want))]
         return mean + c * deviation

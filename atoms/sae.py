@@ -419,7 +419,7 @@ class SparseAutoencoder(Estimator):
             Held out; its explained variance is shown and recorded twenty times. One number for each
             row of X, as scikit-learn's pipelines pass for ``y``, is ignored.
         callback : callable, optional
-            Called after each step with the estimator and the step's figures.
+            Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
             Start from these weights (of raw activations, as this class gives them) instead of afresh.
         checkpoint : path, optional
@@ -433,7 +433,8 @@ class SparseAutoencoder(Estimator):
             For parameters out of range, NaN or infinity in X (naming the row), shapes that differ, or a
             checkpoint of other parameters.
         TrainingDiverged
-            When the loss is no longer finite.
+            When the loss or the model is no longer finite; it names the step, the learning rate and the last
+            good checkpoint.
         """
         if X_val is not None and not is_shards(X_val) and np.asarray(X_val).ndim == 1:
             X_val = None
@@ -549,11 +550,7 @@ class SparseAutoencoder(Estimator):
         else:
             cause = None
         if not np.isfinite(stats["squared_error"]):
-            saved = f"; the last good checkpoint is {os.fspath(last_saved)}" if last_saved else ""
-            raise TrainingDiverged(
-                f"the loss became {stats['squared_error']} at step {step} with learning rate "
-                f"{self._rate(step):.3g}{saved}; lower learning_rate"
-            ) from cause
+            raise self._diverged(step, f"the loss became {stats['squared_error']}", last_saved) from cause
         self._control["spent"] += time.perf_counter() - started
         if step % max(1, steps // 200) == 0 or step == steps:
             ev_val = np.nan
@@ -562,6 +559,18 @@ class SparseAutoencoder(Estimator):
                 ev_val = self._explained_variance(val)
             self._record(step, stats, ev_val, len(self._dead()))
         return {"step": step, "learning_rate": self._rate(step), **stats}
+
+    def _diverged(self, step: int, what: str, path: Any) -> TrainingDiverged:
+        saved = f"; the last good checkpoint is {os.fspath(path)}" if path and os.path.exists(path) else ""
+        return TrainingDiverged(
+            f"{what} at step {step} with learning rate {self._rate(step):.3g}{saved}; lower learning_rate"
+        )
+
+    def _check_model(self, step: int, path: Any) -> None:
+        """A step of finite loss can leave weights that are not: no checkpoint takes their place, and no result."""
+        for field in (_W_ENC, _W_DEC, _B_ENC, _B_DEC, _THRESHOLD):
+            if not np.isfinite(self._get(field)).all():
+                raise self._diverged(step, f"{_FIELDS[field]} became non-finite", path)
 
     def _publish_cut(self) -> None:
         """BatchTopK's inference threshold: the running mean of the lowest active z of a batch."""
@@ -964,6 +973,8 @@ def fit_many(
                 current = step == steps
                 due = checkpoint_steps is not None and step % checkpoint_steps == 0
                 if due or current or time.perf_counter() - saved > 60 * checkpoint_minutes:
+                    for sae, path in zip(saes, paths, strict=True):
+                        sae._check_model(step, path)
                     write()
                     saved = time.perf_counter()
     finally:

@@ -1,6 +1,6 @@
 """atoms: which units does a language model compute with?"""
 
-from . import activations, controls, io, recovery, theory
+from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .io import load
@@ -21,6 +21,7 @@ __all__ = [
     "get_num_threads",
     "io",
     "load",
+    "loggers",
     "recovery",
     "report",
     "set_num_threads",

@@ -234,7 +234,8 @@ class SparseAutoencoderTwin:
         if self.activation == "jumprelu":
             # the objective's change if the threshold rose by the bandwidth: those in between go off
             band = on & (z <= p["threshold"] + self.bandwidth)
-            g["threshold"] = ((z * (z / n - ga) - l0_coefficient / n) * band).sum(0) / self.bandwidth
+            held = weights.sum(1)  # by so many prefixes
+            g["threshold"] = ((z * (held * z / n - ga) - l0_coefficient / n) * band).sum(0) / self.bandwidth
             penalty += l0_coefficient * on.sum() / n
         elif self.activation == "relu":
             penalty += l1_coefficient * a.sum() / n

@@ -46,6 +46,11 @@ class _Batch(NamedTuple):
         return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
 
 
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, from all over."""
+    return rows[:: -(-len(rows) // most)]
+
+
 class TrainingDiverged(ArithmeticError):
     """The loss or the model became non-finite."""
 
@@ -369,7 +374,7 @@ class SparseAutoencoder(Estimator):
         Where samples share a few strong directions, so do the latents that fire together, and
         unscaled they would reconstruct a sample many times over.
         """
-        sample, centred = sample[:2048], centred[:2048]
+        sample, centred = _spread(sample, 2048), _spread(centred, 2048)
         part = self._decode_space(self._encode_space(sample)).astype(np.float64) - self._get(_B_DEC)
         power = float((part * part).sum())
         alpha = float(np.clip((part * centred).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
@@ -377,9 +382,10 @@ class SparseAutoencoder(Estimator):
             self._set(field, alpha * self._get(field))
 
     def _starting_thresholds(self, centred: np.ndarray, D: np.ndarray) -> np.ndarray:
-        """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on these samples."""
-        s = len(D)
+        """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on some of these samples."""
+        s, centred = len(D), _spread(centred, 2048)
         want = self.target_l0 / s
+        some = max(1, s * len(centred) >> 21)  # two million z say where the tail begins
         mean, deviation = np.empty(s, np.float32), np.empty(s, np.float32)
         bins = np.linspace(-4, 12, 1601)
         counts = np.zeros(len(bins) - 1)
@@ -387,7 +393,7 @@ class SparseAutoencoder(Estimator):
             z = centred @ D[j : j + 1024].T
             mean[j : j + 1024], deviation[j : j + 1024] = z.mean(axis=0), z.std(axis=0) + 1e-12
             z = (z - mean[j : j + 1024]) / deviation[j : j + 1024]
-            counts += np.histogram(z, bins)[0]
+            counts += np.histogram(z[:, ::some], bins)[0]
         above = 1 - np.cumsum(counts) / max(counts.sum(), 1)
         c = bins[1 + int(np.argmax(above <= want))]
         return np.asarray(mean + c * deviation)
@@ -415,7 +421,7 @@ class SparseAutoencoder(Estimator):
             Held out; its explained variance is shown and recorded twenty times. One number for each
             row of X, as scikit-learn's pipelines pass for ``y``, is ignored.
         callback : callable, optional
-            Called after each step with the estimator and the step's figures.
+            Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
             Start from these weights (of raw activations, as this class gives them) instead of afresh.
         checkpoint : path, optional
@@ -429,7 +435,8 @@ class SparseAutoencoder(Estimator):
             For parameters out of range, NaN or infinity in X (naming the row), shapes that differ, or a
             checkpoint of other parameters.
         TrainingDiverged
-            When the loss is no longer finite.
+            When the loss or the model is no longer finite; it names the step, the learning rate and the last
+            good checkpoint.
         """
         if X_val is not None and not is_shards(X_val) and np.asarray(X_val).ndim == 1:
             X_val = None
@@ -438,6 +445,71 @@ class SparseAutoencoder(Estimator):
             checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
         )  # fmt: skip
         return self
+
+    def calibrate(self, X: Any, target_l0: float | None = None) -> SparseAutoencoder:
+        """Multiply all thresholds by the one factor at which the mean L0 on X is `target_l0`.
+
+        Training holds L0 on the rows it sees. On other text it may differ by some percent, and in small
+        or long-trained data by more, for the encoder fits the rows it has seen; held-out rows as X put
+        that right without touching anything else.
+
+        Parameters
+        ----------
+        X : array (n, d_in), memory map, or list of them
+        target_l0 : float, optional
+            Default: the estimator's own.
+
+        Raises
+        ------
+        ValueError
+            For ``"relu"`` and ``"topk"``, which have no threshold, and where fewer z are above zero than
+            `target_l0` asks for.
+
+        Notes
+        -----
+        Costs a few passes of `transform`, and holds 8 n target_l0 bytes or somewhat more.
+        """
+        self._check_fitted()
+        if self.activation not in ("jumprelu", "batchtopk"):
+            raise ValueError(f"activation: {self.activation!r} has no threshold to calibrate")
+        target = float(self.target_l0 if target_l0 is None else target_l0)
+        if not 0 < target <= self.d_sae:
+            raise ValueError(f"target_l0: expected more than 0 and at most d_sae ({self.d_sae}), got {target!r}")
+        rows = Rows(X)
+        self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)
+        thresholds = self._get(_THRESHOLD)
+        want = max(1, round(target * rows.n))
+        low = 1.0  # the factor down to which all entries are known
+        try:
+            while len(ratios := self._threshold_ratios(rows, thresholds, low)) <= want:
+                low = 0.0 if low < 1e-3 else low / 2
+                if low == 0 and len(ratios) <= want:
+                    raise ValueError(
+                        f"target_l0: no threshold reaches {target:g} on X, where only {len(ratios) / rows.n:g} "
+                        "latents have a z above zero; ask for less"
+                    )
+        except BaseException:
+            self._set(_THRESHOLD, thresholds)
+            raise
+        # of the want largest ratios the smallest is just above the factor, the next one is not
+        factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
+        if not np.isfinite(factor):
+            self._set(_THRESHOLD, thresholds)
+            raise ValueError(f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more")
+        self._control["cut"] *= float(factor)
+        self._set(_THRESHOLD, (thresholds * factor).astype(np.float32))
+        self._finish()
+        return self
+
+    def _threshold_ratios(self, rows: Rows, thresholds: np.ndarray, low: float) -> np.ndarray:
+        """z / threshold of all entries where it is above `low`; infinity for thresholds of zero."""
+        self._set(_THRESHOLD, thresholds * np.float32(low))
+        parts = []
+        for start in range(0, rows.n, _BLOCK):
+            codes = self._encode(self._batch(rows.slice(start, start + _BLOCK)))
+            with np.errstate(divide="ignore"):
+                parts.append(codes.data / thresholds[codes.indices])
+        return np.concatenate(parts)
 
     def _begin(self, rows: Rows, init: Any, checkpoint: Any) -> None:
         self._check_parameters()
@@ -480,11 +552,7 @@ class SparseAutoencoder(Estimator):
         else:
             cause = None
         if not np.isfinite(stats["squared_error"]):
-            saved = f"; the last good checkpoint is {os.fspath(last_saved)}" if last_saved else ""
-            raise TrainingDiverged(
-                f"the loss became {stats['squared_error']} at step {step} with learning rate "
-                f"{self._rate(step):.3g}{saved}; lower learning_rate"
-            ) from cause
+            raise self._diverged(step, f"the loss became {stats['squared_error']}", last_saved) from cause
         self._control["spent"] += time.perf_counter() - started
         if step % max(1, steps // 200) == 0 or step == steps:
             ev_val = np.nan
@@ -493,6 +561,18 @@ class SparseAutoencoder(Estimator):
                 ev_val = self._explained_variance(val)
             self._record(step, stats, ev_val, len(self._dead()))
         return {"step": step, "learning_rate": self._rate(step), **stats}
+
+    def _diverged(self, step: int, what: str, path: Any) -> TrainingDiverged:
+        saved = f"; the last good checkpoint is {os.fspath(path)}" if path and os.path.exists(path) else ""
+        return TrainingDiverged(
+            f"{what} at step {step} with learning rate {self._rate(step):.3g}{saved}; lower learning_rate"
+        )
+
+    def _check_model(self, step: int, path: Any) -> None:
+        """A step of finite loss can leave weights that are not: no checkpoint takes their place, and no result."""
+        for field in (_W_ENC, _W_DEC, _B_ENC, _B_DEC, _THRESHOLD):
+            if not np.isfinite(self._get(field)).all():
+                raise self._diverged(step, f"{_FIELDS[field]} became non-finite", path)
 
     def _publish_cut(self) -> None:
         """BatchTopK's inference threshold: the running mean of the lowest active z of a batch."""
@@ -918,6 +998,8 @@ def fit_many(
                 current = step == steps
                 due = checkpoint_steps is not None and step % checkpoint_steps == 0
                 if due or current or time.perf_counter() - saved > 60 * checkpoint_minutes:
+                    for sae, path in zip(saes, paths, strict=True):
+                        sae._check_model(step, path)
                     write()
                     saved = time.perf_counter()
     finally:

@@ -18,7 +18,10 @@ in training), and schedules that the libraries give in steps are scaled to the r
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import sys
+import types
 import warnings
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' progress bars; read when tqdm is imported
@@ -230,12 +233,20 @@ class SAELensMatryoshka(SAELensBatchTopK):
 # ------------------------------------------------------- dictionary_learning
 
 
+def without_nnsight() -> None:
+    """Its buffer of a language model's activations imports nnsight; training from arrays never uses it."""
+    if "nnsight" not in sys.modules and importlib.util.find_spec("nnsight") is None:
+        sys.modules["nnsight"] = types.ModuleType("nnsight")
+        sys.modules["nnsight"].LanguageModel = None
+
+
 class DictionaryLearning(Peer):
     """dictionary_learning: activations scaled to a mean squared norm of one, as its trainSAE does."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.count = 0
+        without_nnsight()
         self.trainer = self.build()
         self.ae = self.trainer.ae
 

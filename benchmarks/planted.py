@@ -10,6 +10,11 @@ Competitors train on the raw rows and, where the name ends in "+white", on rows 
 that same inner product; ours with the metric and, as "atoms-euclidean", without.
 
     python benchmarks/planted.py [--names ...] [--seeds 0 1 2 3 4] [--samples 4000000] [--correlated]
+
+With few samples small batches, a high rate and an early search for silent latents find the most:
+
+    python benchmarks/planted.py --names atoms --samples 100000 --ours '{"batch_size": 64, "learning_rate": 0.01,
+        "beta2": 0.99, "dead_after": 50, "decay": 0.5, "tied": true}'
 """
 
 from __future__ import annotations
@@ -78,14 +83,14 @@ def run_peer(name: str, X: np.ndarray, W: np.ndarray, seed: int, samples: int, l
     return directions @ np.linalg.inv(W) if white else directions
 
 
-def run_ours(name: str, X: np.ndarray, seed: int, samples: int, threads: int):
+def run_ours(name: str, X: np.ndarray, seed: int, samples: int, threads: int, further: dict):
     import atoms
 
     metric = atoms.AtomicInnerProduct(num_threads=threads).fit(X) if name == "atoms" else None
+    settings = {"target_l0": L0, "batch_size": BATCH, "num_threads": threads, **further}
     sae = atoms.SparseAutoencoder(
-        D_SAE, metric=metric, target_l0=L0, batch_size=BATCH, max_steps=samples // BATCH,
-        random_state=seed, num_threads=threads, verbose=False,
-    )  # fmt: skip
+        D_SAE, metric=metric, max_steps=samples // settings["batch_size"], random_state=seed, verbose=False, **settings
+    )
     return sae.fit(X).W_dec
 
 
@@ -96,6 +101,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=4_000_000)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the competitors")
+    parser.add_argument("--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder")
     parser.add_argument("--correlated", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -108,14 +114,14 @@ def main() -> None:
         for name in options.names:
             start = time.perf_counter()
             if name.startswith("atoms"):
-                directions = run_ours(name, X, seed, options.samples, options.threads)
+                directions = run_ours(name, X, seed, options.samples, options.threads, options.ours)
             else:
                 directions = run_peer(name, X, W, seed, options.samples, options.lr, options.threads)
             spent = time.perf_counter() - start
             share, cosine = found(directions, D, W)
             print(f"| {name} | {seed} | {share:.1%} | {cosine:.4f} | {spent:.1f} |", flush=True)
             record = {"name": name, "seed": seed, "correlated": options.correlated, "samples": options.samples,
-                      "lr": options.lr, "found": share, "mean_cosine": cosine, "seconds": spent}  # fmt: skip
+                      "lr": options.lr, "ours": options.ours, "found": share, "mean_cosine": cosine, "seconds": spent}  # fmt: skip
             with open(options.results, "a") as file:
                 file.write(json.dumps(record) + "\n")
 

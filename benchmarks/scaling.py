@@ -6,7 +6,8 @@ from 0 (the encoder decides) to at most 1 (decoding and gradients do, 8 d_in L0 
 
     python benchmarks/scaling.py [--vary d_sae d_in l0 batch threads] [--seconds 1.5]
 
-Writes benchmarks/results/scaling.json and, where matplotlib is installed, scaling.png beside it.
+Writes benchmarks/results/scaling.json, in which what is varied now takes the place of what was measured
+before, and, where matplotlib is installed, scaling.png beside it.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def plot(record: dict, path: Path) -> None:
         x = np.array([p[name] for p in points], float)
         y = np.array([1e3 * p["seconds"] for p in points])
         axis.loglog(x, y, "o-", color="#1f4e79", label="measured")
-        if EXPECTED[name] in ("1", "-1"):
-            axis.loglog(x, y[-1] * (x / x[-1]) ** float(EXPECTED[name]), "--", color="#999999", label=f"slope {EXPECTED[name]}")
+        slope = 1.0 if name == "l0" else float(EXPECTED[name])  # of L0 the steepest that is expected
+        label = f"slope {EXPECTED[name]}" if name != "l0" else "slope 1: the most expected"
+        axis.loglog(x, y[-1] * (x / x[-1]) ** slope, "--", color="#999999", label=label)
         axis.set_xlabel(name)
         axis.set_ylabel("milliseconds a step")
         axis.legend(frameon=False)
@@ -90,7 +92,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=FOLDER / "scaling.json")
     options = parser.parse_args()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    record: dict[str, list[dict]] = {}
+    record: dict[str, list[dict]] = json.loads(options.results.read_text()) if options.results.exists() else {}
     print("| vary | value | ms a step | samples/s | L0 | local slope (expected) |\n|---|---|---|---|---|---|")
     for name in options.vary:
         record[name], before = [], None
@@ -109,6 +111,7 @@ def main() -> None:
                 f"| {point['l0_measured']:.1f} | {slope} |",
                 flush=True,
             )
+    record = {name: record[name] for name in VALUES if name in record}
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(record, indent=1) + "\n")
     try:

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def bench(monkeypatch):
     """Import a benchmark by name, without leaving its folder on the path."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("data", "quality", "planted", "train_step", "peers", "scaling")
+    names = ("data", "quality", "planted", "train_step", "peers", "scaling", "time_to_value")
     yield importlib.import_module
     for name in names:
         sys.modules.pop(name, None)
@@ -51,10 +51,11 @@ def test_judge_scores_the_mean_zero_and_the_truth_one(bench):
     X = np.random.default_rng(0).standard_normal((300, 7)).astype(np.float32) + 5
     train, held = X[:200], X[200:]
     perfect = quality.judge(lambda x: x, lambda c: c, train, held)
-    assert perfect["explained_variance"] == 1 and perfect["l0_held_out"] == 7 and perfect["dead"] == 0
-    mean = held[50:].mean(axis=0, dtype=np.float64)  # the second half is for the figures
+    assert perfect["explained_variance"] == perfect["explained_variance_tune"] == 1
+    assert perfect["l0_held_out"] == 7 and perfect["dead"] == 0
+    mean = held[50:].mean(axis=0, dtype=np.float64)  # the second half judges, the first only tunes
     none = quality.judge(lambda x: np.zeros((len(x), 3)), lambda c: mean + np.zeros((len(c), 7)), train, held)
-    assert none["explained_variance"] == pytest.approx(0, abs=1e-12)
+    assert none["explained_variance"] == pytest.approx(0, abs=1e-12) and none["explained_variance_tune"] < -1e-3
     assert none["l0_held_out"] == 0 and none["dead"] == 1
 
 
@@ -63,18 +64,32 @@ def test_the_table_takes_the_best_rate_and_float32(bench, tmp_path, capsys):
     common = {"name": "a", "d_sae": 8, "l0": 2, "batch_size": 4, "samples": 100, "l0_trained": 2, "l0_held_out": 2.0,
               "dead": 0, "wall_seconds": 1, "cpu_seconds": 1, "threads": 1}  # fmt: skip
     rows = [
-        {"lr": 1e-3, "seed": 0, "options": {"autocast": True}, "explained_variance": 0.5},
+        {"lr": 1e-3, "seed": 0, "options": {"autocast": True}, "explained_variance": 0.9},
         {"lr": 3e-3, "seed": 0, "options": {"autocast": True}, "explained_variance": 0.7},
         {"lr": 3e-3, "seed": 0, "options": {}, "explained_variance": 0.71},
         {"lr": 3e-3, "seed": 1, "options": {}, "explained_variance": 0.73},
     ]
+    for row in rows:  # the tuning rows decide, not the judging ones
+        row["explained_variance_tune"] = 0.5 if row["lr"] == 1e-3 else 0.7
     path = tmp_path / "q.jsonl"
-    rows = [{**common, **row, "explained_variance_tune": row["explained_variance"] - 0.1} for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps({**common, **row}) + "\n" for row in rows))
     options = type("Options", (), {"results": path, "samples": 100})
     quality.table(options)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 8 ")]
     assert "lr 0.003" in line and "| 2 | 0.7200 |" in line and "autocast" not in line
+
+
+def test_the_rival_to_beat_is_chosen_on_the_tuning_rows(bench):
+    best_rival = bench("time_to_value").best_rival
+    rows = [
+        {"name": "atoms", "d_sae": 8, "l0": 2, "seed": 0, "explained_variance_tune": 0.9, "explained_variance": 0.9},
+        {"name": "a", "d_sae": 8, "l0": 2, "seed": 0, "explained_variance_tune": 0.6, "explained_variance": 0.8},
+        {"name": "b", "d_sae": 8, "l0": 2, "seed": 0, "explained_variance_tune": 0.7, "explained_variance": 0.7},
+        {"name": "c", "d_sae": 8, "l0": 4, "seed": 0, "explained_variance_tune": 0.8, "explained_variance": 0.8},
+    ]
+    assert best_rival(rows, 8, 2)["name"] == "b"
+    with pytest.raises(SystemExit, match="d_sae 9"):
+        best_rival(rows, 9, 2)
 
 
 def test_planted_rows_are_what_they_claim(bench):

@@ -81,8 +81,9 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
         assert close.mean() > 0.995, name
 
 
-def torch_losses(params, activation, xs, bandwidth, l0c, l1c, k, lr, thr_lr):
+def torch_losses(params, activation, xs, lr, *, bandwidth, l0c, l1c, k, widths=(), aux_k=0, dead_after=0, auxc=0.0):
     """Autograd's ten steps: the same objective from the formulas, with torch's own Adam."""
+    widths = widths or (len(params[0]),)
 
     class Threshold(torch.autograd.Function):
         @staticmethod
@@ -94,13 +95,15 @@ def torch_losses(params, activation, xs, bandwidth, l0c, l1c, k, lr, thr_lr):
         def backward(ctx, g_a, g_h):
             z, theta = ctx.saved_tensors
             band = ((z > theta) & (z <= theta + bandwidth)).to(z.dtype)
-            # decoder rows have unit norm: |e - z d|^2 - |e|^2 = z (z - 2 e.d)
-            return g_a * (z > theta), ((z * (z / len(z) - g_a) - g_h) * band / bandwidth).sum(0)
+            held = torch.tensor([sum(j < w for w in widths) for j in range(z.shape[1])])
+            # decoder rows have unit norm: |e - z d|^2 - |e|^2 = z (z - 2 e.d), for each width that holds d
+            return g_a * (z > theta), ((z * (held * z / len(z) - g_a) - g_h) * band / bandwidth).sum(0)
 
     E, D, b_enc, b_dec, theta = (torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in params)
     main = torch.optim.Adam([E, D, b_enc, b_dec], lr=lr)
-    thr = torch.optim.Adam([theta], lr=thr_lr)
-    losses = []
+    thr = torch.optim.Adam([theta], lr=lr)
+    silent = torch.zeros(len(theta), dtype=torch.long)  # samples since a latent fired
+    losses, ever_dead = [], 0
     for x in xs:
         x = torch.tensor(x, dtype=torch.float64)
         z = (x - b_dec) @ E.T + b_enc
@@ -117,7 +120,14 @@ def torch_losses(params, activation, xs, bandwidth, l0c, l1c, k, lr, thr_lr):
         else:
             values, where = z.relu().flatten().topk(k * len(x))
             a = torch.zeros_like(z).flatten().scatter(0, where, values).reshape(z.shape)
-        loss = ((a @ D + b_dec - x) ** 2).sum(1).mean() + penalty
+        loss = sum(((a[:, :w] @ D[:w] + b_dec - x) ** 2).sum(1).mean() for w in widths) + penalty
+        dead = silent >= dead_after
+        if aux_k and dead.any():
+            values, where = torch.where(dead, z.relu(), 0).topk(aux_k, dim=1)
+            rest = torch.zeros_like(z).scatter(1, where, values) @ D - (x - a @ D - b_dec).detach()
+            loss = loss + auxc * min(1, int(dead.sum()) / aux_k) * (rest**2).sum(1).mean()
+            ever_dead += 1
+        silent = torch.where((a > 0).any(0), 0, silent + len(x))
         main.zero_grad()
         thr.zero_grad()
         loss.backward()
@@ -129,20 +139,33 @@ def torch_losses(params, activation, xs, bandwidth, l0c, l1c, k, lr, thr_lr):
         with torch.no_grad():
             D /= D.norm(dim=1, keepdim=True)
         losses.append(loss.item())
+    assert not aux_k or ever_dead > 5  # AuxK had something to do
     return losses, [t.detach().numpy() for t in (E, D, b_enc, b_dec, theta)]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_ten_steps_equal_autograd(activation):
+@pytest.mark.parametrize("extra", ["plain", "matryoshka", "aux_k", "both"])
+def test_ten_steps_equal_autograd(activation, extra):
     n, d, s, k = 128, 24, 80, 5
     params = start(d, s, 3)
+    widths = (10, 32, 80) if extra in ("matryoshka", "both") else ()
+    aux = {"aux_k": 6, "dead_after": 2 * n, "auxc": 0.7} if extra in ("aux_k", "both") else {}
+    if aux:
+        params[2][::4] = -2.5  # latents that seldom fire, though some z of theirs is above zero
+        params[4][::4] += 2
     rng = np.random.default_rng(4)
     xs = [rng.standard_normal((n, d)).astype(np.float32) for _ in range(10)]
-    expected, final = torch_losses(params, activation, xs, 0.25, 0.03, 0.05, k, 1e-3, 1e-3)
-    sae = core_model(params, activation, k=k, bandwidth=0.25, clip=0.0)
+    expected, final = torch_losses(
+        params, activation, xs, 1e-3, bandwidth=0.25, l0c=0.03, l1c=0.05, k=k, widths=widths, **aux
+    )
+    prefixes = np.array(widths, np.int64) if widths else None
+    sae = core_model(params, activation, k=k, bandwidth=0.25, clip=0.0, prefixes=prefixes)
     ctx = _core.Context(1)
     for x, want in zip(xs, expected, strict=True):
-        stats = _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.03, 0.05, 0.0, k, None)
+        stats = _core.sae_step(
+            ctx, sae, x, 1e-3, 1e-3, 0.03, 0.05, 0.0, k, None, 0, 1.0,
+            *(aux.values() if aux else (0, 0, 0.0)), None, None, 1.0,
+        )  # fmt: skip
         assert stats["squared_error"] + stats["penalty"] == pytest.approx(want, rel=1e-5)
     for name, got, want in zip(NAMES, read(sae, params), final, strict=True):
         assert np.isclose(got, want, rtol=1e-3, atol=1e-4).mean() > 0.999, name
@@ -168,9 +191,10 @@ def test_twin_gradients_equal_finite_differences(activation, tied):
             assert grad[i] == pytest.approx((losses[0] - losses[1]) / (2 * h), abs=1e-6), name
 
 
-def test_threshold_gradient_is_the_objectives_difference_quotient():
+@pytest.mark.parametrize("prefixes", [(), (2, 4, 5)])
+def test_threshold_gradient_is_the_objectives_difference_quotient(prefixes):
     params = start(6, 5, 7)
-    twin = reference.SparseAutoencoderTwin(*params, bandwidth=0.05)
+    twin = reference.SparseAutoencoderTwin(*params, bandwidth=0.05, prefixes=prefixes)
     x = np.random.default_rng(8).standard_normal((2000, 6))
     before = sum(twin.gradients(x, l0_coefficient=0.5)[:2])
     g = twin.gradients(x, l0_coefficient=0.5)[3]["threshold"]

@@ -251,12 +251,13 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
     bool jump = sae->p.activation == ATOMS_JUMPRELU;
     float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
     float top = sae->thr.w[j] + sae->p.bandwidth, g_bias = 0, g_thr = 0;
+    float held = (float)(sae->p.n_prefixes - prefix_of(sae, j)); /* by so many prefixes */
     bool near = false;
     for (int64_t e = b->start[j]; e < b->start[j + 1]; e++) {
         bool aux = e >= b->aux_start[j];
         if (jump && !aux && b->z[e] <= top) {
-            /* what the squared error gains if this one is switched off */
-            float gain = b->z[e] * (b->z[e] - (float)b->n * b->ga[e]);
+            /* what the squared errors gain if this one is switched off */
+            float gain = b->z[e] * (held * b->z[e] - (float)b->n * b->ga[e]);
             g_thr += (gain - u->sp->l0_coefficient) / ((float)b->n * sae->p.bandwidth);
             band[0] += 1;
             band[1] += (double)gain;

@@ -113,9 +113,9 @@ class Config:
     metric_text: str | None = "wikitext2-valid.txt"
     train_text: str | None = "counterfact-known.json"
     held_out_text: str | None = "wikitext2-test.txt"
-    metric_tokens: int = 40_000
+    metric_tokens: int = 24_000
     train_tokens: int = 30_000
-    held_out_tokens: int = 6_000
+    held_out_tokens: int = 5_000
     held_out: float = 0.2
     context_length: int = 512
     layers: tuple[int, ...] = (5, 10, 15, 20, 25)
@@ -125,10 +125,10 @@ class Config:
     dictionaries: tuple[str, ...] = tuple(d for d in DICTIONARIES if d != "topk")
     width: float = 4
     l0: float = 16
-    samples: int = 64_000
+    samples: int = 128_000
     batch_size: int = 256
     seeds: tuple[int, ...] = (0, 1)
-    random_share: float = 0.25
+    random_share: float = 0.2
     eval_rows: int = 3000
     grid: Grid = Grid(layer=15)
     frontier: Frontier = Frontier(layer=15)

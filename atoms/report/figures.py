@@ -150,14 +150,19 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
             if mine:
                 plot.line(axis, [p[field] for p in mine], [p["R2_held_out"] for p in mine], LABELS[name], _colour(name))
         others = [p for p in points if p["varies"] != "L0" and p["R2_held_out"] >= low]
-        for p, marker in zip(others, "*PXDv^<>hps8" * 3):
-            text = {"width": f"{p['d_sae']:,} atoms", "data": f"{p['n_train']:,} rows"}.get(p["varies"], str(p["value"]))
-            plot.star(axis, p[field], p["R2_held_out"], f"atoms, {text}", marker)
+        markers = dict(zip(dict.fromkeys((p["varies"], p["value"]) for p in others), "*PXDv^<>hps8" * 3))
+        named = set()
+        for p in others:
+            change = p["varies"], p["value"]
+            text = {"width": f"{p['value']:g} d_in atoms", "data": f"{p['value']:g} of the rows"}.get(p["varies"], str(p["value"]))
+            label = "" if change in named else text
+            named.add(change)
+            plot.star(axis, p[field], p["R2_held_out"], label, markers[change], _colour(p["dictionary"]))
         plot.finish(axis, xlabel=label, ylabel="held-out explained variance" if field == "q_star" else "", legend=field == "q_star")
     axes[1].set_xscale("log", base=2)
     axes[1].xaxis.set_major_formatter("{x:g}")
     f = config.frontier
-    plot.titles(axes[0], "The frontier", f"layer {f.layer}; along a line, target L0; marks vary one setting of the atoms at L0 {config.l0:g}")
+    plot.titles(axes[0], "The frontier", f"layer {f.layer}; along a line, target L0; marks change one setting at L0 {config.l0:g}")
     plot.titles(axes[1], "The same against sparsity", "")
     columns = {key: np.array([np.nan if p[key] is None else p[key] for p in points]) for key in points[0] if key not in ("value",)}
     _save(figure, out / "figures", "frontier", value=np.array([str(p["value"]) for p in points]), **columns)

@@ -68,6 +68,7 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
         "centered": False,
         "shrinkage": None,
         "eval_rows": config.eval_rows,
+        "hold_l0": True,
         "full": False,
         "keep": False,
         "probe": None,
@@ -76,7 +77,7 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
     def one(label: str, layer: int, name: str, **changes: Any) -> Job:
         params = base | {"layer": layer, "dictionary": name} | changes
         if name not in (*TRAINED, *ATOMS_OF):  # fitted whole: what concerns training does not decide it
-            params |= {"samples": 0, "batch_size": 0}
+            params |= {"samples": 0, "batch_size": 0, "hold_l0": False}
         return Job("dictionary", params, f"{label} {name}, layer {layer}")
 
     names = [n for n in config.dictionaries if n != "random-model" or f"random/train" in about["parts"]]
@@ -110,7 +111,7 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
                 continue
             for n in (n * g.unit for n in g.widths):
                 samples = int(max(g.epochs * m, g.min_samples))
-                changes = {"n_train": m, "width": float(n), "l0": float(g.l0), "samples": samples, "batch_size": 256}
+                changes = {"n_train": m, "width": float(n), "l0": float(g.l0), "samples": samples, "batch_size": 256, "hold_l0": False}
                 grid["atoms", m, n * d_in] = one("grid", g.layer, "atoms", **changes)
                 grid["memorizing", m, n * d_in] = one("grid", g.layer, "memorizing", n_train=m, memories=n * d_in)
 
@@ -130,10 +131,11 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
             for l0 in f.l0:
                 if l0 <= d_in:
                     point(name, "L0", l0, **({} if l0 == config.l0 else {"l0": float(l0)}))
-        for width in f.widths:
-            point("atoms", "width", width, width=float(width))
-        for share in f.data:
-            point("atoms", "data", share, n_train=int(share * n_rows))
+        for name in f.dictionaries:
+            for width in f.widths if name in (*TRAINED, "random") else ():
+                point(name, "width", width, width=float(width))
+            for share in f.data if name in TRAINED else ():
+                point(name, "data", share, n_train=int(share * n_rows))
         changes_of: dict[str, dict[str, Any]] = {
             "tied": {"tied": True},
             "centered": {"centered": True},

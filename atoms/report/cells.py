@@ -23,14 +23,16 @@ Found = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 CONVENTIONS = ("metric_centered", "metric_uncentered", "centered", "uncentered")
 _ANGLE_ROWS = 4000  # all their pairs are looked at
-_PURSUIT_ROWS = 2000
+_PURSUIT_ROWS = 500
 _CERTIFIED_ROWS = 1000
 _TUNED_ROWS = 500
-_COHERENCE_ATOMS = 16_384  # of a larger (memorizing) dictionary, so many atoms stand for all
+_COHERENCE_ATOMS = 8192  # of a larger (memorizing) dictionary, so many atoms stand for all
 
 
 @functools.lru_cache(maxsize=4)
-def _metric(folder: str, key: str, layer: int, prefix: str, shuffled: bool, centered: bool, shrinkage: Any) -> AtomicInnerProduct:
+def _metric(
+    folder: str, key: str, layer: int, prefix: str, shuffled: bool, centered: bool, shrinkage: Any
+) -> AtomicInnerProduct:
     X = Data(folder, key).rows(f"{prefix}metric", layer)
     if shuffled:
         X = controls.shuffle_coordinates(X, random_state=0)
@@ -87,7 +89,9 @@ def _some(X: np.ndarray, n: int) -> np.ndarray:
     return X if len(X) <= n else X[np.linspace(0, len(X) - 1, n).astype(int)]
 
 
-def _build(params: dict[str, Any], d_in: int, reference: AtomicInnerProduct, metric: AtomicInnerProduct) -> Any:
+def _build(
+    params: dict[str, Any], d_in: int, reference: AtomicInnerProduct, metric: AtomicInnerProduct
+) -> Any:
     kind, seed, k = params["dictionary"], params["seed"], max(1, round(params["l0"]))
     d_sae = max(1, round(params["width"] * d_in))
     if kind == "random":
@@ -189,7 +193,9 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     if params["full"]:
         block = 64  # neighbouring tokens are not independent
         for name in results:
-            interval = theory.explained_variance_interval(results[name][CONVENTION], block_size=block, n_boot=400)
+            interval = theory.explained_variance_interval(
+                results[name][CONVENTION], block_size=block, n_boot=400
+            )
             record[f"interval_{name}"] = [interval.low, interval.high]
         interval = theory.stability_interval(spectrum, counts["held_out"], block_size=block, n_boot=400)
         record["interval_q_star"] = [interval.low, interval.high]
@@ -208,7 +214,8 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     }
     if isinstance(model, SparseAutoencoder):
         arrays |= {
-            f"history/{name}": np.asarray(model.history_[name], float) for name in ("samples", "explained_variance", "l0", "dead")
+            f"history/{name}": np.asarray(model.history_[name], float)
+            for name in ("samples", "explained_variance", "l0", "dead")
         }
     if params["keep"]:
         arrays["W_dec"] = D

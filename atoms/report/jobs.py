@@ -184,7 +184,9 @@ def run(
         try:
             import joblib
         except ImportError as error:
-            raise ImportError("several workers need joblib: run `pip install joblib` or set jobs to 1") from error
+            raise ImportError(
+                "several workers need joblib: run `pip install joblib` or set jobs to 1"
+            ) from error
         backend = {"backend": "loky"} if client is None else {"backend": "dask", "client": client}
         # each job alone: what has been done by a worker that dies is on disk, and only its last is done again
         with joblib.parallel_config(**backend):

@@ -86,7 +86,8 @@ def score(
     """
     results = {
         part: {
-            c: theory.explained_variance(X, X_hat, c, metric=metric, num_threads=num_threads) for c in conventions
+            c: theory.explained_variance(X, X_hat, c, metric=metric, num_threads=num_threads)
+            for c in conventions
         }
         for part, (X, _, X_hat) in coded.items()
     }
@@ -166,7 +167,7 @@ def percent(value: float | None) -> str:
 
 
 def span(values: Sequence[float], unit: str = "%", scale: float = 100) -> str:
-    """"3.0 to 4.2%", or one number where they are the same."""
+    """ "3.0 to 4.2%", or one number where they are the same."""
     low, high = f"{scale * min(values):.1f}", f"{scale * max(values):.1f}"
     return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..activations import _replacing
 from . import jobs
-from .scoring import CONVENTION, percent
+from .scoring import percent
 
 if TYPE_CHECKING:
     from .run import Plan
@@ -68,7 +68,9 @@ def main_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
     """One row for each layer and dictionary, figures averaged over seeds; all conventions."""
     rows = []
     for layer, name in dict.fromkeys((layer, name) for layer, name, _ in planned.table):
-        found = [jobs.read(out, job) for (at, kind, _), job in planned.table.items() if (at, kind) == (layer, name)]
+        found = [
+            jobs.read(out, job) for (at, kind, _), job in planned.table.items() if (at, kind) == (layer, name)
+        ]
         records = [r.record for r in found]
         row: dict[str, Any] = {"layer": layer, "dictionary": name, "seeds": len(found)}
         mean = lambda *path: _mean([_at(r, path) for r in records])
@@ -81,12 +83,17 @@ def main_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
                     row[f"{short}_{part}{form}"] = mean("explained", part, convention, i)
             row[f"l0_mean_{part}"] = mean("l0_means", part)
             row[f"massive_{part}"] = mean("massive", part)
-        row["l0"] = [int(round(_mean([r["l0"][i] for r in records]))) for i in range(3)]  # type: ignore[arg-type]
-        row["l0_train"] = [int(round(_mean([r["l0_train"][i] for r in records]))) for i in range(3)]  # type: ignore[arg-type]
+        row["l0"] = [round(_mean([r["l0"][i] for r in records])) for i in range(3)]  # type: ignore[arg-type]
+        row["l0_train"] = [round(_mean([r["l0_train"][i] for r in records])) for i in range(3)]  # type: ignore[arg-type]
         for short in ("held_out", "text", "q_star"):
             for i, end in enumerate(("low", "high")):
                 row[f"interval_{short}_{end}"] = _at(records[0], (f"interval_{short}", i))
-        for short, certificate in (("certified", "unique"), ("recoverable", "recoverable"), ("threshold_feasible",) * 2, ("threshold_exact",) * 2):
+        for short, certificate in (
+            ("certified", "unique"),
+            ("recoverable", "recoverable"),
+            ("threshold_feasible",) * 2,
+            ("threshold_exact",) * 2,
+        ):
             row[short] = mean("certified", certificate)
         job = planned.agreement.get((layer, name))
         agreed = jobs.read(out, job).record if job else {}
@@ -117,7 +124,7 @@ def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if field in row:
                 continue
             if isinstance(values[0], list):
-                row[field] = [int(round(float(np.mean([v[i] for v in values])))) for i in range(3)]
+                row[field] = [round(float(np.mean([v[i] for v in values]))) for i in range(3)]
             else:
                 row[field] = _mean(values)
         out.append(row)
@@ -134,7 +141,15 @@ def shift_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
             for geometry in ("euclidean", "metric"):
                 for figure in ("mean", "std"):
                     row[f"{part}_{geometry}_{figure}"] = _at(r, (f"{part}/{geometry}", figure))
-        for field in ("condition_number", "effective_rank", "top_share", "top_share_with_massive", "massive", "massive_share", "n_metric"):
+        for field in (
+            "condition_number",
+            "effective_rank",
+            "top_share",
+            "top_share_with_massive",
+            "massive",
+            "massive_share",
+            "n_metric",
+        ):
             row[field] = r.get(field)
         rows.append(row)
     return rows
@@ -161,7 +176,16 @@ def layers_table(head: Sequence[str], body: Sequence[Sequence[str]], form: str =
     )  # fmt: skip
     lines = [" & ".join(map(safe, line)) + r" \\" for line in [head, *body]]
     return "\n".join(
-        [r"\begin{tabular}{" + "l" * len(head) + "}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""]
+        [
+            r"\begin{tabular}{" + "l" * len(head) + "}",
+            r"\hline",
+            lines[0],
+            r"\hline",
+            *lines[1:],
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
     )
 
 

@@ -287,6 +287,7 @@ def _environment(
         "seconds_this_run": seconds,
         "jobs": len(costs),
         "seconds_jobs": sum(c["seconds"] for c in costs),
+        "cpu_seconds_jobs": sum(c["cpu_seconds"] for c in costs),
         "seconds_capture": about["seconds"],
         "peak_memory_mb": max(c["peak_memory_mb"] for c in costs),
         "data": about["counts"],

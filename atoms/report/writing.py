@@ -85,10 +85,9 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
     atoms = mean.get("atoms")
     if atoms is None:
         return said
-    text = f"; on the other text {percent(atoms['R2_text'])}" if atoms["R2_text"] is not None else ""
     said.append(
         f"Atoms explain {percent(atoms['R2_train'])} of training activations and {percent(atoms['R2_held_out'])} of held-out "
-        f"ones on average over layers (centred, in the metric; {percent(atoms['raw_held_out'])} raw){text}, with "
+        f"ones on average over layers (centred, in the metric; {percent(atoms['raw_held_out'])} raw), with "
         f"{atoms['l0_mean_held_out']:.1f} of {atoms['d_sae']:,.0f} atoms a token. The paper reports 99.9%, for the activations "
         "it trained on."
     )
@@ -132,6 +131,20 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
         said.append(
             f"Of the controls, held-out atoms explain more than {_joined(beaten)}"
             + (f", and less than {_joined(lost)}." if lost else ".")
+        )
+    if atoms["R2_text"] is not None:
+        others = [n for n in ("random", "pca", "memorizing", "kmeans", *_FEATURES) if n in mean]
+        listed = ", ".join(f"{LABELS[n]} {percent(mean[n]['R2_text'])}" for n in others)
+        above = "random" in mean and atoms["R2_text"] > mean["random"]["R2_text"] + 0.01
+        said.append(
+            f"On the other text the atoms fall to {percent(atoms['R2_text'])}, at {atoms['l0_mean_text']:.1f} a token"
+            + (f" ({listed})" if listed else "")
+            + ". "
+            + (
+                "What was learnt carries over in part."
+                if above or "random" not in mean
+                else "That is no more than random directions explain: what was learnt belongs to the text it was learnt on."
+            )
         )
     over = atoms["q_star"] - atoms["q_star_random"]
     said.append(
@@ -345,12 +358,14 @@ def claims(
                 f"memorizing {percent(mean['memorizing']['R2_train'])} / {percent(mean['memorizing']['R2_held_out'])}"
             )
         if "random" in mean:
-            controls.append(f"random {percent(mean['random']['R2_held_out'])}")
+            on_text = f", {percent(mean['random']['R2_text'])} on it" if atoms["R2_text"] is not None else ""
+            controls.append(f"random {percent(mean['random']['R2_held_out'])}{on_text}")
         out.append(
             [
                 "atoms are faithful",
                 "R² 99.9%",
-                f"{percent(atoms['R2_train'])} training, {percent(atoms['R2_held_out'])} held-out",
+                f"{percent(atoms['R2_train'])} training, {percent(atoms['R2_held_out'])} held-out"
+                + (f", {percent(atoms['R2_text'])} on other text" if atoms["R2_text"] is not None else ""),
                 ", ".join(controls),
             ]
         )
@@ -621,8 +636,8 @@ def _about(config: Config, about: Mapping[str, Any]) -> str:
 def _cost(run: Mapping[str, Any]) -> str:
     hardware, versions = run["hardware"], run["versions"]
     return (
-        f"{run['jobs']} jobs took {run['seconds_jobs'] / 60:.1f} minutes of one worker's time each after the other, capture "
-        f"{run['seconds_capture'] / 60:.1f} minutes; {run['workers']} workers of {run['threads_per_job']} thread on {hardware['cpu']} "
+        f"{run['jobs']} jobs took {run['cpu_seconds_jobs'] / 60:.1f} minutes of CPU time ({run['seconds_jobs'] / 60:.1f} by the clock, one "
+        f"after the other, with what else the machine did), capture {run['seconds_capture'] / 60:.1f} minutes by the clock; {run['workers']} workers of {run['threads_per_job']} thread on {hardware['cpu']} "
         f"({hardware['cpus']} CPUs). Largest job: {run['peak_memory_mb']:,.0f} MB. "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
     )

@@ -266,9 +266,7 @@ def test_thresholds_hold_l0_on_new_rows(done):
     config, out = done
     with open(out / "tables" / "main.csv") as file:
         found = [
-            float(r["l0_mean"])
-            for r in csv.DictReader(file)
-            if r["dictionary"] in ("atoms", "batchtopk")
+            float(r["l0_mean"]) for r in csv.DictReader(file) if r["dictionary"] in ("atoms", "batchtopk")
         ]
     np.testing.assert_allclose(found, config.l0, rtol=0.12)
 
@@ -474,6 +472,50 @@ def test_a_model_and_its_pages(of_a_model):
     assert float(found["atoms"]["detection"]) > 0.6
     figures = json.loads((out / "figures.json").read_text())
     assert [r["layer"] for r in figures["shift"]] == [0, 1, 2]  # "all" layers, beyond those of the table
+
+
+@pytest.mark.slow
+def test_the_small_setting_on_a_real_model(tmp_path):
+    """`smollm2-small` with fewer tokens, at early layers, for a pass ends at the last one: all its parts in seconds."""
+    early = {
+        "metric_tokens": 2000,
+        "train_tokens": 2000,
+        "layers": (2,),
+        "shift_layers": (0, 2),
+        "dictionaries": ("atoms", "batchtopk", "random", "memorizing"),
+        "samples": 12_000,
+        "seeds": (0,),
+        "eval_rows": 300,
+        "grid": {"layer": 2, "data": (1,), "widths": (1, 2), "min_samples": 8000, "epochs": 1},
+        "frontier": {
+            "layer": 2,
+            "l0": (4, 8),
+            "dictionaries": ("atoms",),
+            "widths": (),
+            "data": (),
+            "variants": (),
+        },
+        "monosemanticity": {"layer": 2, "latents": 4, "shown": 2},
+    }
+    out = atoms.report("smollm2-small", tmp_path / "out", jobs=1, threads=2, progress=False, **early)
+    text = out.read_text()
+    for heading in (
+        "Representation shift",
+        "Capacity, layer 2",
+        "The frontier, layer 2",
+        "Monosemanticity, layer 2",
+    ):
+        assert f"## {heading}" in text
+    figures = json.loads((out.parent / "figures.json").read_text())
+    assert all(
+        abs(r["angles_metric_mean"] - 90) < 3 and r["angles_euclidean_mean"] < 85 for r in figures["shift"]
+    )
+    mean = {r["dictionary"]: r for r in figures["average"]}
+    assert (
+        mean["memorizing"]["R2_train"] > 0.999
+        and mean["memorizing"]["R2_held_out"] < mean["memorizing"]["R2_train"] - 0.3
+    )
+    assert mean["atoms"]["R2_held_out"] > mean["random"]["R2_held_out"]
 
 
 def test_a_judge_of_ones_own(of_a_model):

@@ -247,7 +247,8 @@ def monosemanticity(judged: Sequence[Judged], out: Path) -> None:
                 color=_colour(one.dictionary),
                 lw=0,
             )
-            axis.plot([np.nanmean(values)] * 2, [y - 0.35, y + 0.35], color=_colour(one.dictionary), lw=3)
+            if np.isfinite(values).any():  # of some kinds no latent fires often enough
+                axis.plot([np.nanmean(values)] * 2, [y - 0.35, y + 0.35], color=_colour(one.dictionary), lw=3)
         axis.axvline(0.5, color=plot.INK, lw=1, ls=(0, (4, 3)), zorder=0)
         plot.finish(axis, xlabel=f"{task} score (AUROC)")
         axis.set_xlim(0, 1.02)

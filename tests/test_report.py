@@ -18,6 +18,7 @@ from atoms.report import READY, Config, Context, EmbeddingJudge, cells, estimate
 from atoms.report import data as report_data
 from atoms.report.monosemanticity import auroc
 from atoms.report.run import plan
+from atoms.report.scoring import hold_l0
 
 DICTIONARIES = ("atoms", "batchtopk", "neurons-all", "pca-all", "random", "memorizing", "shuffled")
 
@@ -29,7 +30,11 @@ def rows(tmp_path_factory):
     files = {}
     for layer in (0, 1):
         D = rng.standard_normal((40, 16))
-        X = (rng.random((2000, 40)) < 0.08) * rng.gamma(2, 1, (2000, 40)) @ D + 0.1 * rng.standard_normal((2000, 16)) + 1
+        X = (
+            (rng.random((2000, 40)) < 0.08) * rng.gamma(2, 1, (2000, 40)) @ D
+            + 0.1 * rng.standard_normal((2000, 16))
+            + 1
+        )
         X[700] *= 100
         files[str(layer)] = str(folder / f"layer{layer}.npy")
         np.save(files[str(layer)], X.astype(np.float32))
@@ -49,7 +54,14 @@ def settings(rows, **more):
         "batch_size": 128,
         "eval_rows": 400,
         "grid": {"layer": 0, "unit": 2, "data": [1, 2], "widths": [1, 2], "epochs": 20, "min_samples": 2000},
-        "frontier": {"layer": 1, "l0": [2, 3], "dictionaries": ["atoms", "random"], "widths": [1], "data": [0.5], "variants": ["tied"]},
+        "frontier": {
+            "layer": 1,
+            "l0": [2, 3],
+            "dictionaries": ["atoms", "random"],
+            "widths": [1],
+            "data": [0.5],
+            "variants": ["tied"],
+        },
         "monosemanticity": {"layer": None},
     }
     return load(given | more)
@@ -75,10 +87,17 @@ def done(rows, tmp_path_factory):
 
 def test_configurations(tmp_path):
     toml = tmp_path / "mine.toml"
-    toml.write_text('base = "smollm2-small"\nlayers = [3, 4]\nl0 = 5\n[grid]\nlayer = 4\n[frontier]\nlayer = 3\n[monosemanticity]\nlayer = 3\n')
+    toml.write_text(
+        'base = "smollm2-small"\nlayers = [3, 4]\nl0 = 5\n[grid]\nlayer = 4\n[frontier]\nlayer = 3\n[monosemanticity]\nlayer = 3\n'
+    )
     if sys.version_info >= (3, 11):
         found = load(toml)
-        assert (found.layers, found.l0, found.grid.layer, found.grid.widths) == ((3, 4), 5, 4, READY["smollm2-small"].grid.widths)
+        assert (found.layers, found.l0, found.grid.layer, found.grid.widths) == (
+            (3, 4),
+            5,
+            4,
+            READY["smollm2-small"].grid.widths,
+        )
     js = tmp_path / "mine.json"
     js.write_text(json.dumps(READY["gemma2-2b"].as_dict()))
     assert load(js) == load("gemma2-2b") and load("gemma2-2b", l0=4).l0 == 4
@@ -180,7 +199,9 @@ def test_everything_is_written(done):
         with np.load(out / "figures" / f"{name}.npz") as arrays:
             assert arrays.files
     run = json.loads((out / "run.json").read_text())
-    assert run["versions"]["atoms"] == atoms.__version__ and run["seeds"] == [0, 1] and run["hardware"]["cpus"]
+    assert (
+        run["versions"]["atoms"] == atoms.__version__ and run["seeds"] == [0, 1] and run["hardware"]["cpus"]
+    )
     assert load(out / "config.json") == config
     text = (out / "report.md").read_text()
     for heading in ("Representation shift", "Capacity, layer 0", "The frontier, layer 1", "What it cost"):
@@ -210,16 +231,44 @@ def test_figures_again_by_numpy(done):
         cosines = np.abs(S / np.outer(scale, scale))[np.triu_indices(16, 1)]
         assert float(table[layer, "neurons-all"]["coherence"]) == pytest.approx(cosines.max(), abs=1e-4)
         # every sample has L0 = 16: q* is the share of pairs below 1/31
-        assert float(table[layer, "neurons-all"]["q_star"]) == pytest.approx((cosines < 1 / 31).mean(), abs=1e-6)
+        assert float(table[layer, "neurons-all"]["q_star"]) == pytest.approx(
+            (cosines < 1 / 31).mean(), abs=1e-6
+        )
         # the nearest stored direction, by brute force
         root = np.linalg.cholesky(S)
         mean = data.rows("train", layer).astype(float).mean(axis=0).astype(np.float32)
         known, seen = ((data.rows(p, layer).astype(float) - mean) @ root for p in ("train", "held_out"))
+        seen = seen[len(seen) // 4 :]  # the first quarter is for thresholds
         unit = known / np.linalg.norm(known, axis=1, keepdims=True)
         best = np.abs(seen @ unit.T).max(axis=1)
         total = ((seen - seen.mean(axis=0)) ** 2).sum()
         want = 1 - ((seen**2).sum() - (best**2).sum()) / total
         assert float(memory["R2_held_out"]) == pytest.approx(want, abs=1e-4)
+
+
+def test_thresholds_hold_l0_on_new_rows(done):
+    """Exactly the target where they are set, close to it on the rest of the held-out rows."""
+    rng = np.random.default_rng(0)
+    X, new = (
+        rng.standard_normal((1500, 16)).astype(np.float32),
+        rng.standard_normal((300, 16)).astype(np.float32),
+    )
+    for activation in ("jumprelu", "batchtopk"):
+        sae = atoms.SparseAutoencoder(
+            64, activation, target_l0=5, max_steps=60, batch_size=128, verbose=False
+        ).fit(X)
+        before = sae.threshold.copy()
+        shift = hold_l0(sae, new, 4)
+        assert sae.transform(new).nnz == 4 * len(new)
+        np.testing.assert_allclose(sae.threshold, np.maximum(before + shift, 0), rtol=1e-6)
+        z = new @ sae.W_enc + sae.b_enc
+        assert abs((z > sae.threshold).sum() - 4 * len(new)) <= 2  # the folded weights agree up to rounding
+    config, out = done
+    with open(out / "tables" / "main.csv") as file:
+        found = [
+            float(r["l0_mean"]) for r in csv.DictReader(file) if r["dictionary"] in ("atoms", "batchtopk")
+        ]
+    np.testing.assert_allclose(found, config.l0, rtol=0.12)
 
 
 def test_sentences_are_computed(done):
@@ -229,6 +278,14 @@ def test_sentences_are_computed(done):
     mean = {r["dictionary"]: r for r in figures["average"]}
     assert f"Atoms explain {100 * mean['atoms']['R2_train']:.1f}% of training activations" in text
     assert f"q* of the atoms is {100 * mean['atoms']['q_star']:.1f}%" in text
+    line = sorted(
+        (p["q_star"], p["R2_held_out"])
+        for p in figures["frontier"]
+        if (p["dictionary"], p["varies"]) == ("atoms", "L0")
+    )
+    tied = next(p for p in figures["frontier"] if p["value"] == "tied")
+    moved = tied["R2_held_out"] - np.interp(tied["q_star"], *zip(*line))
+    assert f"a tied encoder {100 * moved:+.1f} points (L0 {tied['l0']:.1f})" in text
     assert ("The paper's jump is there" in text) != ("There is no clean jump" in text)
 
 
@@ -305,7 +362,9 @@ def test_figures_do_not_depend_on_workers_or_threads(done, rows, tmp_path):
     jobs.run(some, tmp_path, tmp_path / "data", n_jobs=2, threads=2, progress=True)
     for job in some:
         a, b = jobs.read(tmp_path, job), jobs.read(reference, job)
-        assert a.record == b.record and all(np.array_equal(a.arrays[k], b.arrays[k], equal_nan=True) for k in b.arrays)
+        assert a.record == b.record and all(
+            np.array_equal(a.arrays[k], b.arrays[k], equal_nan=True) for k in b.arrays
+        )
 
 
 def test_broken_results_are_done_again(done, tmp_path):
@@ -362,7 +421,9 @@ def of_a_model(tiny, text, tmp_path_factory):
     words = text.read_text().split()
     (folder / "a.txt").write_text(" ".join(words[:2500]))
     (folder / "b.txt").write_text(" ".join(words[2500:3500]))
-    (folder / "p.json").write_text(json.dumps([" ".join(words[3500 + 6 * i : 3506 + 6 * i]) for i in range(300)]))
+    (folder / "p.json").write_text(
+        json.dumps([" ".join(words[3500 + 6 * i : 3506 + 6 * i]) for i in range(300)])
+    )
     given = {
         "name": "a <tiny> model",
         "model": str(tiny),
@@ -399,7 +460,9 @@ def of_a_model(tiny, text, tmp_path_factory):
 def test_a_model_and_its_pages(of_a_model):
     config, out = of_a_model
     text = (out / "report.md").read_text()
-    assert "Monosemanticity, layer 2" in text and "R² other text" in text and "atoms of a random model" in text
+    assert (
+        "Monosemanticity, layer 2" in text and "R² other text" in text and "atoms of a random model" in text
+    )
     page = (out / "pages" / "atoms.html").read_text()
     assert page.count("<h2>") == 3 and "a &lt;tiny&gt; model" in page and "<mark" in page
     assert "http" not in page and "<script" not in page
@@ -409,6 +472,50 @@ def test_a_model_and_its_pages(of_a_model):
     assert float(found["atoms"]["detection"]) > 0.6
     figures = json.loads((out / "figures.json").read_text())
     assert [r["layer"] for r in figures["shift"]] == [0, 1, 2]  # "all" layers, beyond those of the table
+
+
+@pytest.mark.slow
+def test_the_small_setting_on_a_real_model(tmp_path):
+    """`smollm2-small` with fewer tokens, at early layers, for a pass ends at the last one: all its parts in seconds."""
+    early = {
+        "metric_tokens": 2000,
+        "train_tokens": 2000,
+        "layers": (2,),
+        "shift_layers": (0, 2),
+        "dictionaries": ("atoms", "batchtopk", "random", "memorizing"),
+        "samples": 12_000,
+        "seeds": (0,),
+        "eval_rows": 300,
+        "grid": {"layer": 2, "data": (1,), "widths": (1, 2), "min_samples": 8000, "epochs": 1},
+        "frontier": {
+            "layer": 2,
+            "l0": (4, 8),
+            "dictionaries": ("atoms",),
+            "widths": (),
+            "data": (),
+            "variants": (),
+        },
+        "monosemanticity": {"layer": 2, "latents": 4, "shown": 2},
+    }
+    out = atoms.report("smollm2-small", tmp_path / "out", jobs=1, threads=2, progress=False, **early)
+    text = out.read_text()
+    for heading in (
+        "Representation shift",
+        "Capacity, layer 2",
+        "The frontier, layer 2",
+        "Monosemanticity, layer 2",
+    ):
+        assert f"## {heading}" in text
+    figures = json.loads((out.parent / "figures.json").read_text())
+    assert all(
+        abs(r["angles_metric_mean"] - 90) < 3 and r["angles_euclidean_mean"] < 85 for r in figures["shift"]
+    )
+    mean = {r["dictionary"]: r for r in figures["average"]}
+    assert (
+        mean["memorizing"]["R2_train"] > 0.999
+        and mean["memorizing"]["R2_held_out"] < mean["memorizing"]["R2_train"] - 0.3
+    )
+    assert mean["atoms"]["R2_held_out"] > mean["random"]["R2_held_out"]
 
 
 def test_a_judge_of_ones_own(of_a_model):

@@ -16,20 +16,23 @@ from .. import controls, recovery, theory
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
 from .data import Data
-from .scoring import CONVENTION, plain, pursued, score
+from .scoring import CONVENTION, hold_l0, plain, pursued, score
 
 Progress = Callable[..., None]
 Found = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 CONVENTIONS = ("metric_centered", "metric_uncentered", "centered", "uncentered")
 _ANGLE_ROWS = 4000  # all their pairs are looked at
-_PURSUIT_ROWS = 2000
+_PURSUIT_ROWS = 500
 _CERTIFIED_ROWS = 1000
-_COHERENCE_ATOMS = 16_384  # of a larger (memorizing) dictionary, so many atoms stand for all
+_TUNED_ROWS = 500
+_COHERENCE_ATOMS = 8192  # of a larger (memorizing) dictionary, so many atoms stand for all
 
 
 @functools.lru_cache(maxsize=4)
-def _metric(folder: str, key: str, layer: int, prefix: str, shuffled: bool, centered: bool, shrinkage: Any) -> AtomicInnerProduct:
+def _metric(
+    folder: str, key: str, layer: int, prefix: str, shuffled: bool, centered: bool, shrinkage: Any
+) -> AtomicInnerProduct:
     X = Data(folder, key).rows(f"{prefix}metric", layer)
     if shuffled:
         X = controls.shuffle_coordinates(X, random_state=0)
@@ -82,7 +85,14 @@ def shift(params: dict[str, Any], folder: Path, data_folder: Path, progress: Pro
 # ------------------------------------------------------------------ one dictionary
 
 
-def _build(params: dict[str, Any], d_in: int, reference: AtomicInnerProduct, metric: AtomicInnerProduct) -> Any:
+def _some(X: np.ndarray, n: int) -> np.ndarray:
+    """At most n rows, spread evenly."""
+    return X if len(X) <= n else X[np.linspace(0, len(X) - 1, n).astype(int)]
+
+
+def _build(
+    params: dict[str, Any], d_in: int, reference: AtomicInnerProduct, metric: AtomicInnerProduct
+) -> Any:
     kind, seed, k = params["dictionary"], params["seed"], max(1, round(params["l0"]))
     d_sae = max(1, round(params["width"] * d_in))
     if kind == "random":
@@ -112,7 +122,9 @@ def _build(params: dict[str, Any], d_in: int, reference: AtomicInnerProduct, met
 def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress: Progress) -> Found:
     """Train or fit one dictionary, and score it on what it saw and on what it did not.
 
-    The metric that judges is the uncentred one without shrinkage, whatever it was trained under.
+    The metric that judges is the uncentred one without shrinkage, whatever it was trained under. With
+    "hold_l0", the first quarter of the held-out rows (chunks of their own) sets the thresholds' common
+    shift; nothing is judged on that quarter, of any dictionary.
     """
     data, layer, kind = Data(data_folder, params["data"]), params["layer"], params["dictionary"]
     shuffled, prefix = kind == "shuffled", "random/" if kind == "random-model" else ""
@@ -123,7 +135,9 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     if params["n_train"] is not None and params["n_train"] < len(train):
         rng = np.random.default_rng([params["seed"], 17])
         train = train[np.sort(rng.choice(len(train), params["n_train"], replace=False))]
-    parts = {name: data.rows(f"{prefix}{name}", layer, params["eval_rows"]) for name in ("held_out",)}
+    held = data.rows(f"{prefix}held_out", layer)
+    tuned, judged = np.split(held, [len(held) // 4])
+    parts = {"held_out": _some(judged, params["eval_rows"])}
     if data.has("text") and not prefix and not shuffled:
         parts["text"] = data.rows("text", layer, params["eval_rows"])
     if shuffled:
@@ -133,7 +147,7 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     if len(train) < 2:
         raise ValueError(f"layer {layer}: {len(train)} training rows are too few; capture more tokens")
 
-    model = _build(params, d_in, reference, metric)
+    model, shift = _build(params, d_in, reference, metric), None
     started = time.perf_counter()
     if isinstance(model, SparseAutoencoder):
 
@@ -141,19 +155,23 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
             progress(figures["step"] / sae.max_steps, f"L0 {figures['l0']:.1f}")
 
         model.fit(train, callback=advance)
+        if params["hold_l0"] and kind not in ("relu", "topk"):
+            if shuffled:
+                tuned = controls.shuffle_coordinates(tuned, random_state=3)
+            shift = hold_l0(model, _some(tuned, _TUNED_ROWS), params["l0"])
     else:
         model.fit(train)
     seconds = time.perf_counter() - started
     progress(1.0, "scoring")
 
     n = len(train)
-    seen = train if n <= params["eval_rows"] else train[np.linspace(0, n - 1, params["eval_rows"]).astype(int)]
+    seen = _some(train, params["eval_rows"])
     coded = {}
     for name, X in {"train": seen, **parts}.items():
         codes = model.transform(X)
         coded[name] = (X, codes, model.inverse_transform(codes))
     D = model.W_dec
-    some = D if len(D) <= _COHERENCE_ATOMS else D[np.linspace(0, len(D) - 1, _COHERENCE_ATOMS).astype(int)]
+    some = _some(D, _COHERENCE_ATOMS)
     spectrum = theory.coherence(some, reference, ())
     found, stability, results = score(kind, spectrum, reference, coded, CONVENTIONS)
     counts = {name: np.diff(codes.indptr) for name, (_, codes, _) in coded.items()}
@@ -161,6 +179,7 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
         **plain(found),
         "n_train": n,
         "n_atoms_measured": len(some),
+        "threshold_shift": shift,
         "l0_train": np.quantile(counts["train"], [0.05, 0.5, 0.95], method="inverted_cdf").tolist(),
         "l0_means": {name: float(c.mean()) for name, c in counts.items()},
         "massive": {name: r[CONVENTION].n_massive for name, r in results.items()},
@@ -175,7 +194,9 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     if params["full"]:
         block = 64  # neighbouring tokens are not independent
         for name in results:
-            interval = theory.explained_variance_interval(results[name][CONVENTION], block_size=block, n_boot=400)
+            interval = theory.explained_variance_interval(
+                results[name][CONVENTION], block_size=block, n_boot=400
+            )
             record[f"interval_{name}"] = [interval.low, interval.high]
         interval = theory.stability_interval(spectrum, counts["held_out"], block_size=block, n_boot=400)
         record["interval_q_star"] = [interval.low, interval.high]
@@ -194,7 +215,8 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     }
     if isinstance(model, SparseAutoencoder):
         arrays |= {
-            f"history/{name}": np.asarray(model.history_[name], float) for name in ("samples", "explained_variance", "l0", "dead")
+            f"history/{name}": np.asarray(model.history_[name], float)
+            for name in ("samples", "explained_variance", "l0", "dead")
         }
     if params["keep"]:
         arrays["W_dec"] = D

@@ -115,9 +115,9 @@ class Config:
     metric_text: str | None = "wikitext2-valid.txt"
     train_text: str | None = "counterfact-known.json"
     held_out_text: str | None = "wikitext2-test.txt"
-    metric_tokens: int = 40_000
+    metric_tokens: int = 24_000
     train_tokens: int = 30_000
-    held_out_tokens: int = 6_000
+    held_out_tokens: int = 5_000
     held_out: float = 0.2
     context_length: int = 512
     layers: tuple[int, ...] = (5, 10, 15, 20, 25)
@@ -130,7 +130,7 @@ class Config:
     samples: int = 64_000
     batch_size: int = 256
     seeds: tuple[int, ...] = (0, 1)
-    random_share: float = 0.25
+    random_share: float = 0.2
     eval_rows: int = 3000
     grid: Grid = Grid(layer=15)
     frontier: Frontier = Frontier(layer=15)
@@ -141,9 +141,17 @@ class Config:
             if not good:
                 raise ValueError(f"{name}: expected {what}, got {_find(self, name)!r}")
 
-        expect(len(self.layers) > 0 and len(set(self.layers)) == len(self.layers), "layers", "different blocks")
-        expect(isinstance(self.shift_layers, tuple) or self.shift_layers == "all", "shift_layers", "blocks, or 'all'")
-        expect(set(self.dictionaries) <= set(DICTIONARIES), "dictionaries", f"some of {', '.join(DICTIONARIES)}")
+        expect(
+            len(self.layers) > 0 and len(set(self.layers)) == len(self.layers), "layers", "different blocks"
+        )
+        expect(
+            isinstance(self.shift_layers, tuple) or self.shift_layers == "all",
+            "shift_layers",
+            "blocks, or 'all'",
+        )
+        expect(
+            set(self.dictionaries) <= set(DICTIONARIES), "dictionaries", f"some of {', '.join(DICTIONARIES)}"
+        )
         expect(len(self.seeds) > 0 and min(self.seeds) >= 0, "seeds", "whole numbers from 0 up")
         expect(0 < self.held_out < 1, "held_out", "a share between 0 and 1")
         expect(0 < self.random_share <= 1, "random_share", "a share above 0 and at most 1")
@@ -153,13 +161,25 @@ class Config:
         ):  # fmt: skip
             expect(_find(self, name) > 0, name, "a number above 0")
         known = {"tied", "centered", "ledoit_wolf", "shrunk"}
-        expect(set(self.frontier.variants) <= known, "frontier.variants", f"some of {', '.join(sorted(known))}")
-        expect(set(self.frontier.dictionaries) <= set(DICTIONARIES), "frontier.dictionaries", "names as in dictionaries")
+        expect(
+            set(self.frontier.variants) <= known, "frontier.variants", f"some of {', '.join(sorted(known))}"
+        )
+        expect(
+            set(self.frontier.dictionaries) <= set(DICTIONARIES),
+            "frontier.dictionaries",
+            "names as in dictionaries",
+        )
         captured = set(map(int, self.activations)) if self.activations else set(self.layers)
         if self.activations and not set(self.layers) <= captured:
-            raise ValueError(f"layers: expected some of those with activations ({sorted(captured)}), got {self.layers}")
+            raise ValueError(
+                f"layers: expected some of those with activations ({sorted(captured)}), got {self.layers}"
+            )
         for name in ("grid.layer", "frontier.layer", "monosemanticity.layer"):
-            expect(_find(self, name) is None or _find(self, name) in self.layers, name, f"one of the layers {self.layers}")
+            expect(
+                _find(self, name) is None or _find(self, name) in self.layers,
+                name,
+                f"one of the layers {self.layers}",
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
@@ -189,14 +209,19 @@ _SMALL = Config(
     eval_rows=2000,
     grid=Grid(layer=15, data=(1, 2), widths=(1, 2), epochs=30, min_samples=20_000),
     frontier=Frontier(
-        layer=15, l0=(4, 8, 16), dictionaries=("atoms", "batchtopk", "random"), widths=(1,), data=(0.5,), variants=("tied",)
+        layer=15,
+        l0=(4, 8, 16),
+        dictionaries=("atoms", "batchtopk", "random"),
+        widths=(1,),
+        data=(0.5,),
+        variants=("tied",),
     ),
     monosemanticity=Monosemanticity(layer=15, latents=24, shown=6),
 )
 
 
 def _large(name: str, model: str, parameters: int, d_in: int, n_layers: int, layers: int) -> Config:
-    """The paper's layers, |D| = 4 d_in, capacity grid in steps of 4 d_in at the first layer."""
+    """The paper's layers, |D| = 4 d_in, capacity grid in steps of 4 d_in up to 16 d_in at the first layer."""
     return Config(
         name=name,
         model=model,
@@ -204,6 +229,7 @@ def _large(name: str, model: str, parameters: int, d_in: int, n_layers: int, lay
         d_in=d_in,
         n_layers=n_layers,
         metric_tokens=100_000,
+        train_tokens=32 * d_in,  # half of them repeat other prompts' beginnings or are held out
         layers=tuple(range(layers)),
         dtype="bfloat16",
         samples=2_000_000,
@@ -271,7 +297,9 @@ def load(config: Config | Mapping[str, Any] | str | Path, **changes: Any) -> Con
     else:
         path = Path(config)
         if not path.exists():
-            raise FileNotFoundError(f"config: no file {path}; name a TOML or JSON file, or one of {', '.join(READY)}")
+            raise FileNotFoundError(
+                f"config: no file {path}; name a TOML or JSON file, or one of {', '.join(READY)}"
+            )
         given = _read(path)
     base = given.pop("base", "smollm2")
     if base not in READY:

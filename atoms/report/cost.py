@@ -79,7 +79,13 @@ def _training_rate(d_in: int, d_sae: int, l0: float, threads: int) -> float:
     d, n, batch = int(d_in / cut), int(d_sae / cut), 512
     X = np.random.default_rng(0).standard_normal((2 * batch, d), dtype=np.float32)
     sae = SparseAutoencoder(
-        n, target_l0=min(l0, n), batch_size=batch, max_steps=6, num_threads=threads, verbose=False, random_state=0
+        n,
+        target_l0=min(l0, n),
+        batch_size=batch,
+        max_steps=6,
+        num_threads=threads,
+        verbose=False,
+        random_state=0,
     )
     marks: list[float] = []
     sae.fit(X, callback=lambda *_: marks.append(time.perf_counter()))
@@ -111,7 +117,9 @@ def estimate(config: Config, *, workers: int | None = None, threads: int = 1) ->
         `d_in` or `parameters` is not known (0).
     """
     if config.d_in < 1 or (config.parameters < 1 and not config.activations):
-        raise ValueError("d_in, parameters: expected the model's, to estimate its cost; set them in the configuration")
+        raise ValueError(
+            "d_in, parameters: expected the model's, to estimate its cost; set them in the configuration"
+        )
     workers = workers or max(1, _config._available_cpus() // threads)
     flops = _flops()
     d, d_sae = config.d_in, round(config.width * config.d_in)
@@ -140,13 +148,25 @@ def estimate(config: Config, *, workers: int | None = None, threads: int = 1) ->
                 jobs += 1
                 samples += max(g.epochs * m * g.unit * d, g.min_samples) * n * g.unit / config.width
     if f.layer is not None:
-        at_l0 = len(f.l0) * sum(name in TRAINED for name in f.dictionaries)
-        jobs += at_l0 + len(f.widths) + len(f.data) + len(f.variants)
-        samples += config.samples * (at_l0 + sum(f.widths) / config.width + len(f.data) + len(f.variants))
+        kinds = sum(name in TRAINED for name in f.dictionaries)
+        jobs += kinds * (len(f.l0) + len(f.widths) + len(f.data)) + len(f.variants)
+        samples += config.samples * (
+            kinds * (len(f.l0) + sum(f.widths) / config.width + len(f.data)) + len(f.variants)
+        )
     training = samples / rate / workers
     widest = max([config.width, *(w * g.unit for w in g.widths if g.layer is not None)])
-    job_mb = (25 * d * widest * d + 4 * d * (config.train_tokens + 3 * config.eval_rows) + 24 * d * d) / 1e6 + 150
+    job_mb = (
+        25 * d * widest * d + 4 * d * (config.train_tokens + 3 * config.eval_rows) + 24 * d * d
+    ) / 1e6 + 150
     model_mb = 0.0 if config.activations else (4 * config.parameters + 4 * 1024 * d * shift) / 1e6 + 500
     return Estimate(
-        config.name, capture, training, capture + 1.5 * training, max(model_mb, workers * job_mb), disk, flops, rate, jobs
+        config.name,
+        capture,
+        training,
+        capture + 1.5 * training,
+        max(model_mb, workers * job_mb),
+        disk,
+        flops,
+        rate,
+        jobs,
     )

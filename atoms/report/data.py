@@ -56,7 +56,9 @@ def _read(config: Config, name: str | None) -> list[str]:
 
 def _contexts(texts: list[str], tokenizer: Any, config: Config, max_tokens: int) -> list[np.ndarray]:
     if len(texts) == 1:
-        return activations.tokenize(texts[0], tokenizer, context_length=config.context_length, max_tokens=max_tokens)
+        return activations.tokenize(
+            texts[0], tokenizer, context_length=config.context_length, max_tokens=max_tokens
+        )
     out, n = [], 0
     for text in texts:
         found = activations.tokenize(text, tokenizer, context_length=config.context_length)
@@ -101,11 +103,18 @@ class _Sources:
         else:
             self.tokens["metric"] = max(config.metric_tokens, config.train_tokens)
         if config.texts is not None and config.held_out_text is not None:
-            self.texts["text"], self.tokens["text"] = _read(config, config.held_out_text), config.held_out_tokens
+            self.texts["text"], self.tokens["text"] = (
+                _read(config, config.held_out_text),
+                config.held_out_tokens,
+            )
         digests = {name: hashlib.sha256("\0".join(t).encode()).hexdigest() for name, t in self.texts.items()}
-        settings = [getattr(config, n) for n in ("model", "context_length", "dtype", "layers", "shift_layers")]
+        settings = [
+            getattr(config, n) for n in ("model", "context_length", "dtype", "layers", "shift_layers")
+        ]
         self.keys = {name: _key(digests[name], self.tokens[name], settings) for name in self.texts}
-        self.keys |= {f"random/{n}": _key(k, config.random_share) for n, k in self.keys.items() if n != "text"}
+        self.keys |= {
+            f"random/{n}": _key(k, config.random_share) for n, k in self.keys.items() if n != "text"
+        }
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -121,7 +130,9 @@ class _Sources:
         if not (out / activations._MANIFEST).exists():
             model, tokenizer = self._loaded
             share = self.config.random_share if kind else 1.0
-            contexts = _contexts(self.texts[text], tokenizer, self.config, max(1, int(share * self.tokens[text])))
+            contexts = _contexts(
+                self.texts[text], tokenizer, self.config, max(1, int(share * self.tokens[text]))
+            )
             layers: Sequence[int] = self.config.layers
             if text == "metric" and not kind:
                 n = len(activations.decoder_blocks(model))
@@ -129,7 +140,12 @@ class _Sources:
                 wanted = range(n) if isinstance(shifted, str) else shifted
                 layers = sorted({*layers, *wanted})
             activations.capture(
-                self._random if kind else model, contexts, layers, dtype=self.config.dtype, out=out, progress=self.progress
+                self._random if kind else model,
+                contexts,
+                layers,
+                dtype=self.config.dtype,
+                out=out,
+                progress=self.progress,
             )
         self._words(text, out)
         return Activations.load(out)
@@ -170,9 +186,7 @@ def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str,
     return about
 
 
-def _from_model(
-    config: Config, folder: Path, progress: bool
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _from_model(config: Config, folder: Path, progress: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     sources = _Sources(config, folder, progress)
     names = [n for n in sources.keys if not n.startswith("random/") or "random-model" in config.dictionaries]
     key = _key({n: sources.keys[n] for n in names}, config.held_out)

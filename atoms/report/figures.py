@@ -35,6 +35,9 @@ COLOURS = {
 }
 
 
+_CHANGES = {"width": " d_in atoms", "data": " of the rows", "variant": ""}
+
+
 def _colour(name: str) -> str:
     return COLOURS.get(name, plot.SOFT)
 
@@ -51,23 +54,35 @@ def shift(planned: Plan, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Angle histograms of some layers, means and deviations of all."""
     figure, (left, right) = plot.new_figure(1, 2, size=(14, 6))
     layers = list(planned.shift)
-    chosen = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, min(_RIDGES, len(layers))).astype(int))]
+    chosen = [
+        layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, min(_RIDGES, len(layers))).astype(int))
+    ]
     found = {layer: jobs.read(out, planned.shift[layer]).arrays for layer in layers}
     edges = found[layers[0]]["edges"]
     plot.angles(
         left,
         edges,
-        [(f"layer {layer}", found[layer]["angles/euclidean"], found[layer]["angles/metric"]) for layer in chosen],
+        [
+            (f"layer {layer}", found[layer]["angles/euclidean"], found[layer]["angles/metric"])
+            for layer in chosen
+        ],
     )
     plot.titles(left, "Representation shift", "angles between held-out activations, before and after")
-    for geometry, label, colour in (("euclidean", "Euclidean", plot.BEFORE), ("metric", "atomic inner product", plot.AFTER)):
+    for geometry, label, colour in (
+        ("euclidean", "Euclidean", plot.BEFORE),
+        ("metric", "atomic inner product", plot.AFTER),
+    ):
         mean = np.array([r[f"angles_{geometry}_mean"] for r in rows])
         std = np.array([r[f"angles_{geometry}_std"] for r in rows])
         plot.band(right, layers, mean, std, label, colour)
     plot.finish(right, xlabel="layer", ylabel="angle between two activations, degrees", legend=True)
     right.axhline(90, color=plot.INK, lw=1, ls=(0, (4, 3)), zorder=0)
     plot.titles(right, "Every layer", "mean, and one standard deviation either side")
-    arrays = {f"{k}_{layer}": v for layer, a in found.items() for k, v in (("euclidean", a["angles/euclidean"]), ("metric", a["angles/metric"]))}
+    arrays = {
+        f"{k}_{layer}": v
+        for layer, a in found.items()
+        for k, v in (("euclidean", a["angles/euclidean"]), ("metric", a["angles/metric"]))
+    }
     _save(figure, out / "figures", "shift", layers=np.array(layers), edges=edges, **arrays)
 
 
@@ -78,16 +93,32 @@ def main(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     at = np.arange(len(names))[::-1]
     low = -0.5
     arrays: dict[str, Any] = {"names": np.array(names)}
-    for field, label, marker in (("R2_train", "training", "o"), ("R2_held_out", "held-out", "D"), ("R2_text", "other text", "s")):
+    for field, label, marker in (
+        ("R2_train", "training", "o"),
+        ("R2_held_out", "held-out", "D"),
+        ("R2_text", "other text", "s"),
+    ):
         values = np.array([np.nan if r[field] is None else r[field] for r in rows])
         arrays[field] = values
         if np.isfinite(values).any():
-            plot.marks(left, np.maximum(values, low), at, label, marker, [_colour(n) for n in names], cut=values < low)
+            plot.marks(
+                left,
+                np.maximum(values, low),
+                at,
+                label,
+                marker,
+                [_colour(n) for n in names],
+                cut=values < low,
+            )
     left.set_yticks(at, [LABELS[n] for n in names])
     plot.finish(left, xlabel="explained variance, centred, in the metric", legend=True)
     left.set_xlim(low - 0.03, 1.03)
     plot.titles(left, "How much they explain", f"mean over layers; arrows: below {low:g}")
-    for field, label, marker in (("q_star", "this dictionary", "o"), ("q_star_random", "random directions, same L0", "|"), ("q_star_ceiling", "most at its largest cosine", "4")):
+    for field, label, marker in (
+        ("q_star", "this dictionary", "o"),
+        ("q_star_random", "random directions, same L0", "|"),
+        ("q_star_ceiling", "most at its largest cosine", "4"),
+    ):
         arrays[field] = np.array([r[field] for r in rows])
         plot.marks(right, arrays[field], at, label, marker, [_colour(n) for n in names])
     plot.finish(right, xlabel="q*", legend=True)
@@ -113,9 +144,13 @@ def capacity(planned: Plan, out: Path, config: Config) -> dict[str, np.ndarray]:
     heads = {"train": "explained, training", "held_out": "explained, held-out", "q_star": "q*"}
     for i, name in enumerate(("atoms", "memorizing")):
         for j, (field, head) in enumerate(heads.items()):
-            plot.heat(axes[i, j], arrays[f"{name}_{field}"], [f"{n:,}" for n in widths], [f"{m:,}" for m in data])
+            plot.heat(
+                axes[i, j], arrays[f"{name}_{field}"], [f"{n:,}" for n in widths], [f"{m:,}" for m in data]
+            )
             axes[i, j].set(xlabel="atoms |D|", ylabel="activations |M|" if j == 0 else "")
-            plot.titles(axes[i, j], f"{LABELS[name]}: {head}" if name == "atoms" else f"memorizing dictionary: {head}")
+            plot.titles(
+                axes[i, j], f"{LABELS[name]}: {head}" if name == "atoms" else f"memorizing dictionary: {head}"
+            )
     _save(figure, out / "figures", "capacity", **arrays)
     return arrays
 
@@ -143,23 +178,53 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
         )
     figure, axes = plot.new_figure(1, 2, size=(14, 6.4), sharey=True)
     low = -0.3
-    for axis, field, label in ((axes[0], "q_star", "q*"), (axes[1], "l0", "active atoms per held-out token (L0)")):
+    for axis, field, label in (
+        (axes[0], "q_star", "q*"),
+        (axes[1], "l0", "active atoms per held-out token (L0)"),
+    ):
         for name in dict.fromkeys(p["dictionary"] for p in points):
-            mine = [p for p in points if (p["dictionary"], p["varies"]) == (name, "L0") and p["R2_held_out"] >= low]
+            mine = [
+                p
+                for p in points
+                if (p["dictionary"], p["varies"]) == (name, "L0") and p["R2_held_out"] >= low
+            ]
             mine.sort(key=lambda p: p["l0"])
             if mine:
-                plot.line(axis, [p[field] for p in mine], [p["R2_held_out"] for p in mine], LABELS[name], _colour(name))
+                plot.line(
+                    axis,
+                    [p[field] for p in mine],
+                    [p["R2_held_out"] for p in mine],
+                    LABELS[name],
+                    _colour(name),
+                )
         others = [p for p in points if p["varies"] != "L0" and p["R2_held_out"] >= low]
-        for p, marker in zip(others, "*PXDv^<>hps8" * 3):
-            text = {"width": f"{p['d_sae']:,} atoms", "data": f"{p['n_train']:,} rows"}.get(p["varies"], str(p["value"]))
-            plot.star(axis, p[field], p["R2_held_out"], f"atoms, {text}", marker)
-        plot.finish(axis, xlabel=label, ylabel="held-out explained variance" if field == "q_star" else "", legend=field == "q_star")
+        markers = dict(zip(dict.fromkeys((p["varies"], p["value"]) for p in others), "*PXDv^<>hps8" * 3))
+        named = set()
+        for p in others:
+            change = p["varies"], p["value"]
+            label = "" if change in named else f"{p['value']}{_CHANGES[p['varies']]}"
+            named.add(change)
+            plot.star(axis, p[field], p["R2_held_out"], label, markers[change], _colour(p["dictionary"]))
+        plot.finish(
+            axis,
+            xlabel=label,
+            ylabel="held-out explained variance" if field == "q_star" else "",
+            legend=field == "q_star",
+        )
     axes[1].set_xscale("log", base=2)
     axes[1].xaxis.set_major_formatter("{x:g}")
     f = config.frontier
-    plot.titles(axes[0], "The frontier", f"layer {f.layer}; along a line, target L0; marks vary one setting of the atoms at L0 {config.l0:g}")
+    plot.titles(
+        axes[0],
+        "The frontier",
+        f"layer {f.layer}; along a line, target L0; marks change one setting at L0 {config.l0:g}",
+    )
     plot.titles(axes[1], "The same against sparsity", "")
-    columns = {key: np.array([np.nan if p[key] is None else p[key] for p in points]) for key in points[0] if key not in ("value",)}
+    columns = {
+        key: np.array([np.nan if p[key] is None else p[key] for p in points])
+        for key in points[0]
+        if key not in ("value",)
+    }
     _save(figure, out / "figures", "frontier", value=np.array([str(p["value"]) for p in points]), **columns)
     return points
 
@@ -174,8 +239,16 @@ def monosemanticity(judged: Sequence[Judged], out: Path) -> None:
         for y, one in zip(at, judged):
             values = getattr(one, task)
             arrays[f"{task}/{one.dictionary}"] = values
-            axis.scatter(values, y + rng.uniform(-0.25, 0.25, len(values)), s=10, alpha=0.35, color=_colour(one.dictionary), lw=0)
-            axis.plot([np.nanmean(values)] * 2, [y - 0.35, y + 0.35], color=_colour(one.dictionary), lw=3)
+            axis.scatter(
+                values,
+                y + rng.uniform(-0.25, 0.25, len(values)),
+                s=10,
+                alpha=0.35,
+                color=_colour(one.dictionary),
+                lw=0,
+            )
+            if np.isfinite(values).any():  # of some kinds no latent fires often enough
+                axis.plot([np.nanmean(values)] * 2, [y - 0.35, y + 0.35], color=_colour(one.dictionary), lw=3)
         axis.axvline(0.5, color=plot.INK, lw=1, ls=(0, (4, 3)), zorder=0)
         plot.finish(axis, xlabel=f"{task} score (AUROC)")
         axis.set_xlim(0, 1.02)

@@ -50,7 +50,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a job found: figures, arrays, and ``cost`` (seconds, peak memory in MB), which alone may
+    """What a job found: figures, arrays, and ``cost`` (seconds, CPU seconds, peak memory in MB), which alone may
     differ from run to run."""
 
     record: dict[str, Any]
@@ -123,9 +123,13 @@ def execute(job: Job, folder: str, data_folder: str, threads: int) -> str:
     _config.set_num_threads(threads)
     try:
         with threadpool_limits(threads), _peak() as peak:
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             record, arrays = cells.CELLS[job.cell](job.params, Path(folder), Path(data_folder), progress)
-            cost = {"seconds": time.perf_counter() - started, "peak_memory_mb": peak()}
+            cost = {
+                "seconds": time.perf_counter() - started,
+                "cpu_seconds": time.process_time() - used,
+                "peak_memory_mb": peak(),
+            }
         cost |= record.pop("cost", {})
         text = json.dumps({"params": job.params, "record": plain(record), "cost": plain(cost)})
         with _replacing(path) as temporary, open(temporary, "wb") as file:
@@ -185,7 +189,9 @@ def run(
         try:
             import joblib
         except ImportError as error:
-            raise ImportError("several workers need joblib: run `pip install joblib` or set jobs to 1") from error
+            raise ImportError(
+                "several workers need joblib: run `pip install joblib` or set jobs to 1"
+            ) from error
         backend = {"backend": "loky"} if client is None else {"backend": "dask", "client": client}
         # each job alone: what has been done by a worker that dies is on disk, and only its last is done again
         with joblib.parallel_config(**backend):

@@ -25,7 +25,7 @@ from .scoring import plain
 
 __all__ = ["Plan", "plan", "report"]
 
-_SEEDLESS = ("neurons", "neurons-all", "pca", "pca-all", "memorizing", "shuffled", "random-model")
+_SEEDLESS = ("neurons", "neurons-all", "pca", "pca-all", "memorizing", "kmeans", "shuffled", "random-model")
 _LATENTS = ("atoms", "euclidean", "relu", "topk", "batchtopk", "neurons", "pca", "random", "kmeans")
 
 
@@ -68,6 +68,7 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
         "centered": False,
         "shrinkage": None,
         "eval_rows": config.eval_rows,
+        "hold_l0": True,
         "full": False,
         "keep": False,
         "probe": None,
@@ -76,7 +77,7 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
     def one(label: str, layer: int, name: str, **changes: Any) -> Job:
         params = base | {"layer": layer, "dictionary": name} | changes
         if name not in (*TRAINED, *ATOMS_OF):  # fitted whole: what concerns training does not decide it
-            params |= {"samples": 0, "batch_size": 0}
+            params |= {"samples": 0, "batch_size": 0, "hold_l0": False}
         return Job("dictionary", params, f"{label} {name}, layer {layer}")
 
     names = [n for n in config.dictionaries if n != "random-model" or "random/train" in about["parts"]]
@@ -94,10 +95,16 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
                         "seed": first,
                     }
                 keep = len(config.seeds) > 1 and name not in _SEEDLESS
-                table[layer, name, seed] = one("table", layer, name, seed=seed, full=True, keep=keep, probe=probe)
+                table[layer, name, seed] = one(
+                    "table", layer, name, seed=seed, full=True, keep=keep, probe=probe
+                )
     agreement = {}
     for layer, name in dict.fromkeys((layer, name) for layer, name, _ in table):
-        inputs = [job.key for (at, kind, _), job in table.items() if (at, kind) == (layer, name) and job.params["keep"]]
+        inputs = [
+            job.key
+            for (at, kind, _), job in table.items()
+            if (at, kind) == (layer, name) and job.params["keep"]
+        ]
         if len(inputs) > 1:
             params = {"data": key, "layer": layer, "prefix": "", "shuffled": False, "inputs": inputs}
             agreement[layer, name] = Job("agreement", params, f"seeds {name}, layer {layer}")
@@ -110,9 +117,18 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
                 continue
             for n in (n * g.unit for n in g.widths):
                 samples = int(max(g.epochs * m, g.min_samples))
-                changes = {"n_train": m, "width": float(n), "l0": float(g.l0), "samples": samples, "batch_size": 256}
+                changes = {
+                    "n_train": m,
+                    "width": float(n),
+                    "l0": float(g.l0),
+                    "samples": samples,
+                    "batch_size": 256,
+                    "hold_l0": False,
+                }
                 grid["atoms", m, n * d_in] = one("grid", g.layer, "atoms", **changes)
-                grid["memorizing", m, n * d_in] = one("grid", g.layer, "memorizing", n_train=m, memories=n * d_in)
+                grid["memorizing", m, n * d_in] = one(
+                    "grid", g.layer, "memorizing", n_train=m, memories=n * d_in
+                )
 
     frontier: list[tuple[str, str, Any, Job]] = []
     f = config.frontier
@@ -131,10 +147,11 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
             for l0 in f.l0:
                 if l0 <= d_in:
                     point(name, "L0", l0, **({} if l0 == config.l0 else {"l0": float(l0)}))
-        for width in f.widths:
-            point("atoms", "width", width, width=float(width))
-        for share in f.data:
-            point("atoms", "data", share, n_train=int(share * n_rows))
+        for name in f.dictionaries:
+            for width in f.widths if name in (*TRAINED, "random") else ():
+                point(name, "width", width, width=float(width))
+            for share in f.data if name in TRAINED else ():
+                point(name, "data", share, n_train=int(share * n_rows))
         changes_of: dict[str, dict[str, Any]] = {
             "tied": {"tied": True},
             "centered": {"centered": True},
@@ -146,9 +163,13 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
         for name in ("memorizing", "kmeans"):
             if (f.layer, name, first) in table:
                 point(name, "L0", 1)
-    shift_layers = [layer for layer in about["layers"] if config.shift_layers == "all" or layer in config.shift_layers]
+    shift_layers = [
+        layer for layer in about["layers"] if config.shift_layers == "all" or layer in config.shift_layers
+    ]
     shift = {
-        layer: Job("shift", {"data": key, "layer": layer, "train": layer in config.layers}, f"angles, layer {layer}")
+        layer: Job(
+            "shift", {"data": key, "layer": layer, "train": layer in config.layers}, f"angles, layer {layer}"
+        )
         for layer in shift_layers
     }
     return Plan(shift, table, agreement, grid, frontier)
@@ -231,26 +252,43 @@ def run_jobs(planned: Plan, out: Path, **options: Any) -> None:
 
 
 def _environment(
-    config: Config, about: Mapping[str, Any], planned: Plan, out: Path, seconds: float, workers: int, threads: int
+    config: Config,
+    about: Mapping[str, Any],
+    planned: Plan,
+    out: Path,
+    seconds: float,
+    workers: int,
+    threads: int,
 ) -> dict[str, Any]:
     import scipy
 
     every = {job.key: job for job in [*planned.first, *planned.agreement.values()]}.values()
     costs = [_jobs.read(out, job).cost for job in every]
-    versions = {"atoms": __version__, "python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
+    versions = {
+        "atoms": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
     for name in ("torch", "transformers", "joblib", "matplotlib"):
         if name in sys.modules:
             versions[name] = sys.modules[name].__version__
     return {
         "versions": versions,
         "seeds": list(config.seeds),
-        "hardware": {"machine": platform.machine(), "cpu": _cpu(), "cpus": os.cpu_count(), "system": platform.system()},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": _cpu(),
+            "cpus": os.cpu_count(),
+            "system": platform.system(),
+        },
         "core": _core.build_info(),
         "workers": workers,
         "threads_per_job": threads,
         "seconds_this_run": seconds,
         "jobs": len(costs),
         "seconds_jobs": sum(c["seconds"] for c in costs),
+        "cpu_seconds_jobs": sum(c["cpu_seconds"] for c in costs),
         "seconds_capture": about["seconds"],
         "peak_memory_mb": max(c["peak_memory_mb"] for c in costs),
         "data": about["counts"],

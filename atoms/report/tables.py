@@ -68,7 +68,9 @@ def main_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
     """One row for each layer and dictionary, figures averaged over seeds; all conventions."""
     rows = []
     for layer, name in dict.fromkeys((layer, name) for layer, name, _ in planned.table):
-        found = [jobs.read(out, job) for (at, kind, _), job in planned.table.items() if (at, kind) == (layer, name)]
+        found = [
+            jobs.read(out, job) for (at, kind, _), job in planned.table.items() if (at, kind) == (layer, name)
+        ]
         records = [r.record for r in found]
         row: dict[str, Any] = {"layer": layer, "dictionary": name, "seeds": len(found)}
 
@@ -89,7 +91,12 @@ def main_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
         for short in ("held_out", "text", "q_star"):
             for i, end in enumerate(("low", "high")):
                 row[f"interval_{short}_{end}"] = _at(records[0], (f"interval_{short}", i))
-        for short, certificate in (("certified", "unique"), ("recoverable", "recoverable"), ("threshold_feasible",) * 2, ("threshold_exact",) * 2):
+        for short, certificate in (
+            ("certified", "unique"),
+            ("recoverable", "recoverable"),
+            ("threshold_feasible",) * 2,
+            ("threshold_exact",) * 2,
+        ):
             row[short] = mean("certified", certificate)
         job = planned.agreement.get((layer, name))
         agreed = jobs.read(out, job).record if job else {}
@@ -137,7 +144,15 @@ def shift_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
             for geometry in ("euclidean", "metric"):
                 for figure in ("mean", "std"):
                     row[f"{part}_{geometry}_{figure}"] = _at(r, (f"{part}/{geometry}", figure))
-        for field in ("condition_number", "effective_rank", "top_share", "top_share_with_massive", "massive", "massive_share", "n_metric"):
+        for field in (
+            "condition_number",
+            "effective_rank",
+            "top_share",
+            "top_share_with_massive",
+            "massive",
+            "massive_share",
+            "n_metric",
+        ):
             row[field] = r.get(field)
         rows.append(row)
     return rows
@@ -164,7 +179,16 @@ def layers_table(head: Sequence[str], body: Sequence[Sequence[str]], form: str =
     )  # fmt: skip
     lines = [" & ".join(map(safe, line)) + r" \\" for line in [head, *body]]
     return "\n".join(
-        [r"\begin{tabular}{" + "l" * len(head) + "}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""]
+        [
+            r"\begin{tabular}{" + "l" * len(head) + "}",
+            r"\hline",
+            lines[0],
+            r"\hline",
+            *lines[1:],
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
     )
 
 

@@ -85,12 +85,23 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
     atoms = mean.get("atoms")
     if atoms is None:
         return said
-    text = f"; on the other text {percent(atoms['R2_text'])}" if atoms["R2_text"] is not None else ""
     said.append(
         f"Atoms explain {percent(atoms['R2_train'])} of training activations and {percent(atoms['R2_held_out'])} of held-out "
-        f"ones on average over layers (centred, in the metric; {percent(atoms['raw_held_out'])} raw){text}, with "
+        f"ones on average over layers (centred, in the metric; {percent(atoms['raw_held_out'])} raw), with "
         f"{atoms['l0_mean_held_out']:.1f} of {atoms['d_sae']:,.0f} atoms a token. The paper reports 99.9%, for the activations "
         "it trained on."
+    )
+    widths = [
+        (r["interval_held_out_high"] - r["interval_held_out_low"]) / 2
+        for r in rows
+        if r["dictionary"] == "atoms"
+    ]
+    q_widths = [
+        (r["interval_q_star_high"] - r["interval_q_star_low"]) / 2 for r in rows if r["dictionary"] == "atoms"
+    ]
+    said.append(
+        f"At a single layer, 95% intervals of the atoms' held-out R² are ± {span(widths, ' points')}, of their q* ± "
+        f"{span(q_widths, ' points')} (bootstrap over blocks of 64 tokens, the dictionary held fixed)."
     )
     features = [n for n in _FEATURES if n in mean]
     if features:
@@ -118,7 +129,24 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
             won = atoms["R2_held_out"] > mean[name]["R2_held_out"]
             (beaten if won else lost).append(f"{LABELS[name]} ({percent(mean[name]['R2_held_out'])})")
     if beaten:
-        said.append(f"Of the controls, held-out atoms explain more than {_joined(beaten)}" + (f", and less than {_joined(lost)}." if lost else "."))
+        said.append(
+            f"Of the controls, held-out atoms explain more than {_joined(beaten)}"
+            + (f", and less than {_joined(lost)}." if lost else ".")
+        )
+    if atoms["R2_text"] is not None:
+        others = [n for n in ("random", "pca", "memorizing", "kmeans", *_FEATURES) if n in mean]
+        listed = ", ".join(f"{LABELS[n]} {percent(mean[n]['R2_text'])}" for n in others)
+        above = "random" in mean and atoms["R2_text"] > mean["random"]["R2_text"] + 0.01
+        said.append(
+            f"On the other text the atoms fall to {percent(atoms['R2_text'])}, at {atoms['l0_mean_text']:.1f} a token"
+            + (f" ({listed})" if listed else "")
+            + ". "
+            + (
+                "What was learnt carries over in part."
+                if above or "random" not in mean
+                else "That is no more than random directions explain: what was learnt belongs to the text it was learnt on."
+            )
+        )
     over = atoms["q_star"] - atoms["q_star_random"]
     said.append(
         f"q* of the atoms is {percent(atoms['q_star'])} (the paper: 99.7 to 99.9%), {_points(over)} that of random directions "
@@ -188,6 +216,17 @@ def _capacity(arrays: Mapping[str, np.ndarray]) -> list[str]:
     return said
 
 
+def _left_out(arrays: Mapping[str, np.ndarray], config: Config, about: Mapping[str, Any]) -> list[str]:
+    wanted = [m * config.grid.unit * about["d_in"] for m in config.grid.data]
+    missing = [f"{m:,}" for m in wanted if m not in arrays["data"]]
+    rows = about["rows"]["train"][str(config.grid.layer)]
+    return (
+        [f"Left out for want of training rows (there are {rows:,}): |M| = {_joined(missing)}."]
+        if missing
+        else []
+    )
+
+
 def _frontier(points: Sequence[Row], config: Config) -> list[str]:
     atoms = [p for p in points if p["dictionary"] == "atoms"]
     if not atoms:
@@ -202,36 +241,62 @@ def _frontier(points: Sequence[Row], config: Config) -> list[str]:
         if best["R2_held_out"] < 0.99 or best["q_star"] < 0.99
         else f"The atoms reach {percent(best['R2_held_out'])} of held-out activations at q* {percent(best['q_star'])}."
     ]
-    base = next((p for p in atoms if p["varies"] == "L0" and p["value"] == config.l0), None)
-    if base is not None:
-        moved = []
-        for p in atoms:
-            if p["varies"] == "L0":
-                continue
-            label = {
-                "width": f"{p['d_sae']:,} atoms instead of {base['d_sae']:,}",
-                "data": f"{p['n_train']:,} training rows instead of {base['n_train']:,}",
-            }.get(p["varies"], {"tied": "a tied encoder", "centered": "a centred metric", "shrunk": "shrinkage 0.1", "ledoit_wolf": "Ledoit-Wolf shrinkage"}.get(p["value"], str(p["value"])))
-            moved.append((p["R2_held_out"] - base["R2_held_out"], p["q_star"] - base["q_star"], label))
+    line = sorted((p for p in atoms if p["varies"] == "L0"), key=lambda p: p["q_star"])
+    moved = []
+    for p in atoms:
+        if p["varies"] != "L0" and len(line) > 1:
+            at_equal_q = np.interp(p["q_star"], [o["q_star"] for o in line], [o["R2_held_out"] for o in line])
+            moved.append((p["R2_held_out"] - at_equal_q, p["l0"], _change(p, config)))
+    if moved:
         moved.sort(key=lambda item: -item[0])
-        if moved:
-            said.append(
-                f"Moved from L0 {config.l0:g} by one setting at a time, held-out R² and q* change by: "
-                + "; ".join(f"{label} {100 * r:+.1f} and {100 * q:+.1f} points" for r, q, label in moved)
-                + "."
+        said.append(
+            f"What moves the frontier: held-out R² above (+) or below (-) that line at equal q*, one setting changed at target L0 "
+            f"{config.l0:g}: "
+            + "; ".join(f"{label} {100 * r:+.1f} points (L0 {l0:.1f})" for r, l0, label in moved)
+            + "."
+        )
+    for other in dict.fromkeys(p["dictionary"] for p in points):
+        theirs = sorted(
+            (p for p in points if p["dictionary"] == other and p["varies"] == "L0"), key=lambda p: p["l0"]
+        )
+        ours = sorted(line, key=lambda p: p["l0"])
+        theirs = [p for p in theirs if ours and ours[0]["l0"] * 0.8 <= p["l0"] <= ours[-1]["l0"] * 1.25]
+        if other == "atoms" or len(theirs) < 2 or len(ours) < 2:
+            continue
+        gaps = {}
+        for field in ("R2_held_out", "raw_held_out"):
+            mine = np.interp(
+                np.log([p["l0"] for p in theirs]), np.log([p["l0"] for p in ours]), [p[field] for p in ours]
             )
-    for other in ("batchtopk", "relu", "topk", "euclidean", "random", "pca"):
-        theirs = sorted((p for p in points if p["dictionary"] == other and p["varies"] == "L0"), key=lambda p: p["l0"])
-        ours = sorted((p for p in atoms if p["varies"] == "L0"), key=lambda p: p["l0"])
-        if len(theirs) > 1 and len(ours) > 1:
-            at = np.log([p["l0"] for p in theirs])
-            mine = np.interp(at, np.log([p["l0"] for p in ours]), [p["R2_held_out"] for p in ours])
-            gaps = mine - np.array([p["R2_held_out"] for p in theirs])
-            said.append(
-                f"At equal L0, atoms explain {100 * gaps.min():.1f} to {100 * gaps.max():.1f} points more than {LABELS[other]} "
-                "in the metric."
-            )
+            gaps[field] = mine - np.array([p[field] for p in theirs])
+        q = np.interp(
+            np.log([p["l0"] for p in theirs]), np.log([p["l0"] for p in ours]), [p["q_star"] for p in ours]
+        )
+        q = q - np.array([p["q_star"] for p in theirs])
+        said.append(
+            f"At equal L0 ({theirs[0]['l0']:.0f} to {theirs[-1]['l0']:.0f}), atoms explain {_between(gaps['R2_held_out'])} points more "
+            f"than {LABELS[other]} in the metric, {_between(gaps['raw_held_out'])} of raw variance, at a q* higher by {_between(q)} points."
+        )
     return said
+
+
+def _between(values: np.ndarray) -> str:
+    return f"{100 * values.min():.1f} to {100 * values.max():.1f}"
+
+
+def _change(point: Row, config: Config) -> str:
+    if point["varies"] == "width":
+        return (
+            f"{point['d_sae']:,} atoms instead of {round(point['d_sae'] * config.width / point['value']):,}"
+        )
+    if point["varies"] == "data":
+        return f"{point['n_train']:,} training rows, {point['value']:g} of them all"
+    return {
+        "tied": "a tied encoder",
+        "centered": "a centred metric",
+        "shrunk": "a metric with shrinkage 0.1",
+        "ledoit_wolf": "a metric with Ledoit-Wolf's shrinkage",
+    }[point["value"]]
 
 
 def _mono(judged: Sequence[Judged]) -> list[str]:
@@ -246,13 +311,18 @@ def _mono(judged: Sequence[Judged]) -> list[str]:
     listed = ", ".join(f"{LABELS[n]} {d.mean():.2f} ± {d.std() / np.sqrt(len(d)):.2f}" for n, d, _ in rows)
     said = [f"Mean detection score with standard error, best first: {listed}; 0.50 is chance."]
     means = {n: (d.mean(), d.std() / np.sqrt(len(d))) for n, d, _ in rows}
-    order = [n for n in ("atoms", *_FEATURES, "neurons") if n in means]
     features = [n for n in _FEATURES if n in means]
     if "atoms" in means and features and "neurons" in means:
         best = max(features, key=lambda n: means[n][0])
         gap = means["atoms"][0] - means[best][0]
         error = np.hypot(means["atoms"][1], means[best][1])
-        first = "above" if gap > 2 * error else "below" if gap < -2 * error else "level with (within two standard errors)"
+        first = (
+            "above"
+            if gap > 2 * error
+            else "below"
+            if gap < -2 * error
+            else "level with (within two standard errors)"
+        )
         gap2 = means[best][0] - means["neurons"][0]
         error2 = np.hypot(means[best][1], means["neurons"][1])
         second = "above" if gap2 > 2 * error2 else "below" if gap2 < -2 * error2 else "level with"
@@ -260,14 +330,15 @@ def _mono(judged: Sequence[Judged]) -> list[str]:
             f"The paper finds atoms above features above neurons. Here atoms are {first} the best features, and these {second} "
             "neurons, by this judge."
         )
-    del order
     return said
 
 
 # ------------------------------------------------------------------ claims
 
 
-def claims(rows: Sequence[Row], shifts: Sequence[Row], arrays: Mapping[str, np.ndarray] | None) -> list[list[str]]:
+def claims(
+    rows: Sequence[Row], shifts: Sequence[Row], arrays: Mapping[str, np.ndarray] | None
+) -> list[list[str]]:
     """The paper's claims, what it reports, what is found here, and what the controls say."""
     mean = _by(tables.averaged(rows))
     out = []
@@ -284,14 +355,28 @@ def claims(rows: Sequence[Row], shifts: Sequence[Row], arrays: Mapping[str, np.n
     if atoms:
         controls = []
         if "memorizing" in mean:
-            controls.append(f"memorizing {percent(mean['memorizing']['R2_train'])} / {percent(mean['memorizing']['R2_held_out'])}")
+            controls.append(
+                f"memorizing {percent(mean['memorizing']['R2_train'])} / {percent(mean['memorizing']['R2_held_out'])}"
+            )
         if "random" in mean:
-            controls.append(f"random {percent(mean['random']['R2_held_out'])}")
+            on_text = f", {percent(mean['random']['R2_text'])} on it" if atoms["R2_text"] is not None else ""
+            controls.append(f"random {percent(mean['random']['R2_held_out'])}{on_text}")
         out.append(
-            ["atoms are faithful", "R² 99.9%", f"{percent(atoms['R2_train'])} training, {percent(atoms['R2_held_out'])} held-out", ", ".join(controls)]
+            [
+                "atoms are faithful",
+                "R² 99.9%",
+                f"{percent(atoms['R2_train'])} training, {percent(atoms['R2_held_out'])} held-out"
+                + (f", {percent(atoms['R2_text'])} on other text" if atoms["R2_text"] is not None else ""),
+                ", ".join(controls),
+            ]
         )
         out.append(
-            ["atoms are stable", "q* 99.7 to 99.9%", percent(atoms["q_star"]), f"random directions at this L0 {percent(atoms['q_star_random'])}"]
+            [
+                "atoms are stable",
+                "q* 99.7 to 99.9%",
+                percent(atoms["q_star"]),
+                f"random directions at this L0 {percent(atoms['q_star_random'])}",
+            ]
         )
     features = [mean[n] for n in _FEATURES if n in mean]
     if features:
@@ -306,8 +391,19 @@ def claims(rows: Sequence[Row], shifts: Sequence[Row], arrays: Mapping[str, np.n
         )
     if "neurons-all" in mean:
         n = mean["neurons-all"]
-        other = f"PCA {percent(mean['pca-all']['R2_held_out'])}, {percent(mean['pca-all']['q_star'])}" if "pca-all" in mean else ""
-        out.append(["neurons are faithful, not stable", "R² 100%, q* 0.5%", f"R² {percent(n['R2_held_out'])}, q* {percent(n['q_star'])}", other])
+        other = (
+            f"PCA {percent(mean['pca-all']['R2_held_out'])}, {percent(mean['pca-all']['q_star'])}"
+            if "pca-all" in mean
+            else ""
+        )
+        out.append(
+            [
+                "neurons are faithful, not stable",
+                "R² 100%, q* 0.5%",
+                f"R² {percent(n['R2_held_out'])}, q* {percent(n['q_star'])}",
+                other,
+            ]
+        )
     if arrays is not None:
         m, n = np.meshgrid(arrays["data"], arrays["widths"], indexing="ij")
         full = n >= m
@@ -351,8 +447,18 @@ def write(
 
     folder = out / "tables"
     tables.save(folder, "main", rows, tables.show(rows), tables.show(rows, "latex"))
-    tables.save(folder, "average", mean, tables.show(mean, layer=False), tables.show(mean, "latex", layer=False))
-    head = ["layer", "Euclidean", "atomic", "condition number", "effective rank", "top direction", "with massive tokens"]
+    tables.save(
+        folder, "average", mean, tables.show(mean, layer=False), tables.show(mean, "latex", layer=False)
+    )
+    head = [
+        "layer",
+        "Euclidean",
+        "atomic",
+        "condition number",
+        "effective rank",
+        "top direction",
+        "with massive tokens",
+    ]
     body = [
         [
             str(r["layer"]),
@@ -365,15 +471,34 @@ def write(
         ]
         for r in shifts
     ]
-    tables.save(folder, "shift", shifts, tables.layers_table(head, body), tables.layers_table(head, body, "latex"))
+    tables.save(
+        folder, "shift", shifts, tables.layers_table(head, body), tables.layers_table(head, body, "latex")
+    )
     if points:
-        point_head = ["dictionary", "varies", "value", "atoms", "rows", "L0", "R² train", "R² held-out", "q*", "random"]
+        point_head = [
+            "dictionary",
+            "varies",
+            "value",
+            "atoms",
+            "rows",
+            "L0",
+            "R² train",
+            "R² held-out",
+            "q*",
+            "random",
+        ]
         point_body = [
             [LABELS[p["dictionary"]], p["varies"], str(p["value"]), f"{p['d_sae']:,}", f"{p['n_train']:,}", f"{p['l0']:.1f}",
              percent(p["R2_train"]), percent(p["R2_held_out"]), percent(p["q_star"]), percent(p["q_star_random"])]
             for p in points
         ]  # fmt: skip
-        tables.save(folder, "frontier", points, tables.layers_table(point_head, point_body), tables.layers_table(point_head, point_body, "latex"))
+        tables.save(
+            folder,
+            "frontier",
+            points,
+            tables.layers_table(point_head, point_body),
+            tables.layers_table(point_head, point_body, "latex"),
+        )
     mono_rows: list[dict[str, Any]] = [
         {
             "dictionary": j.dictionary,
@@ -389,14 +514,35 @@ def write(
     def number(v: float | None) -> str:
         return "" if v is None else f"{v:.3f}"
 
-    mono_body = [[LABELS[r["dictionary"]], str(r["latents"]), f"{r['able']:,}", number(r["detection"]), number(r["fuzzing"])] for r in mono_rows]
+    mono_body = [
+        [
+            LABELS[r["dictionary"]],
+            str(r["latents"]),
+            f"{r['able']:,}",
+            number(r["detection"]),
+            number(r["fuzzing"]),
+        ]
+        for r in mono_rows
+    ]
     if mono_rows:
-        tables.save(folder, "monosemanticity", mono_rows, tables.layers_table(mono_head, mono_body), tables.layers_table(mono_head, mono_body, "latex"))
+        tables.save(
+            folder,
+            "monosemanticity",
+            mono_rows,
+            tables.layers_table(mono_head, mono_body),
+            tables.layers_table(mono_head, mono_body, "latex"),
+        )
 
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     claim = claims(rows, shifts, arrays)
     claim_head = ["the paper's claim", "the paper", "here", "what stands beside it"]
-    tables.save(folder, "claims", [dict(zip(claim_head, c)) for c in claim], tables.layers_table(claim_head, claim), tables.layers_table(claim_head, claim, "latex"))
+    tables.save(
+        folder,
+        "claims",
+        [dict(zip(claim_head, c)) for c in claim],
+        tables.layers_table(claim_head, claim),
+        tables.layers_table(claim_head, claim, "latex"),
+    )
     parts = [
         f"# Towards atoms of {config.name}",
         _about(config, about),
@@ -418,10 +564,15 @@ def write(
         parts += [
             f"## Capacity, layer {config.grid.layer}",
             *_capacity(arrays),
+            *_left_out(arrays, config, about),
             "![Heat maps over the number of activations and of atoms](figures/capacity.png)",
         ]
     if points:
-        parts += [f"## The frontier, layer {config.frontier.layer}", *_frontier(points, config), "![Held-out explained variance against q*](figures/frontier.png)"]
+        parts += [
+            f"## The frontier, layer {config.frontier.layer}",
+            *_frontier(points, config),
+            "![Held-out explained variance against q*](figures/frontier.png)",
+        ]
     if judged:
         pages = ", ".join(f"[{LABELS[j.dictionary]}](pages/{j.dictionary}.html)" for j in judged)
         parts += [
@@ -434,9 +585,17 @@ def write(
     parts += ["## What it cost", _cost(run), ""]
     path = out / "report.md"
     with _replacing(path) as temporary:
-        temporary.write_text("\n\n".join(part.rstrip("\n") for part in parts).rstrip() + "\n", encoding="utf-8")
+        temporary.write_text(
+            "\n\n".join(part.rstrip("\n") for part in parts).rstrip() + "\n", encoding="utf-8"
+        )
     with _replacing(out / "figures.json") as temporary:
-        everything = {"main": rows, "average": mean, "shift": shifts, "frontier": points, "monosemanticity": mono_rows}
+        everything = {
+            "main": rows,
+            "average": mean,
+            "shift": shifts,
+            "frontier": points,
+            "monosemanticity": mono_rows,
+        }
         temporary.write_text(json.dumps(plain(everything), indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -449,15 +608,29 @@ def _about(config: Config, about: Mapping[str, Any]) -> str:
     elif config.texts is None:
         source = "Python's language reference"
     else:
-        source = f"metric from {config.metric_text}, dictionaries from {config.train_text or config.metric_text}"
+        source = (
+            f"metric from {config.metric_text}, dictionaries from {config.train_text or config.metric_text}"
+        )
         source += f", other text {config.held_out_text}" if config.held_out_text else ""
-    counts = ", ".join(f"{name} {rows[name][layer]:,}" for name in ("metric", "train", "held_out", "text") if name in rows)
-    repeated = {n: c["repeated"] for n, c in about["counts"].items() if c.get("repeated") and not n.startswith("random/")}
-    dropped = ", ".join(f"{n:,} of {about['counts'][part]['tokens']:,} tokens ({part})" for part, n in repeated.items())
+    counts = ", ".join(
+        f"{name} {rows[name][layer]:,}" for name in ("metric", "train", "held_out", "text") if name in rows
+    )
+    repeated = {
+        n: c["repeated"]
+        for n, c in about["counts"].items()
+        if c.get("repeated") and not n.startswith("random/")
+    }
+    dropped = ", ".join(
+        f"{n:,} of {about['counts'][part]['tokens']:,} tokens ({part})" for part, n in repeated.items()
+    )
     said = (
         f"Layers {', '.join(map(str, config.layers))} of {config.name}, counted from 0; {source}. Rows at layer {layer}: {counts}. "
         f"Dictionaries of {config.width:g} d_in atoms, target L0 {config.l0:g}, {config.samples:,} training samples, seeds "
         f"{', '.join(map(str, config.seeds))}."
+    )
+    said += (
+        " Autoencoders fire more on new text than on what they were trained on; one shift of all thresholds holds the L0 of those that "
+        "have thresholds at the target, set on the first quarter of the held-out rows, where nothing is judged."
     )
     if dropped:
         said += f" Left out because the text up to them had come before: {dropped}."
@@ -467,8 +640,8 @@ def _about(config: Config, about: Mapping[str, Any]) -> str:
 def _cost(run: Mapping[str, Any]) -> str:
     hardware, versions = run["hardware"], run["versions"]
     return (
-        f"{run['jobs']} jobs took {run['seconds_jobs'] / 60:.1f} minutes of one worker's time each after the other, capture "
-        f"{run['seconds_capture'] / 60:.1f} minutes; {run['workers']} workers of {run['threads_per_job']} thread on {hardware['cpu']} "
+        f"{run['jobs']} jobs took {run['cpu_seconds_jobs'] / 60:.1f} minutes of CPU time ({run['seconds_jobs'] / 60:.1f} by the clock, one "
+        f"after the other, with what else the machine did), capture {run['seconds_capture'] / 60:.1f} minutes by the clock; {run['workers']} workers of {run['threads_per_job']} thread on {hardware['cpu']} "
         f"({hardware['cpus']} CPUs). Largest job: {run['peak_memory_mb']:,.0f} MB. "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
     )

@@ -11,7 +11,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
 # the tests of the core: not the slow ones, nor those of language models and pictures
 QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/test_activations.py --ignore=tests/test_demo.py \
-         --ignore=tests/test_notebooks.py tests
+         --ignore=tests/test_notebooks.py --ignore=tests/test_store.py --ignore=tests/test_evaluate.py tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -59,8 +59,8 @@ $(PEERS)/ready: $(VENV)/ready
 		2>>$(PEERS)/log || { cat $(PEERS)/log; exit 1; }
 	@touch $@
 
-test-peers: $(PEERS)/ready  ## importers and exports against SAELens, dictionary_learning and sparsify themselves
-	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py $(PYTEST_ARGS)
+test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, dictionary_learning and sparsify themselves
+	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py tests/test_evaluate_peers.py $(PYTEST_ARGS)
 
 CORE := $(wildcard csrc/core/*.c)
 CTESTS := $(wildcard csrc/tests/*.c)

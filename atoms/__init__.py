@@ -3,6 +3,7 @@
 from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
+from .evaluation import evaluate
 from .io import load
 from .metric import AtomicInnerProduct
 from .recovery import SparseCoder
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "activations",
     "controls",
+    "evaluate",
     "fit_many",
     "get_num_threads",
     "io",

@@ -1,8 +1,12 @@
-"""Rows of activations, wherever they are: an array, a memory map, or a list of either (shards)."""
+"""Rows of activations, wherever they are: an array, a memory map, a list of either (shards), or a source
+that is read block by block (a store on disk, a running model)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import abc
+import queue
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ class Rows:
     """
 
     def __init__(self, X: Any, name: str = "X") -> None:
-        shards = list(X) if is_shards(X) else [X]
+        shards = list(X) if is_shards(X) else getattr(X, "shards", [X])
         self.shards: list[np.ndarray] = [
             check_array(s, f"{name}[{i}]" if len(shards) > 1 else name) for i, s in enumerate(shards)
         ]
@@ -32,6 +36,9 @@ class Rows:
         self.starts = np.cumsum([0] + [len(s) for s in self.shards])
         self.n = int(self.starts[-1])
         self.d = self.shards[0].shape[1]
+
+    def sampler(self, batch_size: int, seed: Sequence[int]) -> RowSampler:
+        return RowSampler(self, batch_size, seed)
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows by number, in the order asked for, in the shards' dtype."""
@@ -90,3 +97,249 @@ class Sampler:
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._permutation()
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class RowSampler(Sampler):
+    """Batches of `Rows`, each an array and the numbers of its rows that are meant."""
+
+    def __init__(self, rows: Rows, batch_size: int, seed: Sequence[int]) -> None:
+        super().__init__(rows.n, batch_size, seed)
+        self.rows = rows
+
+    def first(self) -> Rows:
+        """Rows to begin from (mean, scale, initial atoms): all of them."""
+        return self.rows
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.rows.refer(self.next())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+# ------------------------------------------------------------------ block by block
+
+
+class BlockSource(abc.ABC):
+    """Rows that come block by block, and are shuffled through a buffer.
+
+    The order of an epoch is an exact permutation of all rows, decided by the seed, the epoch, the
+    blocks' sizes and `buffer_rows` alone:
+
+    1. the blocks are permuted;
+    2. that sequence is cut into g = ceil(n / buffer_rows) groups of about n / g rows, whole blocks each
+       (so a group has at most buffer_rows rows and one block more);
+    3. the rows of a group are permuted.
+
+    Each epoch visits each row once. Rows of one block stay within one group, at random places there;
+    rows of different blocks are as far apart as chance has it. Where all rows fit the buffer there is one
+    group, and the order is the one of an array in memory. A batch of m rows out of a group of s, whose blocks
+    have b rows each, holds m (m - 1) / 2 * (b - 1) / (s - 1) pairs of one block on average; a
+    permutation of all n rows would give the same with n in the place of s.
+
+    Attributes
+    ----------
+    n, d : int
+        Rows and columns.
+    dtype : numpy.dtype
+    sizes : ndarray of int64
+        Rows of each block; block 0 begins with row 0.
+    buffer_rows : int
+        Memory is twice a group: one is used while the next is read.
+    """
+
+    n: int
+    d: int
+    dtype: np.dtype
+    sizes: np.ndarray
+    buffer_rows: int
+
+    @abc.abstractmethod
+    def read(self, block: int, out: np.ndarray) -> None:
+        """Rows of a block into `out` (sizes[block], d). Called from another thread."""
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n, self.d
+
+    def groups(self, seed: int | Sequence[int], epoch: int) -> list[np.ndarray]:
+        """The blocks of each group of an epoch, ascending within it."""
+        order = np.random.default_rng([*_as_seed(seed), 4, epoch]).permutation(len(self.sizes))
+        sizes = self.sizes[order]
+        count = max(1, -(-self.n // self.buffer_rows))
+        group = (np.cumsum(sizes) - sizes) * count // self.n
+        return [np.sort(order[group == g]) for g in np.unique(group)]
+
+    def within(self, seed: int | Sequence[int], epoch: int, group: int, rows: int) -> np.ndarray:
+        """The permutation of the rows of a group."""
+        where = [] if rows == self.n else [group]
+        return np.random.default_rng([*_as_seed(seed), 1, epoch, *where]).permutation(rows)
+
+    def order(self, seed: int | Sequence[int] = 0, epoch: int = 0) -> np.ndarray:
+        """Row numbers (n,) in the order in which an epoch visits them."""
+        starts = np.cumsum(self.sizes) - self.sizes
+        parts = []
+        for g, blocks in enumerate(self.groups(seed, epoch)):
+            rows = np.concatenate([starts[b] + np.arange(self.sizes[b]) for b in blocks])
+            parts.append(rows[self.within(seed, epoch, g, len(rows))])
+        return np.concatenate(parts)
+
+    def batches(self, batch_size: int = 4096, seed: int | Sequence[int] = 0, epoch: int = 0) -> Iterator[np.ndarray]:
+        """All rows once, in the order of `order`, in arrays of `batch_size` (the last one shorter)."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected a positive integer, got {batch_size}")
+        sampler = BlockSampler(self, batch_size, _as_seed(seed), epoch=epoch)
+        try:
+            for start in range(0, self.n, batch_size):
+                sampler.batch_size = min(batch_size, self.n - start)
+                rows, index = sampler.draw()
+                yield rows if index is None else rows[index]
+        finally:
+            sampler.close()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All rows once, in their own order, block by block."""
+        for block, size in enumerate(self.sizes.tolist()):
+            out = np.empty((size, self.d), self.dtype)
+            self.read(block, out)
+            yield out
+
+
+def _as_seed(seed: int | Sequence[int]) -> list[int]:
+    return [int(seed)] if isinstance(seed, (int, np.integer)) else list(seed)
+
+
+class BlockRows:
+    """What training asks of `Rows`, for a source that is read block by block."""
+
+    def __init__(self, source: BlockSource) -> None:
+        self.source, self.n, self.d = source, source.n, source.d
+        self.shards = [np.zeros((1, source.d), source.dtype)]  # as far as checks of shape and dtype look
+
+    def sampler(self, batch_size: int, seed: Sequence[int]) -> BlockSampler:
+        return BlockSampler(self.source, batch_size, seed)
+
+
+def rows_of(X: Any, name: str = "X") -> Rows | BlockRows:
+    """`Rows`, or `BlockRows` for a source that is read block by block."""
+    return BlockRows(X) if isinstance(X, BlockSource) else Rows(X, name)
+
+
+class BlockSampler:
+    """Batches of a `BlockSource` in its order, epoch after epoch; a thread reads one group ahead.
+
+    The state is the number of rows drawn: `skip` goes to any place without reading what lies before it.
+    """
+
+    def __init__(self, source: BlockSource, batch_size: int, seed: Sequence[int], *, epoch: int = 0) -> None:
+        self.source, self.batch_size, self.seed = source, batch_size, list(seed)
+        self.drawn = epoch * source.n
+        count = max(1, -(-source.n // source.buffer_rows))
+        self._capacity = min(source.n, -(-source.n // count) + int(source.sizes.max()))
+        self._thread: threading.Thread | None = None
+        self._rows: np.ndarray | None = None
+        self._buffer = np.empty((0, 0), source.dtype)
+        self._order = np.empty(0, np.int64)
+        self._at = self._epoch = 0
+
+    # ------------------------------------------------------------- reading ahead
+
+    def _open(self) -> None:
+        epoch, position = divmod(self.drawn, self.source.n)
+        sizes = [int(self.source.sizes[blocks].sum()) for blocks in self.source.groups(self.seed, epoch)]
+        ends = np.cumsum(sizes)
+        group = int(np.searchsorted(ends, position, side="right"))
+        self._offset = position - int(ends[group] - sizes[group])
+        self._stop = threading.Event()
+        self._ready: queue.Queue[Any] = queue.Queue()
+        self._free: queue.Queue[np.ndarray | None] = queue.Queue()
+        for _ in range(1 if len(sizes) == 1 else 2):
+            self._free.put(np.empty((self._capacity, self.source.d), self.source.dtype))
+        self._thread = threading.Thread(target=self._read, args=(epoch, group), name="atoms-read", daemon=True)
+        self._thread.start()
+
+    def _read(self, epoch: int, group: int) -> None:
+        try:
+            while True:
+                groups = self.source.groups(self.seed, epoch)
+                for g in range(group, len(groups)):
+                    buffer = self._free.get()
+                    if buffer is None:
+                        return
+                    end = 0
+                    for block in groups[g].tolist():
+                        if self._stop.is_set():
+                            return
+                        start, end = end, end + int(self.source.sizes[block])
+                        self.source.read(block, buffer[start:end])
+                    self._ready.put((epoch, g, buffer, end))
+                if len(groups) == 1:
+                    return  # it stays in its buffer for all epochs
+                epoch, group = epoch + 1, 0
+        except BaseException as error:  # whatever it is, it belongs to whoever draws
+            self._ready.put(error)
+
+    def _advance(self) -> None:
+        """The next group's rows, or the next permutation of the only one's."""
+        if self._thread is None:
+            self._open()
+        elif self._rows is not None and len(self._rows) == self.source.n:
+            self._epoch += 1
+            self._order, self._at = self.source.within(self.seed, self._epoch, 0, self.source.n), 0
+            return
+        elif self._rows is not None:
+            self._rows = None
+            self._free.put(self._buffer)
+        found = self._ready.get()
+        if isinstance(found, BaseException):
+            self.close()
+            raise found
+        self._epoch, group, self._buffer, n = found
+        self._rows = self._buffer[:n]
+        self._order, self._at = self.source.within(self.seed, self._epoch, group, n), self._offset
+        self._offset = 0
+
+    # ------------------------------------------------------------------ drawing
+
+    def first(self) -> Rows:
+        """Rows to begin from: those of the first group, in their own order."""
+        if self._rows is None:
+            self._advance()
+        assert self._rows is not None
+        return Rows(self._rows)
+
+    def skip(self, batches: int) -> None:
+        """As if so many batches had been drawn."""
+        if batches:
+            self.close()
+            self.drawn += batches * self.batch_size
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """An array and the numbers of its rows that are meant (None: all), valid until the next draw."""
+        parts: list[np.ndarray] = []
+        need = self.batch_size
+        while True:
+            if self._at == len(self._order):
+                self._advance()
+            assert self._rows is not None
+            index = self._order[self._at : self._at + need]
+            self._at += len(index)
+            self.drawn += len(index)
+            need -= len(index)
+            if not need and not parts:
+                return self._rows, index
+            parts.append(self._rows[index])
+            if not need:
+                return np.concatenate(parts), None
+
+    def close(self) -> None:
+        """Stop reading ahead and let the buffers go; drawing again opens them again."""
+        if self._thread is not None:
+            self._stop.set()
+            self._free.put(None)
+            self._thread.join()
+        self._thread = self._rows = None
+        self._order, self._at = np.empty(0, np.int64), 0

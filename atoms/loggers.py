@@ -100,7 +100,8 @@ class TensorBoard(_Logger):
                 "TensorBoard needs the tensorboard package: run `pip install tensorboard`"
             ) from error
         self.log_dir = os.fspath(log_dir)
-        self._Writer, self._writers = Writer, {}
+        self._Writer = Writer
+        self._writers: dict[str, Any] = {}
 
     def _write(self, label: str, step: int, values: dict[str, float]) -> None:
         if label not in self._writers:

@@ -732,7 +732,9 @@ class AtomicInnerProduct(Estimator):
         self = cls(centered=meta["centered"], shrinkage=meta["shrinkage"], num_threads=num_threads)
         self._check_parameters()
         d = len(tensors["shift"])
-        shapes = dict.fromkeys(("shift", "sum", "eigenvalues", "shrunk_eigenvalues"), (d,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            ("shift", "sum", "eigenvalues", "shrunk_eigenvalues"), (d,)
+        )
         shapes |= dict.fromkeys(("second", "eigenvectors"), (d, d))
         for name, shape in (shapes | ({"norms": (d + 1,)} if "norms" in tensors else {})).items():
             check_tensor(tensors, name, shape, np.float64)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "angles", "band", "finish", "heat", "line", "marks", "new_figure", "require", "save", "sparsity", "star", "titles",
-    "training",
+    "angles", "band", "contexts", "finish", "heat", "line", "marks", "new_figure", "require", "save", "sparsity", "star",
+    "titles", "training", "words",
 ]  # fmt: skip
 
 INK, SOFT, PAPER, GRID = "#1d2733", "#5d6b7a", "#ffffff", "#e8ebef"
@@ -268,6 +268,70 @@ def heat(axes: Any, values: np.ndarray, columns: Sequence[str], rows: Sequence[s
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)
+
+
+@_styled
+def contexts(axes: Any, found: Sequence[Any], *, columns: int = 96) -> None:
+    """Lines of text whose tokens are shaded by a latent's activation, the marked token in bold.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+    found : sequence of atoms.report.monosemanticity.Context
+        One line each, the first on top.
+    columns : int
+        Characters a line has room for; what does not fit is cut on the left.
+    """
+    strongest = max((max(c.activations, default=0.0) for c in found), default=0.0) or 1.0
+    axes.set(xlim=(0, columns), ylim=(len(found) - 0.4, -0.6))
+    axes.axis("off")
+    size = _font_size(axes, columns)
+    for row, context in enumerate(found):
+        tokens = [t.replace("\n", "↵").replace("\t", " ").replace("$", r"\$") for t in context.tokens]
+        shown = [len(t) - t.count(r"\$") for t in tokens]
+        first = 0
+        while sum(shown[first:]) > columns and first < context.focus:
+            first += 1
+        at = 0
+        for i in range(first, len(tokens)):
+            a = context.activations[i] if context.activations else 0.0
+            axes.text(
+                at,
+                row,
+                tokens[i],
+                family="monospace",
+                fontsize=size,
+                va="center",
+                fontweight="bold" if i == context.focus else "normal",
+                bbox={"fc": AFTER, "alpha": 0.08 + 0.5 * a / strongest, "lw": 0, "pad": 0.6} if a > 0 else None,
+            )
+            at += shown[i]
+
+
+def _font_size(axes: Any, columns: int) -> float:
+    """At which `columns` characters of DejaVu Sans Mono (0.602 em wide) fill the axes."""
+    inches = axes.figure.get_size_inches()[0] * axes.get_position().width
+    return float(72 * inches / (0.602 * columns))
+
+
+@_styled
+def words(axes: Any, up: Sequence[tuple[str, float]], down: Sequence[tuple[str, float]]) -> None:
+    """Bars of what a latent adds to words' logits: raised ones to the right, lowered ones to the left.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+    up, down : sequence of (word, value)
+        The strongest first.
+    """
+    names = [repr(w)[1:-1].replace("$", r"\$") for w, _ in [*up, *down]]
+    values = [v for _, v in [*up, *down]]
+    place = np.arange(len(values)) + 0.6 * (np.arange(len(values)) >= len(up))
+    axes.barh(place, values, color=[AFTER if v > 0 else BEFORE for v in values], height=0.75)
+    axes.set_yticks(place, names)
+    axes.invert_yaxis()
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.grid(False, axis="y")
 
 
 @_styled

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from . import _core
 from ._config import context
 from ._estimator import Estimator, check_tensor, load_tensors, reading, save_tensors
-from ._rows import Rows, Sampler, is_shards
+from ._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards, rows_of
 
 __all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]
 
@@ -415,8 +415,11 @@ class SparseAutoencoder(Estimator):
 
         Parameters
         ----------
-        X : array (n, d_in), memory map, or list of them
-            float32, float64, float16 or bfloat16. Only the rows of a batch are ever converted.
+        X : array (n, d_in), memory map, list of them, ``store[layer]`` or ActivationStream
+            float32, float64, float16 or bfloat16. Only the rows of a batch are ever converted. Where a
+            store or a stream has more rows than its buffer, the order is the one that
+            `atoms.activations.StoredRows` states, and mean, scale and first atoms are those of the first
+            buffer; otherwise all is as for the array in memory, to the bit.
         X_val : array (m, d_in), optional
             Held out; its explained variance is shown and recorded twenty times. One number for each
             row of X, as scikit-learn's pipelines pass for ``y``, is ignored.
@@ -511,21 +514,24 @@ class SparseAutoencoder(Estimator):
                 parts.append(codes.data / thresholds[codes.indices])
         return np.concatenate(parts)
 
-    def _begin(self, rows: Rows, init: Any, checkpoint: Any) -> None:
+    def _begin(
+        self, rows: Rows | BlockRows, sampler: RowSampler | BlockSampler, init: Any, checkpoint: Any
+    ) -> None:
         self._check_parameters()
         self._check_X(rows.shards[0], reset=True)
         self._folded: dict[str, np.ndarray] | None = None
         if checkpoint is not None and os.path.exists(checkpoint):
             self._resume(checkpoint, rows)
             return
-        self._fit_space(rows)
+        first = sampler.first()
+        self._fit_space(first)
         self._new_core(rows.d)
         if init is not None:
             self._set_folded(init)
         else:
             rng = np.random.default_rng([*self._seed, 2])
-            n = min(rows.n, max(4096, min(2 * int(self.d_sae), 16384)))
-            self._initialise(self._to_space(rows.take(np.sort(rng.choice(rows.n, n, replace=False)))))
+            n = min(first.n, max(4096, min(2 * int(self.d_sae), 16384)))
+            self._initialise(self._to_space(first.take(np.sort(rng.choice(first.n, n, replace=False)))))
         self.history_: dict[str, list[Any]] = {k: [] for k in (
             "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val",
             "l0", "dead", "learning_rate")}  # fmt: skip
@@ -787,7 +793,7 @@ class SparseAutoencoder(Estimator):
             if name in tensors:
                 self._set(field, tensors[name])
 
-    def _resume(self, path: str | os.PathLike[str], rows: Rows) -> None:
+    def _resume(self, path: str | os.PathLike[str], rows: Rows | BlockRows) -> None:
         tensors, meta = load_tensors(path, type(self).__name__)
         ours = self._parameters()
         differing = [k for k, v in meta["parameters"].items() if ours.get(k) != v]
@@ -957,23 +963,13 @@ def fit_many(
     for name in ("batch_size", "max_steps"):
         if len({getattr(s, name) for s in saes}) > 1:
             raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
-    rows = Rows(X)
+    rows = rows_of(X)
     if rows.n < 2:
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
     val = None if X_val is None else Rows(X_val, "X_val")
     if val is not None and val.d != rows.d:
         raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
-    for sae, path in zip(saes, paths, strict=True):
-        sae._begin(rows, init, path)
-    done = {int(s._get(_COUNTERS)[0]) for s in saes}
-    if len(done) > 1:
-        raise ValueError(f"checkpoints: they stopped at different steps {sorted(done)}; remove them and start again")
-    first, steps = done.pop(), int(saes[0].max_steps)
-    sampler = Sampler(rows.n, int(saes[0].batch_size), saes[0]._seed)
-    sampler.skip(first)
     val_rows = None if val is None else val.slice(0, val.n)
-    spaces = {id(s.metric): s for s in saes}
-    vals = {key: None if val_rows is None else s._to_space(val_rows) for key, s in spaces.items()}
     saved = time.perf_counter()
     current = False
 
@@ -982,10 +978,23 @@ def fit_many(
             if path is not None:
                 sae.save(path, training_state=True)
 
+    saes[0]._check_parameters()
+    sampler = rows.sampler(int(saes[0].batch_size), saes[0]._seed)
+    begun: list[SparseAutoencoder] = []
     try:
+        for sae, path in zip(saes, paths, strict=True):
+            sae._begin(rows, sampler, init, path)
+            begun.append(sae)
+        done = {int(s._get(_COUNTERS)[0]) for s in saes}
+        if len(done) > 1:
+            raise ValueError(f"checkpoints: they stopped at different steps {sorted(done)}; remove them and start again")
+        first, steps = done.pop(), int(saes[0].max_steps)
+        sampler.skip(first)
+        spaces = {id(s.metric): s for s in saes}
+        vals = {key: None if val_rows is None else s._to_space(val_rows) for key, s in spaces.items()}
         with tqdm(total=steps, initial=first, disable=not saes[0].verbose, unit="step", desc="SAE") as bar:
             for step in range(first + 1, steps + 1):
-                raw, index = rows.refer(sampler.next())
+                raw, index = sampler.draw()
                 batches = {key: s._batch(raw, index) for key, s in spaces.items()}
                 for sae, path in zip(saes, paths, strict=True):
                     figures = sae._advance(
@@ -1003,6 +1012,7 @@ def fit_many(
                     write()
                     saved = time.perf_counter()
     finally:
-        for sae in saes:
+        sampler.close()
+        for sae in begun:
             sae._finish()
     return saes

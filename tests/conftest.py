@@ -87,6 +87,14 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def smollm2():
+    """The real model and its tokenizer, loaded once: it takes 20 s."""
+    from atoms import activations
+
+    return activations.smollm2()
+
+
+@pytest.fixture(scope="session")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 6000)))

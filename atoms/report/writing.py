@@ -166,10 +166,10 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
         )
     if atoms["mcc"] is not None:
         known = {n: r for n, r in mean.items() if r["mcc"] is not None and n != "atoms"}
-        others = ", ".join(f"{LABELS[n]} {r['mcc']:.2f}" for n, r in known.items())
+        compared = ", ".join(f"{LABELS[n]} {r['mcc']:.2f}" for n, r in known.items())
         said.append(
             f"Across seeds, matched atoms have a mean |cosine| of {atoms['mcc']:.2f} in the metric; {percent(atoms['above_0.9'])} "
-            f"of them agree to 0.9 or better" + (f" ({others})." if others else ".")
+            f"of them agree to 0.9 or better" + (f" ({compared})." if compared else ".")
         )
     if "neurons-all" in mean and "pca-all" in mean:
         a, b = mean["neurons-all"], mean["pca-all"]

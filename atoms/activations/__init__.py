@@ -1,0 +1,29 @@
+"""Activations of a language model: text to tokens, tokens to rows, rows in memory, on disk or on the run.
+
+`capture` runs a model over tokens with PyTorch hooks: one row per token for each layer asked for, as
+`Activations` (arrays in memory or mapped) or as an `ActivationStore` (checked shards on disk, read back
+shuffled). `ActivationStream` trains from the running model and keeps nothing. Nothing else in the package
+needs PyTorch: rows from hooks of your own go straight into ``sae.fit(tensor.numpy())``.
+"""
+
+from ._capture import capture
+from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
+from ._store import ActivationStore, StoredRows
+from ._stream import ActivationStream
+from ._table import _MANIFEST as _MANIFEST
+from ._table import Activations
+from ._table import _replacing as _replacing
+
+__all__ = [
+    "ActivationStore",
+    "ActivationStream",
+    "Activations",
+    "StoredRows",
+    "capture",
+    "decoder_blocks",
+    "language_reference",
+    "load_model",
+    "read_text",
+    "smollm2",
+    "tokenize",
+]

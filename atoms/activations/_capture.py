@@ -1,0 +1,289 @@
+"""Capture: a pass of a model over contexts, its rows kept in memory, in files, or in a store."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ._hooks import Forward, Pass
+from ._store import ActivationStore, write_store
+from ._table import _INDEX, Activations, Key, _dtype, _file_name, _new_folder, _storable, checked_norms
+
+__all__ = ["capture"]
+
+
+class _Rows:
+    """Where captured rows go: arrays in memory, or files mapped under `out`."""
+
+    def __init__(self, keys: Sequence[Key], n: int, dtype: np.dtype, out: Path | None):
+        self.keys, self.n, self.dtype, self.out = keys, n, dtype, out
+        self.arrays: dict[Key, np.ndarray] = {}
+        self.norms = {key: np.empty(n) for key in keys}
+
+    def _temporary(self, key: Key) -> Path:
+        assert self.out is not None
+        return self.out / f".{_file_name(key)}.{os.getpid()}.part"
+
+    def _array(self, key: Key, d: int) -> np.ndarray:
+        if self.out is None:
+            return np.empty((self.n, d), self.dtype)
+        stored = np.dtype(np.uint16) if self.dtype.name == "bfloat16" else self.dtype
+        mapped = np.lib.format.open_memmap(self._temporary(key), mode="w+", dtype=stored, shape=(self.n, d))
+        return mapped.view(self.dtype)
+
+    def put(self, key: Key, start: int, rows: np.ndarray) -> None:
+        if key not in self.arrays:
+            self.arrays[key] = self._array(key, rows.shape[1])
+        norms = checked_norms(key, rows, self.dtype, start)
+        self.norms[key][start : start + len(rows)] = norms
+        self.arrays[key][start : start + len(rows)] = rows.astype(self.dtype)
+
+    def compact(self, keep: np.ndarray) -> None:
+        """Leave only the rows of a mask; files are rewritten block by block, then cut."""
+        rows = np.flatnonzero(keep)
+        for key, old in self.arrays.items():
+            self.norms[key] = self.norms[key][rows]
+            for start in range(0, len(rows), 4096):  # rows only move forwards: in place is safe
+                block = rows[start : start + 4096]
+                old[start : start + len(block)] = old[block]
+            if self.out is None:
+                self.arrays[key] = old[: len(rows)].copy()
+            else:
+                self._cut(key, old, len(rows))
+        self.n = len(rows)
+
+    def _cut(self, key: Key, old: np.ndarray, n: int) -> None:
+        path = self._temporary(key)
+        stored, d = _storable(old), old.shape[1]
+        stored.flush()  # type: ignore[attr-defined]
+        with open(path, "r+b") as file:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(stored.dtype),
+                "fortran_order": False,
+                "shape": (n, d),
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + n * d * stored.dtype.itemsize)
+        self.arrays[key] = np.load(path, mmap_mode="r").view(self.dtype)
+
+    def finish(self) -> dict[Key, np.ndarray]:
+        """Rename the files to their names; the arrays stay mapped."""
+        if self.out is not None:
+            for key in list(self.arrays):
+                array = self.arrays.pop(key)
+                if array.flags.writeable:
+                    _storable(array).flush()  # type: ignore[attr-defined]
+                del array
+                os.replace(self._temporary(key), self.out / _file_name(key))
+                self.arrays[key] = np.load(self.out / _file_name(key), mmap_mode="r").view(self.dtype)
+        return {key: self.arrays[key] for key in self.keys}
+
+    def discard(self) -> None:
+        self.arrays = {}
+        if self.out is not None:
+            for key in self.keys:
+                self._temporary(key).unlink(missing_ok=True)
+
+
+@overload
+def capture(
+    model: Any,
+    tokens: Any,
+    layers: int | str | Iterable[int | str],
+    *,
+    site: str | Sequence[str] = ...,
+    batch_tokens: int = ...,
+    drop_first: bool = ...,
+    massive: str = ...,
+    massive_multiple: float = ...,
+    dtype: str = ...,
+    out: str | os.PathLike[str] | None = ...,
+    store: None = ...,
+    forward: Forward | None = ...,
+    progress: bool = ...,
+) -> Activations: ...
+
+
+@overload
+def capture(
+    model: Any,
+    tokens: Any,
+    layers: int | str | Iterable[int | str],
+    *,
+    store: str | os.PathLike[str],
+    site: str | Sequence[str] = ...,
+    batch_tokens: int = ...,
+    drop_first: bool = ...,
+    dtype: str = ...,
+    forward: Forward | None = ...,
+    tokenizer: Any = ...,
+    shard_mb: float = ...,
+    progress: bool = ...,
+) -> ActivationStore: ...
+
+
+def capture(
+    model: Any,
+    tokens: Any,
+    layers: int | str | Iterable[int | str],
+    *,
+    site: str | Sequence[str] = "residual",
+    batch_tokens: int = 1024,
+    drop_first: bool = True,
+    massive: str = "keep",
+    massive_multiple: float = 10.0,
+    dtype: str = "float32",
+    out: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    forward: Forward | None = None,
+    tokenizer: Any = None,
+    shard_mb: float = 256.0,
+    progress: bool = True,
+) -> Activations | ActivationStore:
+    """Activations of a PyTorch model at some layers, one row per token.
+
+    A Transformers decoder runs without its language-model head and only as far as the last layer asked
+    for; all layers are taken in one pass.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On any device; its training mode is restored afterwards. A Transformers decoder; a model with
+        named hook points in ``hook_dict``, as TransformerLens's are; or any module that takes a batch
+        of token ids.
+    tokens : list of 1-D integer arrays, 2-D array or tensor
+        Contexts of token ids; `tokenize` makes them. Contexts of different lengths are padded on
+        the right and masked where the model takes a mask, else they go into different batches. Each
+        row sees the tokens before it in its own context only.
+    layers : int, str, or iterable of these
+        Blocks, counted from 0. Layer i is the stream *after* block i: ``hidden_states[i + 1]`` of
+        Transformers, but before the final norm at the last layer. A string names a submodule or a
+        hook point: ``"model.layers.3.mlp.down_proj"``, ``"blocks.3.hook_resid_post"``. Its output
+        (the first, where there are several) has the shape (context, position, ...); what follows the
+        first two axes becomes one row. Its site is called ``"output"``.
+    site : str or sequence of str
+        For layers by number: "residual" (output of the block), "mlp" or "attention" (output of that
+        submodule, before any norm that follows it).
+    batch_tokens : int
+        Tokens per forward pass, padding included.
+    drop_first : bool
+        Leave out position 0 of each context (the beginning-of-text token, or an attention sink in
+        its place). The progress line and `Activations.summary` say how many.
+    massive : {"keep", "drop"}
+        What to do with tokens whose norm exceeds `massive_multiple` times the median norm of a
+        captured layer. They are counted either way. "drop" leaves out a token that is massive at
+        any captured layer, at all of them, so rows stay aligned.
+    massive_multiple : float
+        See `massive`.
+    dtype : {"float32", "float16", "bfloat16"}
+        Of the rows. Norms are taken in float64 of the float32 values before rounding.
+    out : path, optional
+        Folder for the rows: one ``.npy`` file for each layer and site, mapped, never held in
+        memory. `Activations.load` opens it again. A run that dies leaves no finished folder.
+    store : path, optional
+        Folder for an `ActivationStore` instead: shards, written as the model goes. Called again after
+        the process was killed, with the same model, tokens and settings, it goes on after the last
+        finished shard and ends with the same bytes; called on a finished store, it opens it.
+        Massive tokens are kept.
+    forward : callable, optional
+        ``forward(model, ids, mask)`` runs a model that is not called with the ids alone; ids and mask
+        are tensors (contexts, positions), the mask False at padding.
+    tokenizer : optional
+        Only to be named in the store's manifest.
+    shard_mb : float
+        Megabytes of each layer's rows in a shard of the store; what a kill can cost.
+    progress : bool
+        Show a progress bar, and a line of what was captured, on standard error.
+
+    Returns
+    -------
+    Activations, or ActivationStore where `store` is given
+
+    Raises
+    ------
+    ImportError
+        PyTorch is not installed.
+    ValueError
+        No tokens, ids outside the vocabulary, contexts too long for the model, a layer, site or module
+        that the model does not have, NaN or infinity from the model, values beyond `dtype`, a store of
+        other settings. The message says what to do.
+    FileExistsError
+        `out` already holds activations.
+
+    Notes
+    -----
+    Time is the model's. Memory is the model's, plus n * d * itemsize for each layer and site
+    without `out` or `store`, plus 8 bytes for each row and layer for the norms.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atoms.activations import capture
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> capture(model, [[1, 2, 3], [4, 5]], "1", drop_first=False, progress=False)["1"].shape
+    (5, 8)
+    """
+    if massive not in ("keep", "drop"):
+        raise ValueError(f"massive: expected 'keep' or 'drop', got {massive!r}")
+    if not massive_multiple > 1:
+        raise ValueError(f"massive_multiple: expected a number above 1, got {massive_multiple}")
+    row_type = _dtype(dtype)
+    plan = Pass(model, tokens, layers, site, batch_tokens, drop_first, forward)
+    if store is not None:
+        if out is not None:
+            raise ValueError("out, store: give one of the two")
+        if massive == "drop":
+            raise ValueError(
+                "massive: 'drop' needs the norms of all rows before the first is written; a store keeps them"
+            )
+        with _bar(plan.n, progress, drop_first) as bar:
+            return write_store(Path(store), plan, row_type, tokenizer, shard_mb, bar.update)
+
+    rows = _Rows(plan.keys, plan.n, row_type, None if out is None else _new_folder(out))
+    started = time.perf_counter()
+    try:
+        with _bar(rows.n, progress, drop_first) as bar, plan.hooked() as run:
+            start = 0
+            for batch, n in enumerate(plan.sizes.tolist()):
+                for key, found in run(batch).items():
+                    rows.put(key, start, found)
+                start += n
+                bar.update(n)
+        result = Activations(
+            {},
+            rows.norms,
+            **plan.index(),  # type: ignore[arg-type]
+            massive_multiple=float(massive_multiple),
+            n_dropped_first=plan.skip * len(plan.contexts),
+        )
+        masks = result.massive()
+        result.massive_counts = {key: int(mask.sum()) for key, mask in masks.items()}
+        mask = np.any(list(masks.values()), axis=0)
+        if massive == "drop" and mask.any():
+            rows.compact(~mask)
+            for name in _INDEX:
+                setattr(result, name, getattr(result, name)[~mask])
+            result.n_dropped_massive = int(mask.sum())
+        result.arrays = rows.finish()
+        result.seconds = time.perf_counter() - started
+        if rows.out is not None:
+            result._write_index(rows.out)
+    except BaseException:
+        rows.discard()
+        raise
+    if progress:
+        print(f"captured {result.summary()}", file=sys.stderr)
+    return result
+
+
+def _bar(n: int, progress: bool, drop_first: bool) -> Any:
+    from tqdm import tqdm
+
+    what = "capture, first token of each context dropped" if drop_first else "capture"
+    return tqdm(total=n, desc=what, unit=" tokens", disable=not progress, file=sys.stderr, leave=False)

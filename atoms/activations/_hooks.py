@@ -1,0 +1,374 @@
+"""Where a model's activations are, and how it is run to get them or to change them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._models import _torch, decoder_blocks
+from ._table import Key
+
+__all__: list[str] = []
+
+SITES = ("residual", "mlp", "attention")
+_SUBMODULES = {
+    "mlp": ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe"),
+    "attention": ("self_attn", "attn", "attention", "self_attention"),
+}
+_HOOKED = {"residual": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "hook_attn_out"}
+
+Forward = Callable[[Any, Any, Any], Any]
+
+
+def _submodule(block: Any, site: str) -> Any:
+    if site == "residual":
+        return block
+    names = [name for name, _ in block.named_children()]
+    for name in _SUBMODULES[site]:
+        if name in names:
+            return getattr(block, name)
+    raise ValueError(
+        f"site: {type(block).__name__} has no submodule known as {site} output "
+        f"(looked for {', '.join(_SUBMODULES[site])}; it has {', '.join(names)}); name the module instead"
+    )
+
+
+class _Enough(Exception):
+    """Raised by the last hook of a forward pass: later blocks need not run."""
+
+
+class Model:
+    """A PyTorch model of one of three kinds, run on batches of contexts of token ids.
+
+    "transformers" takes ``input_ids`` and ``attention_mask`` by name; "hooked" has a ``hook_dict`` of
+    named hook points, as TransformerLens's models do; "module" is anything else. The last two are called
+    with the ids alone, in batches of contexts of equal length, so that no padding is needed.
+    """
+
+    def __init__(self, model: Any, forward: Forward | None = None):
+        self.torch = _torch()
+        if not isinstance(model, self.torch.nn.Module):
+            raise TypeError(
+                f"model: expected a PyTorch module, got {type(model).__name__}; load_model(name) loads one"
+            )
+        if forward is not None and not callable(forward):
+            raise TypeError(
+                f"forward: expected a function of (model, ids, mask), got {type(forward).__name__}"
+            )
+        self.model, self.forward = model, forward
+        self.config: Any = None
+        self.kind = "module"
+        if isinstance(getattr(model, "hook_dict", None), Mapping):
+            self.kind, self.config = "hooked", getattr(model, "cfg", None)
+        elif hasattr(getattr(model, "config", None), "get_text_config"):
+            self.kind, self.config = "transformers", model.config.get_text_config(decoder=True)
+        first = next(model.parameters(), None)
+        self.device = first.device if first is not None else self.torch.device("cpu")
+
+    @property
+    def pads(self) -> bool:
+        """Contexts of unequal length may share a batch, padded on the right and masked."""
+        return self.kind == "transformers" or self.forward is not None
+
+    def limits(self) -> tuple[int | None, int | None]:
+        """Size of the vocabulary and longest context, where the configuration says."""
+        names = ("d_vocab", "n_ctx") if self.kind == "hooked" else ("vocab_size", "max_position_embeddings")
+        vocabulary, longest = (getattr(self.config, name, None) for name in names)
+        return vocabulary, longest
+
+    # -------------------------------------------------------------- places
+
+    def keys(self, layers: Any, site: str | Sequence[str]) -> list[Key]:
+        """(layer, site) of each place asked for, checked; (name, "output") where a module is named."""
+        wanted = [layers] if isinstance(layers, (int, np.integer, str)) else list(layers)
+        sites = [site] if isinstance(site, str) else list(site)
+        if not wanted:
+            raise ValueError("layers: expected at least one layer")
+        for name in sites:
+            if name not in SITES:
+                raise ValueError(f"site: expected one or more of {', '.join(SITES)}, got {name!r}")
+        if not sites:
+            raise ValueError(f"site: expected one or more of {', '.join(SITES)}, got none")
+        named = [layer for layer in wanted if isinstance(layer, str)]
+        if len(named) < len(wanted) and self.kind == "module":
+            decoder_blocks(self.model)  # says what is missing
+        count = self._blocks() if len(named) < len(wanted) else 0
+        for layer in wanted:
+            if isinstance(layer, str):
+                continue
+            number = isinstance(layer, (int, np.integer)) and not isinstance(layer, bool)
+            if not (number and 0 <= layer < count):
+                raise ValueError(f"layers: the model has blocks 0 to {count - 1}, got {layer!r}")
+        keys = [
+            (layer, "output") if isinstance(layer, str) else (int(layer), name)
+            for name in sites
+            for layer in wanted
+        ]
+        for key in keys:
+            self.place(key)
+        return list(dict.fromkeys(keys))
+
+    def _blocks(self) -> int:
+        if self.kind != "hooked":
+            return len(decoder_blocks(getattr(self.model, "base_model", self.model)))
+        numbers = [n.split(".")[1] for n in self.model.hook_dict if n.startswith("blocks.")]
+        return 1 + max((int(n) for n in numbers if n.isdigit()), default=-1)
+
+    def place(self, key: Key) -> Any:
+        """The module whose output is meant."""
+        layer, site = key
+        if isinstance(layer, str):
+            known = {name: m for name, m in self.model.named_modules() if name}
+            if self.kind == "hooked":
+                known |= self.model.hook_dict
+            if layer not in known:
+                last = layer.rsplit(".", 1)[-1]
+                near = [n for n in known if n.rsplit(".", 1)[-1] == last] or list(known)
+                raise ValueError(
+                    f"layers: {type(self.model).__name__} has no module {layer!r}; it has {', '.join(near[:6])}"
+                    + (", ..." if len(near) > 6 else "")
+                )
+            return known[layer]
+        if self.kind == "hooked":
+            return self.place((f"blocks.{layer}.{_HOOKED[site]}", "output"))
+        return _submodule(decoder_blocks(getattr(self.model, "base_model", self.model))[layer], site)
+
+    def module_name(self, key: Key) -> str:
+        """Dotted name of that module, for manifests."""
+        place = self.place(key)
+        return next((name for name, m in self.model.named_modules() if m is place), str(key[0]))
+
+    # ------------------------------------------------------------- running
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off, no gradients; the training mode is put back."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.torch.no_grad():
+                yield
+        finally:
+            self.model.train(training)
+
+    def run(self, ids: np.ndarray, mask: np.ndarray, *, head: bool = True) -> Any:
+        """The forward pass; without its language-model head where that can be left out."""
+        tensor = self.torch.from_numpy(ids).to(self.device)
+        if self.forward is not None:
+            return self.forward(self.model, tensor, self.torch.from_numpy(mask).to(self.device))
+        if self.kind != "transformers":
+            return self.model(tensor)
+        inputs = {"input_ids": tensor, "use_cache": False}
+        if not mask.all():
+            inputs["attention_mask"] = self.torch.from_numpy(mask.astype(np.int64)).to(self.device)
+        return (self.model if head else getattr(self.model, "base_model", self.model))(**inputs)
+
+    def logits(self, ids: np.ndarray, mask: np.ndarray) -> Any:
+        """(contexts, positions, vocabulary), or a ValueError that says what the model lacks."""
+        out = self.run(ids, mask)
+        out = getattr(out, "logits", out[0] if isinstance(out, (tuple, list)) else out)
+        if not isinstance(out, self.torch.Tensor) or out.ndim != 3 or out.shape[:2] != ids.shape:
+            raise ValueError(
+                f"model: {type(self.model).__name__} gives no logits; it needs its language-model head: "
+                "load_model(name, head=True), or AutoModelForCausalLM of Transformers"
+            )
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        """What the model is, for manifests: names, and a digest of a sample of its weights."""
+        digest = hashlib.sha256()
+        for name, weight in self.model.state_dict().items():
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 256)].to(self.torch.float64)
+            digest.update(sample.cpu().numpy().tobytes())
+        config = getattr(self.model, "config", None) or self.config
+        name = getattr(config, "_name_or_path", None) or getattr(config, "model_name", None)
+        return {
+            "class": type(self.model).__name__,
+            "name": str(name) if name else None,
+            "revision": getattr(config, "_commit_hash", None),
+            "weights_sample_sha256": digest.hexdigest(),
+        }
+
+
+class Hooks:
+    """Forward hooks on the wanted modules; `run` returns their outputs as float32 arrays."""
+
+    def __init__(self, model: Model, keys: Sequence[Key]):
+        self.model, self.torch = model, model.torch
+        self.keys = list(keys)
+        self.found: dict[Key, Any] = {}
+        self.keep: Any = None
+        self.handles: list[Any] = []
+        # blocks of a decoder lie before its head, which then need not run; a named module may be anywhere
+        self.head = any(isinstance(key[0], str) for key in self.keys)
+        try:
+            for key in self.keys:
+                self.handles.append(model.place(key).register_forward_hook(self._hook(key)))
+        except BaseException:
+            self.remove()
+            raise
+
+    def _hook(self, key: Key) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, (tuple, list)) else output
+            _check_shape(hidden, key, tuple(self.keep.shape))
+            rows = hidden[self.keep].to(self.torch.float32)
+            self.found[key] = rows.reshape(len(rows), -1).cpu().numpy()
+            if len(self.found) == len(self.keys):
+                raise _Enough
+
+        return hook
+
+    def run(self, ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> dict[Key, np.ndarray]:
+        self.found = {}
+        self.keep = self.torch.from_numpy(keep).to(self.model.device)
+        with contextlib.suppress(_Enough):
+            self.model.run(ids, mask, head=self.head)
+        missing = [key for key in self.keys if key not in self.found]
+        if missing:
+            raise RuntimeError(f"the model's forward pass never ran layer {missing[0][0]} {missing[0][1]}")
+        return self.found
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+
+def _check_shape(hidden: Any, key: Key, shape: tuple[int, ...]) -> None:
+    found = tuple(getattr(hidden, "shape", ()))
+    if len(found) < 3 or found[:2] != shape:
+        raise ValueError(
+            f"layers: {key[0]} {key[1]} gave {type(hidden).__name__} of shape {found}; expected a tensor "
+            f"(context, position, ...) that begins with {shape}; name another module"
+        )
+
+
+class Pass:
+    """Contexts cut into batches, and what each batch gives: the order in which all rows are numbered.
+
+    `capture`, the store and the stream go through the same batches, so their rows are the same bits.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: Any,
+        layers: Any,
+        site: str | Sequence[str],
+        batch_tokens: int,
+        drop_first: bool,
+        forward: Forward | None,
+    ):
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens: expected a positive integer, got {batch_tokens}")
+        self.model = Model(model, forward)
+        self.keys = self.model.keys(layers, site)
+        self.contexts = _as_contexts(tokens, *self.model.limits())
+        self.skip = int(drop_first)
+        self.lengths = np.array([len(c) - self.skip for c in self.contexts])
+        if self.lengths.sum() < 1:
+            raise ValueError(
+                "tokens: nothing is left after the first token of each context is dropped; give longer contexts"
+            )
+        self.batch_tokens = int(batch_tokens)
+        self.batches = list(_batches(self.contexts, batch_tokens, self.model.pads))
+        self.sizes = np.array([int(self.lengths[batch].sum()) for batch in self.batches])
+        self.n = int(self.sizes.sum())
+
+    def padded(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _pad([self.contexts[i] for i in self.batches[batch]], self.skip)
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[Callable[[int], dict[Key, np.ndarray]]]:
+        """A function from a batch's number to its rows, while the model wears its hooks."""
+        with self.model.evaluating():
+            hooks = Hooks(self.model, self.keys)
+            try:
+                yield lambda batch: hooks.run(*self.padded(batch))
+            finally:
+                hooks.remove()
+
+    def index(self, batches: Iterable[int] | None = None) -> dict[str, np.ndarray]:
+        """token_ids, contexts and positions of the rows, of some batches or of all."""
+        chosen = [
+            i for b in (range(len(self.batches)) if batches is None else batches) for i in self.batches[b]
+        ]
+        return {
+            "token_ids": np.concatenate([self.contexts[i][self.skip :] for i in chosen]),
+            "contexts": np.repeat(np.array(chosen), self.lengths[chosen]),
+            "positions": np.concatenate([np.arange(self.skip, len(self.contexts[i])) for i in chosen]),
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of the token ids and of where the contexts end."""
+        digest = hashlib.sha256()
+        for context in self.contexts:
+            digest.update(len(context).to_bytes(8, "little"))
+            digest.update(context.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def _as_contexts(tokens: Any, n_vocab: int | None, longest: int | None) -> list[np.ndarray]:
+    """Contexts of int64 ids from a 2-D array or tensor, one context, or a list of contexts."""
+    if hasattr(tokens, "detach"):
+        tokens = tokens.detach().cpu().numpy()
+    if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype != object:
+        tokens = [tokens]
+    elif isinstance(tokens, (list, tuple)) and tokens and np.ndim(tokens[0]) == 0:
+        tokens = [tokens]
+    contexts = [np.asarray(c.detach().cpu() if hasattr(c, "detach") else c) for c in tokens]
+    contexts = [c for c in contexts if c.size]
+    if not contexts:
+        raise ValueError("tokens: there are none; give at least one context of token ids")
+    for i, context in enumerate(contexts):
+        if context.ndim != 1 or context.dtype.kind not in "iu":
+            raise ValueError(
+                f"tokens: expected contexts of integer ids, got shape {context.shape} of {context.dtype} "
+                f"at context {i}; tokenize(text, tokenizer) makes them from text"
+            )
+        low, high = int(context.min()), int(context.max())
+        if low < 0 or (n_vocab and high >= n_vocab):
+            raise ValueError(
+                f"tokens: id {low if low < 0 else high} in context {i} is outside the model's vocabulary "
+                f"of {n_vocab}; use the model's own tokenizer"
+            )
+        if longest and len(context) > longest:
+            raise ValueError(
+                f"tokens: context {i} has {len(context)} tokens, the model takes {longest}; "
+                "cut the text with tokenize(text, tokenizer, context_length=...)"
+            )
+    return [c.astype(np.int64) for c in contexts]
+
+
+def _batches(contexts: list[np.ndarray], batch_tokens: int, pads: bool) -> Iterable[list[int]]:
+    """Consecutive contexts, padded to their longest, of at most batch_tokens (or one context).
+
+    Without padding, a batch also ends where the length changes.
+    """
+    batch: list[int] = []
+    longest = 0
+    for i, context in enumerate(contexts):
+        uneven = not pads and len(context) != longest
+        longest = max(longest, len(context))
+        if batch and (uneven or longest * (len(batch) + 1) > batch_tokens):
+            yield batch
+            batch, longest = [], len(context)
+        batch.append(i)
+    yield batch
+
+
+def _pad(contexts: list[np.ndarray], skip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, attention mask and the mask of positions whose rows are kept, padded on the right."""
+    lengths = np.array([len(c) for c in contexts])
+    position = np.arange(lengths.max())
+    mask = position < lengths[:, None]
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate(contexts)
+    return ids, mask, mask & (position >= skip)

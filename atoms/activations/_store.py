@@ -1,0 +1,612 @@
+"""Activations on disk: shards that are written as a stream, checked, and read back shuffled."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._rows import BlockSource, Rows
+from ._hooks import Pass
+from ._table import _INDEX, Key, _dtype, _point_name, _replacing, checked_norms
+
+__all__ = ["ActivationStore", "StoredRows"]
+
+MANIFEST = "store.json"
+VERSION = 1
+BUFFER_ROWS = 65536
+
+
+# ------------------------------------------------------------------ writing
+
+
+def write_store(
+    folder: Path, plan: Pass, dtype: np.dtype, tokenizer: Any, shard_mb: float, advance: Callable[[int], Any]
+) -> ActivationStore:
+    """Write what is missing of a store, shard by shard; a finished one is only opened."""
+    if not shard_mb > 0:
+        raise ValueError(f"shard_mb: expected a positive number, got {shard_mb}")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"store: {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = _settings(plan, dtype, tokenizer)
+    with _only_writer(folder):
+        path = folder / MANIFEST
+        if path.exists():
+            manifest = _read_manifest(folder)
+            _check_same(folder, manifest, settings)
+            for shard in manifest["shards"]:
+                _check_files(folder, manifest, shard)
+        else:
+            manifest = {**settings, "complete": False, "seconds": 0.0, "widths": {}, "shards": []}
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink()
+        done = sum(len(shard["blocks"]) for shard in manifest["shards"])
+        advance(int(plan.sizes[:done].sum()))
+        if not manifest["complete"]:
+            with plan.hooked() as run:
+                while done < len(plan.sizes):
+                    done += _write_shard(folder, manifest, plan, run, done, dtype, shard_mb, advance)
+            manifest["complete"] = True
+            _write_manifest(folder, manifest)
+    return ActivationStore(folder)
+
+
+def _settings(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
+    """What decides the rows: equal settings give equal bytes."""
+    return {
+        "format": "atoms activation store",
+        "version": VERSION,
+        "model": plan.model.describe(),
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "tokens": {
+            "contexts": len(plan.contexts),
+            "rows": plan.n,
+            "batches": len(plan.sizes),
+            "sha256": plan.digest(),
+        },
+        "batch_tokens": plan.batch_tokens,
+        "drop_first": bool(plan.skip),
+        "dtype": dtype.name,
+        "points": [
+            {"layer": key[0], "site": key[1], "hook": plan.model.module_name(key), "name": _point_name(key)}
+            for key in plan.keys
+        ],
+    }
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
+    if tokenizer is None:
+        return None
+    about: dict[str, Any] = {
+        "class": type(tokenizer).__name__,
+        "name": str(getattr(tokenizer, "name_or_path", "") or "") or None,
+    }
+    if hasattr(tokenizer, "get_vocab"):
+        words = sorted(tokenizer.get_vocab().items())
+        about["vocabulary"] = len(words)
+        about["vocabulary_sha256"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    return about
+
+
+# what may differ between two runs that give the same bytes
+_NAMES = {("model", "name"), ("model", "revision"), ("tokenizer", "name")}
+
+
+def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
+    for name, ours in settings.items():
+        theirs = manifest[name]
+        pairs = [(f"{name}", ours, theirs)]
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            pairs = [(f"{name} {k}", ours[k], theirs.get(k)) for k in ours if (name, k) not in _NAMES]
+        elif name == "tokenizer" and (ours is None or theirs is None):
+            continue  # only a note: the digest of the ids decides
+        for label, mine, other in pairs:
+            if mine != other:
+                raise ValueError(
+                    f"store: {folder} was written with other settings: {label} is {other}, now {mine}; "
+                    "use those, or name another folder"
+                )
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """A lock that goes with the process, however it ends."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"store: another process is writing to {folder}; wait for it, or name another folder"
+            ) from error
+        yield
+
+
+def _write_shard(
+    folder: Path,
+    manifest: dict[str, Any],
+    plan: Pass,
+    run: Callable[[int], dict[Key, np.ndarray]],
+    first: int,
+    dtype: np.dtype,
+    shard_mb: float,
+    advance: Callable[[int], Any],
+) -> int:
+    """One shard of every place, whole batches, then the manifest that knows of it; batches written."""
+    started = time.perf_counter()
+    number, begun = len(manifest["shards"]), int(plan.sizes[:first].sum())
+    found = run(first)  # its width says how many batches a shard takes
+    widest = max(rows.shape[1] for rows in found.values())
+    limit = max(1, int(shard_mb * 1e6 / (widest * dtype.itemsize)))
+    total = np.cumsum(plan.sizes[first:])
+    count = max(1, int(np.searchsorted(total, limit, side="right")))
+    n = int(total[count - 1])
+    norms: dict[Key, list[np.ndarray]] = {key: [] for key in plan.keys}
+    shard: dict[str, Any] = {
+        "rows": n, "blocks": plan.sizes[first : first + count].tolist(), "files": {}, "crc32": {},
+    }  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for key in plan.keys:
+            name = f"{_point_name(key)}-{number:05d}.npy"
+            temporary = stack.enter_context(_replacing(folder / name))
+            files[key] = stack.enter_context(_Hashed(temporary))
+            np.lib.format.write_array_header_1_0(
+                files[key],
+                {
+                    "descr": np.lib.format.dtype_to_descr(_stored(dtype)),
+                    "fortran_order": False,
+                    "shape": (n, found[key].shape[1]),
+                },
+            )
+            shard["crc32"][_point_name(key)] = []
+        start = begun
+        for batch in range(first, first + count):
+            if batch > first:
+                found = run(batch)
+            for key in plan.keys:
+                norms[key].append(checked_norms(key, found[key], dtype, start))
+                data = np.ascontiguousarray(found[key].astype(dtype, copy=False)).view(np.uint8).data
+                shard["crc32"][_point_name(key)].append(zlib.crc32(data))
+                files[key].write(data)
+            start += int(plan.sizes[batch])
+            advance(int(plan.sizes[batch]))
+        index = plan.index(range(first, first + count))
+        index |= {f"norms-{_point_name(key)}": np.concatenate(parts) for key, parts in norms.items()}
+        packed = io.BytesIO()
+        np.savez(packed, **index)  # type: ignore[arg-type]
+        name = f"index-{number:05d}.npz"
+        beside = stack.enter_context(_Hashed(stack.enter_context(_replacing(folder / name))))
+        beside.write(packed.getbuffer())
+        opened = {f"{_point_name(key)}-{number:05d}.npy": file for key, file in files.items()} | {
+            name: beside
+        }
+        for name, file in opened.items():
+            os.fsync(file.fileno())
+            shard["files"][name.rsplit("-", 1)[0]] = {
+                "name": name,
+                "bytes": file.tell(),
+                "sha256": file.digest.hexdigest(),
+            }
+    manifest["shards"].append(shard)
+    manifest["seconds"] += time.perf_counter() - started
+    manifest["widths"] = {_point_name(key): int(found[key].shape[1]) for key in plan.keys}
+    _write_manifest(folder, manifest)
+    return count
+
+
+class _Hashed(io.FileIO):
+    """A file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w")
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.digest.update(view)
+        left = view
+        while len(left):
+            left = left[super().write(left) :]
+        return len(view)
+
+
+def _stored(dtype: np.dtype) -> np.dtype:
+    """NumPy's file format has no bfloat16: its bits go in as uint16."""
+    return np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    with _replacing(folder / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ------------------------------------------------------------------ reading
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder}: no {MANIFEST}: not an activation store; capture(..., store=...) writes one"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["version"] if manifest["format"] == "atoms activation store" else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the manifest of an activation store ({type(error).__name__}: {error}); "
+            "remove the folder and capture again"
+        ) from error
+    if version != VERSION:
+        raise ValueError(f"{path}: version {version}, this release reads version {VERSION}; update atoms")
+    return manifest
+
+
+def _check_files(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -> None:
+    for file in shard["files"].values():
+        path = folder / file["name"]
+        size = path.stat().st_size if path.exists() else None
+        if size != file["bytes"]:
+            state = "is missing" if size is None else f"has {size} bytes, expected {file['bytes']}"
+            raise ValueError(f"{path}: {state}; {_remedy(manifest, shard)}")
+
+
+def _remedy(manifest: dict[str, Any], shard: dict[str, Any]) -> str:
+    number = manifest["shards"].index(shard)
+    return (
+        "restore it from a copy, or call ActivationStore.discard(folder, "
+        f"{number}) and the same capture(..., store=...) again, which writes what follows shard {number} anew"
+    )
+
+
+class ActivationStore:
+    """A folder of activations that `capture` wrote; ``store[15]`` are the rows of layer 15.
+
+    Opening reads the manifest and compares the files' sizes with it. Each block of rows is compared with its
+    CRC-32 whenever `StoredRows` reads it, so what reaches training is what was captured; `verify` reads
+    everything and compares the files' SHA-256.
+
+    Parameters
+    ----------
+    folder : path
+    verify : bool
+        Call `verify` at once.
+
+    Attributes
+    ----------
+    folder : Path
+    manifest : dict
+        ``model`` (class, name, revision, digest of a sample of its weights), ``tokenizer``, ``tokens``
+        (counts and SHA-256 of the ids), ``points`` (layer, site, name of the hooked module), ``widths``,
+        ``dtype``, ``drop_first``, ``batch_tokens``, and for each of the ``shards`` its rows, the rows of
+        each block (a forward pass), CRC-32 of each block, size and SHA-256 of each file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no store, or it is not finished.
+    ValueError
+        A file is missing or of another size; the message names it and says what to do.
+
+    Notes
+    -----
+    A file of rows is an ordinary ``.npy`` file (bfloat16 as the bits in uint16), and an index an ordinary
+    ``.npz`` file with token_ids, contexts, positions and the rows' norms.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from atoms.activations import capture
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = capture(model, [[1, 2, 3], [4, 5, 6]], "1", store=folder, progress=False)
+    ...     store, sum(len(batch) for batch in store["1"].batches(3, seed=0))
+    (ActivationStore(4 rows, float32, 1 output: 8 columns), 4)
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        if not self.manifest["complete"]:
+            tokens = self.manifest["tokens"]
+            done = sum(len(shard["blocks"]) for shard in self.manifest["shards"])
+            raise FileNotFoundError(
+                f"{self.folder}: {done} of {tokens['batches']} batches captured; "
+                "call the same capture(..., store=...) again to go on from there"
+            )
+        for shard in self.manifest["shards"]:
+            _check_files(self.folder, self.manifest, shard)
+        self.dtype = _dtype(self.manifest["dtype"])
+        self._index: dict[str, np.ndarray] | None = None
+        if verify:
+            self.verify()
+
+    def __repr__(self) -> str:
+        widths = self.manifest["widths"]
+        points = ", ".join(
+            f"{p['layer']} {p['site']}: {widths[p['name']]} columns" for p in self.manifest["points"]
+        )
+        return f"ActivationStore({len(self):,} rows, {self.manifest['dtype']}, {points})"
+
+    def __len__(self) -> int:
+        return sum(shard["rows"] for shard in self.manifest["shards"])
+
+    @property
+    def keys(self) -> list[Key]:
+        """(layer, site) of what was captured."""
+        return [(point["layer"], point["site"]) for point in self.manifest["points"]]
+
+    def __getitem__(self, key: int | str | Key) -> StoredRows:
+        return self.rows(*(key if isinstance(key, tuple) else (key,)))
+
+    def rows(
+        self, layer: int | str, site: str | None = None, *, buffer_rows: int = BUFFER_ROWS
+    ) -> StoredRows:
+        """The rows of a layer, at its first site unless one is named.
+
+        Parameters
+        ----------
+        layer : int or str
+        site : str, optional
+        buffer_rows : int
+            Rows among which those next to come are drawn: see `StoredRows`.
+        """
+        for point in self.manifest["points"]:
+            if point["layer"] == layer and site in (None, point["site"]):
+                return StoredRows(self, point, buffer_rows)
+        known = ", ".join(f"{layer} {site}" for layer, site in self.keys)
+        raise KeyError(f"no activations of layer {layer} {site or ''}; captured were: {known}")
+
+    def _column(self, name: str) -> np.ndarray:
+        if self._index is None:
+            parts: dict[str, list[np.ndarray]] = {}
+            for shard in self.manifest["shards"]:
+                path = self.folder / shard["files"]["index"]["name"]
+                try:
+                    with np.load(path) as found:
+                        for column in found.files:
+                            parts.setdefault(column, []).append(found[column])
+                except Exception as error:  # zipfile, zlib and NumPy each have their own
+                    raise ValueError(
+                        f"{path}: is damaged ({error}); {_remedy(self.manifest, shard)}"
+                    ) from error
+            self._index = {column: np.concatenate(arrays) for column, arrays in parts.items()}
+        return self._index[name]
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """Token of each row, int64 (n,)."""
+        return self._column(_INDEX[0])
+
+    @property
+    def contexts(self) -> np.ndarray:
+        """Number of each row's context, int64 (n,)."""
+        return self._column(_INDEX[1])
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Position of each row in its context, int64 (n,)."""
+        return self._column(_INDEX[2])
+
+    def norms(self, layer: int | str, site: str | None = None) -> np.ndarray:
+        """Euclidean norm of each row before rounding to the store's dtype, float64 (n,)."""
+        return self._column(f"norms-{self.rows(layer, site).point['name']}")
+
+    def verify(self) -> None:
+        """Read every file and compare its SHA-256.
+
+        Raises
+        ------
+        ValueError
+            The first file that is damaged, and what to do.
+        """
+        for shard in self.manifest["shards"]:
+            _check_files(self.folder, self.manifest, shard)
+            for file in shard["files"].values():
+                digest = hashlib.sha256()
+                with open(self.folder / file["name"], "rb") as opened:
+                    while part := opened.read(1 << 22):
+                        digest.update(part)
+                if digest.hexdigest() != file["sha256"]:
+                    raise ValueError(
+                        f"{self.folder / file['name']}: is damaged (SHA-256 {digest.hexdigest()[:12]}..., "
+                        f"expected {file['sha256'][:12]}...); {_remedy(self.manifest, shard)}"
+                    )
+
+    @staticmethod
+    def discard(folder: str | os.PathLike[str], shard: int) -> None:
+        """Forget a shard and those after it, of a finished or unfinished store, so that `capture` writes
+        them anew.
+
+        Raises
+        ------
+        ValueError
+            There is no shard of that number.
+        """
+        folder = Path(folder)
+        with _only_writer(folder):
+            manifest = _read_manifest(folder)
+            if not 0 <= shard < len(manifest["shards"]):
+                raise ValueError(
+                    f"shard: {folder} has shards 0 to {len(manifest['shards']) - 1}, got {shard}"
+                )
+            gone = manifest["shards"][shard:]
+            manifest["shards"], manifest["complete"] = manifest["shards"][:shard], False
+            _write_manifest(folder, manifest)
+            for old in gone:
+                for file in old["files"].values():
+                    (folder / file["name"]).unlink(missing_ok=True)
+
+
+class StoredRows(BlockSource):
+    """Rows of one place in a store: ``sae.fit(store[15])`` reads them shuffled, with bounded memory.
+
+    {source}
+
+    Blocks are the rows of one forward pass of the model, so an `ActivationStream` of the same model, tokens
+    and settings has the same order. Reads are sequential within a block: a few megabytes each.
+
+    ``shards`` are memory maps in the rows' own order, for whatever takes arrays: ``sae.transform(rows)``,
+    and ``sae.fit(rows.shards)``, which is trained in the order of an array in memory whatever the size, to
+    the bit, at the price of random reads of single rows.
+
+    Attributes
+    ----------
+    n, d, shape, dtype
+        Of the rows.
+    sizes : ndarray of int64
+        Rows of each block.
+    buffer_rows : int
+        Memory is twice a group: one is used while the next is read.
+    shards : list of ndarray
+        Memory maps.
+    """
+
+    _ORDER = (BlockSource.__doc__ or "").split("\n", 1)[1].split("Attributes\n")[0].strip()
+    __doc__ = (__doc__ or "").replace("{source}", _ORDER)
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        point: dict[str, Any],
+        buffer_rows: int,
+        blocks: np.ndarray | None = None,
+    ) -> None:
+        if not isinstance(buffer_rows, (int, np.integer)) or buffer_rows < 1:
+            raise ValueError(f"buffer_rows: expected a positive integer, got {buffer_rows!r}")
+        self.store, self.point, self.buffer_rows = store, point, int(buffer_rows)
+        self.d, self.dtype = store.manifest["widths"][point["name"]], store.dtype
+        width = self.d * self.dtype.itemsize
+        places = []  # shard, byte, rows, CRC-32 and first row in the store, of each block
+        row = 0
+        for s, shard in enumerate(store.manifest["shards"]):
+            byte = shard["files"][point["name"]]["bytes"] - shard["rows"] * width
+            for size, crc in zip(shard["blocks"], shard["crc32"][point["name"]], strict=True):
+                places.append((s, byte, size, crc, row))
+                byte += size * width
+                row += size
+        self._all = np.array(places, dtype=np.int64).reshape(-1, 5)
+        self._chosen = np.arange(len(self._all)) if blocks is None else blocks
+        self._places = self._all[self._chosen]
+        self.sizes = self._places[:, 2]
+        self.n = int(self.sizes.sum())
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return (
+            f"StoredRows({self.n:,} x {self.d} {self.dtype.name}, {self.point['layer']} {self.point['site']})"
+        )
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            os.close(file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_files": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def _path(self, shard: int) -> Path:
+        name: str = self.store.manifest["shards"][shard]["files"][self.point["name"]]["name"]
+        return self.store.folder / name
+
+    def read(self, block: int, out: np.ndarray) -> None:
+        """Rows of a block into `out`, compared with their checksum.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged; the message names it and says what to do.
+        """
+        s, byte, size, crc, _ = self._places[block].tolist()
+        with self._lock:
+            if s not in self._files:
+                self._files[s] = os.open(self._path(s), os.O_RDONLY)
+        into = out.view(np.uint8).data.cast("B")
+        got = 0
+        while got < len(into):
+            n = os.preadv(self._files[s], [into[got:]], byte + got)
+            if n == 0:
+                break
+            got += n
+        if got < len(into) or zlib.crc32(into) != crc:
+            what = f"ends after {byte + got} bytes" if got < len(into) else f"is damaged in block {block}"
+            manifest = self.store.manifest
+            raise ValueError(f"{self._path(s)}: {what}; {_remedy(manifest, manifest['shards'][s])}")
+
+    @property
+    def shards(self) -> list[np.ndarray]:
+        """Memory maps, in the rows' own order."""
+        maps = [np.load(self._path(s), mmap_mode="r") for s in range(len(self.store.manifest["shards"]))]
+        maps = [m.view(self.dtype) for m in maps]
+        if len(self._chosen) == len(self._all):
+            return maps
+        ends = np.cumsum([len(m) for m in maps])
+        found = []
+        # runs of blocks that lie side by side in one shard are one view
+        breaks = np.flatnonzero((np.diff(self._chosen) != 1) | (np.diff(self._places[:, 0]) != 0)) + 1
+        for run in np.split(np.arange(len(self._chosen)), breaks):
+            s, first = int(self._places[run[0], 0]), int(self._places[run[0], 4])
+            start = first - int(ends[s] - len(maps[s]))
+            found.append(maps[s][start : start + int(self.sizes[run].sum())])
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("a store's rows are not one array in memory; numpy.asarray(rows) copies them")
+        rows = np.concatenate(list(self.blocks()))
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Rows by number, slice, index array or mask, copied into memory."""
+        wanted = np.arange(self.n)[index]
+        found = Rows(self.shards).take(np.atleast_1d(wanted))
+        return found if np.ndim(wanted) else found[0]
+
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """Where these rows are in the store's ``token_ids``, ``contexts`` and ``positions``, int64 (n,)."""
+        return np.concatenate([first + np.arange(size) for first, size in self._places[:, [4, 2]].tolist()])
+
+    def held_out(self, fraction: float = 0.2, n_chunks: int = 20) -> tuple[StoredRows, StoredRows]:
+        """Two parts, to train on and held out: whole contiguous chunks of text, never single tokens.
+
+        The blocks (forward passes over consecutive contexts) are cut in order into `n_chunks` contiguous
+        chunks, and evenly spaced chunks are held out, as `Activations.held_out` does with contexts.
+
+        Raises
+        ------
+        ValueError
+            There is one block only.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
+        count = len(self._chosen)
+        if count < 2:
+            raise ValueError(
+                "held_out: a split needs at least 2 forward passes, there is 1; capture with smaller batch_tokens"
+            )
+        if n_chunks < 2:
+            raise ValueError(f"n_chunks: expected at least 2, got {n_chunks}")
+        n_chunks = min(n_chunks, count)
+        n_held = min(max(1, round(fraction * n_chunks)), n_chunks - 1)
+        chosen = np.floor((np.arange(n_held) + 0.5) * n_chunks / n_held).astype(int)
+        held = np.isin(np.arange(count) * n_chunks // count, chosen)
+        parts = [StoredRows(self.store, self.point, self.buffer_rows, self._chosen[m]) for m in (~held, held)]
+        return parts[0], parts[1]

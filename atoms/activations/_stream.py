@@ -1,0 +1,94 @@
+"""Rows straight from a running model: nothing is stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._rows import BlockSource
+from ._hooks import Forward, Pass
+from ._store import BUFFER_ROWS
+from ._table import _dtype, checked_norms
+
+__all__ = ["ActivationStream"]
+
+
+class ActivationStream(BlockSource):
+    """Rows of one layer, made by the model when they are needed: ``sae.fit(stream)``.
+
+    A thread runs the model ahead of training and fills one buffer while the other is used (PyTorch and the
+    core both let other Python threads run); memory is two buffers. The order is that of `StoredRows`, so
+    training ends with the same bits as from a store of the same model, tokens and settings. Where
+    all rows fit the buffer the model runs over them once; otherwise once for each epoch.
+
+    Parameters
+    ----------
+    model, tokens, site, batch_tokens, drop_first, dtype, forward
+        As in :func:`capture`.
+    layer : int or str
+        One layer, or the name of a module.
+    buffer_rows : int
+        Rows among which those next to come are drawn: see `StoredRows`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`capture` does, and for more than one layer.
+
+    Notes
+    -----
+    The model must not be used for anything else while it is trained from: during a forward pass it wears
+    hooks that stop it after `layer`. The model and the core compete for the same cores;
+    ``torch.set_num_threads`` and `atoms.set_num_threads` divide them.
+
+    Examples
+    --------
+    >>> import torch, atoms
+    >>> from atoms.activations import ActivationStream
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 8))
+    >>> stream = ActivationStream(model, torch.arange(2000).reshape(-1, 20) % 10, "1")
+    >>> stream.shape
+    (1900, 8)
+    >>> sae = atoms.SparseAutoencoder(16, target_l0=2, max_steps=5, verbose=False).fit(stream)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokens: Any,
+        layer: int | str,
+        *,
+        site: str = "residual",
+        batch_tokens: int = 1024,
+        drop_first: bool = True,
+        dtype: str = "float32",
+        forward: Forward | None = None,
+        buffer_rows: int = BUFFER_ROWS,
+    ) -> None:
+        if not isinstance(buffer_rows, (int, np.integer)) or buffer_rows < 1:
+            raise ValueError(f"buffer_rows: expected a positive integer, got {buffer_rows!r}")
+        self.dtype = _dtype(dtype)
+        self._plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward)
+        if len(self._plan.keys) != 1:
+            raise ValueError(f"layer: expected one layer at one site, got {len(self._plan.keys)}")
+        self.key = self._plan.keys[0]
+        self.sizes, self.n, self.buffer_rows = self._plan.sizes, self._plan.n, int(buffer_rows)
+        with self._plan.hooked() as run:
+            self.d = run(int(np.argmin(self.sizes)))[self.key].shape[1]
+
+    def __repr__(self) -> str:
+        return f"ActivationStream({self.n:,} x {self.d} {self.dtype.name}, {self.key[0]} {self.key[1]})"
+
+    def read(self, block: int, out: np.ndarray) -> None:
+        """Run the model over the contexts of a block.
+
+        Raises
+        ------
+        ValueError
+            NaN or infinity from the model, values beyond `dtype`.
+        """
+        with self._plan.hooked() as run:
+            rows = run(block)[self.key]
+        checked_norms(self.key, rows, self.dtype, int(self.sizes[:block].sum()))
+        out[...] = rows.astype(self.dtype, copy=False)

@@ -1,0 +1,280 @@
+"""Rows of activations, in memory or mapped from a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._models import _require
+
+__all__ = ["Activations"]
+
+Key = tuple[Any, str]  # (layer, site), or (name of a module, "output")
+
+_MANIFEST = "activations.json"
+_INDEX = ("token_ids", "contexts", "positions")
+
+
+@dataclasses.dataclass(eq=False)
+class Activations:
+    """Rows of activations, one per token, aligned over layers.
+
+    ``activations[15]`` is layer 15 at the first site, ``activations[15, "mlp"]`` names the site,
+    ``activations["blocks.3.hook_resid_post"]`` a module that was asked for by name.
+
+    Attributes
+    ----------
+    arrays : dict
+        (layer, site) -> array (n, d), in memory or mapped from disk.
+    norms : dict
+        (layer, site) -> Euclidean norm of every row, float64 (n,).
+    token_ids, contexts, positions : ndarray of int64, shape (n,)
+        What each row is: its token, the number of its context, and its position there.
+    massive_multiple : float
+        A row is massive when its norm exceeds so many times the layer's median norm.
+    massive_counts : dict
+        (layer, site) -> massive tokens among those captured, whether they were left out or not.
+    n_dropped_first, n_dropped_massive : int
+        Tokens left out: first ones of their contexts, and massive ones.
+    seconds : float
+        Time the capture took.
+    """
+
+    arrays: dict[Key, np.ndarray]
+    norms: dict[Key, np.ndarray]
+    token_ids: np.ndarray
+    contexts: np.ndarray
+    positions: np.ndarray
+    massive_multiple: float = 10.0
+    massive_counts: dict[Key, int] = dataclasses.field(default_factory=dict)
+    n_dropped_first: int = 0
+    n_dropped_massive: int = 0
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, key: int | str | Key) -> np.ndarray:
+        if not isinstance(key, tuple):
+            key = (key, self.sites[0])
+        if key not in self.arrays:
+            known = ", ".join(f"{layer} {site}" for layer, site in self.arrays)
+            raise KeyError(f"no activations of layer {key[0]} {key[1]}; captured were: {known}")
+        return self.arrays[key]
+
+    @property
+    def layers(self) -> list[Any]:
+        """Layers (or names of modules) captured, in the order asked for."""
+        return list(dict.fromkeys(layer for layer, _ in self.arrays))
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites captured, in the order asked for."""
+        return list(dict.fromkeys(site for _, site in self.arrays))
+
+    def massive(self) -> dict[Key, np.ndarray]:
+        """(layer, site) -> mask of massive rows, bool (n,)."""
+        return {
+            key: norms > self.massive_multiple * np.median(norms) if len(norms) else np.zeros(0, bool)
+            for key, norms in self.norms.items()
+        }
+
+    def take(self, rows: np.ndarray) -> Activations:
+        """The rows that a mask or an index selects, copied into memory."""
+        return dataclasses.replace(
+            self,
+            arrays={key: np.asarray(a[rows]) for key, a in self.arrays.items()},
+            norms={key: a[rows] for key, a in self.norms.items()},
+            **{name: getattr(self, name)[rows] for name in _INDEX},
+        )
+
+    def without_massive(self) -> Activations:
+        """Leave out every token that is massive at any captured layer: rows stay aligned."""
+        massive = np.any(list(self.massive().values()), axis=0)
+        left = self.take(~massive)
+        left.n_dropped_massive = self.n_dropped_massive + int(massive.sum())
+        return left
+
+    def held_out(self, fraction: float = 0.2, n_chunks: int = 20) -> np.ndarray:
+        """Mask of held-out rows: whole contiguous chunks of text, never single tokens.
+
+        The contexts are cut in order into `n_chunks` contiguous chunks of about the same number of
+        contexts, and evenly spaced chunks are held out. Tokens of one context see each other, so
+        a split by random tokens would put near-copies of training rows into the held-out part.
+
+        Parameters
+        ----------
+        fraction : float
+            Share of the chunks to hold out, in (0, 1).
+        n_chunks : int
+            Chunks, at least 2; fewer where there are fewer contexts.
+
+        Raises
+        ------
+        ValueError
+            There is one context only: it cannot be split without leaking.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
+        if n_chunks < 2:
+            raise ValueError(f"n_chunks: expected at least 2, got {n_chunks}")
+        _, context = np.unique(self.contexts, return_inverse=True)
+        n_contexts = int(context.max()) + 1 if len(context) else 0
+        if n_contexts < 2:
+            raise ValueError(
+                f"held_out: a split needs at least 2 contexts, there are {n_contexts}; "
+                "capture more text or use a shorter context_length"
+            )
+        n_chunks = min(n_chunks, n_contexts)
+        n_held = min(max(1, round(fraction * n_chunks)), n_chunks - 1)
+        chosen = np.floor((np.arange(n_held) + 0.5) * n_chunks / n_held).astype(int)
+        return np.isin(context * n_chunks // n_contexts, chosen)
+
+    def summary(self) -> str:
+        """One line: what was captured, what was dropped, what is massive."""
+        counts = ", ".join(f"layer {layer} {site}: {n}" for (layer, site), n in self.massive_counts.items())
+        dropped = f"the first token of each context dropped ({self.n_dropped_first})"
+        if not self.n_dropped_first:
+            dropped = "first tokens kept"
+        if self.n_dropped_massive:
+            dropped += f"; {self.n_dropped_massive} massive tokens left out"
+        rate = f" at {len(self) / self.seconds:.0f} tokens/s" if self.seconds else ""
+        return (
+            f"{len(self):,} tokens{rate}; {dropped}; norm above {self.massive_multiple:g} times "
+            f"the median at {counts}"
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the rows and what they are into a folder; `load` maps them back.
+
+        Raises
+        ------
+        FileExistsError
+            The folder already holds activations.
+        """
+        folder = _new_folder(folder)
+        for key, array in self.arrays.items():
+            with _replacing(folder / _file_name(key)) as temporary, open(temporary, "wb") as file:
+                np.save(file, _storable(array))
+        self._write_index(folder)
+
+    def _write_index(self, folder: Path) -> None:
+        """The manifest goes last: a folder without one is an unfinished capture."""
+        columns = {name: getattr(self, name) for name in _INDEX}
+        columns |= {f"norms-{layer}-{site}": norms for (layer, site), norms in self.norms.items()}
+        with _replacing(folder / "index.npz") as temporary, open(temporary, "wb") as file:
+            np.savez(file, **columns)
+        manifest = {
+            "format": 1,
+            "dtype": str(next(iter(self.arrays.values())).dtype),
+            "arrays": [[layer, site, self.massive_counts[layer, site]] for layer, site in self.arrays],
+            **{
+                name: getattr(self, name)
+                for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
+            },
+        }
+        with _replacing(folder / _MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Activations:
+        """Map the activations that `save` or `capture` wrote; rows are read when used.
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder holds no finished capture.
+        """
+        folder = Path(folder)
+        if not (folder / _MANIFEST).exists():
+            raise FileNotFoundError(
+                f"{folder}: no {_MANIFEST}: not a finished capture; run capture(..., out=...) again"
+            )
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        massive = {(layer, str(site)): int(n) for layer, site, n in manifest["arrays"]}
+        with np.load(folder / "index.npz") as columns:
+            index = {name: columns[name] for name in _INDEX}
+            norms = {key: columns[f"norms-{key[0]}-{key[1]}"] for key in massive}
+        dtype = _dtype(manifest["dtype"])
+        arrays = {key: np.load(folder / _file_name(key), mmap_mode="r").view(dtype) for key in massive}
+        counts = {
+            name: manifest[name]
+            for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
+        }
+        return cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
+
+
+def _file_name(key: Key) -> str:
+    return f"{_point_name(key)}.npy"
+
+
+def _point_name(key: Key) -> str:
+    """Of files: "layer015-residual", or a module's own dotted name."""
+    return f"layer{key[0]:03d}-{key[1]}" if isinstance(key[0], int) else f"{key[0]}-{key[1]}"
+
+
+def _new_folder(folder: str | os.PathLike[str]) -> Path:
+    folder = Path(folder)
+    if (folder / _MANIFEST).exists():
+        raise FileExistsError(f"out: {folder} already holds activations; name another folder or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"out: {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class _replacing:
+    """A path beside the target, renamed onto it when the block ends well and removed when not."""
+
+    def __init__(self, target: Path):
+        self.target = target
+        self.temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.target)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _dtype(name: Any) -> np.dtype:
+    """float32, float16 or bfloat16 as a NumPy dtype."""
+    if str(name) == "bfloat16":
+        bfloat16: np.dtype = np.dtype(_require("ml_dtypes", "pip install ml_dtypes").bfloat16)
+        return bfloat16
+    try:
+        dtype: np.dtype | None = np.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype not in (np.float32, np.float16):
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {name!r}")
+    return dtype
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """NumPy's file format has no bfloat16: its bits go in as uint16."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def checked_norms(key: Key, rows: np.ndarray, dtype: np.dtype, start: int) -> np.ndarray:
+    """Euclidean norms (n,) float64 of float32 rows that are finite and fit the dtype, or a ValueError."""
+    norms: np.ndarray = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    if not np.isfinite(norms).all():
+        row = start + int(np.argmin(np.isfinite(norms)))
+        raise ValueError(
+            f"layer {key[0]} {key[1]}: the model gave NaN or infinity at row {row}; load it with dtype='float32'"
+        )
+    if dtype == np.float16 and np.abs(rows).max(initial=0) > np.finfo(np.float16).max:
+        raise ValueError(
+            f"dtype: layer {key[0]} {key[1]} has values of {np.abs(rows).max():.3g}, beyond float16's 65504; "
+            "use dtype='bfloat16' or 'float32'"
+        )
+    return norms

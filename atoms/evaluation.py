@@ -401,8 +401,7 @@ def _mean(plan: Pass, key: Key, bar: Any) -> np.ndarray:
         for batch, n in enumerate(plan.sizes.tolist()):
             total = total + run(batch)[key].sum(axis=0, dtype=np.float64)
             bar.update(n)
-    mean: np.ndarray = np.asarray(total / plan.n)
-    return mean
+    return np.asarray(total / plan.n, np.float64)
 
 
 def _targets(ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def test_loaded_models_go_where_ours_go():
     for room in (
         lambda D: atoms.theory.coherence(D, metric=aip).max,
         lambda D: atoms.theory.babel(D),
-        lambda D: vars(atoms.theory.certificate(D)),
+        lambda D: repr(atoms.theory.certificate(D)),
         lambda D: atoms.theory.stability(D, codes, metric=aip).q_star,
         lambda D: atoms.theory.match_dictionaries(D, sae).mcc,
         lambda D: atoms.theory.subspace_overlap(D, sae),

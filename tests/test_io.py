@@ -636,7 +636,8 @@ def atoms_file(path, change):
     with safe_open(path, framework="numpy") as file:
         found, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
     settings = json.loads(metadata["parameters"])
-    settings = change(found, settings) or settings
+    changed = change(found, settings)
+    settings = changed if isinstance(changed, list) else settings
     save_file(found, path, metadata | {"parameters": json.dumps(settings)})
 
 

@@ -108,7 +108,7 @@ def test_threads_that_a_call_adds():
 
 
 def test_repeated_calls_do_not_grow(tmp_path):
-    """Handles, contexts, results and errors are freed: resident memory stays flat over 600 rounds."""
+    """Handles, contexts, results and errors are freed: resident memory stays flat over 300 rounds."""
     out = run(
         """
         import os, numpy as np, atoms, together
@@ -139,10 +139,10 @@ def test_repeated_calls_do_not_grow(tmp_path):
                 else:
                     raise SystemExit("NaN went through")
 
-        for _ in range(100):
+        for _ in range(60):
             round()
         before = resident()
-        for _ in range(500):
+        for _ in range(240):
             round()
         print((resident() - before) / 2**20)
         """,
@@ -150,8 +150,8 @@ def test_repeated_calls_do_not_grow(tmp_path):
         PYTHONPATH=HERE,
         ATOMS_TEST_FILE=str(tmp_path / "model.safetensors"),
     )
-    # a leak of the smallest array here, 400 rows of 24 floats each round, would be 18 MB
-    assert float(out) < 6, f"{out} MB more"
+    # a leak of the smallest array here, 400 rows of 24 floats each round, would be 9 MB
+    assert float(out) < 5, f"{out} MB more"
 
 
 # ------------------------------------------------------------------ workers
@@ -210,9 +210,6 @@ def test_joblib_beside_the_others(backend):
             together.sklearn_work()
             return found, atoms.get_num_threads()
 
-        if {backend!r} == "loky":  # pickled by name it would come from this process's __main__
-            import cloudpickle
-            cloudpickle.register_pickle_by_value(together)
         done = joblib.Parallel(2, backend={backend!r})(joblib.delayed(job)() for _ in range(6))
         assert all(found == want for found, _ in done), (done, want)
         share = max(1, joblib.cpu_count() // 2)

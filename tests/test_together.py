@@ -123,7 +123,7 @@ def test_repeated_calls_do_not_grow(tmp_path):
         ours.sae.save(path)
         atoms.io.save(ours.sae, path + ".sae")
 
-        def round():
+        def once():
             ours.work()
             together.Atoms(100, num_threads=2)
             loaded = atoms.load(path)
@@ -140,10 +140,10 @@ def test_repeated_calls_do_not_grow(tmp_path):
                     raise SystemExit("NaN went through")
 
         for _ in range(60):
-            round()
+            once()
         before = resident()
         for _ in range(240):
-            round()
+            once()
         print((resident() - before) / 2**20)
         """,
         timeout=300,

@@ -339,7 +339,7 @@ def test_interrupt_in_jupyter(kernel, work):
     assert min(delays) < 0.5, delays
     # and everything is usable, what was interrupted too
     ask(client, "assert sae.inverse_transform(sae.transform(X)).shape == X.shape")
-    if work == "long.fit(X)":
-        ask(client, "assert long.history_['step'] == sorted(long.history_['step'])")
-        ask(client, "assert np.isfinite(long.inverse_transform(long.transform(X))).all()")
+    if work == "long.fit(X)":  # wherever it was, it can be fitted again
+        ask(client, "again = long.set_params(max_steps=3).fit(X); long.set_params(max_steps=10**6)")
+        ask(client, "assert np.isfinite(again.inverse_transform(again.transform(X))).all()")
     ask(client, "assert np.isfinite(atoms.recovery.omp(X[:10], D, n_nonzero=3).data).all()")

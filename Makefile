@@ -111,24 +111,24 @@ coverage: install
 
 lint:  ## ruff, its format, and the compiler's warnings as errors, changing nothing
 	@test -x $(BIN)/python || $(MAKE) -s install
-	@test -x $(BIN)/ruff || $(PIP) ruff
+	@$(PIP) --group lint
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
 	@$(CC) -fsyntax-only -O1 -Werror $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS)
 
 types: install  ## mypy --strict and pyright over the package, and whether the extension's stubs are complete
-	@test -x $(BIN)/mypy -a -x $(BIN)/basedpyright || $(PIP) -e ".[types]" --no-build-isolation
+	@$(PIP) --group types
 	@$(BIN)/mypy
 	@$(BIN)/basedpyright
 	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml atoms._core
 
 docs: install  ## the documentation site in build/docs, warnings as errors (ATOMS_DOCS_NOTEBOOKS=cache runs the notebooks)
-	@$(BIN)/python -c "import furo, latex2mathml, myst_nb" 2>/dev/null || $(PIP) -e ".[docs]" --no-build-isolation
+	@$(PIP) --group docs
 	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 
 format: install  ## ruff and clang-format, rewriting files
-	@$(PIP) ruff clang-format==14.0.6
+	@$(PIP) --group lint
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 	@$(BIN)/clang-format -i $$(git ls-files 'csrc/*.[ch]')
 

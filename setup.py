@@ -41,7 +41,9 @@ def blis_flags():
     found = blis()
     if found is None:
         return [], []
-    return ["-DATOMS_WITH_BLIS", *("-isystem" + f[2:] if f.startswith("-I") else f for f in found[0])], found[1]
+    return ["-DATOMS_WITH_BLIS", *("-isystem" + f[2:] if f.startswith("-I") else f for f in found[0])], found[
+        1
+    ]
 
 
 if sys.argv[1:] == ["blis-flags"]:
@@ -82,5 +84,5 @@ setup(
             extra_link_args=ldflags + blis_ldflags,
             libraries=["m"],
         )
-    ]
+    ],
 )

@@ -123,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--output", default="report", metavar="FOLDER", help="where everything goes")
     report.add_argument(
-        "--texts", metavar="FOLDER", help="folder with the configuration's texts (default: Python's language reference)"
+        "--texts",
+        metavar="FOLDER",
+        help="folder with the configuration's texts (default: Python's language reference)",
     )
     report.add_argument("--jobs", type=_positive, metavar="N", help="processes (default: one for each CPU)")
     report.add_argument("--threads", type=_positive, default=1, metavar="N", help="threads of each job")
@@ -133,7 +135,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(
-    config: str, output: str, texts: str | None, jobs: int | None, threads: int, scheduler: str | None, estimate: bool
+    config: str,
+    output: str,
+    texts: str | None,
+    jobs: int | None,
+    threads: int,
+    scheduler: str | None,
+    estimate: bool,
 ) -> None:
     from . import report as run
     from .report import estimate as cost

@@ -1,10 +1,11 @@
 """Types of the extension. Arrays are checked by the core: shapes and dtypes are in atoms.h."""
 
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+@final
 class Context:
     def __new__(cls, num_threads: int, isa: int = 4, blas: str | None = None) -> Context: ...
     @property

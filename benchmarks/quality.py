@@ -70,7 +70,9 @@ def judge(active, decode, train: np.ndarray, held: np.ndarray, block: int = 4096
             error += float(np.square(x - decode(codes), dtype=np.float64).sum())
             total += float(np.square(x - mean).sum())
             nonzero += np.count_nonzero(codes)
-        parts.append({f"explained_variance{name}": 1 - error / total, f"l0_held_out{name}": nonzero / len(rows)})
+        parts.append(
+            {f"explained_variance{name}": 1 - error / total, f"l0_held_out{name}": nonzero / len(rows)}
+        )
     fired = False
     rows = train[:: max(1, len(train) // DEAD_ROWS)]
     for i in range(0, len(rows), block):
@@ -131,7 +133,9 @@ def run_ours(task: dict, train: np.ndarray, held: np.ndarray, threads: int) -> d
     pre = held @ sae.W_enc + sae.b_enc
     base = np.maximum(sae.threshold, 1e-6 * np.abs(sae.threshold).max())
     l0_trained = np.count_nonzero(pre > sae.threshold) / len(pre)
-    threshold = base * np.float32(calibrate(lambda f: np.count_nonzero(pre > base * f) / len(pre), task["l0"]))
+    threshold = base * np.float32(
+        calibrate(lambda f: np.count_nonzero(pre > base * f) / len(pre), task["l0"])
+    )
 
     def active(x):
         pre = x @ sae.W_enc + sae.b_enc
@@ -210,9 +214,13 @@ def value(text: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("--data", type=Path, default=data.default_folder(), help="folder of captured activations")
+    parser.add_argument(
+        "--data", type=Path, default=data.default_folder(), help="folder of captured activations"
+    )
     parser.add_argument("--text", type=Path, help="text to capture when the folder has none")
     parser.add_argument("--names", nargs="+", default=["saelens-jumprelu", "saelens-topk", "saelens-batchtopk",
                         "dl-jumprelu", "dl-batchtopk", "atoms"])  # fmt: skip

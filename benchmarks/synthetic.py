@@ -99,20 +99,27 @@ def train_ours(X: np.ndarray, l0: float, lr: float, seed: int, threads: int, met
     ).fit(X)  # fmt: skip
     theirs = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=False))
     theirs.load_state_dict(
-        {key: torch.from_numpy(np.array(getattr(sae, key))) for key in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+        {
+            key: torch.from_numpy(np.array(getattr(sae, key)))
+            for key in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+        }
     )
     return theirs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ["atoms", "atoms-metric", *PEERS]
     parser.add_argument("--names", nargs="+", default=names, choices=names)
     parser.add_argument("--samples", type=int, default=2_000_000)
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder")
+    parser.add_argument(
+        "--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder"
+    )
     parser.add_argument("--data", type=Path, default=data.default_folder())
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -123,7 +130,9 @@ def main() -> None:
     synthetic = model()
     X, l0 = rows(synthetic, options.data, options.samples)
     print(f"{len(X)} rows; L0 of the {D_SAE} most frequent features: {l0:.1f}\n")
-    print("| name | lr | seed | MCC | F1 | uniqueness | EV | L0 | dead | seconds |\n|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| name | lr | seed | MCC | F1 | uniqueness | EV | L0 | dead | seconds |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for name in options.names:
@@ -136,7 +145,11 @@ def main() -> None:
                 spent = time.perf_counter() - start
                 torch.manual_seed(2)
                 e = eval_sae_on_synthetic_data(
-                    sae, synthetic.feature_dict, synthetic.activation_generator, num_samples=50_000, batch_size=2048
+                    sae,
+                    synthetic.feature_dict,
+                    synthetic.activation_generator,
+                    num_samples=50_000,
+                    batch_size=2048,
                 )
                 print(
                     f"| {name} | {lr:g} | {seed} | {e.mcc:.4f} | {e.classification.f1_score:.4f} | {e.uniqueness:.3f} "

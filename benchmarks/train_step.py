@@ -95,7 +95,9 @@ def work_peer(pipe, task: dict) -> None:
     # an untimed touch of the kind of work to come, so that thread pools and workspaces are not counted
     peers.make(task["name"], 8, 16, 2, batch_size=32, steps=10, lr=1e-5)
     base = reset_peak()
-    peer = peers.make(task["name"], task["d_in"], task["d_sae"], task["l0"], batch_size=batch, steps=10**6, lr=1e-6)
+    peer = peers.make(
+        task["name"], task["d_in"], task["d_sae"], task["l0"], batch_size=batch, steps=10**6, lr=1e-6
+    )
     peer.prepare(X[:batch])
     rows = itertools.cycle(X.split(batch))
     for _ in range(2):
@@ -340,7 +342,9 @@ def markdown(shape: str, batch: int, l0: int, results: dict, peak: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="d_in x d_sae, e.g. 576x2304")
     parser.add_argument("--l0", type=int, nargs="+", default=[16, 48])
     parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
@@ -348,8 +352,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of training in each round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--data", type=Path, help="activations for shapes of that width (.npy); planted data else")
-    parser.add_argument("--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder")
+    parser.add_argument(
+        "--data", type=Path, help="activations for shapes of that width (.npy); planted data else"
+    )
+    parser.add_argument(
+        "--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
 
@@ -359,7 +367,10 @@ def main() -> None:
     process, pipe = launch(context, peaks, options.threads)
     peak = receive(pipe)
     process.join()
-    print(", ".join(f"{key} {value / 1e9:.0f} GF/s" for key, value in peak.items()), f"on {options.threads} threads\n")
+    print(
+        ", ".join(f"{key} {value / 1e9:.0f} GF/s" for key, value in peak.items()),
+        f"on {options.threads} threads\n",
+    )
     runs = {}  # an earlier run of other shapes or names in the same file is kept
     if options.results.exists():
         runs = {(r["shape"], r["batch"], r["l0"]): r for r in json.loads(options.results.read_text())["runs"]}
@@ -382,7 +393,13 @@ def main() -> None:
                 results = measure(context, tasks, options.rounds, options.seconds)
                 merged = {**runs.get((shape, batch, l0), {}).get("results", {}), **results}
                 kind = "planted" if X is None else "captured"
-                runs[shape, batch, l0] = {"shape": shape, "batch": batch, "l0": l0, "data": kind, "results": merged}
+                runs[shape, batch, l0] = {
+                    "shape": shape,
+                    "batch": batch,
+                    "l0": l0,
+                    "data": kind,
+                    "results": merged,
+                }
                 print(markdown(shape, batch, l0, results, peak), flush=True)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     record = {"machine": cpu_model(), "threads": options.threads, "peaks": peak, "runs": list(runs.values())}

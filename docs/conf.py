@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import latex2mathml.converter  # noqa: E402
 from docutils import nodes  # noqa: E402
-from sphinx.domains.python import PyXRefRole  # noqa: E402
+from sphinx.domains.python import PyObject, PyXRefRole  # noqa: E402
 from sphinx.util.math import get_node_equation_number  # noqa: E402
 
 import atoms  # noqa: E402
@@ -137,7 +137,7 @@ nitpick_ignore_regex = [
 ]
 suppress_warnings = ["ref.python"]  # attributes of several classes, such as W_enc: the first is as good
 default_role = "name"
-autodoc_default_options = {"member-order": "bysource", "show-inheritance": False}
+autodoc_default_options = {"member-order": "bysource"}
 autodoc_typehints = "none"  # the docstrings say types, with shapes
 autodoc_preserve_defaults = True
 autosummary_generate = False
@@ -162,6 +162,21 @@ def plain_bars(app, what, name, obj, options, lines):
         if "|" in line and not line.lstrip().startswith((">>>", "...")):
             parts = re.split(r"(``.*?``|`.*?`)", line)
             lines[i] = "".join(p if p.startswith("`") else re.sub(r"(?<!\\)\|", r"\|", p) for p in parts)
+
+
+summaries = {}
+
+
+def keep_properties(app, what, name, obj, options, lines):
+    if what == "property":
+        summaries[name] = list(lines)
+
+
+def restore_properties(app, what, name, obj, options, lines):
+    """napoleon takes "Mean: the sum over n." for a type and what is of it; here it is a sentence."""
+    original = summaries.pop(name, None)
+    if original is not None and not any(line.startswith("---") for line in original):
+        lines[:] = original
 
 
 def aliases():
@@ -222,7 +237,9 @@ def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
 def mathml(formula, display):
     """Bars are magnitudes here, never relations: no space beside them."""
     found = latex2mathml.converter.convert(formula, display=display)
-    return re.sub(r"<mo>(\||&#x0007C;|&#x02016;|‖)</mo>", r'<mo lspace="0" rspace="0">\1</mo>', found)
+    return re.sub(
+        r"<mo>(\||&#x0007C;|&#x02016;|‖)</mo>", r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>', found
+    )
 
 
 def inline_math(self, node):
@@ -246,6 +263,11 @@ def setup(app):
     app.add_role("name", name_role)
     app.add_config_value("atoms_aliases", aliases(), "env")
     app.connect("autodoc-process-docstring", plain_bars, priority=400)
+    app.connect("autodoc-process-docstring", keep_properties, priority=450)
+    app.connect("autodoc-process-docstring", restore_properties, priority=600)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     app.connect("missing-reference", elsewhere)
 
 

@@ -111,7 +111,10 @@ def test_controls(done):
         assert memory["l0"] == [1, 1, 1] and memory["d_sae"] == report["n_train"]
         assert random["d_sae"] == atoms["d_sae"] == 48
         assert random["l0_mean"] == pytest.approx(atoms["l0_mean"], abs=0.51)
-        assert atoms["explained"]["held_out"][demo.CONVENTION][0] > random["explained"]["held_out"][demo.CONVENTION][0]
+        assert (
+            atoms["explained"]["held_out"][demo.CONVENTION][0]
+            > random["explained"]["held_out"][demo.CONVENTION][0]
+        )
         for curve in report["curves"].values():
             assert len(curve) == len(report["curve_l0"]) and np.all(np.diff(curve) > -1e-6)
 
@@ -249,4 +252,6 @@ def test_the_real_model(tmp_path, capsys):
         assert report["euclidean"]["mean"] < 75
         assert abs(report["atomic"]["mean"] - 90) < 3
         atoms, random, _ = report["scores"]
-        assert atoms["explained"]["train"][demo.CONVENTION][0] > random["explained"]["train"][demo.CONVENTION][0]
+        assert (
+            atoms["explained"]["train"][demo.CONVENTION][0] > random["explained"]["train"][demo.CONVENTION][0]
+        )

@@ -111,7 +111,8 @@ class SparseAutoencoder(Estimator):
     dead_after : float
         A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
         direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
-        of that, its threshold comes down until it fires (``"jumprelu"``). 0: neither.
+        of that, its threshold comes down until it fires (``"jumprelu"``). 0: neither. Runs too short for
+        several such times find more with 50 to 300.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
     aux_k : int

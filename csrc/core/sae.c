@@ -59,7 +59,8 @@ atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *p, atom
     }
     screen_weights *w = &sae->screen;
     w->kind = sae_screen_kind(ctx, p->screen);
-    sae->ld = (p->d_in + 15) / 16 * 16;
+    sae->width = (p->d_in + 15) / 16 * 16;
+    sae->ld = sae->width / 16 % 2 ? sae->width : sae->width + 16;
     sae->rows = (p->d_sae + BLOCK - 1) / BLOCK * BLOCK;
     int64_t s = sae->rows;
     bool ok = block_new(&sae->dec, s * sae->ld) && block_new(&sae->b_enc, s) &&
@@ -69,7 +70,7 @@ atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *p, atom
     else if (ok)
         ok = block_new(&sae->enc, s * sae->ld);
     ok = ok && (sae->last_fired = atoms_calloc(s, sizeof *sae->last_fired)) &&
-         (w->q = atoms_calloc(s * sae->ld, w->kind == ATOMS_SCREEN_INT16 ? 2 : w->kind == ATOMS_SCREEN_INT8)) &&
+         (w->q = atoms_calloc(s * sae->width, w->kind == ATOMS_SCREEN_INT16 ? 2 : w->kind == ATOMS_SCREEN_INT8)) &&
          (w->offset = atoms_calloc(s, sizeof *w->offset)) &&
          (w->scale = atoms_calloc(s, sizeof *w->scale)) &&
          (w->residual = atoms_calloc(s, sizeof *w->residual)) &&

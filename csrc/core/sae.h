@@ -9,7 +9,7 @@
 #endif
 
 #define PANEL 64   /* samples that one mask covers */
-#define GROUP 8    /* panels at most that one task lists together: 512 samples */
+#define GROUP 16   /* panels at most that one task lists together: 1024 samples */
 #define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
 
 /* A parameter block with its Adam moments: n values, the same shape thrice. */
@@ -20,7 +20,7 @@ typedef struct {
 /* The encoder as the screen sees it. Valid only when the encoder has not changed since. */
 typedef struct {
     atoms_screen kind; /* F32, INT8 or INT16 */
-    void *q;           /* (d_sae rounded up to BLOCK, ld) int8 or int16 */
+    void *q;           /* (d_sae rounded up to BLOCK, width) int8 or int16 */
     int32_t *offset;   /* the rest: (d_sae rounded up to BLOCK,) */
     float *scale, *residual, *norm;
 } screen_weights;
@@ -40,15 +40,15 @@ typedef struct {
     float *xc;           /* (panels * PANEL, ld) */
     int64_t errors;      /* blocks of err: one for each prefix, and one for AuxK if it is in use */
     float *err;          /* (errors, panels * PANEL, ld) */
-    void *xq;            /* uint8 (panels, ld / 4, PANEL, 4) or int16 (panels, ld / 2, PANEL, 2) */
+    void *xq;            /* uint8 (panels, width / 4, PANEL, 4) or int16 (panels, width / 2, PANEL, 2) */
     float *scale, *norm, *residual; /* (panels * PANEL,) */
     panel_list *list, *aux; /* (panels,); aux: the entries of AuxK */
     double *sums;        /* (panels, 1 + ld): |xc|^2, column sums */
     /* the active entries by latent */
     int64_t entry_cap;
-    int64_t *start;      /* (d_sae + 1,) */
-    int32_t *row;        /* that of err: of AuxK's entries, in AuxK's block */
-    float *z, *ga;
+    int64_t *start, *aux_start; /* (d_sae + 1,), (d_sae,): the latent's entries, and where AuxK's begin */
+    int32_t *row;        /* the sample */
+    float *z, *ga;       /* then the factors of the gradients' rows, of the decoder and the encoder */
     float *floor, *limit, *rest, *size; /* (d_sae rounded up to BLOCK,) */
     float *partial;      /* (blocks of latents or panels, ld) */
     float topk_floor;
@@ -56,7 +56,9 @@ typedef struct {
 
 struct atoms_sae {
     atoms_sae_params p;
-    int64_t ld, rows; /* d_in rounded up to 16, d_sae rounded up to BLOCK */
+    int64_t width, ld; /* d_in rounded up to 16; floats from row to row: an odd number of cache lines, so that
+                          a strip of many rows spreads over all sets of a cache */
+    int64_t rows;      /* d_sae rounded up to BLOCK */
     adam_block enc, dec, b_enc, b_dec, thr;
     int64_t *last_fired;
     int64_t counters[2];
@@ -71,13 +73,6 @@ struct atoms_codes {
     float *values;
 };
 
-/* Rows that the hardware cannot foresee, asked for ahead of their use. Never faults. */
-static inline void prefetch_row(const float *row, int64_t n)
-{
-    for (int64_t i = 0; i < n; i += 16)
-        __builtin_prefetch(row + i);
-}
-
 /* Seconds, for the timers of atoms_sae_stats. */
 static inline double sae_now(void)
 {
@@ -88,11 +83,11 @@ static inline double sae_now(void)
 #endif
 }
 
-/* Columns of one canonical partial sum: a multiple of 64, or all of them. A group's strip of x is to stay
- * in the second-level cache. */
-static inline int64_t sae_strip(int64_t ld)
+/* Columns of one canonical partial sum of z: a multiple of 64, or all of them. A group's strip of x is to
+ * stay in the second-level cache. */
+static inline int64_t sae_strip(int64_t width)
 {
-    return ld <= 640 ? 640 : 256;
+    return width <= 640 ? width : 128;
 }
 
 /* The kind of screen that AUTO stands for. */

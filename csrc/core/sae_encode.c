@@ -51,20 +51,20 @@ void sae_screen_row(const atoms_sae_kernels *k, atoms_sae *sae, int64_t j)
     screen_weights *w = &sae->screen;
     const float *row = sae->enc.w + j * sae->ld;
     if (w->kind == ATOMS_SCREEN_INT16) {
-        w->scale[j] = k->quantise16(sae->ld, row, (int16_t *)w->q + j * sae->ld, &w->residual[j],
-                                    &w->norm[j]);
+        w->scale[j] = k->quantise16(sae->width, row, (int16_t *)w->q + j * sae->width,
+                                    &w->residual[j], &w->norm[j]);
         return;
     }
     if (w->kind == ATOMS_SCREEN_INT8) {
         int32_t total;
-        w->scale[j] = k->quantise(sae->ld, row, (int8_t *)w->q + j * sae->ld, &w->residual[j],
+        w->scale[j] = k->quantise(sae->width, row, (int8_t *)w->q + j * sae->width, &w->residual[j],
                                   &w->norm[j], &total);
         w->offset[j] = 128 * total;
         return;
     }
-    float square;
-    k->dots(sae->ld, 1, row, &row, &square);
-    w->norm[j] = sqrtf(square) * (1 + 1e-5f + (float)sae->ld * 0x1p-26f);
+    float square = 0;
+    k->dots(sae->width, 1, row, row, 0, &(int32_t){0}, &square);
+    w->norm[j] = sqrtf(square) * (1 + 1e-5f + (float)sae->width * 0x1p-26f);
 }
 
 /* ----------------------------------------------------------------- batch */
@@ -78,7 +78,7 @@ void sae_batch_free(sae_batch *b)
         atoms_free(l->ga);
     }
     void *blocks[] = {b->xc, b->err, b->xq, b->scale, b->norm, b->residual, b->list, b->aux, b->sums,
-                      b->start, b->row, b->z, b->ga, b->floor, b->limit, b->rest, b->size,
+                      b->start, b->aux_start, b->row, b->z, b->ga, b->floor, b->limit, b->rest, b->size,
                       b->partial};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         atoms_free(blocks[i]);
@@ -100,12 +100,13 @@ atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n, in
         b->errors = errors;
         ok = ok && (b->xc = atoms_alloc(r * ld, sizeof *b->xc)) &&
              (b->err = atoms_alloc(errors * r * ld, sizeof *b->err)) &&
-             (b->xq = atoms_alloc(r * ld, quantised)) &&
+             (b->xq = atoms_alloc(r * sae->width, quantised)) &&
              (b->scale = atoms_alloc(r, sizeof *b->scale)) &&
              (b->norm = atoms_alloc(r, sizeof *b->norm)) &&
              (b->residual = atoms_alloc(r, sizeof *b->residual)) &&
-             (b->sums = atoms_alloc(panels * (1 + ld), sizeof *b->sums)) &&
+             (b->sums = atoms_alloc(panels * (1 + sae->width), sizeof *b->sums)) &&
              (b->start = atoms_alloc(sae->p.d_sae + 1, sizeof *b->start)) &&
+             (b->aux_start = atoms_alloc(sae->p.d_sae, sizeof *b->aux_start)) &&
              (b->floor = atoms_calloc(sae->rows, sizeof *b->floor)) &&
              (b->limit = atoms_calloc(sae->rows, sizeof *b->limit)) &&
              (b->rest = atoms_calloc(sae->rows, sizeof *b->rest)) &&
@@ -121,26 +122,21 @@ atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n, in
     return ATOMS_OK;
 }
 
-/* Row i of the batch in float32: the caller's own where nothing is to be done, else in `room`. */
+/* Row i of the batch in float32: the caller's own where nothing is to be converted, else in `room`. */
 static const float *read_row(const atoms_rows *x, int64_t i, int64_t d, float *room)
 {
     int64_t at = (x->index ? x->index[i] : i) * x->row_stride;
     const char *from = (const char *)x->x + at * (int64_t)atoms_dtype_size(x->dtype);
-    bool plain = x->dtype == ATOMS_F32 && (x->col_stride == 1 || d == 1);
-    if (plain && !x->shift)
+    if (x->dtype == ATOMS_F32 && (x->col_stride == 1 || d == 1))
         return (const float *)(const void *)from;
-    if (!plain)
-        atoms_rows_to_f32(1, d, from, x->dtype, 0, x->col_stride, room);
-    const float *row = plain ? (const float *)(const void *)from : room;
-    for (int64_t c = 0; x->shift && c < d; c++)
-        room[c] = (row[c] - x->shift[c]) * x->scale;
+    atoms_rows_to_f32(1, d, from, x->dtype, 0, x->col_stride, room);
     return room;
 }
 
 /* A quantised row into its place in the panel: groups of values of all samples side by side. */
-static void place_int8(int64_t ld, int64_t r, const int8_t *q, uint8_t *panel)
+static void place_int8(int64_t width, int64_t r, const int8_t *q, uint8_t *panel)
 {
-    for (int64_t c = 0; c < ld; c += 4) {
+    for (int64_t c = 0; c < width; c += 4) {
         uint32_t four;
         memcpy(&four, q + c, 4);
         four ^= 0x80808080u; /* q + 128, unsigned */
@@ -148,9 +144,9 @@ static void place_int8(int64_t ld, int64_t r, const int8_t *q, uint8_t *panel)
     }
 }
 
-static void place_int16(int64_t ld, int64_t r, const int16_t *q, int16_t *panel)
+static void place_int16(int64_t width, int64_t r, const int16_t *q, int16_t *panel)
 {
-    for (int64_t c = 0; c < ld; c += 2)
+    for (int64_t c = 0; c < width; c += 2)
         memcpy(panel + c * PANEL + r * 2, q + c, 4);
 }
 
@@ -160,39 +156,38 @@ static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, c
                              int64_t p, sae_batch *b)
 {
     atoms_screen kind = sae->screen.kind;
-    int64_t ld = sae->ld, d = sae->p.d_in, bad = -1;
+    int64_t width = sae->width, d = sae->p.d_in, bad = -1;
     int64_t rows = ATOMS_MIN(PANEL, b->n - p * PANEL);
-    double *sums = b->sums + p * (1 + ld);
-    memset(sums, 0, (size_t)(1 + ld) * sizeof *sums);
+    double *sums = b->sums + p * (1 + width);
+    memset(sums, 0, (size_t)(1 + width) * sizeof *sums);
     /* float32's dot products, ours and the screen's, against the exact one: gamma |x| |w| */
-    float gamma = (float)(kind == ATOMS_SCREEN_F32 ? 2 * ld + 64 : ld / 64 + 24) * 0x1p-23f;
-    float room[ld] __attribute__((aligned(64)));
-    int16_t q[ld] __attribute__((aligned(64)));
+    float gamma = (float)(kind == ATOMS_SCREEN_F32 ? 2 * width + 64 : width / 64 + 24) * 0x1p-23f;
+    float room[width] __attribute__((aligned(64)));
+    int16_t q[width] __attribute__((aligned(64)));
     for (int64_t r = 0; r < PANEL; r++) {
         int64_t i = p * PANEL + r;
-        float *xc = b->xc + i * ld;
+        float *xc = b->xc + i * sae->ld;
         float scale = 0, residual = 0, norm = 0;
         if (r < rows) {
             double square;
-            float top = k->centre(ld, d, read_row(x, i, d, room), sae->b_dec.w, xc, &square);
+            float top = k->centre(width, d, read_row(x, i, d, room), x->shift, x->scale, sae->b_dec.w,
+                                  xc, &square, sums + 1);
             if (!(top <= 3e38f) || !isfinite(square)) {
                 bad = bad < 0 ? i : bad;
                 continue;
             }
             sums[0] += square;
-            for (int64_t c = 0; c < d; c++)
-                sums[1 + c] += (double)xc[c];
             norm = (float)(sqrt(square) * (1 + 1e-6));
         } else {
-            memset(xc, 0, (size_t)ld * sizeof *xc);
+            memset(xc, 0, (size_t)width * sizeof *xc);
         }
         if (kind == ATOMS_SCREEN_INT8) {
             int32_t total;
-            scale = k->quantise(ld, xc, (int8_t *)q, &residual, &norm, &total);
-            place_int8(ld, r, (int8_t *)q, (uint8_t *)b->xq + p * PANEL * ld);
+            scale = k->quantise(width, xc, (int8_t *)q, &residual, &norm, &total);
+            place_int8(width, r, (int8_t *)q, (uint8_t *)b->xq + p * PANEL * width);
         } else if (kind == ATOMS_SCREEN_INT16) {
-            scale = k->quantise16(ld, xc, q, &residual, &norm);
-            place_int16(ld, r, q, (int16_t *)b->xq + p * PANEL * ld);
+            scale = k->quantise16(width, xc, q, &residual, &norm);
+            place_int16(width, r, q, (int16_t *)b->xq + p * PANEL * width);
         }
         b->scale[i] = scale;
         b->norm[i] = norm + residual; /* bounds |x| and |x_hat| */
@@ -224,8 +219,10 @@ typedef struct {
     uint64_t *mask;    /* (GROUP, d_sae rounded up) */
     float *tile;       /* (BLOCK, GROUP * PANEL), F32 screen only */
     int64_t *start;    /* (d_sae + 1,) candidates of each latent */
-    uint16_t *row;     /* (cap,) sample within the group */
+    int32_t *row;      /* (cap,) sample within the group */
     float *z;          /* (cap,) */
+    bool polls;
+    atoms_pollster pollster;
 } scratch;
 
 static bool scratch_new(scratch *s, const atoms_sae *sae)
@@ -263,15 +260,17 @@ static void screen_limits(const atoms_sae *sae, sae_batch *b)
 }
 
 /* Masks of candidates for the panels p0 .. p0 + np and every latent. */
-static void screen_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
-                         const sae_batch *b, int64_t p0, int64_t np, scratch *s)
+static atoms_status screen_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+                                 const sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
-    int64_t ld = sae->ld, bytes = sae->screen.kind == ATOMS_SCREEN_INT16 ? 2 : 1;
+    int64_t ld = sae->ld, width = sae->width, bytes = sae->screen.kind == ATOMS_SCREEN_INT16 ? 2 : 1;
     atoms_screen_fn *screen = screen_function(ctx->isa, sae->screen.kind);
     for (int64_t j0 = 0; j0 < sae->p.d_sae; j0 += BLOCK) {
         int64_t nj = ATOMS_MIN(BLOCK, sae->p.d_sae - j0);
+        if (s->polls && atoms_poll(ctx, &s->pollster) != ATOMS_OK)
+            return ATOMS_ERR_CANCELLED;
         if (!screen)
-            atoms_gemm_f32(ctx, nj, np * PANEL, ld, 1, sae->enc.w + j0 * ld, ld, 1,
+            atoms_gemm_f32(ctx, nj, np * PANEL, width, 1, sae->enc.w + j0 * ld, ld, 1,
                            b->xc + p0 * PANEL * ld, 1, ld, 0, s->tile, GROUP * PANEL, 1);
         for (int64_t p = 0; p < np; p++) {
             int64_t i0 = (p0 + p) * PANEL;
@@ -280,8 +279,8 @@ static void screen_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms
                 atoms_screen_samples samples = {b->scale + i0, b->norm + i0, b->residual + i0};
                 atoms_screen_rows rows = {sae->screen.offset + j0, b->limit + j0, b->rest + j0,
                                           b->size + j0};
-                screen(ld, nj, (const char *)b->xq + i0 * ld * bytes, &samples,
-                       (const char *)sae->screen.q + j0 * ld * bytes, &rows, mask);
+                screen(width, nj, (const char *)b->xq + i0 * width * bytes, &samples,
+                       (const char *)sae->screen.q + j0 * width * bytes, &rows, mask);
                 continue;
             }
             for (int64_t j = 0; j < nj; j++)
@@ -289,6 +288,7 @@ static void screen_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms
                                    b->size[j0 + j], b->limit[j0 + j]);
         }
     }
+    return ATOMS_OK;
 }
 
 /* ----------------------------------------------------------------- exact */
@@ -316,11 +316,11 @@ static bool gather_candidates(const atoms_sae *sae, const sae_batch *b, int64_t 
         if (!s->row || !s->z)
             return false;
     }
-    uint16_t *row = s->row;
+    int32_t *row = s->row;
     for (int64_t j = 0; j < sae->p.d_sae; j++)
         for (int64_t p = 0; p < np; p++)
             for (uint64_t m = s->mask[p * sae->rows + j]; m; m &= m - 1)
-                *row++ = (uint16_t)(p * PANEL + __builtin_ctzll(m));
+                *row++ = (int32_t)(p * PANEL + __builtin_ctzll(m));
     return true;
 }
 
@@ -329,23 +329,18 @@ static bool gather_candidates(const atoms_sae *sae, const sae_batch *b, int64_t 
 static void exact_group(const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
                         int64_t p0, scratch *s)
 {
-    int64_t ld = sae->ld, strip = sae_strip(ld);
-    for (int64_t c = 0; c < ld; c += strip) {
-        int64_t width = ATOMS_MIN(strip, ld - c);
+    int64_t ld = sae->ld, strip = sae_strip(sae->width);
+    memset(s->z, 0, (size_t)s->start[sae->p.d_sae] * sizeof *s->z);
+    for (int64_t c = 0; c < sae->width; c += strip) {
+        int64_t columns = ATOMS_MIN(strip, sae->width - c);
         const float *x = b->xc + p0 * PANEL * ld + c;
         for (int64_t j = 0; j < sae->p.d_sae; j++) {
-            const float *w = sae->enc.w + j * ld + c;
-            prefetch_row(w + ld, width);
-            for (int64_t e = s->start[j]; e < s->start[j + 1]; e += 4) {
-                const float *rows[4];
-                float z[4];
-                int64_t n = ATOMS_MIN(4, s->start[j + 1] - e);
-                for (int64_t a = 0; a < n; a++)
-                    rows[a] = x + s->row[e + a] * ld;
-                k->dots(width, n, w, rows, z);
-                for (int64_t a = 0; a < n; a++)
-                    s->z[e + a] = c ? s->z[e + a] + z[a] : z[a];
-            }
+            int64_t from = s->start[j], n = s->start[j + 1] - from, ahead = j + 4;
+            if (ahead < sae->p.d_sae && s->start[ahead + 1] > s->start[ahead])
+                for (int64_t i = c; i < c + columns; i += 16)
+                    __builtin_prefetch(sae->enc.w + ahead * ld + i);
+            if (n)
+                k->dots(columns, n, sae->enc.w + j * ld + c, x, ld, s->row + from, s->z + from);
         }
     }
 }
@@ -396,49 +391,60 @@ static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t n
     return true;
 }
 
-static bool list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
-                       sae_batch *b, int64_t p0, int64_t np, scratch *s)
+static atoms_status list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+                               sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
     panel_list *l = &b->list[p0];
     double t0 = sae_now();
-    screen_group(ctx, sae, k, b, p0, np, s);
+    atoms_status status = screen_group(ctx, sae, k, b, p0, np, s);
+    if (status != ATOMS_OK)
+        return status;
     double t1 = sae_now();
     if (!gather_candidates(sae, b, p0, np, s))
-        return false;
+        return ATOMS_ERR_MEMORY;
     exact_group(sae, k, b, p0, s);
-    bool ok = fill_lists(sae, b, p0, np, s);
+    if (!fill_lists(sae, b, p0, np, s))
+        return ATOMS_ERR_MEMORY;
     for (int64_t p = 0; p < np; p++)
         l[p].candidates = l[p].seconds[0] = l[p].seconds[1] = 0;
     l->candidates = (double)s->start[sae->p.d_sae];
     l->seconds[0] = t1 - t0;
     l->seconds[1] = sae_now() - t1;
-    return ok;
+    return ATOMS_OK;
+}
+
+/* Panels of one task, which change the speed, never the result: enough tasks for every thread, the more so
+ * the cheaper it is to stream the encoder once more, and the task's strip of x within the second-level cache. */
+static int64_t group_of(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b)
+{
+    bool large = sae->p.d_sae * sae->ld > ((int64_t)1 << 22);
+    int64_t tasks = (large ? 1 : 2) * (int64_t)ctx->p.num_threads;
+    int64_t most = 163840 / (PANEL * sae_strip(sae->width));
+    return ATOMS_MAX(1, ATOMS_MIN((b->panels + tasks - 1) / tasks, ATOMS_MIN(most, GROUP)));
 }
 
 atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b)
 {
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
     screen_limits(sae, b);
-    /* Grouping changes the speed, never the result: two tasks or more for each thread, and the group's
-     * strip of x within the second-level cache. */
-    int64_t strip = ATOMS_MIN(sae_strip(sae->ld), sae->ld);
-    int64_t group = ATOMS_MIN(b->panels / (2 * ctx->p.num_threads), 98304 / (PANEL * strip));
-    group = ATOMS_MAX(1, ATOMS_MIN(GROUP, group));
+    int64_t group = group_of(ctx, sae, b);
     int failed = 0, cancelled = 0;
 #pragma omp parallel num_threads(ctx->p.num_threads) reduction(| : failed) reduction(| : cancelled)
     {
         scratch s;
-        atoms_pollster pollster = {0};
         failed |= !scratch_new(&s, sae);
+#ifdef _OPENMP
+        s.polls = omp_get_thread_num() == 0;
+#else
+        s.polls = true;
+#endif
 #pragma omp for schedule(dynamic, 1)
         for (int64_t p = 0; p < b->panels; p += group) {
             if (failed || cancelled)
                 continue;
-            failed |= !list_group(ctx, sae, k, b, p, ATOMS_MIN(group, b->panels - p), &s);
-#ifdef _OPENMP
-            if (omp_get_thread_num() == 0)
-#endif
-                cancelled |= atoms_poll(ctx, &pollster) != ATOMS_OK;
+            atoms_status status = list_group(ctx, sae, k, b, p, ATOMS_MIN(group, b->panels - p), &s);
+            failed |= status == ATOMS_ERR_MEMORY;
+            cancelled |= status == ATOMS_ERR_CANCELLED;
         }
         scratch_free(&s);
     }

@@ -1,6 +1,7 @@
 /* sae_kernels.h: the vector loops of SAE training, one table for each instruction set.
  *
- * Rows have ld floats, ld a multiple of 16, padded with zeros, 64-byte aligned. */
+ * Rows are `width` floats, a multiple of 16, padded with zeros and 64-byte aligned; those of a matrix are
+ * ld floats apart. A list of n rows of a matrix is given by their numbers. */
 #ifndef ATOMS_SAE_KERNELS_H
 #define ATOMS_SAE_KERNELS_H
 
@@ -15,28 +16,32 @@ typedef struct {
 } atoms_adam;
 
 typedef struct {
-    /* out[k] = w . x[k] for k < n <= 4, in the canonical order */
-    void (*dots)(int64_t ld, int64_t n, const float *w, const float *const *x, float *out);
-    /* out += sum_k c[k] row[k], four rows at a time */
-    void (*add_rows)(int64_t ld, int64_t n, const float *c, const float *const *row, float *out);
+    /* out[k] += v . base[row[k]], in the canonical order */
+    void (*dots)(int64_t width, int64_t n, const float *v, const float *base, int64_t ld,
+                 const int32_t *row, float *out);
+    /* out += sum_k c[k] base[row[k]], in that order for each column */
+    void (*add_rows)(int64_t width, int64_t n, const float *c, const float *base, int64_t ld,
+                     const int32_t *row, float *out);
     /* err = -xc */
-    void (*negate)(int64_t ld, const float *xc, float *err);
+    void (*negate)(int64_t width, const float *xc, float *err);
     /* column += err; returns |err|^2, summed in float64 */
-    double (*error_sums)(int64_t ld, const float *err, float *column);
+    double (*error_sums)(int64_t width, const float *err, float *column);
     /* One Adam update of a row w with gradient g. With `unit`, the part of g along w is removed first
-     * and w is brought back to unit norm. scratch: ld floats. */
-    void (*adam_row)(int64_t ld, int64_t d, const atoms_adam *a, bool unit, const float *g,
-                     float *m, float *v, float *w, float *scratch);
+     * and w is brought back to unit norm. g is overwritten. */
+    void (*adam_row)(int64_t width, int64_t d, const atoms_adam *a, bool unit, float *g,
+                     float *m, float *v, float *w);
     /* bit i set where tile[i] + slack * norm[i] >= limit, i < 64 */
     uint64_t (*reach)(const float *tile, const float *norm, float slack, float limit);
-    /* xc = x - b, returns max |xc|; *sum = |xc|^2 in float64 */
-    float (*centre)(int64_t ld, int64_t d, const float *x, const float *b, float *xc, double *sum);
+    /* xc = scale (x - shift) - b (shift NULL: x - b), returns max |xc|; *sum = |xc|^2 and column += xc in
+     * float64 */
+    float (*centre)(int64_t width, int64_t d, const float *x, const float *shift, float scale,
+                    const float *b, float *xc, double *sum, double *column);
     /* q = round(x / scale) with scale = max|x| / 127; returns the scale; *residual = |x - scale q|,
      * *norm = |x|, *total = sum q; zero rows give scale 0 */
-    float (*quantise)(int64_t ld, const float *x, int8_t *q, float *residual, float *norm,
+    float (*quantise)(int64_t width, const float *x, int8_t *q, float *residual, float *norm,
                       int32_t *total);
     /* The same in 16 bits, |q| at most 46000 so that no sum of products of two rows overflows 31 bits */
-    float (*quantise16)(int64_t ld, const float *x, int16_t *q, float *residual, float *norm);
+    float (*quantise16)(int64_t width, const float *x, int16_t *q, float *residual, float *norm);
 } atoms_sae_kernels;
 
 const atoms_sae_kernels *atoms_sae_kernels_for(atoms_isa isa);
@@ -44,8 +49,8 @@ const atoms_sae_kernels *atoms_sae_kernels_for(atoms_isa isa);
 /* Screens 64 samples against n_latents rows: bit i of mask[j] is set when sample i may reach
  * floor[j]. With x = s_x q_x + r_x and w = s_w q_w + r_w,
  *   |x.w - s_x s_w q_x.q_w| = |x_hat.r_w + r_x.w| <= |x_hat| |r_w| + |r_x| |w|.
- * x: uint8 panel [ld/4][64][4] of q + 128, or int16 panel [ld/2][64][2] of q; per-sample scale, norm,
- * residual (64). w: int8 or int16 rows (n_latents, ld), n_latents a multiple of 6 rows allocated;
+ * x: uint8 panel [width/4][64][4] of q + 128, or int16 panel [width/2][64][2] of q; per-sample scale, norm,
+ * residual (64). w: int8 or int16 rows (n_latents, width), n_latents a multiple of 6 rows allocated;
  * limit[j] = (floor_j - b_enc_j, less slack) / w_scale_j and the rest likewise divided. */
 typedef struct {
     const int32_t *offset;   /* 128 sum_k w_jk for int8, else 0 */
@@ -57,7 +62,7 @@ typedef struct {
     const float *scale, *norm, *residual;
 } atoms_screen_samples;
 
-typedef void atoms_screen_fn(int64_t ld, int64_t n_latents, const void *x,
+typedef void atoms_screen_fn(int64_t width, int64_t n_latents, const void *x,
                              const atoms_screen_samples *s, const void *w,
                              const atoms_screen_rows *r, uint64_t *mask);
 

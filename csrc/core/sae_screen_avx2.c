@@ -10,18 +10,18 @@
 #define ROWS 6
 
 static inline __attribute__((always_inline)) void
-tile(int64_t ld, const int16_t *x, const int16_t *w, __m256i acc[ROWS][2])
+tile(int64_t width, const int16_t *x, const int16_t *w, __m256i acc[ROWS][2])
 {
 #pragma GCC unroll 6
     for (int a = 0; a < ROWS; a++)
         acc[a][0] = acc[a][1] = _mm256_setzero_si256();
-    for (int64_t c = 0; c < ld; c += 2, x += 128) {
+    for (int64_t c = 0; c < width; c += 2, x += 128) {
         __m256i x0 = _mm256_load_si256((const __m256i *)x);
         __m256i x1 = _mm256_load_si256((const __m256i *)x + 1);
 #pragma GCC unroll 6
         for (int a = 0; a < ROWS; a++) {
             int32_t two;
-            memcpy(&two, w + a * ld + c, 4);
+            memcpy(&two, w + a * width + c, 4);
             __m256i wv = _mm256_set1_epi32(two);
             acc[a][0] = _mm256_add_epi32(acc[a][0], _mm256_madd_epi16(x0, wv));
             acc[a][1] = _mm256_add_epi32(acc[a][1], _mm256_madd_epi16(x1, wv));
@@ -29,7 +29,7 @@ tile(int64_t ld, const int16_t *x, const int16_t *w, __m256i acc[ROWS][2])
     }
 }
 
-void atoms_screen_int16_avx2(int64_t ld, int64_t n_latents, const void *x,
+void atoms_screen_int16_avx2(int64_t width, int64_t n_latents, const void *x,
                              const atoms_screen_samples *s, const void *w,
                              const atoms_screen_rows *r, uint64_t *mask)
 {
@@ -39,7 +39,7 @@ void atoms_screen_int16_avx2(int64_t ld, int64_t n_latents, const void *x,
             mask[j + a] = 0;
         for (int i = 0; i < 64; i += 16) {
             __m256i acc[ROWS][2];
-            tile(ld, (const int16_t *)x + 2 * i, (const int16_t *)w + j * ld, acc);
+            tile(width, (const int16_t *)x + 2 * i, (const int16_t *)w + j * width, acc);
 #pragma GCC unroll 6
             for (int a = 0; a < ROWS; a++) {
                 if (a >= rows)

@@ -15,14 +15,14 @@ static uint64_t reached(const int32_t *sum, const atoms_screen_samples *s, const
 }
 
 #define SCREEN(name, x_t, w_t, group)                                                              \
-    void name(int64_t ld, int64_t n_latents, const void *x, const atoms_screen_samples *s,         \
+    void name(int64_t width, int64_t n_latents, const void *x, const atoms_screen_samples *s,         \
               const void *w, const atoms_screen_rows *r, uint64_t *mask)                           \
     {                                                                                              \
         for (int64_t j = 0; j < n_latents; j++) {                                                  \
             int32_t sum[64] = {0};                                                                 \
             const x_t *xp = x;                                                                     \
-            const w_t *wp = (const w_t *)w + j * ld;                                               \
-            for (int64_t c = 0; c < ld; c += group, xp += 64 * group)                              \
+            const w_t *wp = (const w_t *)w + j * width;                                               \
+            for (int64_t c = 0; c < width; c += group, xp += 64 * group)                              \
                 for (int i = 0; i < 64; i++)                                                       \
                     for (int g = 0; g < group; g++)                                                \
                         sum[i] += (int32_t)xp[i * group + g] * wp[c + g];                          \

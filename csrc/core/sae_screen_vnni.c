@@ -15,7 +15,7 @@ static inline __attribute__((always_inline)) __m512i dpbusd(__m512i acc, __m512i
     return acc;
 }
 
-void atoms_screen_int8_vnni(int64_t ld, int64_t n_latents, const void *x,
+void atoms_screen_int8_vnni(int64_t width, int64_t n_latents, const void *x,
                             const atoms_screen_samples *s, const void *w,
                             const atoms_screen_rows *r, uint64_t *mask)
 {
@@ -26,9 +26,9 @@ void atoms_screen_int8_vnni(int64_t ld, int64_t n_latents, const void *x,
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++)
                 acc[a][b] = _mm512_setzero_si512();
-        const int8_t *wj = (const int8_t *)w + j * ld;
+        const int8_t *wj = (const int8_t *)w + j * width;
         const uint8_t *xp = x;
-        for (int64_t c = 0; c < ld; c += 4, xp += 256) {
+        for (int64_t c = 0; c < width; c += 4, xp += 256) {
             __m512i xv[4];
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++)
@@ -36,7 +36,7 @@ void atoms_screen_int8_vnni(int64_t ld, int64_t n_latents, const void *x,
 #pragma GCC unroll 6
             for (int a = 0; a < ROWS; a++) {
                 int32_t four;
-                memcpy(&four, wj + a * ld + c, 4);
+                memcpy(&four, wj + a * width + c, 4);
                 __m512i wv = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
                 for (int b = 0; b < 4; b++)

@@ -25,65 +25,34 @@ static float *error_row(const sae_batch *b, int64_t ld, int64_t block, int64_t i
     return b->err + (block * b->panels * PANEL + i) * ld;
 }
 
-/* err += the dictionary's rows that entries from .. to ask for. */
-static void add_entries(const atoms_sae *sae, const atoms_sae_kernels *k, const panel_list *l,
-                        int32_t from, int32_t to, float *err)
-{
-    int64_t ld = sae->ld;
-    const float *row[64];
-    int n = 0;
-    for (int32_t e = from; e < to; e++) {
-        if (e + 8 < to)
-            prefetch_row(sae->dec.w + l->latent[e + 8] * ld, ATOMS_MIN(ld, 256));
-        row[n++] = sae->dec.w + l->latent[e] * ld;
-        if (n == 64 || e == to - 1) {
-            k->add_rows(ld, n, l->z + e + 1 - n, row, err);
-            n = 0;
-        }
-    }
-}
-
-/* The gradient by each entry's activation: scale err . W_dec. */
-static void entry_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, panel_list *l,
-                            int32_t from, int32_t to, float scale, const float *err)
-{
-    for (int32_t e = from; e < to; e += 4) {
-        const float *rows[4];
-        int64_t n = ATOMS_MIN(4, to - e);
-        for (int64_t i = 0; i < n; i++)
-            rows[i] = sae->dec.w + l->latent[e + i] * sae->ld;
-        k->dots(sae->ld, n, err, rows, l->ga + e);
-        for (int64_t i = 0; i < n; i++)
-            l->ga[e + i] *= scale;
-    }
-}
-
-/* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of
- * its own and those of the wider ones, which is what its latents' gradients need. */
+/* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its
+ * own and those of the wider ones, which is what its latents' gradients need. */
 static void sample_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, sae_batch *b,
                              panel_list *l, int64_t i, float *column)
 {
-    int64_t ld = sae->ld, last = sae->p.n_prefixes - 1;
-    int32_t begin = l->start[i % PANEL], end = l->start[i % PANEL + 1], bound[ATOMS_MAX_PREFIXES + 1];
-    bound[0] = begin;
+    int64_t ld = sae->ld, width = sae->width, last = sae->p.n_prefixes - 1;
+    int32_t end = l->start[i % PANEL + 1], bound[ATOMS_MAX_PREFIXES + 1];
+    bound[0] = l->start[i % PANEL];
     for (int64_t g = 0; g <= last; g++) {
         float *err = error_row(b, ld, g, i);
-        bound[g + 1] = bound[g];
-        while (bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
+        bound[g + 1] = g < last ? bound[g] : end;
+        while (g < last && bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
             bound[g + 1]++;
         if (g == 0)
-            k->negate(ld, b->xc + i * ld, err);
+            k->negate(width, b->xc + i * ld, err);
         else
-            memcpy(err, error_row(b, ld, g - 1, i), (size_t)ld * sizeof *err);
-        add_entries(sae, k, l, bound[g], bound[g + 1], err);
-        *(g == last ? &l->loss : &l->penalty) += k->error_sums(ld, err, column);
+            memcpy(err, error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
+        k->add_rows(width, bound[g + 1] - bound[g], l->z + bound[g], sae->dec.w, ld,
+                    l->latent + bound[g], err);
+        *(g == last ? &l->loss : &l->penalty) += k->error_sums(width, err, column);
     }
     const float one = 1;
     for (int64_t g = last; g >= 0; g--) {
-        const float *wider = g < last ? error_row(b, ld, g + 1, i) : NULL;
-        if (wider)
-            k->add_rows(ld, 1, &one, &wider, error_row(b, ld, g, i));
-        entry_gradients(sae, k, l, bound[g], bound[g + 1], 2.0f / (float)b->n, error_row(b, ld, g, i));
+        float *err = error_row(b, ld, g, i);
+        if (g < last)
+            k->add_rows(width, 1, &one, error_row(b, ld, g + 1, i), 0, &(int32_t){0}, err);
+        k->dots(width, bound[g + 1] - bound[g], err, sae->dec.w, ld, l->latent + bound[g],
+                l->ga + bound[g]);
     }
 }
 
@@ -92,11 +61,15 @@ static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k,
 {
     panel_list *l = &b->list[p];
     float *column = b->partial + p * sae->ld;
-    memset(column, 0, (size_t)sae->ld * sizeof *column);
-    l->loss = l->penalty = 0;
     double t0 = sae_now();
+    memset(column, 0, (size_t)sae->ld * sizeof *column);
+    if (l->n)
+        memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
+    l->loss = l->penalty = 0;
     for (int64_t i = p * PANEL; i < ATOMS_MIN(b->n, (p + 1) * PANEL); i++)
         sample_gradients(sae, k, b, l, i, column);
+    for (int64_t e = 0; e < l->n; e++)
+        l->ga[e] *= 2.0f / (float)b->n;
     if (sae->p.activation == ATOMS_JUMPRELU)
         l->penalty += (double)sp->l0_coefficient * (double)l->n;
     for (int64_t e = 0; sae->p.activation == ATOMS_RELU && e < l->n; e++)
@@ -145,24 +118,22 @@ static bool aux_panel(const atoms_sae *sae, const atoms_sae_kernels *k, const in
         if (i >= b->n)
             continue;
         const float *xc = b->xc + i * ld;
-        for (int64_t j = 0; j < n_dead; j += 4) {
-            const float *rows[4];
-            int64_t n = ATOMS_MIN(4, n_dead - j);
-            for (int64_t a = 0; a < n; a++)
-                rows[a] = sae->enc.w + dead[j + a] * ld;
-            k->dots(ld, n, xc, rows, z + j);
-            for (int64_t a = 0; a < n; a++)
-                z[j + a] += sae->b_enc.w[dead[j + a]];
-        }
+        for (int64_t j = 0; j < n_dead; j++)
+            z[j] = sae->b_enc.w[dead[j]];
+        k->dots(sae->width, n_dead, xc, sae->enc.w, ld, dead, z);
         take_largest(dead, z, z + n_dead, n_dead, sp->aux_k, l);
         float *err = error_row(b, ld, last + 1, i);
+        int64_t from = l->start[r], n = l->n - from;
         memcpy(err, error_row(b, ld, last, i), (size_t)ld * sizeof *err);
-        add_entries(sae, k, l, l->start[r], (int32_t)l->n, err);
+        k->add_rows(sae->width, n, l->z + from, sae->dec.w, ld, l->latent + from, err);
         memset(column, 0, (size_t)ld * sizeof *column);
-        b->list[p].penalty += (double)weight * k->error_sums(ld, err, column);
-        entry_gradients(sae, k, l, l->start[r], (int32_t)l->n, weight * 2.0f / (float)b->n, err);
-        for (int32_t e = l->start[r]; e < l->n; e++)
+        b->list[p].penalty += (double)weight * k->error_sums(sae->width, err, column);
+        memset(l->ga + from, 0, (size_t)n * sizeof *l->ga);
+        k->dots(sae->width, n, err, sae->dec.w, ld, l->latent + from, l->ga + from);
+        for (int64_t e = from; e < l->n; e++) {
+            l->ga[e] *= weight * 2.0f / (float)b->n;
             l->z[e] *= weight; /* from here on only the decoder's gradient uses it */
+        }
     }
     l->start[PANEL] = (int32_t)l->n;
     atoms_free(z);
@@ -196,10 +167,22 @@ static atoms_status add_aux(const atoms_ctx *ctx, const atoms_sae *sae, const at
 
 /* ------------------------------------------------------------- by latent */
 
-/* All lists one after the other: those of the samples, then AuxK's. */
-static const panel_list *nth_list(const sae_batch *b, int64_t p)
+/* Entries of one kind, those of the samples or AuxK's, to their places, for the latents from .. to. */
+static void place_entries(const sae_batch *b, const panel_list *lists, int32_t from, int32_t to, int64_t *at)
 {
-    return p < b->panels ? &b->list[p] : &b->aux[p - b->panels];
+    for (int64_t p = 0; p < b->panels; p++) {
+        const panel_list *l = &lists[p];
+        for (int r = 0; r < PANEL; r++)
+            for (int32_t e = l->start[r]; e < l->start[r + 1]; e++) {
+                int32_t j = l->latent[e];
+                if (j < from || j >= to)
+                    continue;
+                int64_t i = at[j]++;
+                b->row[i] = (int32_t)(p * PANEL + r);
+                b->z[i] = l->z[e];
+                b->ga[i] = l->ga[e];
+            }
+    }
 }
 
 /* Entries by latent; within a latent by sample, AuxK's last. Each thread fills a range of latents of its own. */
@@ -221,10 +204,11 @@ static atoms_status sort_by_latent(const atoms_ctx *ctx, const atoms_sae *sae, s
             return ATOMS_ERR_MEMORY;
     }
     memset(b->start, 0, (size_t)(s + 1) * sizeof *b->start);
-    for (int64_t p = 0; p < 2 * b->panels; p++) {
-        const panel_list *l = nth_list(b, p);
-        for (int64_t e = 0; e < l->n; e++)
-            b->start[l->latent[e] + 1]++;
+    for (int64_t p = 0; p < b->panels; p++) {
+        for (int64_t e = 0; e < b->list[p].n; e++)
+            b->start[b->list[p].latent[e] + 1]++;
+        for (int64_t e = 0; e < b->aux[p].n; e++)
+            b->start[b->aux[p].latent[e] + 1]++;
     }
     for (int64_t j = 0; j < s; j++)
         b->start[j + 1] += b->start[j];
@@ -236,19 +220,10 @@ static atoms_status sort_by_latent(const atoms_ctx *ctx, const atoms_sae *sae, s
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static, 1)
     for (int part = 0; part < parts; part++) {
         int32_t from = (int32_t)(s * part / parts), to = (int32_t)(s * (part + 1) / parts);
-        for (int64_t p = 0; p < 2 * b->panels; p++) {
-            const panel_list *l = nth_list(b, p);
-            for (int r = 0; r < PANEL; r++)
-                for (int32_t e = l->start[r]; e < l->start[r + 1]; e++) {
-                    int32_t j = l->latent[e];
-                    if (j < from || j >= to)
-                        continue;
-                    int64_t i = at[j]++;
-                    b->row[i] = (int32_t)(p * PANEL + r); /* AuxK's: beyond the samples */
-                    b->z[i] = l->z[e];
-                    b->ga[i] = l->ga[e];
-                }
-        }
+        place_entries(b, b->list, from, to, at);
+        for (int32_t j = from; j < to; j++)
+            b->aux_start[j] = at[j];
+        place_entries(b, b->aux, from, to, at);
     }
     atoms_free(at);
     return ATOMS_OK;
@@ -269,108 +244,143 @@ static void adam_scalar(const atoms_adam *a, const adam_block *b, int64_t j, flo
     b->w[j] -= a->learning_rate * u;
 }
 
-/* A thread's room: two gradient rows, one for Adam, and a latent's active entries. */
-typedef struct {
-    float *g_dec, *g_enc, *u, *c_dec, *c_enc;
-    const float **err, **x;
-} latent_scratch;
-
-static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const update *u, sae_batch *b,
-                          int64_t j, latent_scratch *s, float *bias_part, double *band)
+/* Latent j's scalars: its entries' factors for the rows of the gradients take the place of z and ga, its
+ * threshold moves, and its bias' gradient is returned. */
+static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int64_t j, double *band)
 {
-    int64_t ld = sae->ld, d = sae->p.d_in, n = 0, samples = b->panels * PANEL;
-    float scale = 2.0f / (float)b->n, theta = sae->thr.w[j], g_bias = 0, g_thr = 0;
-    double band_before = band[0];
-    float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
     bool jump = sae->p.activation == ATOMS_JUMPRELU;
-    int64_t prefix = prefix_of(sae, j);
-    float held = (float)(sae->p.n_prefixes - prefix); /* by so many prefixes */
-    const float *errors = error_row(b, ld, prefix, 0);
-    const float *aux_errors = error_row(b, ld, sae->p.n_prefixes, 0);
-    for (int64_t e = b->start[j]; e < b->start[j + 1]; e++, n++) {
-        bool aux = b->row[e] >= samples;
-        int64_t row = b->row[e] - (aux ? samples : 0);
-        if (jump && !aux && b->z[e] <= theta + sae->p.bandwidth) {
+    float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
+    float held = (float)(sae->p.n_prefixes - prefix_of(sae, j)); /* by so many prefixes */
+    float top = sae->thr.w[j] + sae->p.bandwidth, g_bias = 0, g_thr = 0;
+    bool near = false;
+    for (int64_t e = b->start[j]; e < b->start[j + 1]; e++) {
+        bool aux = e >= b->aux_start[j];
+        if (jump && !aux && b->z[e] <= top) {
             /* what the squared errors gain if this one is switched off */
             float gain = b->z[e] * (held * b->z[e] - (float)b->n * b->ga[e]);
             g_thr += (gain - u->sp->l0_coefficient) / ((float)b->n * sae->p.bandwidth);
             band[0] += 1;
             band[1] += (double)gain;
+            near = true;
         }
-        s->c_dec[n] = scale * b->z[e];
-        s->c_enc[n] = b->ga[e] + (aux ? 0 : l1);
-        s->err[n] = (aux ? aux_errors : errors) + row * ld;
-        s->x[n] = b->xc + row * ld;
-        g_bias += s->c_enc[n];
-        if (!aux)
-            sae->last_fired[j] = sae->counters[1] + b->n;
+        b->z[e] *= 2.0f / (float)b->n;
+        b->ga[e] += aux ? 0 : l1;
+        g_bias += b->ga[e];
     }
-    const float *enc_row = sae->enc.w + j * ld;
-    k->add_rows(ld, 1, &g_bias, &enc_row, bias_part);
-
-    memset(s->g_dec, 0, (size_t)ld * sizeof(float));
-    k->add_rows(ld, n, s->c_dec, s->err, s->g_dec);
-    float *g_enc = sae->p.tied ? s->g_dec : s->g_enc;
-    if (!sae->p.tied)
-        memset(g_enc, 0, (size_t)ld * sizeof(float));
-    k->add_rows(ld, n, s->c_enc, s->x, g_enc);
-    k->adam_row(ld, d, &u->adam, true, s->g_dec, sae->dec.m + j * ld, sae->dec.v + j * ld,
-                sae->dec.w + j * ld, s->u);
-    if (!sae->p.tied)
-        k->adam_row(ld, d, &u->adam, false, g_enc, sae->enc.m + j * ld, sae->enc.v + j * ld,
-                    sae->enc.w + j * ld, s->u);
-    adam_scalar(&u->adam, &sae->b_enc, j, g_bias);
+    if (b->aux_start[j] > b->start[j])
+        sae->last_fired[j] = sae->counters[1] + b->n;
     if (jump) {
         adam_scalar(&u->thr_adam, &sae->thr, j, g_thr);
-        sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + (band[0] > band_before ? u->sp->threshold_shift : 0));
+        sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + (near ? u->sp->threshold_shift : 0));
         int64_t silent = sae->counters[1] + b->n - sae->last_fired[j];
         if (u->sp->silent_after > 0 && silent >= u->sp->silent_after)
             sae->thr.w[j] *= u->sp->silent_factor;
     }
-    sae_screen_row(k, sae, j);
+    return g_bias;
 }
 
-#define LATENTS 64 /* latents of one task */
+#define PART 64 /* latents that one partial sum of the decoder bias' gradient is over */
+
+/* How the latents are cut: a task's are one thread's, the gradients of a block's are held at a time, and built
+ * up from `strip` columns of all samples. A strip pays where the entries of a block meet each sample's row many
+ * times over; else rows go by whole, which the hardware foresees, and the block stays in the cache. */
+typedef struct {
+    int64_t task, block, strip;
+} latent_cut;
+
+static latent_cut cut_latents(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b)
+{
+    int64_t s = sae->p.d_sae, tasks = 2 * (int64_t)ctx->p.num_threads;
+    int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
+    int64_t task = ATOMS_MAX(ATOMS_MIN((s + tasks - 1) / tasks, most) / PART * PART, PART);
+    if (b->start[s] / s * task < 8 * b->n)
+        return (latent_cut){PART, PART / 4, sae->width};
+    int64_t strip = ((int64_t)1 << 18) / b->n / 16 * 16;
+    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width)};
+}
+
+/* Gradient rows of the latents from .. to, into dec and enc (one and the same where tied). */
+static void row_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
+                          int64_t from, int64_t to, int64_t strip, float *dec, float *enc)
+{
+    int64_t ld = sae->ld;
+    memset(dec, 0, (size_t)((to - from) * ld) * sizeof *dec);
+    if (enc != dec)
+        memset(enc, 0, (size_t)((to - from) * ld) * sizeof *enc);
+    for (int64_t c = 0; c < sae->width; c += strip) {
+        int64_t columns = ATOMS_MIN(strip, sae->width - c);
+        const float *aux_err = error_row(b, ld, sae->p.n_prefixes, 0) + c;
+        for (int64_t j = from; j < to; j++) {
+            const float *err = error_row(b, ld, prefix_of(sae, j), 0) + c;
+            int64_t e = b->start[j], aux = b->aux_start[j], end = b->start[j + 1];
+            float *g = dec + (j - from) * ld + c;
+            k->add_rows(columns, aux - e, b->z + e, err, ld, b->row + e, g);
+            if (end > aux)
+                k->add_rows(columns, end - aux, b->z + aux, aux_err, ld, b->row + aux, g);
+        }
+    }
+    for (int64_t c = 0; c < sae->width; c += strip)
+        for (int64_t j = from; j < to; j++)
+            k->add_rows(ATOMS_MIN(strip, sae->width - c), b->start[j + 1] - b->start[j],
+                        b->ga + b->start[j], b->xc + c, ld, b->row + b->start[j],
+                        enc + (j - from) * ld + c);
+}
+
+static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const atoms_adam *a, int64_t j,
+                          float g_bias, float *g_dec, float *g_enc, float *bias_part)
+{
+    int64_t at = j * sae->ld, width = sae->width, d = sae->p.d_in;
+    k->add_rows(width, 1, &g_bias, sae->enc.w + at, 0, &(int32_t){0}, bias_part);
+    k->adam_row(width, d, a, true, g_dec, sae->dec.m + at, sae->dec.v + at, sae->dec.w + at);
+    if (!sae->p.tied)
+        k->adam_row(width, d, a, false, g_enc, sae->enc.m + at, sae->enc.v + at, sae->enc.w + at);
+    adam_scalar(a, &sae->b_enc, j, g_bias);
+    sae_screen_row(k, sae, j);
+}
 
 static atoms_status update_all(const atoms_ctx *ctx, atoms_sae *sae, const atoms_sae_kernels *k,
                                const update *u, sae_batch *b, double *band)
 {
-    int64_t ld = sae->ld, tasks = (sae->p.d_sae + LATENTS - 1) / LATENTS, most = 0;
-    for (int64_t j = 0; j < sae->p.d_sae; j++)
-        most = ATOMS_MAX(most, b->start[j + 1] - b->start[j]);
-    double *bands = atoms_calloc(2 * tasks, sizeof *bands);
+    int64_t s = sae->p.d_sae, ld = sae->ld, parts = (s + PART - 1) / PART;
+    latent_cut cut = cut_latents(ctx, sae, b);
     int threads = ctx->p.num_threads;
-    int64_t floats = 3 * ld + 2 * (most + 16) / 16 * 16 + 16;
-    float *room = atoms_alloc(threads * floats, sizeof *room);
-    const float **pointers = atoms_alloc(threads * 2 * (most + 1), sizeof *pointers);
-    if (!bands || !room || !pointers) {
+    int64_t matrices = sae->p.tied ? 1 : 2;
+    double *bands = atoms_calloc(2 * parts, sizeof *bands);
+    float *g_bias = atoms_alloc(s, sizeof *g_bias);
+    float *room = atoms_alloc(threads * matrices * cut.block * ld, sizeof *room);
+    if (!bands || !g_bias || !room) {
         atoms_free(bands);
+        atoms_free(g_bias);
         atoms_free(room);
-        atoms_free(pointers);
         return ATOMS_ERR_MEMORY;
     }
+    memset(b->partial, 0, (size_t)(parts * ld) * sizeof *b->partial);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t t = 0; t < tasks; t++) {
+    for (int64_t first = 0; first < s; first += cut.task) {
 #ifdef _OPENMP
         int me = omp_get_thread_num();
 #else
         int me = 0;
 #endif
-        float *f = room + me * floats;
-        const float **q = pointers + me * 2 * (most + 1);
-        latent_scratch s = {f, f + ld, f + 2 * ld, f + 3 * ld, f + 3 * ld + most, q, q + most};
-        float *part = b->partial + t * ld;
-        memset(part, 0, (size_t)ld * sizeof *part);
-        for (int64_t j = t * LATENTS; j < ATOMS_MIN((t + 1) * LATENTS, sae->p.d_sae); j++)
-            update_latent(sae, k, u, b, j, &s, part, bands + 2 * t);
+        float *dec = room + me * matrices * cut.block * ld, *enc = dec + (matrices - 1) * cut.block * ld;
+        int64_t end = ATOMS_MIN(first + cut.task, s);
+        for (int64_t from = first; from < end; from += cut.block) {
+            int64_t to = ATOMS_MIN(from + cut.block, end);
+            for (int64_t j = from; j < to; j++)
+                g_bias[j] = scalar_gradients(sae, u, b, j, bands + 2 * (j / PART));
+            row_gradients(sae, k, b, from, to, cut.strip, dec, enc);
+            for (int64_t j = from; j < to; j++)
+                update_latent(sae, k, &u->adam, j, g_bias[j], dec + (j - from) * ld, enc + (j - from) * ld,
+                              b->partial + j / PART * ld);
+        }
     }
-    for (int64_t t = 0; t < tasks; t++) {
+    for (int64_t t = 0; t < parts; t++) {
         band[0] += bands[2 * t];
         band[1] += bands[2 * t + 1];
     }
     atoms_free(bands);
+    atoms_free(g_bias);
     atoms_free(room);
-    atoms_free(pointers);
     return ATOMS_OK;
 }
 
@@ -386,10 +396,9 @@ static void set_floors(const atoms_sae *sae, sae_batch *b)
 
 static void batch_statistics(const atoms_sae *sae, const sae_batch *b, atoms_sae_stats *stats)
 {
-    int64_t ld = sae->ld;
     double n = (double)b->n, square = 0, mean = 0;
     for (int64_t p = 0; p < b->panels; p++) {
-        square += b->sums[p * (1 + ld)];
+        square += b->sums[p * (1 + sae->width)];
         stats->squared_error += b->list[p].loss / n;
         stats->penalty += b->list[p].penalty / n;
         stats->l0 += (double)b->list[p].n / n;
@@ -400,7 +409,7 @@ static void batch_statistics(const atoms_sae *sae, const sae_batch *b, atoms_sae
     for (int64_t c = 0; c < sae->p.d_in; c++) {
         double column = 0;
         for (int64_t p = 0; p < b->panels; p++)
-            column += b->sums[p * (1 + ld) + 1 + c];
+            column += b->sums[p * (1 + sae->width) + 1 + c];
         mean += column / n * (column / n);
     }
     stats->total_variance = square / n - mean;
@@ -415,10 +424,10 @@ static void batch_statistics(const atoms_sae *sae, const sae_batch *b, atoms_sae
 static void update_bias(atoms_sae *sae, const atoms_adam *adam, const sae_batch *b,
                         const float *err_sum)
 {
-    int64_t tasks = (sae->p.d_sae + LATENTS - 1) / LATENTS;
+    int64_t parts = (sae->p.d_sae + PART - 1) / PART;
     for (int64_t c = 0; c < sae->p.d_in; c++) {
         float g = 2.0f / (float)b->n * err_sum[c];
-        for (int64_t t = 0; t < tasks; t++)
+        for (int64_t t = 0; t < parts; t++)
             g -= b->partial[t * sae->ld + c];
         adam_scalar(adam, &sae->b_dec, c, g);
     }

@@ -481,19 +481,17 @@ class SparseAutoencoder(Estimator):
         low = 1.0  # the factor down to which all entries are known
         try:
             while len(ratios := self._threshold_ratios(rows, thresholds, low)) <= want:
-                low = 0.0 if low < 1e-3 else low / 2
-                if low == 0 and len(ratios) <= want:
+                if low == 0:
                     raise ValueError(
                         f"target_l0: no threshold reaches {target:g} on X, where only {len(ratios) / rows.n:g} "
                         "latents have a z above zero; ask for less"
                     )
-        except BaseException:
+                low = 0.8 * low if low > 1e-3 else 0.0
+        finally:
             self._set(_THRESHOLD, thresholds)
-            raise
         # of the want largest ratios the smallest is just above the factor, the next one is not
         factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
         if not np.isfinite(factor):
-            self._set(_THRESHOLD, thresholds)
             raise ValueError(f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more")
         self._control["cut"] *= float(factor)
         self._set(_THRESHOLD, (thresholds * factor).astype(np.float32))

@@ -112,7 +112,8 @@ class SparseAutoencoder(Estimator):
     dead_after : float
         A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
         direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
-        of that, its threshold comes down until it fires (``"jumprelu"``). 0: neither.
+        of that, its threshold comes down until it fires (``"jumprelu"``). 0: neither. Runs too short for
+        several such times find more with 50 to 300.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
     aux_k : int
@@ -485,19 +486,17 @@ class SparseAutoencoder(Estimator):
         low = 1.0  # the factor down to which all entries are known
         try:
             while len(ratios := self._threshold_ratios(rows, thresholds, low)) <= want:
-                low = 0.0 if low < 1e-3 else low / 2
-                if low == 0 and len(ratios) <= want:
+                if low == 0:
                     raise ValueError(
                         f"target_l0: no threshold reaches {target:g} on X, where only {len(ratios) / rows.n:g} "
                         "latents have a z above zero; ask for less"
                     )
-        except BaseException:
+                low = 0.8 * low if low > 1e-3 else 0.0
+        finally:
             self._set(_THRESHOLD, thresholds)
-            raise
         # of the want largest ratios the smallest is just above the factor, the next one is not
         factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
         if not np.isfinite(factor):
-            self._set(_THRESHOLD, thresholds)
             raise ValueError(f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more")
         self._control["cut"] *= float(factor)
         self._set(_THRESHOLD, (thresholds * factor).astype(np.float32))

@@ -111,9 +111,9 @@ def main() -> None:
                 f"| {point['l0_measured']:.1f} | {slope} |",
                 flush=True,
             )
-    record = {name: record[name] for name in VALUES if name in record}
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(record, indent=1) + "\n")
+        record = {key: record[key] for key in VALUES if key in record}
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(record, indent=1) + "\n")
     try:
         plot(record, options.results.with_suffix(".png"))
     except ImportError:

@@ -250,6 +250,7 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
 {
     bool jump = sae->p.activation == ATOMS_JUMPRELU;
     float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
+    float held = (float)(sae->p.n_prefixes - prefix_of(sae, j)); /* by so many prefixes */
     float top = sae->thr.w[j] + sae->p.bandwidth, g_bias = 0, g_thr = 0;
     float held = (float)(sae->p.n_prefixes - prefix_of(sae, j)); /* by so many prefixes */
     bool near = false;

@@ -163,13 +163,15 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
     """Held-out explained variance against q* and against L0; the points."""
     points = []
     for name, what, value, job in planned.frontier:
-        r = jobs.read(out, job).record
+        result = jobs.read(out, job)
+        r, l0 = result.record, result.arrays.get("history/l0")
         points.append(
             {
                 "dictionary": name,
                 "varies": what,
                 "value": value,
                 "l0": r["l0_mean"],
+                "l0_fitted": None if l0 is None else float(np.mean(l0[-10:])),
                 "R2_train": r["explained"]["train"][CONVENTION][WITHOUT_MASSIVE],
                 "R2_held_out": r["explained"]["held_out"][CONVENTION][WITHOUT_MASSIVE],
                 "raw_held_out": r["explained"]["held_out"]["centered"][WITHOUT_MASSIVE],
@@ -206,9 +208,9 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
         named = set()
         for p in others:
             change = p["varies"], p["value"]
-            label = "" if change in named else f"{p['value']}{_CHANGES[p['varies']]}"
+            name = "" if change in named else f"{p['value']}{_CHANGES[p['varies']]}"
             named.add(change)
-            plot.star(axis, p[field], p["R2_held_out"], label, markers[change], _colour(p["dictionary"]))
+            plot.star(axis, p[field], p["R2_held_out"], name, markers[change], _colour(p["dictionary"]))
         plot.finish(
             axis,
             xlabel=label,

@@ -151,7 +151,7 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
             + (
                 "What was learnt carries over in part."
                 if above or "random" not in mean
-                else "That is no more than random directions explain: what was learnt belongs to the text it was learnt on."
+                else "That is no more than random directions explain (by matching pursuit): what was learnt belongs to the text it was learnt on."
             )
         )
     over = atoms["q_star"] - atoms["q_star_random"]
@@ -253,7 +253,12 @@ def _frontier(points: Sequence[Row], config: Config) -> list[str]:
     for p in atoms:
         if p["varies"] != "L0" and len(line) > 1:
             at_equal_q = np.interp(p["q_star"], [o["q_star"] for o in line], [o["R2_held_out"] for o in line])
-            moved.append((p["R2_held_out"] - at_equal_q, p["l0"], _change(p, config)))
+            label = _change(p, config)
+            if (
+                not 0.5 < p["l0_fitted"] / config.l0 < 2
+            ):  # its thresholds were moved far: not what was trained
+                label += f", whose training ended at L0 {p['l0_fitted']:.1f},"
+            moved.append((p["R2_held_out"] - at_equal_q, p["l0"], label))
     if moved:
         moved.sort(key=lambda item: -item[0])
         said.append(

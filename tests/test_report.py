@@ -243,7 +243,14 @@ def test_figures_again_by_numpy(done):
         best = np.abs(seen @ unit.T).max(axis=1)
         total = ((seen - seen.mean(axis=0)) ** 2).sum()
         want = 1 - ((seen**2).sum() - (best**2).sum()) / total
+        assert float(memory["R2_held_out_with_massive"]) == pytest.approx(want, abs=1e-4)
+        norms = np.linalg.norm(data.rows("held_out", layer), axis=1)[100:]
+        usual = norms <= 10 * np.median(norms)
+        total = ((seen[usual] - seen[usual].mean(axis=0)) ** 2).sum()
+        want = 1 - ((seen[usual] ** 2).sum() - (best[usual] ** 2).sum()) / total
         assert float(memory["R2_held_out"]) == pytest.approx(want, abs=1e-4)
+        assert float(memory["interval_held_out_low"]) < want < float(memory["interval_held_out_high"])
+        assert float(memory["massive_held_out"]) == (~usual).sum()
 
 
 def test_thresholds_hold_l0_on_new_rows(done):
@@ -479,7 +486,7 @@ def test_the_small_setting_on_a_real_model(tmp_path):
     """`smollm2-small` with fewer tokens, at early layers, for a pass ends at the last one: all its parts in seconds."""
     early = {
         "metric_tokens": 2000,
-        "train_tokens": 2000,
+        "train_tokens": 1500,
         "layers": (2,),
         "shift_layers": (0, 2),
         "dictionaries": ("atoms", "batchtopk", "random", "memorizing"),

@@ -193,10 +193,10 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     record["unused"] = float(1 - used.mean())
     if params["full"]:
         block = 64  # neighbouring tokens are not independent
-        for name in results:
-            interval = theory.explained_variance_interval(
-                results[name][CONVENTION], block_size=block, n_boot=400
-            )
+        for name, (X, _, X_hat) in coded.items():  # without massive tokens, as the tables' R²
+            usual = np.linalg.norm(X, axis=1) <= results[name][CONVENTION].massive_norm
+            found_here = theory.explained_variance(X[usual], X_hat[usual], CONVENTION, metric=reference)
+            interval = theory.explained_variance_interval(found_here, block_size=block, n_boot=400)
             record[f"interval_{name}"] = [interval.low, interval.high]
         interval = theory.stability_interval(spectrum, counts["held_out"], block_size=block, n_boot=400)
         record["interval_q_star"] = [interval.low, interval.high]
@@ -208,7 +208,9 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
         rows = parts["held_out"][:: max(1, len(parts["held_out"]) // _PURSUIT_ROWS)]
         ready = recovery.Dictionary(D, metric=reference)
         rebuilt = pursued(rows, ready, D, k, model.b_dec)[1]
-        record["pursuit"] = theory.explained_variance(rows, rebuilt, CONVENTION, metric=reference).total
+        record["pursuit"] = theory.explained_variance(
+            rows, rebuilt, CONVENTION, metric=reference
+        ).without_massive
     arrays: dict[str, np.ndarray] = {
         "curve": np.stack(stability.curve),
         "counts_held_out": counts["held_out"].astype(np.int32),

@@ -11,7 +11,7 @@ import numpy as np
 from .. import plot
 from ..activations import _replacing
 from . import jobs
-from .scoring import CONVENTION
+from .scoring import CONVENTION, WITHOUT_MASSIVE
 from .tables import LABELS
 
 if TYPE_CHECKING:
@@ -138,7 +138,11 @@ def capacity(planned: Plan, out: Path, config: Config) -> dict[str, np.ndarray]:
             for i, m in enumerate(data):
                 for j, n in enumerate(widths):
                     r = jobs.read(out, planned.grid[name, m, n]).record
-                    values[i, j] = r["q_star"] if field == "q_star" else r["explained"][field][CONVENTION][0]
+                    values[i, j] = (
+                        r["q_star"]
+                        if field == "q_star"
+                        else r["explained"][field][CONVENTION][WITHOUT_MASSIVE]
+                    )
             arrays[f"{name}_{field}"] = values
     figure, axes = plot.new_figure(2, 3, size=(14, 8))
     heads = {"train": "explained, training", "held_out": "explained, held-out", "q_star": "q*"}
@@ -159,16 +163,18 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
     """Held-out explained variance against q* and against L0; the points."""
     points = []
     for name, what, value, job in planned.frontier:
-        r = jobs.read(out, job).record
+        result = jobs.read(out, job)
+        r, l0 = result.record, result.arrays.get("history/l0")
         points.append(
             {
                 "dictionary": name,
                 "varies": what,
                 "value": value,
                 "l0": r["l0_mean"],
-                "R2_train": r["explained"]["train"][CONVENTION][0],
-                "R2_held_out": r["explained"]["held_out"][CONVENTION][0],
-                "raw_held_out": r["explained"]["held_out"]["centered"][0],
+                "l0_fitted": None if l0 is None else float(np.mean(l0[-10:])),
+                "R2_train": r["explained"]["train"][CONVENTION][WITHOUT_MASSIVE],
+                "R2_held_out": r["explained"]["held_out"][CONVENTION][WITHOUT_MASSIVE],
+                "raw_held_out": r["explained"]["held_out"]["centered"][WITHOUT_MASSIVE],
                 "pursuit": r.get("pursuit"),
                 "q_star": r["q_star"],
                 "q_star_random": r["q_star_random"],
@@ -202,9 +208,9 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
         named = set()
         for p in others:
             change = p["varies"], p["value"]
-            label = "" if change in named else f"{p['value']}{_CHANGES[p['varies']]}"
+            name = "" if change in named else f"{p['value']}{_CHANGES[p['varies']]}"
             named.add(change)
-            plot.star(axis, p[field], p["R2_held_out"], label, markers[change], _colour(p["dictionary"]))
+            plot.star(axis, p[field], p["R2_held_out"], name, markers[change], _colour(p["dictionary"]))
         plot.finish(
             axis,
             xlabel=label,

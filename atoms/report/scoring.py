@@ -14,6 +14,9 @@ from ..sae import _THRESHOLD, SparseAutoencoder
 
 __all__ = [
     "CONVENTION",
+    "MEDIAN",
+    "TOTAL",
+    "WITHOUT_MASSIVE",
     "Score",
     "hold_l0",
     "peak_memory",
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 CONVENTION = "metric_centered"
+TOTAL, MEDIAN, WITHOUT_MASSIVE = range(3)  # of the forms that `Score.explained` holds
 
 
 @dataclasses.dataclass

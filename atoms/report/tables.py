@@ -36,7 +36,7 @@ LABELS = {
     "random-model": "atoms of a random model",
 }
 _SHORT = {"metric_centered": "R2", "metric_uncentered": "R2u", "centered": "raw", "uncentered": "raw_u"}
-_FORMS = ("", "_median", "_without_massive")
+_FORMS = ("_with_massive", "_median", "")  # as they stand in `Score.explained`
 
 # what the printed table shows: column, heading, whether it is a share
 SHOWN = (
@@ -45,6 +45,7 @@ SHOWN = (
     ("R2_train", "R² train"),
     ("R2_held_out", "R² held-out"),
     ("R2_text", "R² other text"),
+    ("R2_held_out_with_massive", "with massive"),
     ("R2_held_out_median", "median"),
     ("raw_held_out", "raw"),
     ("pursuit", "pursuit"),

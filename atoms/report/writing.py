@@ -72,7 +72,7 @@ def _shift(rows: Sequence[Row]) -> list[str]:
             f"{worst['layer']}, {worst['massive']} of {worst['massive'] + worst['n_metric']:,} tokens hold "
             f"{percent(worst['massive_share'])} of the sum of squares, and with them one direction would hold "
             f"{percent(worst['top_share_with_massive'])} of the second moment instead of {percent(worst['top_share'])}. They "
-            "are left out where anything is fitted and kept where it is judged."
+            "are left out where anything is fitted, and where R² is taken unless it says otherwise."
         )
     else:
         said.append("No massive tokens (norm above 10 times the median) were met in the metric's text.")
@@ -91,6 +91,14 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
         f"{atoms['l0_mean_held_out']:.1f} of {atoms['d_sae']:,.0f} atoms a token. The paper reports 99.9%, for the activations "
         "it trained on."
     )
+    massive = {r["layer"]: r["massive_held_out"] for r in rows if r["massive_held_out"]}
+    if massive:
+        names = [n for n in ("atoms", *_FEATURES, "memorizing", "random") if n in mean]
+        listed = ", ".join(f"{LABELS[n]} {percent(mean[n]['R2_held_out_with_massive'])}" for n in names)
+        said.append(
+            f"{max(massive.values()):.0f} judged held-out tokens at most are massive, at layers {_joined([str(k) for k in massive])}. "
+            f"With them the same figure reads: {listed}. It then says what a dictionary does to these few."
+        )
     widths = [
         (r["interval_held_out_high"] - r["interval_held_out_low"]) / 2
         for r in rows
@@ -144,7 +152,7 @@ def _main(rows: Sequence[Row], config: Config) -> list[str]:
             + (
                 "What was learnt carries over in part."
                 if above or "random" not in mean
-                else "That is no more than random directions explain: what was learnt belongs to the text it was learnt on."
+                else "That is no more than random directions explain (by matching pursuit): what was learnt belongs to the text it was learnt on."
             )
         )
     over = atoms["q_star"] - atoms["q_star_random"]
@@ -246,7 +254,12 @@ def _frontier(points: Sequence[Row], config: Config) -> list[str]:
     for p in atoms:
         if p["varies"] != "L0" and len(line) > 1:
             at_equal_q = np.interp(p["q_star"], [o["q_star"] for o in line], [o["R2_held_out"] for o in line])
-            moved.append((p["R2_held_out"] - at_equal_q, p["l0"], _change(p, config)))
+            label = _change(p, config)
+            if (
+                not 0.5 < p["l0_fitted"] / config.l0 < 2
+            ):  # its thresholds were moved far: not what was trained
+                label += f", whose training ended at L0 {p['l0_fitted']:.1f},"
+            moved.append((p["R2_held_out"] - at_equal_q, p["l0"], label))
     if moved:
         moved.sort(key=lambda item: -item[0])
         said.append(
@@ -424,8 +437,9 @@ def claims(
 
 _NOTES = """R²: explained variance, centred, in the metric, where every direction weighs alike; raw: centred, of activations as
 they are. Train and held-out rows are of one text in separate chunks (prompts: separate records); rows whose text up to
-their token had come before are left out. Median: over held-out tokens. Massive tokens are kept where R² is taken; `main.csv` has every convention
-with and without them. Pursuit: held-out R² of the same dictionary coded by matching pursuit with the target number of atoms, which compares
+their token had come before are left out. Massive tokens (norm above 10 times the median) are left out where R² is
+taken: a handful decide every sum of squares; "with massive" is held-out R² with them, and `main.csv` has every convention both
+ways. Median: over held-out tokens, massive ones among them. Pursuit: held-out R² of the same dictionary coded by matching pursuit with the target number of atoms, which compares
 dictionaries without their encoders. q*, random and ceiling: in the metric at the held-out L0, of random directions, and the most that the shape
 allows at the largest cosine. Certified: held-out tokens whose code coherence proves unique. Seeds: mean |cosine| of matched
 atoms of two seeds. s, MB: of one job, scoring included; memory is the job's process with the package loaded."""

@@ -162,7 +162,7 @@ def _top(stream: _Stream, act: np.ndarray, count: int) -> list[Context]:
 
 
 def top_contexts(
-    codes: scipy.sparse.sparray,
+    codes: Any,
     token_ids: np.ndarray,
     contexts: np.ndarray,
     decode: Callable[[int], str],

@@ -158,6 +158,9 @@ class BlockSource(abc.ABC):
     def read(self, block: int, out: np.ndarray) -> None:
         """Rows of a block into `out` (sizes[block], d). Called from another thread."""
 
+    def expect(self, blocks: np.ndarray) -> None:  # noqa: B027
+        """These blocks will be read next: a source that can begin to fetch them does."""
+
     def __len__(self) -> int:
         return self.n
 
@@ -270,9 +273,10 @@ class BlockSampler:
                     if buffer is None:
                         return
                     end = 0
-                    for block in groups[g].tolist():
+                    for i, block in enumerate(groups[g].tolist()):
                         if self._stop.is_set():
                             return
+                        self.source.expect(groups[g][i + 1 : i + 5])
                         start, end = end, end + int(self.source.sizes[block])
                         self.source.read(block, buffer[start:end])
                     self._ready.put((epoch, g, buffer, end))

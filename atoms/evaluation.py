@@ -408,7 +408,7 @@ def _targets(ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """The token after each kept position, -1 after the last of a context."""
     following = np.full(ids.shape, -1, np.int64)
     following[:, :-1] = np.where(mask[:, 1:], ids[:, 1:], -1)
-    return following[keep]
+    return np.asarray(following[keep])
 
 
 def _summary(

@@ -255,10 +255,11 @@ def capture(
                     rows.put(key, start, found)
                 start += n
                 bar.update(n)
+        index: dict[str, Any] = plan.index()
         result = Activations(
             {},
             rows.norms,
-            **plan.index(),  # type: ignore[arg-type]
+            **index,
             massive_multiple=float(massive_multiple),
             n_dropped_first=plan.skip * len(plan.contexts),
         )

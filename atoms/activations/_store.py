@@ -526,6 +526,19 @@ class StoredRows(BlockSource):
         name: str = self.store.manifest["shards"][shard]["files"][self.point["name"]]["name"]
         return self.store.folder / name
 
+    def _file(self, shard: int) -> int:
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = os.open(self._path(shard), os.O_RDONLY)
+            return self._files[shard]
+
+    def expect(self, blocks: np.ndarray) -> None:
+        """Have the kernel read on while earlier blocks are checked and used."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            width = self.d * self.dtype.itemsize
+            for s, byte, size, *_ in self._places[blocks].tolist():
+                os.posix_fadvise(self._file(s), byte, size * width, os.POSIX_FADV_WILLNEED)
+
     def read(self, block: int, out: np.ndarray) -> None:
         """Rows of a block into `out`, compared with their checksum.
 
@@ -535,13 +548,11 @@ class StoredRows(BlockSource):
             The file is damaged; the message names it and says what to do.
         """
         s, byte, size, crc, _ = self._places[block].tolist()
-        with self._lock:
-            if s not in self._files:
-                self._files[s] = os.open(self._path(s), os.O_RDONLY)
+        file = self._file(s)
         into = out.view(np.uint8).data.cast("B")
         got = 0
         while got < len(into):
-            n = os.preadv(self._files[s], [into[got:]], byte + got)
+            n = os.preadv(file, [into[got:]], byte + got)
             if n == 0:
                 break
             got += n

@@ -114,7 +114,7 @@ class EmbeddingJudge:
     def __call__(self, examples: Sequence[Context], candidates: Sequence[Context]) -> np.ndarray:
         known = np.stack([self._embed(c) for c in examples])
         cosines = np.stack([self._embed(c) for c in candidates]) @ known.T
-        return np.sort(cosines, axis=1)[:, -3:].mean(axis=1)
+        return np.asarray(np.sort(cosines, axis=1)[:, -3:].mean(axis=1))
 
 
 class _Stream:
@@ -162,7 +162,7 @@ def _top(stream: _Stream, act: np.ndarray, count: int) -> list[Context]:
 
 
 def top_contexts(
-    codes: Any,
+    codes: scipy.sparse.csr_array | scipy.sparse.csc_array,
     token_ids: np.ndarray,
     contexts: np.ndarray,
     decode: Callable[[int], str],
@@ -206,7 +206,12 @@ def top_contexts(
 
 
 def score(
-    examples: Sequence[Context], stream: _Stream, act: np.ndarray, judge: Judge, count: int, rng: np.random.Generator
+    examples: Sequence[Context],
+    stream: _Stream,
+    act: np.ndarray,
+    judge: Judge,
+    count: int,
+    rng: np.random.Generator,
 ) -> tuple[float, float]:
     """Detection and fuzzing of one latent: see `Judged`."""
     fires = np.flatnonzero(act > 0)
@@ -248,9 +253,14 @@ def judge_all(config: Config, planned: Plan, out: Path, *, judge: Judge | None =
         data = Data(out / "data", job.params["data"])
         arrays = jobs.read(out, job).arrays
         streams = []
-        for part, which in (("metric", "examples"), ("text" if data.has("text") else "held_out", "candidates")):
-            fields = (arrays[f"probe/{which}/{f}"] for f in ("data", "indices", "indptr"))
-            codes = scipy.sparse.csc_array(tuple(fields), shape=tuple(arrays[f"probe/{which}/shape"]))
+        for part, which in (
+            ("metric", "examples"),
+            ("text" if data.has("text") else "held_out", "candidates"),
+        ):
+            values, rows, starts = (arrays[f"probe/{which}/{f}"] for f in ("data", "indices", "indptr"))
+            codes = scipy.sparse.csc_array(
+                (values, rows, starts), shape=tuple(arrays[f"probe/{which}/shape"])
+            )
             words = data.words(part, layer)
             assert words is not None
             streams.append((_Stream(words, codes, settings.window), words))
@@ -268,7 +278,9 @@ def judge_all(config: Config, planned: Plan, out: Path, *, judge: Judge | None =
             scores.append(score(blind, candidates, candidates.latent(j), decide, settings.candidates, rng))
         able = arrays["probe/able"].tolist()
         found = np.array(scores).reshape(-1, 2)
-        judged.append(Judged(name, arrays["probe/latents"], found[:, 0], found[:, 1], (able[0], able[1]), tops))
+        judged.append(
+            Judged(name, arrays["probe/latents"], found[:, 0], found[:, 1], (able[0], able[1]), tops)
+        )
     if judged:
         (out / "pages").mkdir(exist_ok=True)
         for one in judged:

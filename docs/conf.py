@@ -37,7 +37,7 @@ ORDER = [
     "theory",
     "controls",
     "io",
-    "evaluate",
+    "evaluation",
     "report",
     "demo",
     "plot",

@@ -37,7 +37,7 @@ ORDER = [
     "theory",
     "controls",
     "io",
-    "evaluate",
+    "evaluation",
     "report",
     "demo",
     "plot",
@@ -126,7 +126,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(numpy|np|npt|scipy|sp|torch|transformers|distributed|dask|enum|collections|os|pathlib|typing|argparse)\..*",
+        r"(numpy|np|npt|scipy|sp|torch|transformers|distributed|dask|enum|wandb|tensorboard|collections|os|pathlib|typing|argparse)\..*",
     ),
     (
         r"py:.*",
@@ -212,6 +212,9 @@ def elsewhere(app, env, node, contnode):
             )
     if target.startswith("atoms.") and pydoc.locate(target) is not None:
         return contnode
+    owner = pydoc.locate(head) if head.startswith("atoms.") else None
+    if inspect.isclass(owner) and rest in (owner.__doc__ or ""):
+        return contnode  # an attribute of instances, described with its class
     return None  # there is no such thing: warned of
 
 

@@ -169,11 +169,11 @@ class Dictionary:
     def _gram_fits(self) -> bool:
         return (-(-self.n_atoms // 64) * 64) ** 2 * self.dtype.itemsize <= self.gram_bytes
 
-    def _prepare(self, gram: bool) -> None:
-        """Hold the Gram matrix from now on, if `gram` and if it fits."""
+    def _prepare(self, gram: bool, screening: bool = False) -> None:
+        """Hold the Gram matrix from now on, if `gram` and if it fits; `screening`: a coarse one will do."""
         if gram and self._gram_fits():
             with self._lock:
-                _core.dict_gram(context(self.num_threads), self._handle)
+                _core.dict_gram(context(self.num_threads), self._handle, screening)
 
     @property
     def has_gram(self) -> bool:
@@ -415,7 +415,9 @@ def omp(
         most = min(limit, _count("n_nonzero", n_nonzero))
     stop = -1.0 if tol is None else _number("tol", tol, 0)
     warm = _support(support, X.shape[0], d.n_atoms)
-    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most)
+    # a coarse Gram matrix leaves more to evaluate from the atoms: most / 2 products a step
+    few = 16 * X.shape[0] * most**2 < d.n_atoms**2
+    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most, screening=few and not nonnegative)
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:

@@ -65,6 +65,16 @@ def test_supports_are_scikit_learns():
         assert abs(a - b) < 1e-9 * np.linalg.norm(X[i])
 
 
+def test_ols_supports_are_spams():
+    spams = pytest.importorskip("spams")
+    X, D, _ = planted(2000, 256, 64, 8, noise=0.3)
+    want = spams.omp(np.asfortranarray(X.T), np.asfortranarray(D.T), L=8, eps=0.0, numThreads=1).T.toarray()
+    codes = omp(X, D, 8, selection="ols").toarray()
+    same = ((codes != 0) == (want != 0)).all(axis=1)
+    assert same.mean() >= 0.999
+    np.testing.assert_allclose(codes[same], want[same], atol=1e-9)
+
+
 def test_bits_do_not_depend_on_threads():
     X, D, _ = planted(700, 300, 33, 7, noise=0.2, dtype=np.float32)
     for options in ({}, {"selection": "ols"}, {"nonnegative": True}):

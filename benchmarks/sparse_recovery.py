@@ -120,8 +120,10 @@ def sklearn_part(args):
         )
 
 
-def growth_part(args):
-    print("\nhow the time grows (OLS, float32, noise 0.3): microseconds a signal")
+def growth_part(args, peak):
+    """Products counted: half a Gram matrix and the correlations; bytes of a step: its 8-bit panels."""
+    print("\nhow the time grows (OLS, float32, noise 0.3): microseconds a signal | share of the machine's")
+    print("float32 product rate that the products alone would be | GB/s of panels (8 bits an element)")
     for name, shapes in (
         ("signals", [(576, 2304, 16, n) for n in (250, 1000, 4000, 16000)]),
         ("atoms", [(256, a, 16, 4000) for a in (512, 1024, 2048, 4096)]),
@@ -132,59 +134,93 @@ def growth_part(args):
             seconds = np.median(
                 [timed(lambda: omp(X, D, k, selection="ols", num_threads=args.threads))[0] for _ in range(3)]
             )
+            products = n_atoms**2 * d + 2.0 * n * n_atoms * d
+            panels = n * n_atoms * k * (k - 1) / 2
             print(
-                f"{name}: d {d}, atoms {n_atoms}, nonzeros {k}, signals {n} | {1e6 * seconds / n:.1f}",
+                f"{name}: d {d}, atoms {n_atoms}, nonzeros {k}, signals {n} | {1e6 * seconds / n:.1f} | "
+                f"{products / seconds / peak:.2f} | {panels / seconds / 1e9:.1f}",
                 flush=True,
             )
 
 
+LADDER = (1e-5, 3e-6, 1e-6, 5e-7, 3e-7, 2e-7, 1e-7, 3e-8, 1e-8, 1e-10)
+FEW = 20  # signals for the slow competitors
+
+
+def worst_gap(X, D, codes, alpha, most=100):
+    """The largest duality gap over |x|^2, of the first signals, in float64 from the definition."""
+    codes = scipy.sparse.csr_array(codes)[: min(most, codes.shape[0])].toarray().astype(float)
+    D = D.astype(float)
+    return max(
+        reference.lasso_gap(x, D, z, alpha) / float(x @ x)
+        for x, z in zip(X[: len(codes)].astype(float), codes, strict=True)
+    )
+
+
+def at_gap(solve, X, D, alpha, target):
+    """The first tolerance at which `solve(tol)` has no gap above `target`, or None, and its gap."""
+    for tol in LADDER:
+        gap = worst_gap(X, D, solve(tol), alpha)
+        if gap <= target:
+            return tol, gap
+    return None, gap
+
+
 def lasso_part(args):
+    import celer
     import spams
     from sklearn.linear_model import Lasso
 
-    print("\nlasso, float32 (celer float64): signals/s, worst duality gap over |x|^2 of 20 signals")
+    print("\nlasso at equal worst duality gap over |x|^2 (SPAMS's own, which has no tolerance): signals/s")
     for (d, n_atoms, k, n), share in [
         ((256, 1024, 16, 1000), 0.1),
         ((576, 2304, 16, 1000), 0.1),
         ((576, 2304, 16, 500), 0.04),
     ]:
         X, D = problem(d, n_atoms, k, n, 0.3)
-        norm = float(np.median(np.linalg.norm(X, axis=1)))
-        alpha = share * norm
-        Xf, Df = np.asfortranarray(X.T), np.asfortranarray(D.T)
-        (t_spams, t_ours), (theirs, ours) = in_turns(
-            [
-                lambda: spams.lasso(Xf, Df, lambda1=alpha, mode=2, numThreads=args.threads),
-                lambda: lasso(X, D, alpha, tol=1e-6, num_threads=args.threads),
-            ],
-            args.repeats,
+        alpha = share * float(np.median(np.linalg.norm(X, axis=1)))
+        Xf, Df, A = np.asfortranarray(X.T), np.asfortranarray(D.T), np.asfortranarray(D.T, np.float64)
+
+        def theirs(Xf=Xf, Df=Df, alpha=alpha):
+            return spams.lasso(Xf, Df, lambda1=alpha, mode=2, numThreads=args.threads).T
+
+        def ours(tol, X=X, D=D, alpha=alpha):
+            return lasso(X, D, alpha, tol=tol, num_threads=args.threads)
+
+        def sklearn(tol, X=X, D=D, alpha=alpha, d=d):
+            model = Lasso(alpha / d, fit_intercept=False, tol=tol, max_iter=100_000, precompute=D @ D.T)
+            return model.fit(np.asfortranarray(D.T), np.asfortranarray(X[:FEW].T)).coef_
+
+        def celers(tol, X=X, A=A, alpha=alpha, d=d):
+            one = celer.Lasso(alpha / d, fit_intercept=False, tol=tol)
+            return np.array([one.fit(A, x.astype(float)).coef_.copy() for x in X[:FEW]])
+
+        target = worst_gap(X, D, theirs(), alpha)
+        tol, gap = at_gap(ours, X, D, alpha, target)
+        wide = tol is None
+        if wide:  # float32 does not get there: float64
+            X64, D64 = X.astype(float), D.astype(float)
+
+            def ours(tol, X=X64, D=D64, alpha=alpha):
+                return lasso(X, D, alpha, tol=tol, num_threads=args.threads)
+
+            tol, gap = at_gap(ours, X, D, alpha, target)
+        (t_spams, t_ours), (_, codes) = in_turns([theirs, lambda f=ours, t=tol: f(t)], args.repeats)
+        print(
+            f"d {d}, atoms {n_atoms}, penalty {share} |x|, {codes.nnz / n:.1f} nonzeros a signal, gap {target:.1e}"
         )
-
-        def gap(codes):
-            return max(
-                reference.lasso_gap(x, D.astype(float), z.astype(float), alpha) / float(x @ x)
-                for x, z in zip(X[:20].astype(float), codes[:20].toarray(), strict=True)
+        print(f"  SPAMS {n / t_spams:.0f}")
+        print(
+            f"  ours {n / t_ours:.0f} ({'float64' if wide else 'float32'}, tol {tol:g}, gap {gap:.1e}), ratio {t_spams / t_ours:.2f}"
+        )
+        for name, solve in (("scikit-learn", sklearn), ("celer, float64", celers)):
+            tol, gap = at_gap(solve, X, D, alpha, target)
+            seconds = timed(lambda f=solve, t=tol or LADDER[-1]: f(t))[0]
+            said = f"tol {tol:g}" if tol else "at its tightest tolerance"
+            print(
+                f"  {name} {FEW / seconds:.0f} ({said}, gap {gap:.1e}), ratio {seconds / FEW * n / t_ours:.1f}",
+                flush=True,
             )
-
-        print(f"d {d}, atoms {n_atoms}, penalty {share} |x|, {ours.nnz / n:.1f} nonzeros a signal")
-        print(f"  SPAMS {n / t_spams:.0f}, gap {gap(scipy.sparse.csr_array(theirs.T)):.1e}")
-        print(f"  ours  {n / t_ours:.0f}, gap {gap(ours):.1e}, ratio {t_spams / t_ours:.2f}")
-        few = 20
-        model = Lasso(alpha / d, fit_intercept=False, tol=1e-6, max_iter=10000, precompute=D @ D.T)
-        seconds, model = timed(lambda: model.fit(np.asfortranarray(D.T), np.asfortranarray(X[:few].T)))
-        print(f"  scikit-learn {few / seconds:.0f}, gap {gap(scipy.sparse.csr_array(model.coef_)):.1e}")
-        try:
-            import celer
-        except ImportError:
-            continue
-        A = np.asfortranarray(D.T, np.float64)
-
-        def run(A=A, alpha=alpha, d=d, X=X):
-            one = celer.Lasso(alpha / d, fit_intercept=False, tol=1e-6)
-            return np.array([one.fit(A, x.astype(float)).coef_.copy() for x in X[:few]])
-
-        seconds, codes = timed(run)
-        print(f"  celer {few / seconds:.0f}, gap {gap(scipy.sparse.csr_array(codes)):.1e}", flush=True)
 
 
 if __name__ == "__main__":
@@ -201,6 +237,6 @@ if __name__ == "__main__":
     if "sklearn" in arguments.part:
         sklearn_part(arguments)
     if "growth" in arguments.part:
-        growth_part(arguments)
+        growth_part(arguments, limit)
     if "lasso" in arguments.part:
         lasso_part(arguments)

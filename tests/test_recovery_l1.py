@@ -2,6 +2,8 @@
 
 import itertools
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +64,32 @@ def test_lasso_is_scikit_learns():
         model = Lasso(alpha / 64, fit_intercept=False, tol=1e-13, max_iter=100_000, positive=positive)
         want = model.fit(D.T, X.T).coef_
         np.testing.assert_allclose(codes.toarray(), want, atol=2e-5)
+
+
+def test_lasso_is_celers_to_the_gap():
+    celer = pytest.importorskip("celer")
+    X, D, _ = planted(25, 200, 64, 6, noise=0.2)
+    for alpha in (1.0, 0.2):
+        codes, info = lasso(X, D, alpha, tol=1e-10, return_info=True)
+        assert (info.status == 0).all()
+        model = celer.Lasso(alpha / 64, fit_intercept=False, tol=1e-12)
+        for x, z in zip(X, codes.toarray(), strict=True):
+            want = model.fit(np.asfortranarray(D.T), x).coef_
+            value = [0.5 * np.sum((x - c @ D) ** 2) + alpha * abs(c).sum() for c in (z, want)]
+            assert abs(value[0] - value[1]) < 2e-10 * (x @ x)
+            np.testing.assert_allclose(z, want, atol=1e-4)
+
+
+def test_lasso_is_spams_to_the_gap():
+    spams = pytest.importorskip("spams")
+    X, D, _ = planted(200, 200, 64, 6, noise=0.2)
+    A, B = np.asfortranarray(D.T), np.asfortranarray(X.T)
+    for alpha, positive in itertools.product((1.0, 0.2), (False, True)):
+        codes = lasso(X, D, alpha, tol=1e-10, positive=positive).toarray()
+        want = spams.lasso(B, A, lambda1=alpha, mode=2, pos=positive, numThreads=1).T.toarray()
+        for x, z, w in zip(X, codes, want, strict=True):
+            value = [0.5 * np.sum((x - c @ D) ** 2) + alpha * abs(c).sum() for c in (z, w)]
+            assert abs(value[0] - value[1]) < 2e-10 * (x @ x)
 
 
 def test_lasso_with_twin_atoms_and_on_the_path():
@@ -256,6 +284,27 @@ def test_every_solver_meets_degenerate_signals():
         solve(good[:, None, 0] * one, one)  # one atom, signals in its span
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-9, 1e9, 1e20])
+def test_every_solver_is_indifferent_to_scale(scale):
+    """Signals, penalties and tolerances times 1e-20 to 1e20: the same supports, codes times that."""
+    X, D, _ = planted(12, 40, 20, 3, noise=0.1)
+    for solve in (
+        lambda X, s: omp(X, D, 3),
+        lambda X, s: omp(X, D, 3, nonnegative=True),
+        lambda X, s: omp(X, D, tol=0.5 * s),
+        lambda X, s: lasso(X, D, 0.3 * s, tol=1e-10),
+        lambda X, s: basis_pursuit(X, D),
+        lambda X, s: basis_pursuit_denoise(X, D, 0.4 * s),
+        lambda X, s: matching_pursuit(X, D, 3),
+        lambda X, s: gradient_pursuit(X, D, 3),
+        lambda X, s: cosamp(X, D, 3),
+        lambda X, s: iht(X, D, 3),
+        lambda X, s: threshold_code(X, D, 0.5 * s),
+    ):
+        want, got = solve(X, 1.0).toarray(), solve(X * scale, scale).toarray() / scale
+        np.testing.assert_allclose(got, want, atol=2e-5 * abs(want).max())
+
+
 # --------------------------------------------------------------- threshold coding
 
 
@@ -334,6 +383,44 @@ def test_sparse_coder_in_a_pipeline(method):
     assert back.shape == X.shape and info.status.shape == (30,)
     if method not in ("threshold",):
         assert np.sum((X - back) ** 2) < 0.5 * np.sum(X**2)
+
+
+def test_peak_memory_is_what_the_docstring_says(tmp_path):
+    """Dictionary, Gram matrix, one block of signals and the codes: not the signals themselves."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc/self/status")
+    n, d, n_atoms, k = 400_000, 128, 512, 2
+    path = tmp_path / "x.npy"
+    signals = np.lib.format.open_memmap(path, "w+", np.float32, (n, d))
+    g = RNG(0)
+    for i in range(0, n, 50_000):
+        signals[i : i + 50_000] = g.standard_normal((50_000, d), np.float32)
+    signals.flush()
+    script = f"""
+import numpy as np
+from atoms.recovery import Dictionary, omp
+def grown():  # anonymous memory only: pages of the file are the system's to take back
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("RssAnon")) / 1024
+import threading
+D = np.random.default_rng(1).standard_normal(({n_atoms}, {d})).astype(np.float32)
+X = np.load({str(path)!r}, mmap_mode="r")
+omp(X[:500], D, {k}, num_threads=2)  # libraries, threads
+before, peak, done = grown(), [0.0], threading.Event()
+def watch():
+    while not done.wait(0.005):
+        peak[0] = max(peak[0], grown())
+watcher = threading.Thread(target=watch)
+watcher.start()
+codes = omp(X, D, {k}, num_threads=2)
+done.set()
+watcher.join()
+print(peak[0] - before)
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    codes = n * (k * 8 + 3 * 8)
+    documented = (codes * 2 + n_atoms * d * 4 + n_atoms**2 * 4 + (1 << 26)) / 1e6
+    assert 1 < float(out) < documented + 16 < n * d * 4 / 1e6
 
 
 def test_streams_memory_maps(tmp_path, capsys):

@@ -118,7 +118,8 @@ ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d,
 /* ---------------------------------------------------------------- recovery */
 
 /* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
- * once asked for. Immutable after atoms_dict_gram: any number of threads may share it. */
+ * once asked for, if only a coarse one. Immutable after atoms_dict_gram: any number of threads may
+ * share it. */
 typedef struct atoms_dict atoms_dict;
 
 /* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
@@ -131,10 +132,14 @@ ATOMS_API void atoms_dict_free(atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
 ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
+/* 0: none, 1: the full one, 2: only a coarse one. */
 ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
 /* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
- * second time. n^2 elements, n rounded up to a multiple of 64. */
-ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
+ * second time. n^2 elements, n rounded up to a multiple of 64. With screening a coarse matrix of
+ * 16-bit elements is enough, where float32 OMP on this machine can use one: a quarter to a half
+ * of the time, half of the memory, and atoms_omp evaluates from the atoms what the coarse
+ * matrix leaves open. The other solvers want a full one. */
+ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict, int screening);
 
 /* What became of one signal. */
 typedef enum {

@@ -73,7 +73,9 @@ class Sampler:
     A batch that meets the end of an epoch goes on with the next permutation.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: Sequence[int], epoch: int = 0, position: int = 0) -> None:
+    def __init__(
+        self, n: int, batch_size: int, seed: Sequence[int], epoch: int = 0, position: int = 0
+    ) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, list(seed)
         self.epoch, self.position = epoch, position
         self._order = self._permutation()
@@ -83,7 +85,9 @@ class Sampler:
 
     def skip(self, batches: int) -> None:
         """As if so many batches had been drawn."""
-        self.epoch, self.position = divmod(self.epoch * self.n + self.position + batches * self.batch_size, self.n)
+        self.epoch, self.position = divmod(
+            self.epoch * self.n + self.position + batches * self.batch_size, self.n
+        )
         self._order = self._permutation()
 
     def next(self) -> np.ndarray:
@@ -190,7 +194,9 @@ class BlockSource(abc.ABC):
             parts.append(rows[self.within(seed, epoch, g, len(rows))])
         return np.concatenate(parts)
 
-    def batches(self, batch_size: int = 4096, seed: int | Sequence[int] = 0, epoch: int = 0) -> Iterator[np.ndarray]:
+    def batches(
+        self, batch_size: int = 4096, seed: int | Sequence[int] = 0, epoch: int = 0
+    ) -> Iterator[np.ndarray]:
         """All rows once, in the order of `order`, in arrays of `batch_size` (the last one shorter)."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive integer, got {batch_size}")
@@ -261,7 +267,9 @@ class BlockSampler:
         self._free: queue.Queue[np.ndarray | None] = queue.Queue()
         for _ in range(1 if len(sizes) == 1 else 2):
             self._free.put(np.empty((self._capacity, self.source.d), self.source.dtype))
-        self._thread = threading.Thread(target=self._read, args=(epoch, group), name="atoms-read", daemon=True)
+        self._thread = threading.Thread(
+            target=self._read, args=(epoch, group), name="atoms-read", daemon=True
+        )
         self._thread.start()
 
     def _read(self, epoch: int, group: int) -> None:

@@ -264,7 +264,9 @@ def heat(axes: Any, values: np.ndarray, columns: Sequence[str], rows: Sequence[s
         for j in range(values.shape[1]):
             if np.isfinite(values[i, j]):
                 dark = values[i, j] > 0.6
-                axes.text(j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=PAPER if dark else INK)
+                axes.text(
+                    j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=PAPER if dark else INK
+                )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)
@@ -303,7 +305,9 @@ def contexts(axes: Any, found: Sequence[Any], *, columns: int = 96) -> None:
                 fontsize=size,
                 va="center",
                 fontweight="bold" if i == context.focus else "normal",
-                bbox={"fc": AFTER, "alpha": 0.08 + 0.5 * a / strongest, "lw": 0, "pad": 0.6} if a > 0 else None,
+                bbox={"fc": AFTER, "alpha": 0.08 + 0.5 * a / strongest, "lw": 0, "pad": 0.6}
+                if a > 0
+                else None,
             )
             at += shown[i]
 

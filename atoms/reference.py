@@ -53,7 +53,9 @@ def cosines(D: ArrayLike, whitener: Array | None = None) -> Array:
 def q_star(cosines: Array, l0: Array, grid: Iterable[float]) -> float:
     """The largest q of a grid in (0, 1] with mu_q < 1/(2 K_q - 1), by the definition."""
 
-    def quantile(values: Array, q: float) -> Any:  # np.quantile's "inverted_cdf", not led astray by q n = 192.0000001
+    def quantile(
+        values: Array, q: float
+    ) -> Any:  # np.quantile's "inverted_cdf", not led astray by q n = 192.0000001
         share = np.arange(1, len(values) + 1) / len(values)
         return np.sort(values)[np.searchsorted(share, q - 1e-12)]
 
@@ -139,7 +141,11 @@ def lasso(x: Array, dictionary: ArrayLike, alpha: float, positive: bool = False,
     t = 1.0
     for _ in range(steps):
         new = y + rate * (D @ (x - y @ D))
-        new = np.maximum(new - rate * alpha, 0) if positive else np.sign(new) * np.maximum(abs(new) - rate * alpha, 0)
+        new = (
+            np.maximum(new - rate * alpha, 0)
+            if positive
+            else np.sign(new) * np.maximum(abs(new) - rate * alpha, 0)
+        )
         t_new = (1 + np.sqrt(1 + 4 * t * t)) / 2
         y, z, t = new + (t - 1) / t_new * (new - z), new, t_new
     return z

@@ -227,7 +227,9 @@ class SparseAutoencoder(Estimator):
         for name, (low, high, high_name) in ranges.items():
             value = getattr(self, name)
             if not low < value <= high:
-                raise ValueError(f"{name}: expected more than {low} and at most {high_name} ({high}), got {value!r}")
+                raise ValueError(
+                    f"{name}: expected more than {low} and at most {high_name} ({high}), got {value!r}"
+                )
         bounds = {"warmup": 1, "decay": 1, "clip": np.inf, "dead_after": np.inf, "aux_coefficient": np.inf}
         for name, high in {**bounds, "aux_k": self.d_sae}.items():
             if not 0 <= getattr(self, name) <= high:
@@ -478,7 +480,9 @@ class SparseAutoencoder(Estimator):
             raise ValueError(f"activation: {self.activation!r} has no threshold to calibrate")
         target = float(self.target_l0 if target_l0 is None else target_l0)
         if not 0 < target <= self.d_sae:
-            raise ValueError(f"target_l0: expected more than 0 and at most d_sae ({self.d_sae}), got {target!r}")
+            raise ValueError(
+                f"target_l0: expected more than 0 and at most d_sae ({self.d_sae}), got {target!r}"
+            )
         rows = Rows(X)
         self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)
         thresholds = self._get(_THRESHOLD)
@@ -497,7 +501,9 @@ class SparseAutoencoder(Estimator):
         # of the want largest ratios the smallest is just above the factor, the next one is not
         factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
         if not np.isfinite(factor):
-            raise ValueError(f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more")
+            raise ValueError(
+                f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more"
+            )
         self._control["cut"] *= float(factor)
         self._set(_THRESHOLD, (thresholds * factor).astype(np.float32))
         self._finish()
@@ -544,7 +550,9 @@ class SparseAutoencoder(Estimator):
             factor = min(factor, (self.max_steps - step + 1) / cool)
         return float(self.learning_rate * factor)
 
-    def _advance(self, ctx: Any, step: int, batch: _Batch, val: np.ndarray | None, last_saved: Any) -> dict[str, Any]:
+    def _advance(
+        self, ctx: Any, step: int, batch: _Batch, val: np.ndarray | None, last_saved: Any
+    ) -> dict[str, Any]:
         """One step and its record; the step's figures."""
         steps, started = int(self.max_steps), time.perf_counter()
         try:
@@ -601,7 +609,9 @@ class SparseAutoencoder(Estimator):
     def _step(self, ctx: Any, step: int, batch: _Batch) -> dict[str, Any]:
         c, rate = self._control, self._rate(step)
         window = self._dead_window()
-        due = window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay)
+        due = (
+            window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay)
+        )
         resample = due and not self.aux_k and len(self._dead()) > 0
         err = np.empty((len(batch), self.n_features_in_), np.float32) if resample else None
         # silent latents' thresholds come down by a factor e within a quarter of the window
@@ -720,7 +730,11 @@ class SparseAutoencoder(Estimator):
     # ------------------------------------------------------------------- files
 
     def _parameters(self) -> dict[str, Any]:
-        plain = {k: v for k, v in self.get_params(deep=False).items() if k not in ("metric", "num_threads", "verbose")}
+        plain = {
+            k: v
+            for k, v in self.get_params(deep=False).items()
+            if k not in ("metric", "num_threads", "verbose")
+        }
         if plain["matryoshka_widths"] is not None:
             plain["matryoshka_widths"] = [int(w) for w in plain["matryoshka_widths"]]
         return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
@@ -733,7 +747,11 @@ class SparseAutoencoder(Estimator):
         self._check_fitted()
         self._publish_cut()
         fields = range(len(_FIELDS)) if training_state else (*range(5), _COUNTERS)
-        tensors = {_FIELDS[f]: self._get(f) for f in fields if not (self.tied and f % 5 == _W_ENC and f < _LAST_FIRED)}
+        tensors = {
+            _FIELDS[f]: self._get(f)
+            for f in fields
+            if not (self.tied and f % 5 == _W_ENC and f < _LAST_FIRED)
+        }
         meta: dict[str, Any] = {
             "parameters": self._parameters(),
             "n_features_in": self.n_features_in_,
@@ -785,7 +803,9 @@ class SparseAutoencoder(Estimator):
             if not 0 < self._scale < np.inf:
                 raise ValueError(f"scale is {self._scale}")
         elif self.metric.n_features_in_ != self.n_features_in_:
-            raise ValueError(f"its metric has {self.metric.n_features_in_} features, b_dec {self.n_features_in_}")
+            raise ValueError(
+                f"its metric has {self.metric.n_features_in_} features, b_dec {self.n_features_in_}"
+            )
         self._folded = None
         self._new_core(self.n_features_in_)
         for field, name in enumerate(_FIELDS):
@@ -803,7 +823,9 @@ class SparseAutoencoder(Estimator):
                 "use those, or another path"
             )
         if "last_fired" not in tensors:
-            raise ValueError(f"checkpoint: {os.fspath(path)} has no training state; pass it as init=load(path)")
+            raise ValueError(
+                f"checkpoint: {os.fspath(path)} has no training state; pass it as init=load(path)"
+            )
         if self.metric is not None:
             arrays, _ = self.metric._state()
             if any(not np.array_equal(v, tensors.get(f"metric.{k}", ())) for k, v in arrays.items()):
@@ -958,7 +980,9 @@ def fit_many(
     """
     paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
     if not saes or len(paths) != len(saes):
-        raise ValueError(f"saes: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}")
+        raise ValueError(
+            f"saes: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}"
+        )
     for name in ("batch_size", "max_steps"):
         if len({getattr(s, name) for s in saes}) > 1:
             raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
@@ -986,7 +1010,9 @@ def fit_many(
             begun.append(sae)
         done = {int(s._get(_COUNTERS)[0]) for s in saes}
         if len(done) > 1:
-            raise ValueError(f"checkpoints: they stopped at different steps {sorted(done)}; remove them and start again")
+            raise ValueError(
+                f"checkpoints: they stopped at different steps {sorted(done)}; remove them and start again"
+            )
         first, steps = done.pop(), int(saes[0].max_steps)
         sampler.skip(first)
         spaces = {id(s.metric): s for s in saes}

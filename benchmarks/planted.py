@@ -75,7 +75,9 @@ def run_peer(name: str, X: np.ndarray, W: np.ndarray, seed: int, samples: int, l
     rows = (X @ W).astype(np.float32) if white else X
     steps = samples // BATCH
     l0 = 5  # TopK needs a whole number; 4.5 atoms are active on average, six at most
-    peer = peers.make(name.removesuffix("+white"), D_IN, D_SAE, l0, batch_size=BATCH, steps=steps, lr=lr, seed=seed)
+    peer = peers.make(
+        name.removesuffix("+white"), D_IN, D_SAE, l0, batch_size=BATCH, steps=steps, lr=lr, seed=seed
+    )
     peer.prepare(torch.from_numpy(rows[:8192]))
     for index in data.batches(len(rows), BATCH, steps, seed):
         peer.step(torch.from_numpy(rows[index]))
@@ -89,19 +91,28 @@ def run_ours(name: str, X: np.ndarray, seed: int, samples: int, threads: int, fu
     metric = atoms.AtomicInnerProduct(num_threads=threads).fit(X) if name == "atoms" else None
     settings = {"target_l0": L0, "batch_size": BATCH, "num_threads": threads, **further}
     sae = atoms.SparseAutoencoder(
-        D_SAE, metric=metric, max_steps=samples // settings["batch_size"], random_state=seed, verbose=False, **settings
+        D_SAE,
+        metric=metric,
+        max_steps=samples // settings["batch_size"],
+        random_state=seed,
+        verbose=False,
+        **settings,
     )
     return sae.fit(X).W_dec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--names", nargs="+", default=["atoms", "atoms-euclidean", "saelens-batchtopk",
                         "saelens-batchtopk+white", "dl-batchtopk+white", "saelens-jumprelu+white"])  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=4_000_000)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the competitors")
-    parser.add_argument("--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder")
+    parser.add_argument(
+        "--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder"
+    )
     parser.add_argument("--correlated", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)

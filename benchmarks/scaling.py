@@ -92,7 +92,9 @@ def plot(record: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vary", nargs="+", default=list(VALUES), choices=list(VALUES))
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--processor-time", action="store_true", help="processor seconds of one thread")
@@ -101,7 +103,9 @@ def main() -> None:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     clock = time.process_time if options.processor_time else time.perf_counter
     centre = {**CENTRE, "threads": 1} if options.processor_time else CENTRE
-    record: dict[str, list[dict]] = json.loads(options.results.read_text()) if options.results.exists() else {}
+    record: dict[str, list[dict]] = (
+        json.loads(options.results.read_text()) if options.results.exists() else {}
+    )
     print("| vary | value | ms a step | samples/s | L0 | local slope (expected) |\n|---|---|---|---|---|---|")
     for name in options.vary:
         record[name], before = [], None

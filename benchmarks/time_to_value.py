@@ -31,7 +31,9 @@ BUDGETS = [25_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000, 400_000, 
 
 def best_rival(records: list[dict], d_sae: int, l0: float) -> dict:
     """Settings by the tuning half of the held-out rows, as in quality.py's table; EV from the other half."""
-    rivals = [r for r in records if r["name"] != "atoms" and (r["d_sae"], r["l0"], r["seed"]) == (d_sae, l0, 0)]
+    rivals = [
+        r for r in records if r["name"] != "atoms" and (r["d_sae"], r["l0"], r["seed"]) == (d_sae, l0, 0)
+    ]
     if not rivals:
         raise SystemExit(f"no rival at d_sae {d_sae}, L0 {l0} in the results: run quality.py first")
     return max(rivals, key=lambda r: r["explained_variance_tune"])
@@ -62,15 +64,21 @@ def rival_seconds(record: dict, train: np.ndarray, threads: int, seconds: float)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=data.default_folder())
     parser.add_argument("--d-sae", type=int, default=2304)
     parser.add_argument("--l0", type=int, nargs="+", default=[48, 16])
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for timing each kind of the rival's steps")
-    parser.add_argument("--processor-time", action="store_true", help="compare processor seconds of one thread")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="for timing each kind of the rival's steps"
+    )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="compare processor seconds of one thread"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     train, held = (np.array(part) for part in data.split(data.load(options.data)))

@@ -55,7 +55,9 @@ def test_judge_scores_the_mean_zero_and_the_truth_one(bench):
     assert perfect["l0_held_out"] == 7 and perfect["dead"] == 0
     mean = held[50:].mean(axis=0, dtype=np.float64)  # the second half judges, the first only tunes
     none = quality.judge(lambda x: np.zeros((len(x), 3)), lambda c: mean + np.zeros((len(c), 7)), train, held)
-    assert none["explained_variance"] == pytest.approx(0, abs=1e-12) and none["explained_variance_tune"] < -1e-3
+    assert (
+        none["explained_variance"] == pytest.approx(0, abs=1e-12) and none["explained_variance_tune"] < -1e-3
+    )
     assert none["l0_held_out"] == 0 and none["dead"] == 1
 
 
@@ -82,10 +84,38 @@ def test_the_table_takes_the_best_rate_and_float32(bench, tmp_path, capsys):
 def test_the_rival_to_beat_is_chosen_on_the_tuning_rows(bench):
     best_rival = bench("time_to_value").best_rival
     rows = [
-        {"name": "atoms", "d_sae": 8, "l0": 2, "seed": 0, "explained_variance_tune": 0.9, "explained_variance": 0.9},
-        {"name": "a", "d_sae": 8, "l0": 2, "seed": 0, "explained_variance_tune": 0.6, "explained_variance": 0.8},
-        {"name": "b", "d_sae": 8, "l0": 2, "seed": 0, "explained_variance_tune": 0.7, "explained_variance": 0.7},
-        {"name": "c", "d_sae": 8, "l0": 4, "seed": 0, "explained_variance_tune": 0.8, "explained_variance": 0.8},
+        {
+            "name": "atoms",
+            "d_sae": 8,
+            "l0": 2,
+            "seed": 0,
+            "explained_variance_tune": 0.9,
+            "explained_variance": 0.9,
+        },
+        {
+            "name": "a",
+            "d_sae": 8,
+            "l0": 2,
+            "seed": 0,
+            "explained_variance_tune": 0.6,
+            "explained_variance": 0.8,
+        },
+        {
+            "name": "b",
+            "d_sae": 8,
+            "l0": 2,
+            "seed": 0,
+            "explained_variance_tune": 0.7,
+            "explained_variance": 0.7,
+        },
+        {
+            "name": "c",
+            "d_sae": 8,
+            "l0": 4,
+            "seed": 0,
+            "explained_variance_tune": 0.8,
+            "explained_variance": 0.8,
+        },
     ]
     assert best_rival(rows, 8, 2)["name"] == "b"
     with pytest.raises(SystemExit, match="d_sae 9"):

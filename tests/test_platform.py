@@ -201,7 +201,11 @@ def test_arrays_are_checked():
     for bad, error, message in [
         ([[1.0]], TypeError, "X: expected a NumPy array, got list"),
         (np.zeros(3), ValueError, r"X: expected 2 dimension\(s\), got 1"),
-        (np.zeros((4, 3), int), TypeError, "X: unsupported dtype .*; pass float32, float64, float16 or bfloat16"),
+        (
+            np.zeros((4, 3), int),
+            TypeError,
+            "X: unsupported dtype .*; pass float32, float64, float16 or bfloat16",
+        ),
         (np.zeros((4, 3), object), TypeError, "X: unsupported dtype"),
         (x.astype(">f8"), ValueError, "X: expected an aligned array in native byte order"),
         (packed, ValueError, "X: expected an aligned array"),

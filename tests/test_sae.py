@@ -183,14 +183,16 @@ def test_killed_at_random_times_and_resumed(X, tmp_path):
     np.save(tmp_path / "x.npy", X)
     script = tmp_path / "train.py"
     # 20 lives of at most 0.3 s at 4 ms a step or more cannot finish 1500 steps
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import sys, time, numpy as np, atoms
         X = np.load({str(tmp_path / "x.npy")!r})
         sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=1500, verbose=False, dead_after=3)
         slow = None if sys.argv[2] == "fast" else lambda sae, figures: time.sleep(0.004)
         print("ready", flush=True)
         sae.fit(X, checkpoint=sys.argv[1], checkpoint_steps=3, callback=slow)
-        """))
+        """)
+    )
     rng = np.random.default_rng(1)
     path, steps = tmp_path / "run.safetensors", []
     for life in range(21):
@@ -205,8 +207,12 @@ def test_killed_at_random_times_and_resumed(X, tmp_path):
         assert child.wait() == (-signal.SIGKILL if pace == "slow" else 0)
         if path.exists():
             steps.append(int(atoms.SparseAutoencoder.load(path)._get(16)[0]))
-    assert steps == sorted(steps) and len(set(steps)) > 5 and steps[-1] == 1500  # killed on the way, and gone on
-    sae = atoms.SparseAutoencoder(48, target_l0=4, batch_size=128, max_steps=1500, verbose=False, dead_after=3)
+    assert (
+        steps == sorted(steps) and len(set(steps)) > 5 and steps[-1] == 1500
+    )  # killed on the way, and gone on
+    sae = atoms.SparseAutoencoder(
+        48, target_l0=4, batch_size=128, max_steps=1500, verbose=False, dead_after=3
+    )
     assert state(sae.fit(X)) == state(atoms.SparseAutoencoder.load(path))
 
 
@@ -251,7 +257,9 @@ def test_l0_reaches_its_target_from_thresholds_far_off(target, factor, X):
     first._set(4, factor * first._get(4))
     first._finish()
     l0 = []
-    quick(target_l0=target, max_steps=1200, decay=0.2).fit(X, init=first, callback=lambda sae, f: l0.append(f["l0"]))
+    quick(target_l0=target, max_steps=1200, decay=0.2).fit(
+        X, init=first, callback=lambda sae, f: l0.append(f["l0"])
+    )
     assert abs(l0[1] / target - 1) > 0.5  # it was far off
     assert np.mean(l0[-100:]) == pytest.approx(target, rel=0.05)
 
@@ -262,7 +270,9 @@ def test_calibrated_thresholds_meet_the_target(activation, X, tmp_path):
     other = X[2000:] * np.float32(1.3)  # other rows than it was trained on, and at another scale
     before = sae.threshold.copy()
     for target in (4, 2.5, 9):
-        assert sae.calibrate(other, target).transform(other).nnz / len(other) == pytest.approx(target, abs=0.01)
+        assert sae.calibrate(other, target).transform(other).nnz / len(other) == pytest.approx(
+            target, abs=0.01
+        )
     ratio = sae.threshold[before > 0] / before[before > 0]
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-5)
     sae.calibrate([other[:300], other[300:]])
@@ -392,7 +402,9 @@ def test_divergence_is_said(X, tmp_path):
         return str(caught.value)
 
     assert re.search(r"step \d+ with learning rate 3e\+38; lower", diverge())
-    assert "checkpoint" not in diverge(checkpoint=tmp_path / "none.safetensors")  # it had no time to write one
+    assert "checkpoint" not in diverge(
+        checkpoint=tmp_path / "none.safetensors"
+    )  # it had no time to write one
     good = tmp_path / "good.safetensors"
     message = diverge(checkpoint=good, checkpoint_steps=1)  # finite losses, but then weights that are not
     assert f"the last good checkpoint is {good}" in message
@@ -404,7 +416,9 @@ def test_divergence_is_said(X, tmp_path):
 def test_few_samples_and_constant_data(n):
     rng = np.random.default_rng(0)
     for X in (rng.standard_normal((n, 5)), np.ones((n, 5)), np.zeros((n, 5))):
-        sae = atoms.SparseAutoencoder(7, target_l0=2, batch_size=4, max_steps=5, verbose=False).fit(X.astype(np.float32))
+        sae = atoms.SparseAutoencoder(7, target_l0=2, batch_size=4, max_steps=5, verbose=False).fit(
+            X.astype(np.float32)
+        )
         assert sae.transform(X.astype(np.float32)).shape == (n, 7)
         assert np.isfinite(sae.W_dec).all()
 
@@ -419,7 +433,9 @@ def test_empty_transform(X):
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 9))
 def test_sampler_visits_every_row_each_epoch_and_skips(shards, batch, skip):
     n = sum(shards)
-    rows = Rows([np.arange(a, a + k, dtype=np.float64)[:, None] for a, k in zip(np.cumsum([0, *shards]), shards)])
+    rows = Rows(
+        [np.arange(a, a + k, dtype=np.float64)[:, None] for a, k in zip(np.cumsum([0, *shards]), shards)]
+    )
     assert rows.n == n
     sampler = Sampler(n, batch, [3])
     drawn = np.concatenate([sampler.next() for _ in range(3 * n + 12)])
@@ -428,7 +444,9 @@ def test_sampler_visits_every_row_each_epoch_and_skips(shards, batch, skip):
     np.testing.assert_array_equal(rows.take(drawn)[:, 0], drawn)
     ahead = Sampler(n, batch, [3])
     ahead.skip(skip)
-    np.testing.assert_array_equal(np.concatenate([ahead.next() for _ in range(2)]), drawn[skip * batch : (skip + 2) * batch])
+    np.testing.assert_array_equal(
+        np.concatenate([ahead.next() for _ in range(2)]), drawn[skip * batch : (skip + 2) * batch]
+    )
 
 
 # ------------------------------------------------------------------------ it learns
@@ -487,7 +505,9 @@ def test_scikit_learn_accepts_it():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = check_estimator(
-            sae, on_fail=None, expected_failed_checks={"check_fit_score_takes_y": "fit's second argument is X_val"}
+            sae,
+            on_fail=None,
+            expected_failed_checks={"check_fit_score_takes_y": "fit's second argument is X_val"},
         )
     failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
     assert not failed, failed

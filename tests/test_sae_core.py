@@ -50,7 +50,9 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
     prefixes = sorted({max(1, s // 5), max(1, s // 2), s}) if extras else []
     wide = np.array(prefixes, np.int64) if extras else None
     sae = core_model(params, activation, tied, k, bandwidth=0.3, prefixes=wide)
-    twin = reference.SparseAutoencoderTwin(*params, activation=activation, tied=tied, bandwidth=0.3, prefixes=prefixes)
+    twin = reference.SparseAutoencoderTwin(
+        *params, activation=activation, tied=tied, bandwidth=0.3, prefixes=prefixes
+    )
     aux = {"aux_k": 4, "dead_after": 2 * n, "aux_coefficient": 0.7} if extras else {}
     rng = np.random.default_rng(2)
     for step in range(10):
@@ -81,7 +83,9 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
         assert close.mean() > 0.995, name
 
 
-def torch_losses(params, activation, xs, lr, *, bandwidth, l0c, l1c, k, widths=(), aux_k=0, dead_after=0, auxc=0.0):
+def torch_losses(
+    params, activation, xs, lr, *, bandwidth, l0c, l1c, k, widths=(), aux_k=0, dead_after=0, auxc=0.0
+):
     """Autograd's ten steps: the same objective from the formulas, with torch's own Adam."""
     widths = widths or (len(params[0]),)
 
@@ -210,8 +214,17 @@ def test_threshold_gradient_is_the_objectives_difference_quotient(prefixes):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_twin_gradients_of_matryoshka_and_aux_k_equal_autograd(activation):
     params = start(9, 20, 5)
-    kwargs = {"l0_coefficient": 0.1, "l1_coefficient": 0.2, "k": 3, "aux_k": 2, "dead_after": 0, "aux_coefficient": 0.3}
-    twin = reference.SparseAutoencoderTwin(*params, activation=activation, bandwidth=1e-9, prefixes=[4, 11, 20])
+    kwargs = {
+        "l0_coefficient": 0.1,
+        "l1_coefficient": 0.2,
+        "k": 3,
+        "aux_k": 2,
+        "dead_after": 0,
+        "aux_coefficient": 0.3,
+    }
+    twin = reference.SparseAutoencoderTwin(
+        *params, activation=activation, bandwidth=1e-9, prefixes=[4, 11, 20]
+    )
     twin.last_fired[10:] = 1  # the first ten count as dead
     x = np.random.default_rng(6).standard_normal((30, 9))
     error, penalty, _, g = twin.gradients(x, **kwargs)
@@ -224,7 +237,9 @@ def test_twin_gradients_of_matryoshka_and_aux_k_equal_autograd(activation):
     values, where = z[:, :10].relu().topk(2, dim=1)
     aux = torch.zeros_like(z).scatter(1, where, values) @ D - (t - a @ D - b_dec).detach()
     loss = sum(losses) + 0.3 * (aux**2).sum(1).mean()
-    loss = loss + {"jumprelu": 0.1 * on.sum(1).double().mean(), "relu": 0.2 * a.sum(1).mean()}.get(activation, 0.0)
+    loss = loss + {"jumprelu": 0.1 * on.sum(1).double().mean(), "relu": 0.2 * a.sum(1).mean()}.get(
+        activation, 0.0
+    )
     loss.backward()
     assert error == pytest.approx(losses[-1].item()) and error + penalty == pytest.approx(loss.item())
     for name, tensor in zip(NAMES[:4], (E, D, b_enc, b_dec), strict=True):
@@ -250,7 +265,11 @@ def test_same_bits_for_every_screen_isa_and_thread_count(activation, n, d, s, co
             trained = tuple(a.tobytes() for a in read(sae, params))
             # machines without fused multiply-add round differently
             key = "portable" if ctx.isa == "portable" else "fused"
-            assert seen.setdefault(key, (bits, trained)) == (bits, trained), (ctx.isa, ctx.num_threads, screen)
+            assert seen.setdefault(key, (bits, trained)) == (bits, trained), (
+                ctx.isa,
+                ctx.num_threads,
+                screen,
+            )
 
 
 @settings(max_examples=40, deadline=None)
@@ -308,7 +327,9 @@ def test_decode_equals_matrix_product():
         W = rng.standard_normal((s, d), dtype=np.float32)
         b = rng.standard_normal(d, dtype=np.float32)
         out = np.empty((n, d), np.float32)
-        _core.decode(_core.Context(2), a.indptr.astype(np.int64), a.indices.astype(np.int32), a.data, W, b, out)
+        _core.decode(
+            _core.Context(2), a.indptr.astype(np.int64), a.indices.astype(np.int32), a.data, W, b, out
+        )
         np.testing.assert_allclose(out, a.toarray() @ W + b, atol=1e-5)
 
 

@@ -200,7 +200,12 @@ def top_contexts(
         )
     ids, tokens = np.unique(token_ids, return_inverse=True)
     strings = np.array([decode(int(i)) for i in ids], dtype=object)
-    words = {"tokens": tokens, "contexts": np.asarray(contexts), "rows": np.arange(len(tokens)), "strings": strings}
+    words = {
+        "tokens": tokens,
+        "contexts": np.asarray(contexts),
+        "rows": np.arange(len(tokens)),
+        "strings": strings,
+    }
     stream = _Stream(words, scipy.sparse.csc_array(codes), window)
     return [_top(stream, stream.latent(int(j)), count) for j in latents]
 

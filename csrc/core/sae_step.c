@@ -252,7 +252,6 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
     float l1 = sae->p.activation == ATOMS_RELU ? u->sp->l1_coefficient / (float)b->n : 0;
     float held = (float)(sae->p.n_prefixes - prefix_of(sae, j)); /* by so many prefixes */
     float top = sae->thr.w[j] + sae->p.bandwidth, g_bias = 0, g_thr = 0;
-    float held = (float)(sae->p.n_prefixes - prefix_of(sae, j)); /* by so many prefixes */
     bool near = false;
     for (int64_t e = b->start[j]; e < b->start[j + 1]; e++) {
         bool aux = e >= b->aux_start[j];

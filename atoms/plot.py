@@ -264,7 +264,9 @@ def heat(axes: Any, values: np.ndarray, columns: Sequence[str], rows: Sequence[s
         for j in range(values.shape[1]):
             if np.isfinite(values[i, j]):
                 dark = values[i, j] > 0.6
-                axes.text(j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=PAPER if dark else INK)
+                axes.text(
+                    j, i, f"{100 * values[i, j]:.1f}", ha="center", va="center", color=PAPER if dark else INK
+                )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)

@@ -70,6 +70,7 @@ def step_seconds(point: dict, X: np.ndarray, seconds: float, clock: Callable[[],
 
 def plot(record: dict, path: Path) -> None:
     import matplotlib
+    import matplotlib.ticker
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -86,6 +87,11 @@ def plot(record: dict, path: Path) -> None:
         one = all(p["clock"] == "processor" for p in points)
         axis.set_ylabel("milliseconds a step" + (", one thread" if one else ""))
         axis.legend(frameon=False)
+        axis.set_xticks(x, [f"{value:g}" for value in x], rotation=45)
+        axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.grid(True, which="major", alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

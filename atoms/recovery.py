@@ -419,7 +419,7 @@ def omp(
     stop = -1.0 if tol is None else _number("tol", tol, 0)
     warm = _support(support, X.shape[0], d.n_atoms)
     # a coarse Gram matrix leaves more to evaluate from the atoms: most / 2 products a step
-    few = 16 * X.shape[0] * most**2 < d.n_atoms**2
+    few = most <= 16 and 16 * X.shape[0] * most**2 < d.n_atoms**2
     d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most, screening=few and not nonnegative)
     ctx = context(num_threads)
 

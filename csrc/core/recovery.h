@@ -127,7 +127,7 @@ KERNELS(avx512)
 extern const omp_kernel atoms_omp_vnni_f32;
 
 /* The kernels for a context and a precision. */
-const omp_kernel *atoms_omp_kernel(const atoms_ctx *ctx, atoms_dtype type);
+const omp_kernel *atoms_omp_kernel(const atoms_ctx *ctx, atoms_dtype type, int64_t n_nonzero);
 const code_kernel *atoms_code_kernel(const atoms_ctx *ctx, atoms_dtype type);
 
 /* Basis pursuit with equality, float64. */

@@ -224,7 +224,7 @@ static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict,
 
 atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict, int screening)
 {
-    bool screens = atoms_omp_kernel(ctx, dict->type)->screens, coarse = screening && screens;
+    bool screens = atoms_omp_kernel(ctx, dict->type, 1)->screens, coarse = screening && screens;
     if (dict->gram || (coarse && dict->coarse))
         return ATOMS_OK;
     if (dict->np > INT64_MAX / dict->np)

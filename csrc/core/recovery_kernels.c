@@ -26,12 +26,17 @@ static const kernel_set *set_for(const atoms_ctx *ctx)
     return &portable;
 }
 
-const omp_kernel *atoms_omp_kernel(const atoms_ctx *ctx, atoms_dtype type)
+/* Codes longer than this go by 16-bit panels: over coherent atoms the bound of 8-bit ones grows
+ * until it rules nothing out (64 atoms over an autoencoder's dictionary: 50 times slower). */
+#define LONGEST_VNNI 16
+
+const omp_kernel *atoms_omp_kernel(const atoms_ctx *ctx, atoms_dtype type, int64_t n_nonzero)
 {
 #if defined(__x86_64__)
-    if (ctx->isa >= ATOMS_ISA_AVX512_VNNI && type == ATOMS_F32)
+    if (ctx->isa >= ATOMS_ISA_AVX512_VNNI && type == ATOMS_F32 && n_nonzero <= LONGEST_VNNI)
         return &atoms_omp_vnni_f32;
 #endif
+    (void)n_nonzero;
     return set_for(ctx)->omp[type == ATOMS_F64];
 }
 

@@ -30,7 +30,7 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, 
         return ATOMS_ERR_ARGUMENT;
     if (n == 0)
         return ATOMS_OK;
-    const omp_kernel *kernel = atoms_omp_kernel(ctx, dict->type);
+    const omp_kernel *kernel = atoms_omp_kernel(ctx, dict->type, most);
     bool has_rows = dict->gram || (kernel->screens && dict->coarse);
     int64_t tile = tile_size(dict, has_rows, n), tiles = (n + tile - 1) / tile;
     int64_t bytes = kernel->workspace(dict, params, tile);

@@ -171,15 +171,15 @@ class Dictionary:
     def _gram_fits(self) -> bool:
         return bool((-(-self.n_atoms // 64) * 64) ** 2 * self.dtype.itemsize <= self.gram_bytes)
 
-    def _prepare(self, gram: bool, screening: bool = False) -> None:
-        """Hold the Gram matrix from now on, if `gram` and if it fits; `screening`: a coarse one will do."""
+    def _prepare(self, gram: bool) -> None:
+        """Hold the Gram matrix from now on, if `gram` and if it fits."""
         if gram and self._gram_fits():
             with self._lock:
-                _core.dict_gram(context(self.num_threads), self._handle, screening)
+                _core.dict_gram(context(self.num_threads), self._handle)
 
     @property
     def has_gram(self) -> bool:
-        """Whether the Gram matrix has been computed, if only a coarse one to screen with."""
+        """Whether the Gram matrix has been computed."""
         return _core.dict_has_gram(self._handle)
 
     def _signals(self, block: Array) -> Array:
@@ -385,9 +385,8 @@ def omp(
     Notes
     -----
     With t atoms chosen a step costs ``n_atoms * t`` multiplications a signal where the Gram matrix
-    fits, ``n_atoms * d_in`` where it does not. In float32 the search runs on 16-bit or 8-bit integers
-    with an error bound (with AVX-512 VNNI the correlations do too, and where few atoms are asked of
-    few signals a 16-bit Gram matrix); every atom that could win within the bound is evaluated again at full
+    fits, ``n_atoms * d_in`` where it does not. In float32 the search runs on 16-bit integers
+    with an error bound; every atom that could win within the bound is evaluated again at full
     precision, so selections are those of float32. An atom counts as dependent when the squared
     norm of its part outside the span is below 3e-5 (float32) or 1e-12 (float64); it is left out
     and the status says so. A signal that is explained down to rounding stops early.
@@ -418,9 +417,7 @@ def omp(
         most = min(limit, _count("n_nonzero", n_nonzero))
     stop = -1.0 if tol is None else _number("tol", tol, 0)
     warm = _support(support, X.shape[0], d.n_atoms)
-    # a coarse Gram matrix leaves more to evaluate from the atoms: most / 2 products a step
-    few = most <= 16 and 16 * X.shape[0] * most**2 < d.n_atoms**2
-    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most, screening=few and not nonnegative)
+    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most)
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:

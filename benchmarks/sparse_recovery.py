@@ -121,9 +121,9 @@ def sklearn_part(args):
 
 
 def growth_part(args, peak):
-    """Products counted: half a Gram matrix and the correlations; bytes of a step: its 8-bit panels."""
+    """Products counted: half a Gram matrix and the correlations; bytes of a step: its 16-bit panels."""
     print("\nhow the time grows (OLS, float32, noise 0.3): microseconds a signal | share of the machine's")
-    print("float32 product rate that the products alone would be | GB/s of panels (8 bits an element)")
+    print("float32 product rate that the products alone would be | GB/s of panels (16 bits an element)")
     for name, shapes in (
         ("signals", [(576, 2304, 16, n) for n in (250, 1000, 4000, 16000)]),
         ("atoms", [(256, a, 16, 4000) for a in (512, 1024, 2048, 4096)]),
@@ -135,7 +135,7 @@ def growth_part(args, peak):
                 [timed(lambda: omp(X, D, k, selection="ols", num_threads=args.threads))[0] for _ in range(3)]
             )
             products = n_atoms**2 * d + 2.0 * n * n_atoms * d
-            panels = n * n_atoms * k * (k - 1) / 2
+            panels = 2.0 * n * n_atoms * k * (k - 1) / 2
             print(
                 f"{name}: d {d}, atoms {n_atoms}, nonzeros {k}, signals {n} | {1e6 * seconds / n:.1f} | "
                 f"{products / seconds / peak:.2f} | {panels / seconds / 1e9:.1f}",

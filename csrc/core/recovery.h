@@ -26,40 +26,7 @@ struct atoms_dict {
     void *atoms;      /* (np, d) unit rows; zero atoms and padding are zero rows */
     double *norm;     /* (n,) norms of the atoms as given */
     void *gram;       /* (np, np) products of unit rows, or NULL until atoms_dict_gram */
-    int16_t *coarse;  /* (np, np) the same in units, good for screening, or NULL */
-    float *top;       /* (np,) the largest |product| with another atom; with gram or coarse */
-    double coarse_error; /* of an element of `coarse`, at most */
 };
-
-/* Unit rows in units of 2^-15, for products by 16-bit multiply-adds. Sums cannot overflow: by
- * Cauchy and Schwarz every partial sum is about 2^30 at most. */
-typedef struct {
-    int64_t ld;      /* int16 in a row: d rounded up to even, and zero */
-    int16_t *rows;   /* (n, ld) */
-    int32_t *panels; /* [n / PANEL][ld / 2][PANEL] the same, two coordinates to a word */
-    double error;    /* the largest norm of what rounding took from a row */
-} atoms_units;
-
-/* a (n, d) float32, n a multiple of PANEL. */
-atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a,
-                             atoms_units *u);
-void atoms_units_free(atoms_units *u);
-/* One row, to (ld); returns the norm of the rounding error. */
-double atoms_units_row_vnni(int64_t d, const float *a, int64_t ld, int16_t *to);
-/* How far a product of rows of a and b in units may be from that of the rows themselves. */
-static inline double atoms_units_error(double a, double b)
-{
-    return (a + b + a * b) * (1 + 0x1p-20) + 0x1p-22;
-}
-
-/* Products of rows (m, ld) with all atoms of `panels`, as float (m, out_ld) or in units. */
-void atoms_unit_products_vnni(int64_t m, const int16_t *rows, int64_t ld, int64_t panels,
-                              const int32_t *packed, float *out, int64_t out_ld);
-void atoms_unit_gram_vnni(int64_t m, const int16_t *rows, int64_t ld, int64_t panels,
-                          const int32_t *packed, int16_t *out, int64_t out_ld);
-/* The largest |element| of a row of n, whole panels, other than element i. */
-float atoms_row_top_vnni(int64_t n, const float *row, int64_t i);
-float atoms_unit_row_top_vnni(int64_t n, const int16_t *row, int64_t i);
 
 /* One tile of signals on its way through OMP: inputs, then outputs, all indexed from the tile's
  * first signal. */
@@ -76,7 +43,6 @@ typedef struct {
     int8_t *status;
     int32_t *steps;
     double *residual; /* may be NULL */
-    const atoms_units *units; /* the dictionary's, for screened correlations, or NULL */
 } omp_tile;
 
 /* Workspace bytes for one thread, and the work on one tile. One pair for each instruction set
@@ -85,7 +51,6 @@ typedef struct {
     int64_t (*workspace)(const atoms_dict *dict, const atoms_omp_params *p, int64_t tile);
     void (*run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
                 omp_tile *tile, void *workspace);
-    bool screens; /* can work with units and a coarse Gram matrix */
 } omp_kernel;
 
 /* The same for the solvers whose codes have no fixed length: `width` entries a row of the output. */
@@ -124,11 +89,6 @@ KERNELS(portable)
 KERNELS(avx2)
 KERNELS(avx512)
 #undef KERNELS
-extern const omp_kernel atoms_omp_vnni_f32;
-
-/* The kernels for a context and a precision. */
-const omp_kernel *atoms_omp_kernel(const atoms_ctx *ctx, atoms_dtype type, int64_t n_nonzero);
-const code_kernel *atoms_code_kernel(const atoms_ctx *ctx, atoms_dtype type);
 
 /* Basis pursuit with equality, float64. */
 atoms_status atoms_equality_tile(const atoms_ctx *ctx, const atoms_dict *dict,

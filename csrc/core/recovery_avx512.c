@@ -18,7 +18,7 @@
 #define EPS 0x1p-23
 #define DEPENDENT 3e-5f
 #define NRM_FLOOR 1e-5f
-#define QUANTISED 2
+#define QUANTISED 1
 #define IVEC __m512i
 #define IBCAST(a) _mm512_set1_epi32(a)
 #define IADD(a, b) _mm512_add_epi32(a, b)

@@ -6,19 +6,31 @@
 
 #define TILE 32 /* signals: few, for their times differ */
 
+static const code_kernel *kernel_for(const atoms_ctx *ctx, atoms_dtype type)
+{
+#if defined(__x86_64__)
+    if (ctx->isa >= ATOMS_ISA_AVX512)
+        return type == ATOMS_F64 ? &atoms_code_avx512_f64 : &atoms_code_avx512_f32;
+    if (ctx->isa >= ATOMS_ISA_AVX2)
+        return type == ATOMS_F64 ? &atoms_code_avx2_f64 : &atoms_code_avx2_f32;
+#endif
+    (void)ctx;
+    return type == ATOMS_F64 ? &atoms_code_portable_f64 : &atoms_code_portable_f32;
+}
+
 typedef atoms_status (*tile_fn)(const atoms_ctx *ctx, const atoms_dict *dict, const void *params,
                                 code_tile *tile);
 
 static atoms_status run_lasso(const atoms_ctx *ctx, const atoms_dict *dict, const void *params,
                               code_tile *tile)
 {
-    return atoms_code_kernel(ctx, dict->type)->lasso(ctx, dict, params, tile);
+    return kernel_for(ctx, dict->type)->lasso(ctx, dict, params, tile);
 }
 
 static atoms_status run_denoise(const atoms_ctx *ctx, const atoms_dict *dict, const void *params,
                                 code_tile *tile)
 {
-    return atoms_code_kernel(ctx, dict->type)->denoise(ctx, dict, params, tile);
+    return kernel_for(ctx, dict->type)->denoise(ctx, dict, params, tile);
 }
 
 static atoms_status run_equality(const atoms_ctx *ctx, const atoms_dict *dict, const void *params,
@@ -30,13 +42,13 @@ static atoms_status run_equality(const atoms_ctx *ctx, const atoms_dict *dict, c
 static atoms_status run_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, const void *params,
                                 code_tile *tile)
 {
-    return atoms_code_kernel(ctx, dict->type)->pursuit(ctx, dict, params, tile);
+    return kernel_for(ctx, dict->type)->pursuit(ctx, dict, params, tile);
 }
 
 static atoms_status run_threshold(const atoms_ctx *ctx, const atoms_dict *dict, const void *params,
                                   code_tile *tile)
 {
-    return atoms_code_kernel(ctx, dict->type)->threshold(ctx, dict, params, tile);
+    return kernel_for(ctx, dict->type)->threshold(ctx, dict, params, tile);
 }
 
 /* Runs `fn` over tiles of `whole`, in which n is the number of all signals. */

@@ -125,8 +125,6 @@ void atoms_dict_free(atoms_dict *dict)
     atoms_free(dict->atoms);
     atoms_free(dict->norm);
     atoms_free(dict->gram);
-    atoms_free(dict->coarse);
-    atoms_free(dict->top);
     free(dict);
 }
 
@@ -147,48 +145,44 @@ atoms_dtype atoms_dict_precision(const atoms_dict *dict)
 
 int atoms_dict_has_gram(const atoms_dict *dict)
 {
-    return dict->gram ? 1 : dict->coarse ? 2 : 0;
+    return dict->gram != NULL;
 }
 
 /* ------------------------------------------------------------------ Gram */
 
 #define GRAM_TILE 512
 
-/* The mirror image of a tile of the lower triangle, by a blocked copy. */
-#define MIRROR(T)                                                                                 \
+/* One tile of the lower triangle by a product, and its mirror image by a blocked copy. */
+#define GRAM_TILE_BODY(T, gemm)                                                                   \
+    const T *a = dict->atoms;                                                                     \
+    T *g = gram;                                                                                  \
+    int64_t np = dict->np, d = dict->d;                                                           \
+    gemm(ctx, rows, cols, d, 1, a + i * d, d, 1, a + j * d, 1, d, 0, g + i * np + j, np, 1);      \
     for (int64_t r = 0; i != j && r < rows; r += 16)                                              \
         for (int64_t c = 0; c < cols; c++)                                                        \
             for (int64_t k = r; k < ATOMS_MIN(r + 16, rows); k++)                                 \
-                ((T *)gram)[(j + c) * np + i + k] = ((T *)gram)[(i + k) * np + j + c];
+                g[(j + c) * np + i + k] = g[(i + k) * np + j + c];
 
-/* One tile. units: for a coarse matrix, else NULL. */
-static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_units *units,
-                      void *gram, int64_t i, int64_t j)
+static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, void *gram, int64_t i,
+                      int64_t j)
 {
-    int64_t np = dict->np, d = dict->d;
-    int64_t rows = ATOMS_MIN(GRAM_TILE, np - i), cols = ATOMS_MIN(GRAM_TILE, np - j);
-    if (units) {
-#if defined(__x86_64__)
-        atoms_unit_gram_vnni(rows, units->rows + i * units->ld, units->ld, cols / PANEL,
-                             units->panels + j * (units->ld / 2), (int16_t *)gram + i * np + j, np);
-#endif
-        MIRROR(int16_t)
-    } else if (dict->type == ATOMS_F64) {
-        const double *a = dict->atoms;
-        atoms_gemm_f64(ctx, rows, cols, d, 1, a + i * d, d, 1, a + j * d, 1, d, 0,
-                       (double *)gram + i * np + j, np, 1);
-        MIRROR(double)
+    int64_t rows = ATOMS_MIN(GRAM_TILE, dict->np - i), cols = ATOMS_MIN(GRAM_TILE, dict->np - j);
+    if (dict->type == ATOMS_F64) {
+        GRAM_TILE_BODY(double, atoms_gemm_f64)
     } else {
-        const float *a = dict->atoms;
-        atoms_gemm_f32(ctx, rows, cols, d, 1, a + i * d, d, 1, a + j * d, 1, d, 0,
-                       (float *)gram + i * np + j, np, 1);
-        MIRROR(float)
+        GRAM_TILE_BODY(float, atoms_gemm_f32)
     }
 }
 
-static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict,
-                              const atoms_units *units, double coarse_error, void *gram, float *top)
+atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict)
 {
+    if (dict->gram)
+        return ATOMS_OK;
+    if (dict->np > INT64_MAX / dict->np)
+        return ATOMS_ERR_MEMORY;
+    void *gram = atoms_alloc(dict->np * dict->np, (size_t)element_size(dict->type));
+    if (!gram)
+        return ATOMS_ERR_MEMORY;
     int64_t tiles = (dict->np + GRAM_TILE - 1) / GRAM_TILE, pairs = tiles * (tiles + 1) / 2;
     int stop = 0;
     atoms_pollster pollster = {0};
@@ -204,58 +198,18 @@ static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict,
             i--;
         while ((i + 1) * (i + 2) / 2 <= p)
             i++;
-        gram_tile(ctx, dict, units, gram, i * GRAM_TILE, (p - i * (i + 1) / 2) * GRAM_TILE);
+        gram_tile(ctx, dict, gram, i * GRAM_TILE, (p - i * (i + 1) / 2) * GRAM_TILE);
         if (atoms_is_first_thread() && atoms_poll(ctx, &pollster) < 0) {
 #pragma omp atomic write
             stop = 1;
         }
     }
-    if (stop)
+    if (stop) {
+        atoms_free(gram);
         return ATOMS_ERR_CANCELLED;
-#if defined(__x86_64__)
-    int64_t np = dict->np;
-#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static)
-    for (int64_t i = 0; i < (top ? np : 0); i++)
-        top[i] = units ? atoms_unit_row_top_vnni(np, (int16_t *)gram + i * np, i) + (float)coarse_error
-                       : atoms_row_top_vnni(np, (float *)gram + i * np, i);
-#endif
-    return ATOMS_OK;
-}
-
-atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict, int screening)
-{
-    bool screens = atoms_omp_kernel(ctx, dict->type, 1)->screens, coarse = screening && screens;
-    if (dict->gram || (coarse && dict->coarse))
-        return ATOMS_OK;
-    if (dict->np > INT64_MAX / dict->np)
-        return ATOMS_ERR_MEMORY;
-    size_t size = coarse ? sizeof *dict->coarse : (size_t)element_size(dict->type);
-    void *gram = atoms_alloc(dict->np * dict->np, size);
-    float *top = screens ? atoms_alloc(dict->np, sizeof *top) : NULL;
-    atoms_units units = {0};
-    atoms_status status = gram && (top || !screens) ? ATOMS_OK : ATOMS_ERR_MEMORY;
-    if (status == ATOMS_OK && coarse)
-        status = atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &units);
-    double error = coarse ? atoms_units_error(units.error, units.error) + 0x1p-15 : 0;
-    if (status == ATOMS_OK)
-        status = fill_gram(ctx, dict, coarse ? &units : NULL, error, gram, top);
-    if (status == ATOMS_OK) {
-        if (coarse) {
-            dict->coarse_error = error;
-            dict->coarse = gram;
-        } else {
-            dict->gram = gram;
-        }
-        if (!dict->top) { /* that of the coarse matrix, already there, will do for both */
-            dict->top = top;
-            top = NULL;
-        }
-        gram = NULL;
     }
-    atoms_units_free(&units);
-    atoms_free(gram);
-    atoms_free(top);
-    return status;
+    dict->gram = gram;
+    return ATOMS_OK;
 }
 
 /* ---------------------------------------------------- small dense solvers */

@@ -4,16 +4,27 @@
 
 #define LEAST_TILE 32 /* signals */
 #define MOST_TILE 512 /* many rows, so that the product packs the dictionary seldom */
-#define LEAST_SCREENED 64 /* signals for which it pays to bring the atoms to integers */
 #define TILES 8       /* at least so many where there are the signals, to keep all threads busy */
 #define FREE_BYTES ((int64_t)1 << 24) /* Gram-free: bytes of correlations in one tile */
 
+static const omp_kernel *kernel_for(const atoms_ctx *ctx, atoms_dtype type)
+{
+#if defined(__x86_64__)
+    if (ctx->isa >= ATOMS_ISA_AVX512)
+        return type == ATOMS_F64 ? &atoms_omp_avx512_f64 : &atoms_omp_avx512_f32;
+    if (ctx->isa >= ATOMS_ISA_AVX2)
+        return type == ATOMS_F64 ? &atoms_omp_avx2_f64 : &atoms_omp_avx2_f32;
+#endif
+    (void)ctx;
+    return type == ATOMS_F64 ? &atoms_omp_portable_f64 : &atoms_omp_portable_f32;
+}
+
 /* Signals in a tile: depends on the problem only. */
-static int64_t tile_size(const atoms_dict *dict, bool has_rows, int64_t n)
+static int64_t tile_size(const atoms_dict *dict, int64_t n)
 {
     int64_t size = dict->type == ATOMS_F64 ? 8 : 4, tile = (n / TILES + 31) / 32 * 32;
     tile = ATOMS_MAX(LEAST_TILE, ATOMS_MIN(MOST_TILE, tile));
-    if (!has_rows)
+    if (!dict->gram)
         tile = ATOMS_MAX(8, ATOMS_MIN(tile, FREE_BYTES / (dict->np * size)));
     return ATOMS_MAX(1, ATOMS_MIN(tile, n));
 }
@@ -30,20 +41,14 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, 
         return ATOMS_ERR_ARGUMENT;
     if (n == 0)
         return ATOMS_OK;
-    const omp_kernel *kernel = atoms_omp_kernel(ctx, dict->type, most);
-    bool has_rows = dict->gram || (kernel->screens && dict->coarse);
-    int64_t tile = tile_size(dict, has_rows, n), tiles = (n + tile - 1) / tile;
+    const omp_kernel *kernel = kernel_for(ctx, dict->type);
+    int64_t tile = tile_size(dict, n), tiles = (n + tile - 1) / tile;
     int64_t bytes = kernel->workspace(dict, params, tile);
     int64_t x_size = type == ATOMS_F64 ? 8 : type == ATOMS_F32 ? 4 : 2;
     int64_t v_size = dict->type == ATOMS_F64 ? 8 : 4;
     int threads = (int)ATOMS_MIN(ctx->p.num_threads, tiles);
     atoms_status result = ATOMS_OK;
     atoms_pollster pollster = {0};
-    atoms_units units;
-    bool screen =
-        kernel->screens && has_rows && !params->nonnegative && n >= LEAST_SCREENED;
-    if (screen && atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &units) < 0)
-        return ATOMS_ERR_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
         void *work = atoms_alloc(bytes, 1);
@@ -73,7 +78,6 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, 
                 .status = status + i,
                 .steps = steps + i,
                 .residual = residual ? residual + i : NULL,
-                .units = screen ? &units : NULL,
             };
             kernel->run(ctx, dict, params, &part, work);
             if (atoms_is_first_thread() && atoms_poll(ctx, &pollster) < 0) {
@@ -83,7 +87,5 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, 
         }
         atoms_free(work);
     }
-    if (screen)
-        atoms_units_free(&units);
     return result;
 }

@@ -4,9 +4,8 @@
  *   VLEN, VMAX, VMIN, VRCP, BCAST, ANY_GE  vectors of T
  *   EPS, DEPENDENT                         rounding of T; least rho^2 of an atom that counts as new
  *   NRM_FLOOR                              least nrm in a score, against division by nothing
- *   QUANTISED                              0, or how many steps share a 32-bit word of a panel:
- *                                          2 (recovery_avx512.c) or 4 (recovery_vnni.c), with
- *   IVEC, MADD, IADD, TO_T, TO_INT, ...    the operations on them
+ *   QUANTISED                              0, or 1 with the operations on 16-bit pairs:
+ *   IVEC, MADD, IADD, TO_T, TO_INT, ...    see recovery_avx512.c
  *
  * With chosen atoms d_1 .. d_t (unit rows), q_1 .. q_t their Gram-Schmidt basis and L = [d_i . q_k]:
  *   u_k[j] = q_k . d_j         kept for every atom j, in panels [atoms / PANEL][step][PANEL], so
@@ -17,15 +16,13 @@
  *   gamma = L^-T c             the coefficients, updated by c times a row of L^-1.
  * The update of alpha and nrm and the search for the next atom are one pass over the atoms,
  * bound by the bandwidth of the panels. float32 work on vector machines therefore keeps u, and
- * w during the pass, as integers: 16-bit ones of unit 2^-15, two steps to a 32-bit word, or where
- * there is VNNI 8-bit ones of a unit for each step, four to a word. The pass then only screens:
- * what it finds for u is u + e with L e = f, and from what rounding did
- *   |f_t| <= delta_t = sum over k < t of |w_tk| unit_k / 2, and w's own rounding,
- * so that alpha[j] is off by at most sum |gamma_k| delta_k, for c'e = gamma'f, and nrm[j] by
- * 2 |u||e| + |e|^2 with |e| <= |L^-1| |delta|. Every atom that could win within these bounds
- * is evaluated at full precision, and so are w, rho, c and gamma: the choice and the codes are
- * those of T. Correlations and Gram rows may be screens too (16-bit products, recovery_units.c):
- * their errors are added to alpha's and to delta_t. */
+ * w during the pass, as 16-bit integers, unit 2^-15, two steps to a 32-bit word: half the
+ * bytes, and one multiply-add for two steps. No sum overflows: by Cauchy and Schwarz every
+ * partial sum of w_k u_k is at most 1 = 2^30 units. The pass then only screens. With rounding
+ * errors e of at most 2^-16 in u and w, alpha[j] is off by at most
+ *   2^-16 (|gamma rho|_1 + |gamma|_1 sqrt(t (1 - nrm[j])));
+ * every atom that could win within that bound is evaluated from the Gram matrix at full
+ * precision, and so are w, rho, c and gamma: the choice and the codes are those of T. */
 
 #define vec FN(vec)
 #define vec_u FN(vec_u)
@@ -36,8 +33,8 @@ typedef T vec __attribute__((vector_size(VLEN * sizeof(T))));
 typedef T vec_u __attribute__((vector_size(VLEN * sizeof(T)), aligned(sizeof(T)), may_alias));
 
 #if QUANTISED
-typedef int32_t FN(stored); /* steps in a word: the first in the low bits */
-#define ROWS(ld) ((ld) / QUANTISED) /* of a panel: ld is a multiple */
+typedef int32_t FN(stored); /* (u_2k in the low half, u_2k+1 in the high one) */
+#define ROWS(ld) ((ld) / 2) /* of a panel: ld is even */
 #else
 typedef T FN(stored);
 #define ROWS(ld) (ld)
@@ -52,19 +49,13 @@ typedef struct {
     bool dependent, drained;
     const T *alpha0, *x;
     T *alpha, *nrm, *lanes; /* lanes: VLEN lane-wise best scores for each panel */
-    T top, nrm_min, slack;  /* nrm is kept lower by slack: VRCP errs */
-    bool screened;          /* alpha0 is off by up to alpha0_error */
-    double alpha0_error;
+    T top, nrm_min, slack;  /* nrm is kept lower by slack: scores err upwards */
     int64_t at;             /* the atom of the best score; -1: not looked up yet */
     FN(stored) *u;
     T *linv, *linv_t;             /* L^-1 by rows and by columns */
     T *w, *w_try, *g, *c, *gamma, *rho;
     T alpha_i, rho2; /* of the atom whose w is in `w` */
-    int32_t *chosen;
-    int32_t *high, *low; /* w as integers, QUANTISED steps to a word */
-    T *unit, *delta;     /* unit of u_k, bound of f_k */
-    T *column;           /* sums of |L^-1| down its columns */
-    double row_sum, column_sum, unit2, delta2; /* largest ones; sums of squares of unit and delta */
+    int32_t *chosen, *pairs; /* pairs: w in 16-bit units, two steps to a word */
 } state;
 
 /* ------------------------------------------------------------- vector odds */
@@ -153,192 +144,83 @@ static void FN(open_pass)(state *s, bool nonnegative)
     FN(close_pass)(s, all, nrm_min);
 }
 
-/* What a pass needs of w and of the chosen atom. */
-typedef struct {
-    int64_t t;
-    T inverse;         /* 1 / rho */
-    T scale, per_unit; /* sums of integers to sums of w u; 1 / unit of the row to be stored */
-    const T *w;
-    const int32_t *high, *low;
-    int32_t high_sum, low_sum;
-} FN(step_weights);
-
-#if QUANTISED == 4
-/* The largest |u_j|^2 so far. */
-static double FN(inside)(const state *s, bool ols)
-{
-    return ols ? ATOMS_MAX(0, ATOMS_MIN(1, 1 - (double)s->nrm_min)) : 1;
-}
-#endif
-
-/* w as integers; the unit of the next row and the bound of its error. row_error: of the Gram
- * row; top: its largest |element|, however it was found. */
-static void FN(weigh)(state *s, double row_error, double top, bool ols, FN(step_weights) *q)
-{
-    int64_t t = s->t;
-    *q = (FN(step_weights)){.t = t, .inverse = 1 / s->rho[t], .w = s->w, .high = s->high,
-                            .low = s->low};
 #if QUANTISED
-    vec sizes = {0}, sizes_max = {0}, zero = {0};
-    for (int64_t k = 0; k < t; k += VLEN) { /* w is zero from t to whole vectors */
-        vec size = *(const vec *)(s->w + k) * *(const vec *)(s->unit + k);
-        size = VMAX(size, zero - size);
-        sizes += size;
-        sizes_max = VMAX(sizes_max, size);
-    }
-    double rounded = FN(sum_lanes)(sizes) * (0.5 + 32 * EPS);
-#endif
-#if QUANTISED == 2
+/* w in units of 2^-15, in pairs; an odd one out is paired with zero. */
+static void FN(pack_pairs)(int64_t t, const T *w, int32_t *pairs)
+{
     for (int64_t k = 0; k < t; k += 2) {
-        int32_t low = (int32_t)lrintf(s->w[k] * 0x1p15f);
-        int32_t high = k + 1 < t ? (int32_t)lrintf(s->w[k + 1] * 0x1p15f) : 0;
-        s->high[k / 2] = (int32_t)((uint32_t)low & 0xffff) | (int32_t)((uint32_t)high << 16);
+        int32_t low = (int32_t)lrintf(w[k] * 0x1p15f);
+        int32_t high = k + 1 < t ? (int32_t)lrintf(w[k + 1] * 0x1p15f) : 0;
+        pairs[k / 2] = (int32_t)((uint32_t)low & 0xffff) | (int32_t)((uint32_t)high << 16);
     }
-    (void)top;
-    (void)ols;
-    q->scale = (T)0x1p-30;
-    q->per_unit = (T)0x1p15;
-    rounded += 0x1p-16 * sqrt((double)t); /* w's, by Cauchy and Schwarz */
-#elif QUANTISED == 4
-    /* w unit = (128 high + low) scale, with 128 * 127 scale the largest */
-    T most = (T)1e-30;
-    for (int k = 0; k < VLEN; k++)
-        most = ATOMS_MAX(most, sizes_max[k]);
-    T scale = most / 16256, per_scale = 1 / scale;
-    IVEC highs = {0}, lows = {0};
-    for (int64_t k = 0; k < t; k += VLEN) {
-        vec size = *(const vec *)(s->w + k) * *(const vec *)(s->unit + k) * per_scale;
-        IVEC whole = TO_INT(VMAX(VMIN(size, BCAST(16256)), BCAST(-16256)));
-        IVEC part = IRIGHT(IADD(whole, IBCAST(64)), 7), rest = ISUB(whole, ILEFT(part, 7));
-        TO_BYTES((int8_t *)s->high + k, part);
-        TO_BYTES((int8_t *)s->low + k, rest);
-        highs = IADD(highs, part);
-        lows = IADD(lows, rest);
-    }
-    q->high_sum = ISUM(highs);
-    q->low_sum = ISUM(lows);
-    rounded += (double)t * 127 * (double)scale * 0.51; /* w's */
-    double spread = sqrt(FN(inside)(s, ols)) + sqrt(s->unit2) / 2; /* the longest stored u_j */
-    double bound = (top + sqrt(ATOMS_MAX(1 - (double)s->rho2, 0)) * spread) / s->rho[t];
-    q->scale = scale;
-    s->unit[t] = (T)(ATOMS_MIN(bound, 1) / 127);
-    s->unit2 += (double)s->unit[t] * s->unit[t];
-    q->per_unit = 1 / s->unit[t];
-#endif
-#if QUANTISED
-    double delta = rounded + row_error + 8 * EPS;
-    s->delta[t] = (T)delta;
-    s->delta2 += delta * delta;
-#else
-    (void)row_error;
-    (void)top;
-    (void)ols;
-#endif
 }
+#endif
 
 /* a (4 VLEN atoms) = (a - sum over k < t of w_k u_k) / rho for the strip whose stored rows begin
- * at u; the result becomes row t. next: from this strip to the one to fetch. */
+ * at u; the result becomes row t. */
 #if QUANTISED
-static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, int32_t *u,
-                                                                    const FN(step_weights) *q,
-                                                                    int64_t next)
+static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, int32_t *u, int64_t t,
+                                                                    const int32_t *pairs,
+                                                                    int64_t next, T inverse)
 {
     IVEC sum[4] = {{0}}, last[4] = {{0}};
-    int64_t t = q->t;
-#if QUANTISED == 4
-    IVEC fine[4];
-    for (int m = 0; m < 4; m++) { /* panels hold u + 128 */
-        sum[m] = IBCAST(-128 * q->high_sum);
-        fine[m] = IBCAST(-128 * q->low_sum);
-    }
-#endif
-    for (int64_t k = 0; k < (t + QUANTISED - 1) / QUANTISED; k++) {
-        IVEC w = IBCAST(q->high[k]);
-#if QUANTISED == 4
-        IVEC w_low = IBCAST(q->low[k]);
-#endif
+    for (int64_t k = 0; k < (t + 1) / 2; k++) {
+        IVEC w = IBCAST(pairs[k]);
         __builtin_prefetch(u + k * PANEL + next);
         __builtin_prefetch(u + k * PANEL + next + 2 * VLEN);
         for (int m = 0; m < 4; m++) {
             last[m] = *(const IVEC *)(u + k * PANEL + m * VLEN);
-#if QUANTISED == 4
-            sum[m] = MADD(sum[m], last[m], w);
-            fine[m] = MADD(fine[m], last[m], w_low);
-#else
             sum[m] = IADD(sum[m], MADD(w, last[m]));
-#endif
         }
     }
     for (int m = 0; m < 4; m++) {
-#if QUANTISED == 4
-        T most = 127;
-        vec total = TO_T(sum[m]) * 128 + TO_T(fine[m]);
-#else
-        T most = 0x7fff;
-        vec total = TO_T(sum[m]);
-#endif
-        a[m] = (a[m] - total * q->scale) * q->inverse;
-        IVEC units = TO_INT(VMAX(VMIN(a[m] * q->per_unit, BCAST(most)), BCAST(-most)));
-        IVEC *to = (IVEC *)(u + t / QUANTISED * PANEL + m * VLEN);
-#if QUANTISED == 4
-        units = ISHIFT(IADD(units, IBCAST(128)), 8 * (int)(t % 4));
-        *to = t % 4 ? IOR(last[m], units) : units;
-#else
+        a[m] = (a[m] - TO_T(sum[m]) * (T)0x1p-30) * inverse;
+        IVEC units = TO_INT(VMAX(VMIN(a[m] * (T)0x1p15, BCAST(0x7fff)), BCAST(-0x7fff)));
+        IVEC *to = (IVEC *)(u + t / 2 * PANEL + m * VLEN);
         *to = t % 2 ? HIGH_HALF(last[m], units) : LOW_HALF(units);
-#endif
     }
 }
 #else
-static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, T *u,
-                                                                    const FN(step_weights) *q,
-                                                                    int64_t next)
+static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, T *u, int64_t t,
+                                                                    const T *w, int64_t next,
+                                                                    T inverse)
 {
-    for (int64_t k = 0; k < q->t; k++) {
-        vec wk = BCAST(q->w[k]);
+    for (int64_t k = 0; k < t; k++) {
+        vec wk = BCAST(w[k]);
         __builtin_prefetch(u + k * PANEL + next);
         for (int m = 0; m < 4; m++)
             a[m] -= wk * *(const vec *)(u + k * PANEL + m * VLEN);
     }
     for (int m = 0; m < 4; m++) {
-        a[m] *= q->inverse;
-        *(vec *)(u + q->t * PANEL + m * VLEN) = a[m];
+        a[m] *= inverse;
+        *(vec *)(u + t * PANEL + m * VLEN) = a[m];
     }
 }
 #endif
 
-/* Where a pass takes its row from: the Gram matrix, the coarse one, or u_t itself is given. */
-typedef enum { FN(GRAM), FN(COARSE), FN(GIVEN) } FN(source);
-
-static inline __attribute__((always_inline)) vec FN(row_at)(const void *row, int64_t j,
-                                                            FN(source) source)
+/* One step's pass. row: Gram row of the chosen atom (gram), or u_t itself. */
+static inline __attribute__((always_inline)) void FN(pass)(state *s, const T *restrict row,
+                                                           bool gram, bool ols, bool nonnegative)
 {
-#if QUANTISED == 4
-    if (source == FN(COARSE))
-        return ROW_OF_UNITS((const int16_t *)row + j) * (T)0x1p-15;
-#endif
-    (void)source;
-    return *(const vec *)((const T *)row + j);
-}
-
-/* One step's pass. */
-static inline __attribute__((always_inline)) void FN(pass)(state *s, const void *row,
-                                                           const FN(step_weights) *q,
-                                                           FN(source) source, bool ols,
-                                                           bool nonnegative)
-{
-    int64_t np = s->np, height = ROWS(s->ld) * PANEL;
-    T c = s->c[s->t];
+    int64_t t = s->t, np = s->np, height = ROWS(s->ld) * PANEL;
+    T c = s->c[t], inverse = 1 / s->rho[t];
     T *restrict alphas = s->alpha, *restrict nrms = s->nrm, *restrict lanes = s->lanes;
+#if QUANTISED
+    FN(pack_pairs)(t, s->w, s->pairs);
+    const int32_t *w = s->pairs;
+#else
+    const T *w = s->w;
+#endif
     vec all = {0}, nrm_min = BCAST(1);
     for (int64_t p = 0; p < np; p += PANEL) {
         vec best = {0};
-        FN(stored) *panel = source != FN(GIVEN) ? s->u + p / PANEL * height : NULL;
+        FN(stored) *panel = gram ? s->u + p / PANEL * height : NULL;
         for (int64_t j = 0; j < PANEL; j += 4 * VLEN) {
             vec a[4];
             for (int m = 0; m < 4; m++)
-                a[m] = FN(row_at)(row, p + j + m * VLEN, source);
-            if (source != FN(GIVEN))
-                FN(orthogonalise)(a, panel + j, q, height);
+                a[m] = *(const vec *)(row + p + j + m * VLEN);
+            if (gram)
+                FN(orthogonalise)(a, panel + j, t, w, height, inverse);
             for (int m = 0; m < 4; m++) {
                 vec *alpha = (vec *)(alphas + p + j + m * VLEN);
                 vec *nrm = (vec *)(nrms + p + j + m * VLEN);
@@ -358,55 +240,20 @@ static inline __attribute__((always_inline)) void FN(pass)(state *s, const void 
     FN(close_pass)(s, all, nrm_min);
 }
 
-static void FN(run_pass)(state *s, const void *row, const FN(step_weights) *q, FN(source) source,
-                         const atoms_omp_params *p)
+static void FN(run_pass)(state *s, const T *row, bool gram, const atoms_omp_params *p)
 {
-#define RUN(from)                                                                                 \
-    if (p->ols)                                                                                   \
-        FN(pass)(s, row, q, from, true, false);                                                   \
-    else if (p->nonnegative)                                                                      \
-        FN(pass)(s, row, q, from, false, true);                                                   \
-    else                                                                                          \
-        FN(pass)(s, row, q, from, false, false);
-    if (source == FN(GRAM)) {
-        RUN(FN(GRAM))
-    } else if (source == FN(GIVEN)) {
-        RUN(FN(GIVEN))
-    }
-#if QUANTISED == 4
-    else {
-        RUN(FN(COARSE))
-    }
-#endif
-#undef RUN
-}
-
-/* |x - sum z_k d_k| over m atoms, summed in float64. */
-static double FN(residual_norm)(const atoms_dict *dict, const T *x, int64_t m, const int32_t *set,
-                                const T *z)
-{
-    const T *atoms = dict->atoms;
-    double sum = 0;
-    for (int64_t j = 0; j < dict->d; j += 64) {
-        double r[64];
-        int64_t n = ATOMS_MIN(64, dict->d - j);
-        for (int64_t i = 0; i < n; i++)
-            r[i] = x[j + i];
-        for (int64_t k = 0; k < m; k++) {
-            const T *row = atoms + set[k] * dict->d + j;
-            double zk = z[k];
-            for (int64_t i = 0; zk != 0 && i < n; i++)
-                r[i] -= zk * row[i];
-        }
-        for (int64_t i = 0; i < n; i++)
-            sum += r[i] * r[i];
-    }
-    return sqrt(sum);
-}
-
-static double FN(true_residual)(const atoms_dict *dict, const state *s)
-{
-    return FN(residual_norm)(dict, s->x, s->t, s->chosen, s->gamma);
+    if (gram && p->ols)
+        FN(pass)(s, row, true, true, false);
+    else if (gram && p->nonnegative)
+        FN(pass)(s, row, true, false, true);
+    else if (gram)
+        FN(pass)(s, row, true, false, false);
+    else if (p->ols)
+        FN(pass)(s, row, false, true, false);
+    else if (p->nonnegative)
+        FN(pass)(s, row, false, false, true);
+    else
+        FN(pass)(s, row, false, false, false);
 }
 
 /* --------------------------------------------------------------- selection */
@@ -470,8 +317,7 @@ static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
     for (int64_t k = t; k % VLEN; k++)
         w[k] = 0;
     *rho2 = 1 - FN(short_dot)(t, w, w);
-    T alpha0 = s->screened ? FN(dot)(dict->d, s->x, atoms + j * dict->d) : s->alpha0[j];
-    *alpha = alpha0 - FN(short_dot)(t, s->c, w);
+    *alpha = s->alpha0[j] - FN(short_dot)(t, s->c, w);
     if (*rho2 < DEPENDENT)
         return -1;
     if (p->nonnegative && *alpha < 0)
@@ -479,59 +325,47 @@ static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
     return (double)*alpha * *alpha / (p->ols ? *rho2 : 1);
 }
 
-/* How far the pass's alpha and nrm may be from the true ones. */
-static void FN(screen_error)(const state *s, bool ols, double *alpha, double *nrm)
+/* How far a screened alpha may be from the true one. */
+static double FN(screen_error)(const state *s, bool ols)
 {
-    *alpha = s->alpha0_error + 8 * EPS;
-    *nrm = 8 * EPS;
 #if QUANTISED
-    vec sum = {0}, zero = {0};
+    vec sums = {0}, weights = {0}, zero = {0};
     for (int64_t k = 0; k < s->t; k += VLEN) {
         vec gamma = *(const vec *)(s->gamma + k);
-        sum += VMAX(gamma, zero - gamma) * *(const vec *)(s->delta + k);
+        gamma = VMAX(gamma, zero - gamma);
+        sums += gamma;
+        weights += gamma * *(const vec *)(s->rho + k);
     }
-    *alpha += FN(sum_lanes)(sum) * (1 + 64 * EPS);
-#if QUANTISED == 4 /* with 16 bits the slack in nrm covers it, but for nearly dependent atoms */
-    double e = sqrt(s->row_sum * s->column_sum * s->delta2); /* |L^-1| in the spectral norm */
-    if (ols)
-        *nrm += 2 * sqrt(FN(inside)(s, ols)) * e + e * e;
-#endif
-    (void)ols;
+    double sum = FN(sum_lanes)(sums), weighted = FN(sum_lanes)(weights);
+    double inside = ols ? ATOMS_MIN(1, 1 - (double)s->nrm_min) : 1;
+    return 0x1p-16 * (weighted + sum * sqrt((double)s->t * inside)) + 8 * EPS;
 #else
+    (void)s;
     (void)ols;
+    return 8 * EPS;
 #endif
-}
-
-/* Upper bounds of the scores of VLEN atoms. */
-static inline vec FN(upper_at)(const state *s, int64_t j, T alpha_error, T nrm_error,
-                               bool nonnegative)
-{
-    vec alpha = *(const vec *)(s->alpha + j), zero = {0};
-    vec size = VMAX(alpha, nonnegative ? zero : zero - alpha) + alpha_error;
-    return size * size * VRCP(VMAX(*(const vec *)(s->nrm + j) - nrm_error, BCAST(NRM_FLOOR)));
 }
 
 /* Evaluates every atom that may still beat `score`; keeps the best in s->w, s->alpha_i, s->rho2. */
 static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, double score,
                            const atoms_omp_params *p)
 {
-    double error, nrm_error, low = 1 - 8 * EPS;
-    FN(screen_error)(s, p->ols, &error, &nrm_error);
-    double nrm_min = p->ols ? (double)s->nrm_min : 1 - (double)s->slack;
-    double left = ATOMS_MAX(nrm_min - nrm_error, 0) / ATOMS_MAX(nrm_min, NRM_FLOOR);
-    double limit = sqrt(score * left) * low - error / sqrt(ATOMS_MAX(nrm_min, NRM_FLOOR));
-    vec least = BCAST((T)(limit > 0 ? limit * limit * low : 0)), at_least = BCAST((T)(score * low));
+    double error = FN(screen_error)(s, p->ols), low = 1 - 8 * EPS;
+    double nrm_min = p->ols ? ATOMS_MAX((double)s->nrm_min, NRM_FLOOR) : 1 - (double)s->slack;
+    double limit = sqrt(score) * low - error / sqrt(nrm_min);
+    vec least = BCAST((T)(limit > 0 ? limit * limit * low : 0));
     int64_t best = first;
     for (int64_t j = 0; j < s->np; j += VLEN) {
         if (j % PANEL == 0 && !ANY_GE(*(const vec *)(s->lanes + j / PANEL * VLEN), least)) {
             j += PANEL - VLEN;
             continue;
         }
-        vec upper = FN(upper_at)(s, j, (T)error, (T)nrm_error, p->nonnegative);
-        if (!ANY_GE(upper, at_least))
+        if (!ANY_GE(FN(score_at)(s, j, p->nonnegative), least))
             continue;
         for (int64_t i = j; i < j + VLEN; i++) {
-            if (i == first || !(upper[i - j] >= at_least[0]))
+            double a = p->nonnegative ? ATOMS_MAX(s->alpha[i], 0) : fabs((double)s->alpha[i]);
+            double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[i], NRM_FLOOR);
+            if (i == first || upper < score * low)
                 continue;
             T alpha, rho2;
             double found = FN(evaluate)(dict, s, i, p, s->w_try, &alpha, &rho2);
@@ -545,7 +379,6 @@ static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, doub
                 s->alpha_i = alpha;
                 s->rho2 = rho2;
                 score = found;
-                at_least = BCAST((T)(score * low));
                 best = i;
             }
         }
@@ -580,10 +413,6 @@ static int64_t FN(choose)(const atoms_dict *dict, state *s, const atoms_omp_para
             FN(exclude)(s, j, p->nonnegative);
             continue;
         }
-        if (score < 64 * (double)EPS && FN(true_residual)(dict, s) < 32 * EPS) {
-            s->drained = true; /* without a look at every atom that the screen cannot rule out */
-            return -1;
-        }
         j = FN(recheck)(dict, s, j, score, p);
         if (fabs((double)s->alpha_i) > 32 * EPS && (!p->nonnegative || s->alpha_i > 0))
             return j;
@@ -609,19 +438,6 @@ static void FN(accept)(state *s, int64_t j)
     }
     row[t] = inverse;
     s->linv_t[t * ld + t] = inverse;
-#if QUANTISED
-    vec sum = {0}, most = {0}, zero = {0};
-    for (int64_t k = 0; k <= t; k += VLEN) { /* the row is zero from t + 1 to whole vectors */
-        vec size = *(const vec *)(row + k);
-        size = VMAX(size, zero - size);
-        sum += size;
-        *(vec *)(s->column + k) += size;
-        most = VMAX(most, *(const vec *)(s->column + k));
-    }
-    s->row_sum = ATOMS_MAX(s->row_sum, (double)FN(sum_lanes)(sum) * (1 + 64 * EPS));
-    for (int k = 0; k < VLEN; k++)
-        s->column_sum = ATOMS_MAX(s->column_sum, (double)most[k] * (1 + 64 * EPS));
-#endif
     s->gamma[t] = c * inverse;
     s->c[t] = c;
     s->rho[t] = rho;
@@ -631,6 +447,34 @@ static void FN(accept)(state *s, int64_t j)
 }
 
 /* ------------------------------------------------------------ start and end */
+
+/* |x - sum z_k d_k| over m atoms, summed in float64. */
+static double FN(residual_norm)(const atoms_dict *dict, const T *x, int64_t m, const int32_t *set,
+                                const T *z)
+{
+    const T *atoms = dict->atoms;
+    double sum = 0;
+    for (int64_t j = 0; j < dict->d; j += 64) {
+        double r[64];
+        int64_t n = ATOMS_MIN(64, dict->d - j);
+        for (int64_t i = 0; i < n; i++)
+            r[i] = x[j + i];
+        for (int64_t k = 0; k < m; k++) {
+            const T *row = atoms + set[k] * dict->d + j;
+            double zk = z[k];
+            for (int64_t i = 0; zk != 0 && i < n; i++)
+                r[i] -= zk * row[i];
+        }
+        for (int64_t i = 0; i < n; i++)
+            sum += r[i] * r[i];
+    }
+    return sqrt(sum);
+}
+
+static double FN(true_residual)(const atoms_dict *dict, const state *s)
+{
+    return FN(residual_norm)(dict, s->x, s->t, s->chosen, s->gamma);
+}
 
 static bool FN(met)(const atoms_dict *dict, state *s)
 {
@@ -642,25 +486,19 @@ static bool FN(met)(const atoms_dict *dict, state *s)
 }
 
 static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const omp_tile *tile,
-                      state *s, int64_t i, double scale, const T *x, const T *alpha0,
-                      double alpha0_error)
+                      state *s, int64_t i, double scale, const T *x, const T *alpha0)
 {
     s->i = i;
     s->t = 0;
     s->x = x;
     s->alpha0 = alpha0;
-    s->alpha0_error = alpha0_error;
-    s->screened = alpha0_error > 0;
     s->energy = 1;
     s->tol2 = p->tol < 0 ? -1 : (p->tol / scale) * (p->tol / scale);
     s->dependent = s->drained = false;
     s->n_warm = 0;
-    s->row_sum = s->column_sum = s->unit2 = s->delta2 = 0;
-    T *padded[] = {s->c, s->gamma, s->rho, s->delta, s->column}; /* zero beyond t: see short_dot */
-    for (int k = 0; k < 5; k++)
+    T *padded[] = {s->c, s->gamma, s->rho}; /* zero beyond t: see short_dot */
+    for (int k = 0; k < 3; k++)
         memset(padded[k], 0, (size_t)s->ld * sizeof(T));
-    for (int64_t k = 0; k < s->ld; k++)
-        s->unit[k] = (T)0x1p-15; /* 8-bit panels set it for each step */
     if (tile->warm_indptr) {
         s->warm = tile->warm_indices + tile->warm_indptr[i];
         s->n_warm = tile->warm_indptr[i + 1] - tile->warm_indptr[i];
@@ -796,25 +634,17 @@ static bool FN(some_negative)(const state *s)
 typedef struct {
     T *x, *alpha0, *q, *uq, *r; /* (tile, d), (tile, np), Gram-free: (tile, d), (tile, np) */
     double *row, *scale, *nonneg;
-    double *error; /* of screened correlations, by signal */
-    int16_t *units;
     int8_t *passive;
     state *slots;
     int64_t n_slots;
 } FN(room);
-
-/* Whether steps can read rows of a Gram matrix, if only a coarse one. */
-static bool FN(has_rows)(const atoms_dict *dict)
-{
-    return dict->gram || (QUANTISED == 4 && dict->coarse);
-}
 
 /* Carves a workspace; with base NULL only its size is found. */
 static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int64_t tile,
                          char *base, FN(room) *room)
 {
     int64_t used = 0, np = dict->np, ld = (p->n_nonzero + VLEN - 1) / VLEN * VLEN, d = dict->d;
-    bool gram = FN(has_rows)(dict);
+    bool gram = dict->gram != NULL;
 #define TAKE(member, type, count)                                                                 \
     do {                                                                                          \
         (member) = base ? (type *)(base + used) : NULL;                                           \
@@ -828,8 +658,6 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
     TAKE(room->r, T, d);
     TAKE(room->row, double, d);
     TAKE(room->scale, double, tile);
-    TAKE(room->error, double, tile);
-    TAKE(room->units, int16_t, QUANTISED == 4 ? (tile + 1) * (d + 1) : 0);
     TAKE(room->nonneg, double, p->nonnegative ? p->n_nonzero * (2 * p->n_nonzero + 6) : 0);
     TAKE(room->passive, int8_t, p->n_nonzero);
     TAKE(room->slots, state, room->n_slots);
@@ -844,11 +672,7 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
         TAKE(s->nrm, T, np);
         TAKE(s->lanes, T, np / PANEL * VLEN);
         TAKE(s->u, FN(stored), gram ? np * ROWS(ld) : 0);
-        TAKE(s->high, int32_t, ld);
-        TAKE(s->low, int32_t, ld);
-        TAKE(s->unit, T, ld);
-        TAKE(s->delta, T, ld);
-        TAKE(s->column, T, ld);
+        TAKE(s->pairs, int32_t, ld);
         TAKE(s->linv, T, ld * ld);
         TAKE(s->linv_t, T, ld * ld);
         TAKE(s->w, T, ld);
@@ -899,30 +723,17 @@ static void FN(settle)(const atoms_dict *dict, const atoms_omp_params *p, omp_ti
     FN(finish)(dict, p, tile, s, room->scale[s->i]);
 }
 
-/* Row j of the Gram matrix, or of the coarse one. */
-static const void *FN(row_of)(const atoms_dict *dict, int64_t j, FN(source) *source)
-{
-    *source = dict->gram ? FN(GRAM) : FN(COARSE);
-    return dict->gram ? (const void *)((const T *)dict->gram + j * dict->np)
-                      : (const void *)(dict->coarse + j * dict->np);
-}
-
 /* Fetches what the next step of this state will read from the Gram matrix. */
 static void FN(fetch)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
 {
     int64_t j = s->i >= 0 ? FN(locate)(s, p->nonnegative) : -1;
     if (j < 0)
         return;
-    FN(source) source;
-    const char *row = FN(row_of)(dict, j, &source);
-    for (int64_t k = 0; dict->gram && k < s->t; k++)
-        __builtin_prefetch((const T *)row + s->chosen[k]);
-    int64_t bytes = dict->np * (int64_t)(dict->gram ? sizeof(T) : sizeof *dict->coarse);
-    for (int64_t k = 0; k < bytes; k += 64)
+    const T *row = (const T *)dict->gram + j * dict->np;
+    for (int64_t k = 0; k < s->t; k++)
+        __builtin_prefetch(row + s->chosen[k]);
+    for (int64_t k = 0; k < dict->np; k += 64 / (int64_t)sizeof(T))
         __builtin_prefetch(row + k, 0, 2);
-    const char *atom = (const char *)((const T *)dict->atoms + j * dict->d);
-    for (int64_t k = 0; s->screened && k < dict->d * (int64_t)sizeof(T); k += 64)
-        __builtin_prefetch(atom + k, 0, 2);
 }
 
 static void FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile,
@@ -936,8 +747,7 @@ static void FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, omp_
             while (s->i < 0 && next < tile->n) {
                 if (room->scale[next] > 0)
                     FN(begin)(dict, p, tile, s, next, room->scale[next],
-                              room->x + next * dict->d, room->alpha0 + next * dict->np,
-                              room->error[next]);
+                              room->x + next * dict->d, room->alpha0 + next * dict->np);
                 next++;
             }
             if (s->i < 0)
@@ -945,14 +755,8 @@ static void FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, omp_
             busy++;
             int64_t j = FN(step)(dict, p, tile, room, s);
             if (j >= 0) {
-                if (s->t + 1 < p->n_nonzero) {
-                    FN(source) source;
-                    FN(step_weights) q;
-                    const void *row = FN(row_of)(dict, j, &source);
-                    FN(weigh)(s, dict->gram ? 0 : dict->coarse_error, dict->top ? dict->top[j] : 1,
-                              p->ols, &q);
-                    FN(run_pass)(s, row, &q, source, p);
-                }
+                if (s->t + 1 < p->n_nonzero)
+                    FN(run_pass)(s, (const T *)dict->gram + j * dict->np, true, p);
                 FN(settle)(dict, p, tile, room, s);
                 FN(fetch)(dict, s, p);
             }
@@ -970,7 +774,7 @@ static void FN(run_free)(const atoms_ctx *ctx, const atoms_dict *dict, const ato
     for (int64_t i = 0; i < tile->n; i++)
         if (room->scale[i] > 0)
             FN(begin)(dict, p, tile, &room->slots[i], i, room->scale[i], room->x + i * d,
-                      room->alpha0 + i * np, 0);
+                      room->alpha0 + i * np);
     for (int64_t live = 1; live > 0;) {
         live = 0;
         for (int64_t i = 0; i < tile->n; i++) {
@@ -994,30 +798,10 @@ static void FN(run_free)(const atoms_ctx *ctx, const atoms_dict *dict, const ato
             state *s = &room->slots[i];
             if (s->i < 0)
                 continue;
-            FN(run_pass)(s, room->uq + at++ * np, NULL, FN(GIVEN), p);
+            FN(run_pass)(s, room->uq + at++ * np, false, p);
             FN(settle)(dict, p, tile, room, s);
         }
     }
-}
-
-/* alpha0 of all signals of the tile, to full precision or within room->error. */
-static void FN(correlations)(const atoms_ctx *ctx, const atoms_dict *dict, const omp_tile *tile,
-                             FN(room) *room)
-{
-    int64_t d = dict->d, np = dict->np;
-    memset(room->error, 0, (size_t)tile->n * sizeof *room->error);
-#if QUANTISED == 4
-    const atoms_units *u = tile->units;
-    if (u) {
-        for (int64_t i = 0; i < tile->n; i++)
-            room->error[i] = atoms_units_error(
-                atoms_units_row_vnni(d, room->x + i * d, u->ld, room->units + i * u->ld), u->error);
-        atoms_unit_products_vnni(tile->n, room->units, u->ld, np / PANEL, u->panels, room->alpha0,
-                                 np);
-        return;
-    }
-#endif
-    GEMM(ctx, tile->n, np, d, 1, room->x, d, 1, dict->atoms, 1, d, 0, room->alpha0, np, 1);
 }
 
 static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
@@ -1039,11 +823,12 @@ static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_om
         if (tile->residual)
             tile->residual[i] = kind == SIGNAL_NONFINITE ? NAN : 0;
     }
-    FN(correlations)(ctx, dict, tile, &room);
-    if (FN(has_rows)(dict))
+    GEMM(ctx, tile->n, dict->np, dict->d, 1, room.x, dict->d, 1, dict->atoms, 1, dict->d, 0,
+         room.alpha0, dict->np, 1);
+    if (dict->gram)
         FN(run_gram)(dict, p, tile, &room);
     else
         FN(run_free)(ctx, dict, p, tile, &room);
 }
 
-const omp_kernel FN(atoms_omp) = {FN(workspace), FN(run), QUANTISED == 4};
+const omp_kernel FN(atoms_omp) = {FN(workspace), FN(run)};

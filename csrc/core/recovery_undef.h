@@ -25,11 +25,3 @@
 #undef TO_INT
 #undef LOW_HALF
 #undef HIGH_HALF
-#undef IOR
-#undef ISHIFT
-#undef ROW_OF_UNITS
-#undef TO_BYTES
-#undef ISUM
-#undef IRIGHT
-#undef ISUB
-#undef ILEFT

@@ -135,11 +135,8 @@ ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
 /* 0: none, 1: the full one, 2: only a coarse one. */
 ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
 /* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
- * second time. n^2 elements, n rounded up to a multiple of 64. With screening a coarse matrix of
- * 16-bit elements is enough, where float32 OMP on this machine can use one: a quarter to a half
- * of the time, half of the memory, and atoms_omp evaluates from the atoms what the coarse
- * matrix leaves open. The other solvers want a full one. */
-ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict, int screening);
+ * second time. n^2 elements, n rounded up to a multiple of 64. */
+ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
 
 /* What became of one signal. */
 typedef enum {

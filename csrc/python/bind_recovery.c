@@ -50,13 +50,12 @@ static PyObject *py_dict_gram(PyObject *self, PyObject *args)
     PyObject *ctx_obj, *dict_obj;
     const atoms_ctx *ctx;
     atoms_dict *dict;
-    int screening;
-    if (!PyArg_ParseTuple(args, "OOp:dict_gram", &ctx_obj, &dict_obj, &screening) ||
+    if (!PyArg_ParseTuple(args, "OO:dict_gram", &ctx_obj, &dict_obj) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
         return NULL;
     atoms_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = atoms_dict_gram(ctx, dict, screening);
+    status = atoms_dict_gram(ctx, dict);
     Py_END_ALLOW_THREADS
     return atoms_raise(status, "dict_gram");
 }
@@ -397,7 +396,7 @@ done:
 
 PyMethodDef atoms_recovery_methods[] = {
     {"dict_new", py_dict_new, METH_VARARGS, "dict_new(ctx, atoms, double_precision) -> handle"},
-    {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle, screening)"},
+    {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle)"},
     {"dict_has_gram", py_dict_has_gram, METH_O, "dict_has_gram(handle) -> bool"},
     {"omp", py_omp, METH_VARARGS,
      "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "

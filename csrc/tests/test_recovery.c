@@ -63,7 +63,7 @@ TEST(recovery_same_bits_for_any_threads)
             atoms_dict *dict = NULL;
             CHECK(atoms_dict_new(a, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict) ==
                   ATOMS_OK);
-            CHECK(!gram || atoms_dict_gram(b, dict, 0) == ATOMS_OK);
+            CHECK(!gram || atoms_dict_gram(b, dict) == ATOMS_OK);
             for (int method = 0; method < METHODS; method++) {
                 CHECK(run(a, dict, method, x, &one) == ATOMS_OK);
                 CHECK(run(b, dict, method, x, &many) == ATOMS_OK);
@@ -107,50 +107,6 @@ TEST(recovery_short_memory)
                     break;
             }
         atoms_dict_free(dict);
-        atoms_ctx_free(ctx);
-    }
-}
-
-enum { MANY = 70, WIDE = 130 }; /* signals enough for screened correlations */
-
-TEST(recovery_screens_change_no_code)
-{
-    static float atoms[WIDE * D], x[MANY * D], values[2][MANY * K];
-    static int32_t indices[2][MANY * K], counts[2][MANY], steps[MANY];
-    static int8_t status[MANY];
-    uint64_t seed = 4;
-    static double from[(WIDE + MANY) * D];
-    fill(from, (WIDE + MANY) * D, &seed);
-    for (int i = 0; i < WIDE * D; i++)
-        atoms[i] = (float)from[i < D ? i + D : i]; /* atoms 0 and 1 are twins */
-    for (int i = 0; i < MANY * D; i++)
-        x[i] = (float)from[WIDE * D + i];
-    for (int i = 0; i < atoms_test_contexts(); i++) {
-        atoms_ctx *ctx = atoms_test_context(i);
-        for (int ols = 0; ols < 2; ols++)
-            for (int gram = 0; gram < 3; gram++) { /* none, which is kept to compare; full; coarse */
-                atoms_omp_params p = {K, -1, ols, 0};
-                int k = gram > 0;
-                atoms_dict *dict = NULL;
-                CHECK(atoms_dict_new(ctx, WIDE, D, atoms, ATOMS_F32, D, 1, ATOMS_F32, &dict) ==
-                      ATOMS_OK);
-                for (int nth = 1; gram; nth++) {
-                    atoms_test_fail_alloc(nth);
-                    atoms_status made = atoms_dict_gram(ctx, dict, gram == 2);
-                    bool failed = atoms_test_fail_alloc(0);
-                    CHECK(made == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
-                    if (!failed)
-                        break;
-                }
-                CHECK(!gram == !atoms_dict_has_gram(dict));
-                CHECK(atoms_omp(ctx, dict, MANY, x, ATOMS_F32, D, 1, NULL, NULL, &p, indices[k],
-                                values[k], counts[k], status, steps, NULL) == ATOMS_OK);
-                CHECK(k == 0 || !memcmp(counts[0], counts[1], sizeof counts[0]));
-                for (int j = 0; k && j < MANY * K; j++)
-                    CHECK(indices[0][j] == indices[1][j] &&
-                          fabs((double)values[0][j] - (double)values[1][j]) < 1e-3);
-                atoms_dict_free(dict);
-            }
         atoms_ctx_free(ctx);
     }
 }

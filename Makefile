@@ -60,7 +60,7 @@ $(PEERS)/ready: $(VENV)/ready
 	@touch $@
 
 test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, dictionary_learning and sparsify themselves
-	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py tests/test_evaluate_peers.py $(PYTEST_ARGS)
+	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py tests/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
 
 CORE := $(wildcard csrc/core/*.c)
 CTESTS := $(wildcard csrc/tests/*.c)
@@ -105,7 +105,7 @@ coverage: install
 	@build/coverage/tests >build/coverage/log
 	@ATOMS_COVERAGE=1 $(BIN)/python setup.py -q build -b build/coverage/py >>build/coverage/log 2>&1
 	@PYTHONPATH=$$(echo build/coverage/py/lib*) $(BIN)/pytest -q $(QUICK) >>build/coverage/log 2>&1 || { tail -40 build/coverage/log; exit 1; }
-	@$(BIN)/gcovr -r . --filter csrc/core/ --object-directory build/coverage --merge-mode-functions separate \
+	@$(BIN)/gcovr -r . --gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file --filter csrc/core/ --object-directory build/coverage --merge-mode-functions separate \
 		--json-summary build/coverage/summary.json --txt build/coverage/report.txt build/coverage 2>>build/coverage/log
 	@$(BIN)/python -c "import json; print(json.load(open('build/coverage/summary.json'))['line_percent'])" >build/coverage/percent
 

@@ -6,7 +6,7 @@ A logger is a callback of `SparseAutoencoder.fit` and `fit_many`::
         atoms.fit_many(saes, X, X_val, callback=log)
 
 It writes a step's figures every so many steps, and the number of dead latents and the held-out
-explained variance at the steps where training records them (`SparseAutoencoder.history_`).
+explained variance at the steps where training records them (``SparseAutoencoder.history_``).
 """
 
 from __future__ import annotations

@@ -261,7 +261,13 @@ def display_math(self, node):
     raise nodes.SkipNode
 
 
+def generated_notebooks(app, docname, source):
+    """Links to notebooks, written for whoever reads the repository, lead to the site's pages of them."""
+    source[0] = source[0].replace("](../notebooks/", "](_generated/notebooks/")
+
+
 def setup(app):
+    app.connect("source-read", generated_notebooks)
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.add_role("name", name_role)
     app.add_config_value("atoms_aliases", aliases(), "env")

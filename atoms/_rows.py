@@ -190,7 +190,7 @@ class BlockSource(abc.ABC):
         starts = np.cumsum(self.sizes) - self.sizes
         parts = []
         for g, blocks in enumerate(self.groups(seed, epoch)):
-            rows = np.concatenate([starts[b] + np.arange(self.sizes[b]) for b in blocks])
+            rows = np.concatenate([starts[b] + np.arange(int(self.sizes[b])) for b in blocks])
             parts.append(rows[self.within(seed, epoch, g, len(rows))])
         return np.concatenate(parts)
 

@@ -94,7 +94,7 @@ class TensorBoard(_Logger):
     ) -> None:
         super().__init__(every, label)
         try:
-            from tensorboard.summary import Writer
+            from tensorboard.summary import Writer  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError(
                 "TensorBoard needs the tensorboard package: run `pip install tensorboard`"
@@ -147,7 +147,7 @@ class WandB(_Logger):
         self._owns = run is None
         if run is None:
             try:
-                import wandb
+                import wandb  # pyright: ignore[reportMissingImports]
             except ImportError as error:
                 raise ImportError("WandB needs the wandb package: run `pip install wandb`") from error
             run = wandb.init(**init)

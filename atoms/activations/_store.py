@@ -351,7 +351,8 @@ class ActivationStore:
         return [(point["layer"], point["site"]) for point in self.manifest["points"]]
 
     def __getitem__(self, key: int | str | Key) -> StoredRows:
-        return self.rows(*(key if isinstance(key, tuple) else (key,)))
+        layer, site = key if isinstance(key, tuple) else (key, None)
+        return self.rows(layer, site)
 
     def rows(
         self, layer: int | str, site: str | None = None, *, buffer_rows: int = BUFFER_ROWS

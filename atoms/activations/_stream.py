@@ -68,7 +68,9 @@ class ActivationStream(BlockSource):
     ) -> None:
         if not isinstance(buffer_rows, (int, np.integer)) or buffer_rows < 1:
             raise ValueError(f"buffer_rows: expected a positive integer, got {buffer_rows!r}")
-        self.dtype = _dtype(dtype)
+        import torch
+
+        self.dtype, self._threads = _dtype(dtype), torch.get_num_threads()
         self._plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward)
         if len(self._plan.keys) != 1:
             raise ValueError(f"layer: expected one layer at one site, got {len(self._plan.keys)}")
@@ -88,6 +90,11 @@ class ActivationStream(BlockSource):
         ValueError
             NaN or infinity from the model, values beyond `dtype`.
         """
+        import torch
+
+        # PyTorch's setting is each thread's own, and the order of its sums depends on it
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
         with self._plan.hooked() as run:
             rows = run(block)[self.key]
         checked_norms(self.key, rows, self.dtype, int(self.sizes[:block].sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,8 +205,8 @@ def _cell(field: str, value: Any) -> str:
     return f"{value:.2f}" if field == "mcc" else percent(value)
 
 
-def save(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], markdown: str, latex: str) -> None:
-    """The rows whole as CSV, and their printed forms."""
+def save(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], printed: Callable[[str], str]) -> None:
+    """The rows whole as CSV, and as `printed` shows them in "markdown" and "latex"."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     fields = list(dict.fromkeys(field for row in rows for field in row))
@@ -214,6 +214,6 @@ def save(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], markdown: s
     writer.writeheader()
     for row in rows:
         writer.writerow({k: "/".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
-    for suffix, content in (("csv", text.getvalue()), ("md", markdown), ("tex", latex)):
+    for suffix, content in (("csv", text.getvalue()), ("md", printed("markdown")), ("tex", printed("latex"))):
         with _replacing(folder / f"{name}.{suffix}") as temporary:
             temporary.write_text(content, encoding="utf-8")

@@ -460,10 +460,8 @@ def write(
         figures.monosemanticity(judged, out)
 
     folder = out / "tables"
-    tables.save(folder, "main", rows, tables.show(rows), tables.show(rows, "latex"))
-    tables.save(
-        folder, "average", mean, tables.show(mean, layer=False), tables.show(mean, "latex", layer=False)
-    )
+    tables.save(folder, "main", rows, lambda form: tables.show(rows, form))
+    tables.save(folder, "average", mean, lambda form: tables.show(mean, form, layer=False))
     head = [
         "layer",
         "Euclidean",
@@ -485,9 +483,7 @@ def write(
         ]
         for r in shifts
     ]
-    tables.save(
-        folder, "shift", shifts, tables.layers_table(head, body), tables.layers_table(head, body, "latex")
-    )
+    tables.save(folder, "shift", shifts, lambda form: tables.layers_table(head, body, form))
     if points:
         point_head = [
             "dictionary",
@@ -507,11 +503,7 @@ def write(
             for p in points
         ]  # fmt: skip
         tables.save(
-            folder,
-            "frontier",
-            points,
-            tables.layers_table(point_head, point_body),
-            tables.layers_table(point_head, point_body, "latex"),
+            folder, "frontier", points, lambda form: tables.layers_table(point_head, point_body, form)
         )
     mono_rows: list[dict[str, Any]] = [
         {
@@ -540,11 +532,7 @@ def write(
     ]
     if mono_rows:
         tables.save(
-            folder,
-            "monosemanticity",
-            mono_rows,
-            tables.layers_table(mono_head, mono_body),
-            tables.layers_table(mono_head, mono_body, "latex"),
+            folder, "monosemanticity", mono_rows, lambda form: tables.layers_table(mono_head, mono_body, form)
         )
 
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -554,8 +542,7 @@ def write(
         folder,
         "claims",
         [dict(zip(claim_head, c)) for c in claim],
-        tables.layers_table(claim_head, claim),
-        tables.layers_table(claim_head, claim, "latex"),
+        lambda form: tables.layers_table(claim_head, claim, form),
     )
     parts = [
         f"# Towards atoms of {config.name}",

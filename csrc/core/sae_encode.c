@@ -221,8 +221,6 @@ typedef struct {
     int64_t *start;    /* (d_sae + 1,) candidates of each latent */
     int32_t *row;      /* (cap,) sample within the group */
     float *z;          /* (cap,) */
-    bool polls;
-    atoms_pollster pollster;
 } scratch;
 
 static bool scratch_new(scratch *s, const atoms_sae *sae)
@@ -260,15 +258,17 @@ static void screen_limits(const atoms_sae *sae, sae_batch *b)
 }
 
 /* Masks of candidates for the panels p0 .. p0 + np and every latent. */
-static atoms_status screen_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+static atoms_status screen_group(atoms_team *team, const atoms_sae *sae, const atoms_sae_kernels *k,
                                  const sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
+    const atoms_ctx *ctx = team->ctx;
     int64_t ld = sae->ld, width = sae->width, bytes = sae->screen.kind == ATOMS_SCREEN_INT16 ? 2 : 1;
     atoms_screen_fn *screen = screen_function(ctx->isa, sae->screen.kind);
     for (int64_t j0 = 0; j0 < sae->p.d_sae; j0 += BLOCK) {
         int64_t nj = ATOMS_MIN(BLOCK, sae->p.d_sae - j0);
-        if (s->polls && atoms_poll(ctx, &s->pollster) != ATOMS_OK)
-            return ATOMS_ERR_CANCELLED;
+        atoms_status status = atoms_team_ask(team);
+        if (status != ATOMS_OK)
+            return status;
         if (!screen)
             atoms_gemm_f32(ctx, nj, np * PANEL, width, 1, sae->enc.w + j0 * ld, ld, 1,
                            b->xc + p0 * PANEL * ld, 1, ld, 0, s->tile, GROUP * PANEL, 1);
@@ -391,12 +391,12 @@ static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t n
     return true;
 }
 
-static atoms_status list_group(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+static atoms_status list_group(atoms_team *team, const atoms_sae *sae, const atoms_sae_kernels *k,
                                sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
     panel_list *l = &b->list[p0];
     double t0 = sae_now();
-    atoms_status status = screen_group(ctx, sae, k, b, p0, np, s);
+    atoms_status status = screen_group(team, sae, k, b, p0, np, s);
     if (status != ATOMS_OK)
         return status;
     double t1 = sae_now();
@@ -428,25 +428,18 @@ atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_bat
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
     screen_limits(sae, b);
     int64_t group = group_of(ctx, sae, b);
-    int failed = 0, cancelled = 0;
-#pragma omp parallel num_threads(ctx->p.num_threads) reduction(| : failed) reduction(| : cancelled)
+    atoms_team team = {.ctx = ctx};
+#pragma omp parallel num_threads(ctx->p.num_threads)
     {
         scratch s;
-        failed |= !scratch_new(&s, sae);
-#ifdef _OPENMP
-        s.polls = omp_get_thread_num() == 0;
-#else
-        s.polls = true;
-#endif
+        bool ready = scratch_new(&s, sae);
+        if (!ready)
+            atoms_team_report(&team, ATOMS_ERR_MEMORY);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t p = 0; p < b->panels; p += group) {
-            if (failed || cancelled)
-                continue;
-            atoms_status status = list_group(ctx, sae, k, b, p, ATOMS_MIN(group, b->panels - p), &s);
-            failed |= status == ATOMS_ERR_MEMORY;
-            cancelled |= status == ATOMS_ERR_CANCELLED;
-        }
+        for (int64_t p = 0; p < b->panels; p += group)
+            if (ready && !atoms_team_stopped(&team))
+                atoms_team_report(&team, list_group(&team, sae, k, b, p, ATOMS_MIN(group, b->panels - p), &s));
         scratch_free(&s);
     }
-    return failed ? ATOMS_ERR_MEMORY : cancelled ? ATOMS_ERR_CANCELLED : ATOMS_OK;
+    return team.status;
 }

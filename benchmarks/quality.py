@@ -56,17 +56,18 @@ def calibrate(l0_at, target: float) -> float:
     return (low * high) ** 0.5
 
 
-def judge(active, decode, train: np.ndarray, held: np.ndarray, block: int = 4096) -> dict:
+def judge(active, decode, threshold_for, train: np.ndarray, held: np.ndarray, block: int = 4096) -> dict:
     """Explained variance and L0 on both halves of `held`, and the share of dead latents.
 
-    `active` gives dense codes. The first half is for tuning, the second for the figures."""
+    `active` gives dense codes from rows and thresholds. The first half is for tuning, the second for the figures."""
     parts = []
     for rows, name in zip(np.array_split(held, 2), ("_tune", "")):
+        threshold = threshold_for(rows)
         mean = rows.mean(axis=0, dtype=np.float64)
         error = total = nonzero = 0.0
         for i in range(0, len(rows), block):
             x = np.asarray(rows[i : i + block])
-            codes = active(x)
+            codes = active(x, threshold)
             error += float(np.square(x - decode(codes), dtype=np.float64).sum())
             total += float(np.square(x - mean).sum())
             nonzero += np.count_nonzero(codes)
@@ -76,7 +77,7 @@ def judge(active, decode, train: np.ndarray, held: np.ndarray, block: int = 4096
     fired = False
     rows = train[:: max(1, len(train) // DEAD_ROWS)]
     for i in range(0, len(rows), block):
-        fired = fired | (active(np.asarray(rows[i : i + block])) != 0).any(axis=0)
+        fired = fired | (active(np.asarray(rows[i : i + block]), threshold) != 0).any(axis=0)
     return {"dead": float(1 - fired.mean()), **{key: value for part in parts for key, value in part.items()}}
 
 
@@ -95,20 +96,22 @@ def run_peer(task: dict, train: np.ndarray, held: np.ndarray, threads: int) -> d
     for rows in data.batches(len(train), batch, steps, task["seed"]):
         peer.step(torch.from_numpy(train[rows]))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    threshold = None
     with torch.no_grad():
-        sample = torch.from_numpy(held)
-        l0_trained = float(torch.count_nonzero(peer.active(sample))) / len(sample)
-        if not peer.exact_k:
-            pre = peer.preactivations(sample)
-            base = peer.threshold.clamp_min(1e-6)
-            threshold = base * calibrate(lambda f: float((pre > base * f).sum()) / len(pre), task["l0"])
-            del pre
-    active = lambda x: peer.active(torch.from_numpy(x), threshold).numpy()
+        l0_trained = float(torch.count_nonzero(peer.active(torch.from_numpy(held)))) / len(held)
+
+    @torch.no_grad()
+    def threshold_for(rows):
+        if peer.exact_k:
+            return None
+        pre = peer.preactivations(torch.from_numpy(rows))
+        base = peer.threshold.clamp_min(1e-6)
+        return base * calibrate(lambda f: float((pre > base * f).sum()) / len(pre), task["l0"])
+
+    active = lambda x, threshold: peer.active(torch.from_numpy(x), threshold).numpy()
     decode = lambda codes: peer.decode(torch.from_numpy(codes)).numpy()
     return {
         "l0_trained": l0_trained,
-        **judge(active, decode, train, held),
+        **judge(active, decode, threshold_for, train, held),
         "wall_seconds": wall,
         "cpu_seconds": cpu,
     }
@@ -130,20 +133,22 @@ def run_ours(task: dict, train: np.ndarray, held: np.ndarray, threads: int) -> d
     wall, cpu = time.perf_counter(), time.process_time()
     sae.fit(train)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    pre = held @ sae.W_enc + sae.b_enc
-    base = np.maximum(sae.threshold, 1e-6 * np.abs(sae.threshold).max())
-    l0_trained = np.count_nonzero(pre > sae.threshold) / len(pre)
-    threshold = base * np.float32(
-        calibrate(lambda f: np.count_nonzero(pre > base * f) / len(pre), task["l0"])
-    )
+    preactivations = lambda x: x @ sae.W_enc + sae.b_enc
 
-    def active(x):
-        pre = x @ sae.W_enc + sae.b_enc
+    def threshold_for(rows):
+        pre = preactivations(rows)
+        base = np.maximum(sae.threshold, 1e-6 * np.abs(sae.threshold).max())
+        return base * np.float32(
+            calibrate(lambda f: np.count_nonzero(pre > base * f) / len(pre), task["l0"])
+        )
+
+    def active(x, threshold):
+        pre = preactivations(x)
         return pre * (pre > threshold)
 
     return {
-        "l0_trained": l0_trained,
-        **judge(active, lambda codes: codes @ sae.W_dec + sae.b_dec, train, held),
+        "l0_trained": np.count_nonzero(preactivations(held) > sae.threshold) / len(held),
+        **judge(active, lambda codes: codes @ sae.W_dec + sae.b_dec, threshold_for, train, held),
         "wall_seconds": wall,
         "cpu_seconds": cpu,
     }

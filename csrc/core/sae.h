@@ -10,6 +10,7 @@
 
 #define PANEL 64   /* samples that one mask covers */
 #define GROUP 16   /* panels at most that one task lists together: 1024 samples */
+#define SLICE 256  /* samples of a tile by latent, where products are dense */
 #define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
 
 /* A parameter block with its Adam moments: n values, the same shape thrice. */
@@ -43,6 +44,7 @@ typedef struct {
     void *xq;            /* uint8 (panels, width / 4, PANEL, 4) or int16 (panels, width / 2, PANEL, 2) */
     float *scale, *norm, *residual; /* (panels * PANEL,) */
     panel_list *list, *aux; /* (panels,); aux: the entries of AuxK */
+    bool dense;          /* so many entries that their sums are matrix products */
     double *sums;        /* (panels, 1 + ld): |xc|^2, column sums */
     /* the active entries by latent */
     int64_t entry_cap;
@@ -72,6 +74,12 @@ struct atoms_codes {
     int32_t *indices;
     float *values;
 };
+
+/* x_hat - x of sample i, of the prefix `block` (the one after the last: AuxK's). */
+static inline float *sae_error_row(const sae_batch *b, int64_t ld, int64_t block, int64_t i)
+{
+    return b->err + (block * b->panels * PANEL + i) * ld;
+}
 
 /* Seconds, for the timers of atoms_sae_stats. */
 static inline double sae_now(void)
@@ -109,6 +117,16 @@ atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_bat
 /* Keeps the k largest of each sample, or the n k largest of the batch; re-screens where the floor was
  * too high. */
 atoms_status sae_select_topk(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t k);
+/* Whether products over all entries, zeros too, cost less than rows one by one. */
+bool sae_is_dense(const atoms_sae *sae, const sae_batch *b);
+/* panel p: its rows of err from its list, which holds many entries. false: no memory. */
+bool sae_dense_errors(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p);
+/* Their gradients by the listed activations into ga, which is 0. false: no memory. */
+bool sae_dense_activation_gradients(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p);
+/* Adds sum factor[e] base[row[e]] over the entries e of latent j, AuxK's left out, to row j - from of out:
+ * for the latents from .. to, at most PANEL. tile: (PANEL, SLICE) of work. */
+void sae_dense_rows(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b, int64_t from, int64_t to,
+                    const float *factor, const float *base, float *tile, float *out);
 /* The k-th largest of v (n values, reordered), 1 <= k <= n. */
 float sae_kth_largest(float *v, int64_t n, int64_t k);
 

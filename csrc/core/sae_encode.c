@@ -122,11 +122,25 @@ atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n, in
     return ATOMS_OK;
 }
 
+static const char *row_address(const atoms_rows *x, int64_t i)
+{
+    int64_t at = (x->index ? x->index[i] : i) * x->row_stride;
+    return (const char *)x->x + at * (int64_t)atoms_dtype_size(x->dtype);
+}
+
+/* Rows come in no order from arrays larger than any cache: the next one is asked for while one is at work. */
+static void ask_for_row(const atoms_rows *x, int64_t i, int64_t d)
+{
+    const char *from = row_address(x, i);
+    int64_t bytes = x->col_stride == 1 ? d * (int64_t)atoms_dtype_size(x->dtype) : 0;
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(from + at);
+}
+
 /* Row i of the batch in float32: the caller's own where nothing is to be converted, else in `room`. */
 static const float *read_row(const atoms_rows *x, int64_t i, int64_t d, float *room)
 {
-    int64_t at = (x->index ? x->index[i] : i) * x->row_stride;
-    const char *from = (const char *)x->x + at * (int64_t)atoms_dtype_size(x->dtype);
+    const char *from = row_address(x, i);
     if (x->dtype == ATOMS_F32 && (x->col_stride == 1 || d == 1))
         return (const float *)(const void *)from;
     atoms_rows_to_f32(1, d, from, x->dtype, 0, x->col_stride, room);
@@ -170,6 +184,8 @@ static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, c
         float scale = 0, residual = 0, norm = 0;
         if (r < rows) {
             double square;
+            if (i + 1 < b->n)
+                ask_for_row(x, i + 1, d);
             float top = k->centre(width, d, read_row(x, i, d, room), x->shift, x->scale, sae->b_dec.w,
                                   xc, &square, sums + 1);
             if (!(top <= 3e38f) || !isfinite(square)) {

@@ -20,11 +20,6 @@ static int64_t prefix_of(const atoms_sae *sae, int64_t j)
     return g;
 }
 
-static float *error_row(const sae_batch *b, int64_t ld, int64_t block, int64_t i)
-{
-    return b->err + (block * b->panels * PANEL + i) * ld;
-}
-
 /* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its
  * own and those of the wider ones, which is what its latents' gradients need. */
 static void sample_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, sae_batch *b,
@@ -34,40 +29,58 @@ static void sample_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, s
     int32_t end = l->start[i % PANEL + 1], bound[ATOMS_MAX_PREFIXES + 1];
     bound[0] = l->start[i % PANEL];
     for (int64_t g = 0; g <= last; g++) {
-        float *err = error_row(b, ld, g, i);
+        float *err = sae_error_row(b, ld, g, i);
         bound[g + 1] = g < last ? bound[g] : end;
         while (g < last && bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
             bound[g + 1]++;
         if (g == 0)
             k->negate(width, b->xc + i * ld, err);
         else
-            memcpy(err, error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
+            memcpy(err, sae_error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
         k->add_rows(width, bound[g + 1] - bound[g], l->z + bound[g], sae->dec.w, ld,
                     l->latent + bound[g], err);
         *(g == last ? &l->loss : &l->penalty) += k->error_sums(width, err, column);
     }
     const float one = 1;
     for (int64_t g = last; g >= 0; g--) {
-        float *err = error_row(b, ld, g, i);
+        float *err = sae_error_row(b, ld, g, i);
         if (g < last)
-            k->add_rows(width, 1, &one, error_row(b, ld, g + 1, i), 0, &(int32_t){0}, err);
+            k->add_rows(width, 1, &one, sae_error_row(b, ld, g + 1, i), 0, &(int32_t){0}, err);
         k->dots(width, bound[g + 1] - bound[g], err, sae->dec.w, ld, l->latent + bound[g],
                 l->ga + bound[g]);
     }
 }
 
-static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k,
+static bool dense_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k, sae_batch *b,
+                            int64_t p, float *column)
+{
+    int64_t end = ATOMS_MIN(b->n, (p + 1) * PANEL);
+    for (int64_t i = p * PANEL; i < (p + 1) * PANEL; i++)
+        k->negate(sae->width, b->xc + i * sae->ld, sae_error_row(b, sae->ld, 0, i));
+    if (!sae_dense_errors(ctx, sae, b, p))
+        return false;
+    for (int64_t i = p * PANEL; i < end; i++)
+        b->list[p].loss += k->error_sums(sae->width, sae_error_row(b, sae->ld, 0, i), column);
+    return sae_dense_activation_gradients(ctx, sae, b, p);
+}
+
+static bool panel_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
                             const atoms_sae_step_params *sp, sae_batch *b, int64_t p)
 {
     panel_list *l = &b->list[p];
+    int64_t end = ATOMS_MIN(b->n, (p + 1) * PANEL);
+    bool ok = true;
     float *column = b->partial + p * sae->ld;
     double t0 = sae_now();
     memset(column, 0, (size_t)sae->ld * sizeof *column);
     if (l->n)
         memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
     l->loss = l->penalty = 0;
-    for (int64_t i = p * PANEL; i < ATOMS_MIN(b->n, (p + 1) * PANEL); i++)
-        sample_gradients(sae, k, b, l, i, column);
+    if (b->dense)
+        ok = dense_gradients(ctx, sae, k, b, p, column);
+    else
+        for (int64_t i = p * PANEL; i < end; i++)
+            sample_gradients(sae, k, b, l, i, column);
     for (int64_t e = 0; e < l->n; e++)
         l->ga[e] *= 2.0f / (float)b->n;
     if (sae->p.activation == ATOMS_JUMPRELU)
@@ -75,6 +88,7 @@ static void panel_gradients(const atoms_sae *sae, const atoms_sae_kernels *k,
     for (int64_t e = 0; sae->p.activation == ATOMS_RELU && e < l->n; e++)
         l->penalty += (double)(sp->l1_coefficient * l->z[e]);
     l->seconds[2] = sae_now() - t0;
+    return ok;
 }
 
 /* ------------------------------------------------------------------ AuxK */
@@ -122,9 +136,9 @@ static bool aux_panel(const atoms_sae *sae, const atoms_sae_kernels *k, const in
             z[j] = sae->b_enc.w[dead[j]];
         k->dots(sae->width, n_dead, xc, sae->enc.w, ld, dead, z);
         take_largest(dead, z, z + n_dead, n_dead, sp->aux_k, l);
-        float *err = error_row(b, ld, last + 1, i);
+        float *err = sae_error_row(b, ld, last + 1, i);
         int64_t from = l->start[r], n = l->n - from;
-        memcpy(err, error_row(b, ld, last, i), (size_t)ld * sizeof *err);
+        memcpy(err, sae_error_row(b, ld, last, i), (size_t)ld * sizeof *err);
         k->add_rows(sae->width, n, l->z + from, sae->dec.w, ld, l->latent + from, err);
         memset(column, 0, (size_t)ld * sizeof *column);
         b->list[p].penalty += (double)weight * k->error_sums(sae->width, err, column);
@@ -286,32 +300,55 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
  * times over; else rows go by whole, which the hardware foresees, and the block stays in the cache. */
 typedef struct {
     int64_t task, block, strip;
+    bool dense; /* the block's rows are products */
 } latent_cut;
 
 static latent_cut cut_latents(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b)
 {
     int64_t s = sae->p.d_sae, tasks = 2 * (int64_t)ctx->p.num_threads;
     int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
+    if (b->dense)
+        return (latent_cut){PART, PART, sae->width, true};
     int64_t task = ATOMS_MAX(ATOMS_MIN((s + tasks - 1) / tasks, most) / PART * PART, PART);
     if (b->start[s] / s * task < 8 * b->n)
-        return (latent_cut){PART, PART / 4, sae->width};
+        return (latent_cut){PART, PART / 4, sae->width, false};
     int64_t strip = ((int64_t)1 << 18) / b->n / 16 * 16;
-    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width)};
+    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width), false};
+}
+
+static void dense_row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
+                                const sae_batch *b, int64_t from, int64_t to, float *tile, float *dec, float *enc)
+{
+    int64_t ld = sae->ld;
+    const float *err = sae_error_row(b, ld, 0, 0), *aux_err = sae_error_row(b, ld, 1, 0);
+    sae_dense_rows(ctx, sae, b, from, to, b->z, err, tile, dec);
+    sae_dense_rows(ctx, sae, b, from, to, b->ga, b->xc, tile, enc);
+    for (int64_t j = from; j < to; j++) {
+        int64_t aux = b->aux_start[j], n = b->start[j + 1] - aux;
+        if (n < 1)
+            continue;
+        k->add_rows(sae->width, n, b->z + aux, aux_err, ld, b->row + aux, dec + (j - from) * ld);
+        k->add_rows(sae->width, n, b->ga + aux, b->xc, ld, b->row + aux, enc + (j - from) * ld);
+    }
 }
 
 /* Gradient rows of the latents from .. to, into dec and enc (one and the same where tied). */
-static void row_gradients(const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
-                          int64_t from, int64_t to, int64_t strip, float *dec, float *enc)
+static void row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
+                          int64_t from, int64_t to, const latent_cut *cut, float *tile, float *dec, float *enc)
 {
-    int64_t ld = sae->ld;
+    int64_t ld = sae->ld, strip = cut->strip;
     memset(dec, 0, (size_t)((to - from) * ld) * sizeof *dec);
     if (enc != dec)
         memset(enc, 0, (size_t)((to - from) * ld) * sizeof *enc);
+    if (cut->dense) {
+        dense_row_gradients(ctx, sae, k, b, from, to, tile, dec, enc);
+        return;
+    }
     for (int64_t c = 0; c < sae->width; c += strip) {
         int64_t columns = ATOMS_MIN(strip, sae->width - c);
-        const float *aux_err = error_row(b, ld, sae->p.n_prefixes, 0) + c;
+        const float *aux_err = sae_error_row(b, ld, sae->p.n_prefixes, 0) + c;
         for (int64_t j = from; j < to; j++) {
-            const float *err = error_row(b, ld, prefix_of(sae, j), 0) + c;
+            const float *err = sae_error_row(b, ld, prefix_of(sae, j), 0) + c;
             int64_t e = b->start[j], aux = b->aux_start[j], end = b->start[j + 1];
             float *g = dec + (j - from) * ld + c;
             k->add_rows(columns, aux - e, b->z + e, err, ld, b->row + e, g);
@@ -347,7 +384,8 @@ static atoms_status update_all(const atoms_ctx *ctx, atoms_sae *sae, const atoms
     int64_t matrices = sae->p.tied ? 1 : 2;
     double *bands = atoms_calloc(2 * parts, sizeof *bands);
     float *g_bias = atoms_alloc(s, sizeof *g_bias);
-    float *room = atoms_alloc(threads * matrices * cut.block * ld, sizeof *room);
+    int64_t share = matrices * cut.block * ld + PANEL * SLICE; /* a thread's */
+    float *room = atoms_alloc(threads * share, sizeof *room);
     if (!bands || !g_bias || !room) {
         atoms_free(bands);
         atoms_free(g_bias);
@@ -362,13 +400,13 @@ static atoms_status update_all(const atoms_ctx *ctx, atoms_sae *sae, const atoms
 #else
         int me = 0;
 #endif
-        float *dec = room + me * matrices * cut.block * ld, *enc = dec + (matrices - 1) * cut.block * ld;
+        float *tile = room + me * share, *dec = tile + PANEL * SLICE, *enc = dec + (matrices - 1) * cut.block * ld;
         int64_t end = ATOMS_MIN(first + cut.task, s);
         for (int64_t from = first; from < end; from += cut.block) {
             int64_t to = ATOMS_MIN(from + cut.block, end);
             for (int64_t j = from; j < to; j++)
                 g_bias[j] = scalar_gradients(sae, u, b, j, bands + 2 * (j / PART));
-            row_gradients(sae, k, b, from, to, cut.strip, dec, enc);
+            row_gradients(ctx, sae, k, b, from, to, &cut, tile, dec, enc);
             for (int64_t j = from; j < to; j++)
                 update_latent(sae, k, &u->adam, j, g_bias[j], dec + (j - from) * ld, enc + (j - from) * ld,
                               b->partial + j / PART * ld);
@@ -468,9 +506,15 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     if (status != ATOMS_OK)
         goto done;
 
-#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
+    b->dense = sae_is_dense(sae, b);
+    bool failed = false;
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1) reduction(| : failed)
     for (int64_t p = 0; p < b->panels; p++)
-        panel_gradients(sae, k, sp, b, p);
+        failed |= !panel_gradients(ctx, sae, k, sp, b, p);
+    if (failed) {
+        status = ATOMS_ERR_MEMORY;
+        goto done;
+    }
     for (int64_t p = 0; p < b->panels; p++)
         for (int64_t c = 0; c < ld; c++)
             err_sum[c] += b->partial[p * ld + c];
@@ -498,7 +542,7 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     stats->band = band[0] / (double)n;
     stats->band_gain = band[0] > 0 ? band[1] / band[0] : 0;
     for (int64_t i = 0; err && i < n; i++)
-        memcpy(err + i * sae->p.d_in, error_row(b, ld, sae->p.n_prefixes - 1, i), (size_t)sae->p.d_in * sizeof *err);
+        memcpy(err + i * sae->p.d_in, sae_error_row(b, ld, sae->p.n_prefixes - 1, i), (size_t)sae->p.d_in * sizeof *err);
     stats->seconds[5] = sae_now() - t1;
 done:
     atoms_free(err_sum);

@@ -37,7 +37,8 @@ class Rows:
         self.n = int(self.starts[-1])
         self.d = self.shards[0].shape[1]
 
-    def sampler(self, batch_size: int, seed: Sequence[int]) -> RowSampler:
+    def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> RowSampler:
+        """batches: no more will be drawn, counted from the beginning, skipped ones too."""
         return RowSampler(self, batch_size, seed)
 
     def take(self, index: np.ndarray) -> np.ndarray:
@@ -200,7 +201,8 @@ class BlockSource(abc.ABC):
         """All rows once, in the order of `order`, in arrays of `batch_size` (the last one shorter)."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive integer, got {batch_size}")
-        sampler = BlockSampler(self, batch_size, _as_seed(seed), epoch=epoch)
+        last = (epoch + 1) * self.n
+        sampler = BlockSampler(self, batch_size, _as_seed(seed), epoch=epoch, last=last)
         try:
             for start in range(0, self.n, batch_size):
                 sampler.batch_size = min(batch_size, self.n - start)
@@ -228,8 +230,9 @@ class BlockRows:
         self.source, self.n, self.d = source, source.n, source.d
         self.shards = [np.zeros((1, source.d), source.dtype)]  # as far as checks of shape and dtype look
 
-    def sampler(self, batch_size: int, seed: Sequence[int]) -> BlockSampler:
-        return BlockSampler(self.source, batch_size, seed)
+    def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> BlockSampler:
+        last = None if batches is None else batches * batch_size
+        return BlockSampler(self.source, batch_size, seed, last=last)
 
 
 def rows_of(X: Any, name: str = "X") -> Rows | BlockRows:
@@ -241,12 +244,23 @@ class BlockSampler:
     """Batches of a `BlockSource` in its order, epoch after epoch; a thread reads one group ahead.
 
     The state is the number of rows drawn: `skip` goes to any place without reading what lies before it.
+    Groups that begin at row number `last` or later, counted over all epochs, are not read.
     """
 
-    def __init__(self, source: BlockSource, batch_size: int, seed: Sequence[int], *, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        source: BlockSource,
+        batch_size: int,
+        seed: Sequence[int],
+        *,
+        epoch: int = 0,
+        last: int | None = None,
+    ) -> None:
+        self.last = last
         self.source, self.batch_size, self.seed = source, batch_size, list(seed)
         self.drawn = epoch * source.n
         count = max(1, -(-source.n // source.buffer_rows))
+        self._whole = count == 1  # else an epoch may still have but one group, by the order of its blocks
         self._capacity = min(source.n, -(-source.n // count) + int(source.sizes.max()))
         self._thread: threading.Thread | None = None
         self._rows: np.ndarray | None = None
@@ -265,7 +279,7 @@ class BlockSampler:
         self._stop = threading.Event()
         self._ready: queue.Queue[Any] = queue.Queue()
         self._free: queue.Queue[np.ndarray | None] = queue.Queue()
-        for _ in range(1 if len(sizes) == 1 else 2):
+        for _ in range(1 if self._whole else 2):
             self._free.put(np.empty((self._capacity, self.source.d), self.source.dtype))
         self._thread = threading.Thread(
             target=self._read, args=(epoch, group), name="atoms-read", daemon=True
@@ -276,7 +290,11 @@ class BlockSampler:
         try:
             while True:
                 groups = self.source.groups(self.seed, epoch)
+                begin = epoch * self.source.n + sum(int(self.source.sizes[b].sum()) for b in groups[:group])
                 for g in range(group, len(groups)):
+                    if self.last is not None and begin >= self.last:
+                        raise IndexError(f"no row beyond number {self.last} was to be drawn")
+                    begin += int(self.source.sizes[groups[g]].sum())
                     buffer = self._free.get()
                     if buffer is None:
                         return
@@ -288,7 +306,7 @@ class BlockSampler:
                         start, end = end, end + int(self.source.sizes[block])
                         self.source.read(block, buffer[start:end])
                     self._ready.put((epoch, g, buffer, end))
-                if len(groups) == 1:
+                if self._whole:
                     return  # it stays in its buffer for all epochs
                 epoch, group = epoch + 1, 0
         except BaseException as error:  # whatever it is, it belongs to whoever draws
@@ -298,7 +316,7 @@ class BlockSampler:
         """The next group's rows, or the next permutation of the only one's."""
         if self._thread is None:
             self._open()
-        elif self._rows is not None and len(self._rows) == self.source.n:
+        elif self._rows is not None and self._whole:
             self._epoch += 1
             self._order, self._at = self.source.within(self.seed, self._epoch, 0, self.source.n), 0
             return

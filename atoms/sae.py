@@ -1002,7 +1002,7 @@ def fit_many(
                 sae.save(path, training_state=True)
 
     saes[0]._check_parameters()
-    sampler = rows.sampler(int(saes[0].batch_size), saes[0]._seed)
+    sampler = rows.sampler(int(saes[0].batch_size), saes[0]._seed, int(saes[0].max_steps))
     begun: list[SparseAutoencoder] = []
     try:
         for sae, path in zip(saes, paths, strict=True):

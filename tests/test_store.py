@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import atoms
@@ -339,6 +339,7 @@ def test_order_is_an_exact_permutation(sizes, buffer_rows, batch, seed, epoch):
 
 @settings(deadline=None, max_examples=40)
 @given(sizes, st.integers(1, 200), st.integers(1, 70), st.integers(0, 30), st.booleans())
+@example([1, 2], 2, 1, 6, False)  # one group in one epoch, two in the next
 def test_skip_goes_where_drawing_goes(sizes, buffer_rows, batch, skip, first):
     source = ArrayBlocks(np.arange(sum(sizes), dtype=np.float32)[:, None], sizes, buffer_rows)
 
@@ -380,6 +381,24 @@ def test_mixing_is_as_stated():
     assert abs(np.mean(pairs) / expected - 1) < 0.02
     first = np.array([source.order(0, epoch)[0] for epoch in range(400)])
     assert abs(first.mean() / (b * blocks) - 0.5) < 4 * 0.289 / 20  # any row may come first
+
+
+def test_nothing_is_read_that_will_not_be_drawn():
+    """A running model is not run for rows of an epoch that training does not reach."""
+    source = ArrayBlocks(np.zeros((100, 4), np.float32), [10] * 10, 25)
+    sampler = BlockSampler(source, 10, [0], last=60)
+    try:
+        for _ in range(6):
+            sampler.draw()
+        assert len(source.reads) == sum(len(blocks) for blocks in source.groups([0], 0)[:3])
+        with pytest.raises(IndexError, match="beyond number 60"):
+            for _ in range(3):
+                sampler.draw()
+    finally:
+        sampler.close()
+    source = ArrayBlocks(np.arange(400, dtype=np.float32).reshape(100, 4), [10] * 10, 25)
+    atoms.SparseAutoencoder(4, target_l0=2, max_steps=10, batch_size=10, verbose=False).fit(source)
+    assert len(source.reads) == 10
 
 
 def test_memory_is_two_buffers():

@@ -54,6 +54,9 @@ __all__ = [
 
 Array = np.ndarray
 _BLOCK_BYTES = 1 << 26
+# For so many signals, and so few nonzeros that the bounds stay narrow, OMP screens by 16-bit products, and makes do
+# with a Gram matrix of them for so many atoms.
+_UNITS_SIGNALS, _UNITS_NONZERO, _COARSE_ATOMS = 64, 16, 1024
 
 
 class RecoveryWarning(UserWarning):
@@ -171,11 +174,12 @@ class Dictionary:
     def _gram_fits(self) -> bool:
         return bool((-(-self.n_atoms // 64) * 64) ** 2 * self.dtype.itemsize <= self.gram_bytes)
 
-    def _prepare(self, gram: bool) -> None:
-        """Hold the Gram matrix from now on, if `gram` and if it fits."""
+    def _prepare(self, gram: bool, units: bool = False, coarse: bool = False) -> None:
+        """Hold the Gram matrix from now on, if `gram` and if it fits. `units`: and the atoms in 16 bits, to screen
+        by; `coarse`: a Gram matrix of these will do."""
         if gram and self._gram_fits():
             with self._lock:
-                _core.dict_gram(context(self.num_threads), self._handle)
+                _core.dict_gram(context(self.num_threads), self._handle, units, coarse)
 
     @property
     def has_gram(self) -> bool:
@@ -417,7 +421,9 @@ def omp(
         most = min(limit, _count("n_nonzero", n_nonzero))
     stop = -1.0 if tol is None else _number("tol", tol, 0)
     warm = _support(support, X.shape[0], d.n_atoms)
-    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most)
+    units = not nonnegative and X.shape[0] >= _UNITS_SIGNALS and most <= _UNITS_NONZERO
+    coarse = units and d.n_atoms >= _COARSE_ATOMS
+    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most, units, coarse)
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:

@@ -1,5 +1,6 @@
 """Orthogonal matching pursuit: against its twin, scikit-learn and the theorem; degenerate input."""
 
+import time
 import warnings
 
 import numpy as np
@@ -280,3 +281,84 @@ def test_a_progress_bar_and_no_warning_for_good_signals(capsys):
         warnings.simplefilter("error")
         omp(X, D, 3, verbose=True)
     assert "omp" in capsys.readouterr().err
+
+
+SCREENS = {"none": (1 << 40, 1 << 40), "correlations": (1, 1 << 40), "coarse Gram": (1, 1)}
+
+
+def screened(monkeypatch, kind, X, D, k, **options):
+    """Codes with 16-bit screens of a kind (of none at all where the CPU has no VNNI)."""
+    signals, atoms = SCREENS[kind]
+    monkeypatch.setattr("atoms.recovery._UNITS_SIGNALS", signals)
+    monkeypatch.setattr("atoms.recovery._COARSE_ATOMS", atoms)
+    return omp(X, D, k, return_info=True, **options)
+
+
+@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("n_atoms,d,k,noise", [(1, 1, 1, 0.0), (65, 33, 4, 0.3), (700, 97, 16, 0.0), (700, 97, 12, 0.5)])
+def test_screens_of_16_bits_choose_what_float32_chooses(monkeypatch, selection, n_atoms, d, k, noise):
+    X, D, _ = planted(130, n_atoms, d, k, seed=d, noise=noise, dtype=np.float32)
+    X[3], X[4, 0], X[5], X[6] = 0, np.nan, X[5] * np.float32(1e-20), X[6] * np.float32(1e18)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecoveryWarning)
+        want, info = screened(monkeypatch, "none", X, D, k, selection=selection)
+        for kind in ("correlations", "coarse Gram"):
+            codes, said = screened(monkeypatch, kind, X, D, k, selection=selection)
+            same = ((codes.toarray() != 0) == (want.toarray() != 0)).all(axis=1)
+            assert same.mean() > 0.99
+            np.testing.assert_array_equal(said.status, info.status)
+            np.testing.assert_allclose(said.residual, info.residual, rtol=1e-4, atol=1e-6 * np.nanmax(np.abs(X[:3])))
+            scale = np.abs(want.toarray()[same]).max(axis=1, keepdims=True)
+            assert (np.abs(codes.toarray()[same] - want.toarray()[same]) <= 1e-4 * scale).all()
+
+
+@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-4, 1e-3, 1e-2, 0.3])
+def test_screens_of_16_bits_over_nearly_dependent_atoms(monkeypatch, selection, apart):
+    """Copies at any distance, sums of atoms, zero atoms, signals explained before k: no worse than without."""
+    g = RNG(7)
+    D = g.standard_normal((600, 100))
+    D = np.vstack([D, D[:200] + apart * g.standard_normal((200, 100)), D[:50] + D[50:100], np.zeros((3, 100))])
+    Z = np.zeros((120, len(D)))
+    for row in Z:
+        row[g.choice(850, 4, replace=False)] = g.uniform(1, 2, 4) * g.choice([-1, 1], 4)
+    X = Z @ D
+    X[::2] += 0.1 * g.standard_normal(X[::2].shape)
+    X, D = X.astype(np.float32), D.astype(np.float32)
+    norms = np.linalg.norm(X, axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecoveryWarning)
+        for k in (2, 9, 16):
+            want, info = screened(monkeypatch, "none", X, D, k, selection=selection)
+            for kind in ("correlations", "coarse Gram"):
+                codes, said = screened(monkeypatch, kind, X, D, k, selection=selection)
+                ok = (Status.CONVERGED, Status.DEPENDENT)
+                assert np.isin(said.status, ok).all() and (np.diff(codes.indptr) <= k).all()
+                true = np.linalg.norm(X.astype(float) - codes.toarray().astype(float) @ D, axis=1)
+                np.testing.assert_allclose(said.residual, true, atol=1e-4 * norms.max())
+                assert (said.residual <= info.residual + 1e-3 * norms).all()
+                assert (said.status == Status.DEPENDENT).sum() <= (info.status == Status.DEPENDENT).sum()
+
+
+def test_signals_explained_early_cost_no_more_than_others():
+    """Once all is explained each atom was tried in turn, and at each turn all others: minutes for this."""
+    g = RNG(7)
+    D = g.standard_normal((600, 50))
+    D = np.vstack([D, D + 1e-4 * g.standard_normal(D.shape)]).astype(np.float32)
+    X = (D[:60] + 2 * D[100:160]).astype(np.float32)
+    begun = time.perf_counter()
+    codes, info = omp(X, D, 16, selection="ols", return_info=True)
+    assert time.perf_counter() - begun < 20
+    assert (info.residual < 1e-4 * np.linalg.norm(X, axis=1)).all() and set(info.status) <= {0, 1}
+
+
+def test_coarse_gram_is_left_alone_where_atoms_crowd(monkeypatch):
+    if _core.build_info()["cpu_isa"] not in ("avx512_vnni", "avx512_bf16"):
+        pytest.skip("needs AVX-512 VNNI")
+    g = RNG(1)
+    few = g.standard_normal((600, 100)).astype(np.float32)
+    X = few[:200]
+    for D, coarse in ((few, True), (few[:10].repeat(60, 0) + 0.1 * few, False)):
+        handle = Dictionary(D)
+        screened(monkeypatch, "coarse Gram", X, handle, 3)
+        assert handle.has_gram != coarse

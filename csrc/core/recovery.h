@@ -20,13 +20,35 @@ static inline bool atoms_is_first_thread(void)
 /* Atoms are handled in panels of this many; every per-atom array is padded to whole panels. */
 #define PANEL 64
 
+/* Unit rows as 16-bit integers, for products at twice float32's rate. AVX-512 VNNI only. */
+typedef struct {
+    int64_t ld;      /* row length, even */
+    double error;    /* the most that rounding took from a row, as a norm */
+    int16_t *rows;   /* (np, ld), unit 2^-15; only while a Gram matrix is made from them */
+    int32_t *panels; /* (np / PANEL, ld / 2, PANEL): the same, pairs of values of 64 atoms side by side */
+} atoms_units;
+
 struct atoms_dict {
     int64_t n, np, d; /* atoms, atoms padded to whole panels, coordinates */
     atoms_dtype type; /* ATOMS_F32 or ATOMS_F64: the type of `atoms` and `gram` */
     void *atoms;      /* (np, d) unit rows; zero atoms and padding are zero rows */
     double *norm;     /* (n,) norms of the atoms as given */
     void *gram;       /* (np, np) products of unit rows, or NULL until atoms_dict_gram */
+    atoms_units units;   /* panels is NULL until atoms_dict_units */
+    int16_t *coarse;     /* (np, np) products rounded to 2^-15, or NULL: see atoms_dict_coarse */
+    double coarse_error; /* no element of it is further from the true one */
 };
+
+/* Rounds n unit rows to 16 bits (ld values each, zeros from d on); the largest norm of what that took. */
+double atoms_round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_t *to);
+/* n: a multiple of PANEL. */
+atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, atoms_units *u);
+/* out (m, 64 panels) = rows times atoms; off by at most the norms that rounding took from either and their
+ * product. Coarse: rounded to 2^-15 once more. */
+void atoms_unit_products(int64_t m, const int16_t *rows, int64_t ld, int64_t panels, const int32_t *packed,
+                         float *out, int64_t out_ld);
+void atoms_unit_gram(int64_t m, const int16_t *rows, int64_t ld, int64_t panels, const int32_t *packed,
+                     int16_t *out, int64_t out_ld);
 
 /* One tile of signals on its way through OMP: inputs, then outputs, all indexed from the tile's
  * first signal. */
@@ -88,6 +110,7 @@ typedef struct {
 KERNELS(portable)
 KERNELS(avx2)
 KERNELS(avx512)
+extern const omp_kernel atoms_omp_vnni_f32;
 #undef KERNELS
 
 /* Basis pursuit with equality, float64. */

@@ -21,8 +21,8 @@
 #define QUANTISED 1
 #define IVEC __m256i
 #define IBCAST(a) _mm256_set1_epi32(a)
-#define IADD(a, b) _mm256_add_epi32(a, b)
-#define MADD(a, b) _mm256_madd_epi16(a, b) /* per word: low a low b + high a high b */
+#define MADD(sum, a, b) /* per word: sum + low a low b + high a high b */ \
+    _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
 #define TO_T(a) ((vec)_mm256_cvtepi32_ps(a))
 #define TO_INT(a) _mm256_cvtps_epi32((__m256)(a))
 #define LOW_HALF(a) _mm256_and_si256(a, _mm256_set1_epi32(0xffff))

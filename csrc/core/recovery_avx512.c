@@ -21,8 +21,8 @@
 #define QUANTISED 1
 #define IVEC __m512i
 #define IBCAST(a) _mm512_set1_epi32(a)
-#define IADD(a, b) _mm512_add_epi32(a, b)
-#define MADD(a, b) _mm512_madd_epi16(a, b) /* per word: low a low b + high a high b */
+#define MADD(sum, a, b) /* per word: sum + low a low b + high a high b */ \
+    _mm512_add_epi32(sum, _mm512_madd_epi16(a, b))
 #define TO_T(a) ((vec)_mm512_cvtepi32_ps(a))
 #define TO_INT(a) _mm512_cvtps_epi32((__m512)(a))
 #define LOW_HALF(a) _mm512_and_si512(a, _mm512_set1_epi32(0xffff))

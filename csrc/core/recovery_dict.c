@@ -4,6 +4,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 
 /* ------------------------------------------------------------ dictionary */
 
@@ -125,6 +126,9 @@ void atoms_dict_free(atoms_dict *dict)
     atoms_free(dict->atoms);
     atoms_free(dict->norm);
     atoms_free(dict->gram);
+    atoms_free(dict->coarse);
+    atoms_free(dict->units.rows);
+    atoms_free(dict->units.panels);
     free(dict);
 }
 
@@ -151,27 +155,54 @@ int atoms_dict_has_gram(const atoms_dict *dict)
 /* ------------------------------------------------------------------ Gram */
 
 #define GRAM_TILE 512
+#define NEIGHBOURS 0.5 /* as a product of unit atoms */
 
-/* One tile of the lower triangle by a product, and its mirror image by a blocked copy. */
-#define GRAM_TILE_BODY(T, gemm)                                                                   \
-    const T *a = dict->atoms;                                                                     \
-    T *g = gram;                                                                                  \
-    int64_t np = dict->np, d = dict->d;                                                           \
-    gemm(ctx, rows, cols, d, 1, a + i * d, d, 1, a + j * d, 1, d, 0, g + i * np + j, np, 1);      \
+/* The mirror image of a tile of the lower triangle, by a blocked copy. */
+#define MIRROR(T)                                                                                 \
     for (int64_t r = 0; i != j && r < rows; r += 16)                                              \
         for (int64_t c = 0; c < cols; c++)                                                        \
             for (int64_t k = r; k < ATOMS_MIN(r + 16, rows); k++)                                 \
-                g[(j + c) * np + i + k] = g[(i + k) * np + j + c];
+                ((T *)gram)[(j + c) * np + i + k] = ((T *)gram)[(i + k) * np + j + c];
 
-static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, void *gram, int64_t i,
-                      int64_t j)
+/* One tile of the lower triangle by a product, and its mirror image; coarse: from dict->units. */
+static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, bool coarse, void *gram, int64_t i, int64_t j)
 {
-    int64_t rows = ATOMS_MIN(GRAM_TILE, dict->np - i), cols = ATOMS_MIN(GRAM_TILE, dict->np - j);
-    if (dict->type == ATOMS_F64) {
-        GRAM_TILE_BODY(double, atoms_gemm_f64)
+    int64_t np = dict->np, d = dict->d, rows = ATOMS_MIN(GRAM_TILE, np - i), cols = ATOMS_MIN(GRAM_TILE, np - j);
+    if (coarse) {
+#if defined(__x86_64__)
+        const atoms_units *u = &dict->units;
+        atoms_unit_gram(rows, u->rows + i * u->ld, u->ld, cols / PANEL, u->panels + j * (u->ld / 2),
+                        (int16_t *)gram + i * np + j, np);
+#endif
+        MIRROR(int16_t)
+    } else if (dict->type == ATOMS_F64) {
+        const double *a = dict->atoms;
+        atoms_gemm_f64(ctx, rows, cols, d, 1, a + i * d, d, 1, a + j * d, 1, d, 0, (double *)gram + i * np + j, np, 1);
+        MIRROR(double)
     } else {
-        GRAM_TILE_BODY(float, atoms_gemm_f32)
+        const float *a = dict->atoms;
+        atoms_gemm_f32(ctx, rows, cols, d, 1, a + i * d, d, 1, a + j * d, 1, d, 0, (float *)gram + i * np + j, np, 1);
+        MIRROR(float)
     }
+}
+
+static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict, bool coarse, void *gram)
+{
+    int64_t tiles = (dict->np + GRAM_TILE - 1) / GRAM_TILE, pairs = tiles * (tiles + 1) / 2;
+    atoms_team team = {.ctx = ctx};
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t p = 0; p < pairs; p++) {
+        if (atoms_team_stopped(&team))
+            continue;
+        int64_t i = (int64_t)((sqrt(8.0 * (double)p + 1) - 1) / 2);
+        while (i * (i + 1) / 2 > p)
+            i--;
+        while ((i + 1) * (i + 2) / 2 <= p)
+            i++;
+        gram_tile(ctx, dict, coarse, gram, i * GRAM_TILE, (p - i * (i + 1) / 2) * GRAM_TILE);
+        atoms_team_report(&team, ATOMS_OK);
+    }
+    return team.status;
 }
 
 atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict)
@@ -181,35 +212,104 @@ atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict)
     if (dict->np > INT64_MAX / dict->np)
         return ATOMS_ERR_MEMORY;
     void *gram = atoms_alloc(dict->np * dict->np, (size_t)element_size(dict->type));
-    if (!gram)
-        return ATOMS_ERR_MEMORY;
-    int64_t tiles = (dict->np + GRAM_TILE - 1) / GRAM_TILE, pairs = tiles * (tiles + 1) / 2;
-    int stop = 0;
-    atoms_pollster pollster = {0};
-#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
-    for (int64_t p = 0; p < pairs; p++) {
-        int stopped;
-#pragma omp atomic read
-        stopped = stop;
-        if (stopped)
-            continue;
-        int64_t i = (int64_t)((sqrt(8.0 * (double)p + 1) - 1) / 2);
-        while (i * (i + 1) / 2 > p)
-            i--;
-        while ((i + 1) * (i + 2) / 2 <= p)
-            i++;
-        gram_tile(ctx, dict, gram, i * GRAM_TILE, (p - i * (i + 1) / 2) * GRAM_TILE);
-        if (atoms_is_first_thread() && atoms_poll(ctx, &pollster) < 0) {
-#pragma omp atomic write
-            stop = 1;
-        }
-    }
-    if (stop) {
+    atoms_status status = gram ? fill_gram(ctx, dict, false, gram) : ATOMS_ERR_MEMORY;
+    if (status == ATOMS_OK)
+        dict->gram = gram;
+    else
         atoms_free(gram);
-        return ATOMS_ERR_CANCELLED;
+    return status;
+}
+
+#if defined(__x86_64__)
+/* Whether one atom in 32 of the first tile has a near neighbour in it: then coarse products leave too many
+ * atoms open at every step. */
+static bool crowded(const atoms_dict *dict, const int16_t *gram)
+{
+    int64_t n = ATOMS_MIN(GRAM_TILE, dict->n), near = 0;
+    for (int64_t i = 0; i < n; i++) {
+        bool found = false;
+        for (int64_t j = 0; j < n; j++)
+            found |= j != i && abs(gram[i * dict->np + j]) > (int)(NEIGHBOURS * 0x1p15);
+        near += found;
     }
-    dict->gram = gram;
+    return 32 * near > n;
+}
+
+static bool takes_units(const atoms_ctx *ctx, const atoms_dict *dict)
+{
+    return ctx->isa >= ATOMS_ISA_AVX512_VNNI && dict->type == ATOMS_F32;
+}
+
+static void free_rows(atoms_units *u)
+{
+    atoms_free(u->rows);
+    u->rows = NULL;
+}
+
+atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict)
+{
+    if (!takes_units(ctx, dict) || dict->units.panels)
+        return ATOMS_OK;
+    atoms_units units;
+    atoms_status status = atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &units);
+    free_rows(&units);
+    if (status == ATOMS_OK)
+        dict->units = units;
+    else
+        atoms_free(units.panels);
+    return status;
+}
+
+atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict)
+{
+    if (!takes_units(ctx, dict) || dict->gram || dict->coarse || dict->units.panels)
+        return ATOMS_OK;
+    if (dict->np > INT64_MAX / dict->np)
+        return ATOMS_ERR_MEMORY;
+    int16_t *gram = atoms_alloc(dict->np * dict->np, sizeof *gram);
+    atoms_status status = atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &dict->units);
+    bool keep = gram && status == ATOMS_OK;
+    if (!gram)
+        status = ATOMS_ERR_MEMORY;
+    if (keep) {
+        gram_tile(ctx, dict, true, gram, 0, 0);
+        keep = !crowded(dict, gram);
+    }
+    if (keep) {
+        status = fill_gram(ctx, dict, true, gram);
+        keep = status == ATOMS_OK;
+    }
+    free_rows(&dict->units);
+    if (keep) {
+        double e = dict->units.error;
+        dict->coarse_error = 2 * e + e * e + 0x1p-15;
+        dict->coarse = gram;
+    } else {
+        atoms_free(gram);
+    }
+    if (status != ATOMS_OK) {
+        atoms_free(dict->units.panels);
+        dict->units = (atoms_units){0};
+    }
+    return status;
+}
+#else
+atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict)
+{
+    (void)ctx, (void)dict;
     return ATOMS_OK;
+}
+
+atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict)
+{
+    (void)ctx, (void)dict;
+    return ATOMS_OK;
+}
+#endif
+
+int atoms_dict_has_coarse(const atoms_dict *dict)
+{
+    return dict->coarse != NULL;
 }
 
 /* ---------------------------------------------------- small dense solvers */

@@ -10,6 +10,8 @@
 static const omp_kernel *kernel_for(const atoms_ctx *ctx, atoms_dtype type)
 {
 #if defined(__x86_64__)
+    if (ctx->isa >= ATOMS_ISA_AVX512_VNNI && type == ATOMS_F32)
+        return &atoms_omp_vnni_f32;
     if (ctx->isa >= ATOMS_ISA_AVX512)
         return type == ATOMS_F64 ? &atoms_omp_avx512_f64 : &atoms_omp_avx512_f32;
     if (ctx->isa >= ATOMS_ISA_AVX2)
@@ -24,7 +26,7 @@ static int64_t tile_size(const atoms_dict *dict, int64_t n)
 {
     int64_t size = dict->type == ATOMS_F64 ? 8 : 4, tile = (n / TILES + 31) / 32 * 32;
     tile = ATOMS_MAX(LEAST_TILE, ATOMS_MIN(MOST_TILE, tile));
-    if (!dict->gram)
+    if (!dict->gram && !dict->coarse)
         tile = ATOMS_MAX(8, ATOMS_MIN(tile, FREE_BYTES / (dict->np * size)));
     return ATOMS_MAX(1, ATOMS_MIN(tile, n));
 }

@@ -6,6 +6,7 @@
  *   NRM_FLOOR                              least nrm in a score, against division by nothing
  *   QUANTISED                              0, or 1 with the operations on 16-bit pairs:
  *   IVEC, MADD, IADD, TO_T, TO_INT, ...    see recovery_avx512.c
+ *   UNITS, UNITS_ROW                       if defined, 16-bit correlations and a coarse Gram matrix will do
  *
  * With chosen atoms d_1 .. d_t (unit rows), q_1 .. q_t their Gram-Schmidt basis and L = [d_i . q_k]:
  *   u_k[j] = q_k . d_j         kept for every atom j, in panels [atoms / PANEL][step][PANEL], so
@@ -22,11 +23,22 @@
  * errors e of at most 2^-16 in u and w, alpha[j] is off by at most
  *   2^-16 (|gamma rho|_1 + |gamma|_1 sqrt(t (1 - nrm[j])));
  * every atom that could win within that bound is evaluated from the Gram matrix at full
- * precision, and so are w, rho, c and gamma: the choice and the codes are those of T. */
+ * precision, and so are w, rho, c and gamma: the choice and the codes are those of T.
+ *
+ * Correlations with the signal from 16-bit products only make alpha less certain by their error; the atom that is
+ * evaluated is multiplied with the signal anew. With a coarse Gram matrix, off by at most e, what is evaluated comes
+ * from the atoms themselves. The rows u are then L^-1 times rows that are off by e, so alpha[j] is off by
+ * e |gamma|_1 more, and nrm[j] by 2 |du| + |du|^2 with |du| <= e sqrt(t) |L^-1|_F. Where either leaves more than
+ * MOST_TRIES atoms open, the signal is coded again without such shortcuts. */
 
 #define vec FN(vec)
 #define vec_u FN(vec_u)
 #define state FN(state)
+#ifndef UNITS
+#define UNITS 0
+#endif
+#define MOST_TRIES 64
+#define LEFT_OVER 8 /* signals that run_free takes at a time from a coarse tile */
 #define GROUP 2 /* signals in flight on a thread: one's Gram row is fetched during the other's pass */
 
 typedef T vec __attribute__((vector_size(VLEN * sizeof(T))));
@@ -48,6 +60,10 @@ typedef struct {
     double energy, tol2; /* |r|^2 and its limit, signal at unit norm */
     bool dependent, drained;
     const T *alpha0, *x;
+    double alpha_error; /* of alpha0; 0 where nothing is 16-bit but u */
+    bool coarse;        /* Gram rows are off by dict->coarse_error */
+    double inverse2;    /* |L^-1|_F^2 */
+    double spanned;     /* the best score of the atoms in the span that were met in this step */
     T *alpha, *nrm, *lanes; /* lanes: VLEN lane-wise best scores for each panel */
     T top, nrm_min, slack;  /* nrm is kept lower by slack: scores err upwards */
     int64_t at;             /* the atom of the best score; -1: not looked up yet */
@@ -170,7 +186,7 @@ static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, int3
         __builtin_prefetch(u + k * PANEL + next + 2 * VLEN);
         for (int m = 0; m < 4; m++) {
             last[m] = *(const IVEC *)(u + k * PANEL + m * VLEN);
-            sum[m] = IADD(sum[m], MADD(w, last[m]));
+            sum[m] = MADD(sum[m], w, last[m]);
         }
     }
     for (int m = 0; m < 4; m++) {
@@ -198,10 +214,13 @@ static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, T *u
 }
 #endif
 
-/* One step's pass. row: Gram row of the chosen atom (gram), or u_t itself. */
-static inline __attribute__((always_inline)) void FN(pass)(state *s, const T *restrict row,
-                                                           bool gram, bool ols, bool nonnegative)
+typedef enum { FN(U_ITSELF), FN(GRAM_ROW), FN(COARSE_ROW) } FN(source);
+
+/* One step's pass. row: what the source says, T or of a coarse matrix 16 bits. */
+static inline __attribute__((always_inline)) void FN(pass)(state *s, const void *restrict row, FN(source) source,
+                                                           bool ols, bool nonnegative)
 {
+    bool gram = source != FN(U_ITSELF);
     int64_t t = s->t, np = s->np, height = ROWS(s->ld) * PANEL;
     T c = s->c[t], inverse = 1 / s->rho[t];
     T *restrict alphas = s->alpha, *restrict nrms = s->nrm, *restrict lanes = s->lanes;
@@ -217,8 +236,16 @@ static inline __attribute__((always_inline)) void FN(pass)(state *s, const T *re
         FN(stored) *panel = gram ? s->u + p / PANEL * height : NULL;
         for (int64_t j = 0; j < PANEL; j += 4 * VLEN) {
             vec a[4];
-            for (int m = 0; m < 4; m++)
-                a[m] = *(const vec *)(row + p + j + m * VLEN);
+            for (int m = 0; m < 4; m++) {
+                int64_t at = p + j + m * VLEN;
+#if UNITS
+                if (source == FN(COARSE_ROW)) {
+                    a[m] = UNITS_ROW((const int16_t *)row + at) * (T)0x1p-15;
+                    continue;
+                }
+#endif
+                a[m] = *(const vec *)((const T *)row + at);
+            }
             if (gram)
                 FN(orthogonalise)(a, panel + j, t, w, height, inverse);
             for (int m = 0; m < 4; m++) {
@@ -240,20 +267,27 @@ static inline __attribute__((always_inline)) void FN(pass)(state *s, const T *re
     FN(close_pass)(s, all, nrm_min);
 }
 
-static void FN(run_pass)(state *s, const T *row, bool gram, const atoms_omp_params *p)
+static inline __attribute__((always_inline)) void FN(pass_by)(state *s, const void *row, FN(source) source,
+                                                              const atoms_omp_params *p)
 {
-    if (gram && p->ols)
-        FN(pass)(s, row, true, true, false);
-    else if (gram && p->nonnegative)
-        FN(pass)(s, row, true, false, true);
-    else if (gram)
-        FN(pass)(s, row, true, false, false);
-    else if (p->ols)
-        FN(pass)(s, row, false, true, false);
+    if (p->ols)
+        FN(pass)(s, row, source, true, false);
     else if (p->nonnegative)
-        FN(pass)(s, row, false, false, true);
+        FN(pass)(s, row, source, false, true);
     else
-        FN(pass)(s, row, false, false, false);
+        FN(pass)(s, row, source, false, false);
+}
+
+static void FN(run_pass)(state *s, const void *row, FN(source) source, const atoms_omp_params *p)
+{
+    if (source == FN(GRAM_ROW))
+        FN(pass_by)(s, row, FN(GRAM_ROW), p);
+#if UNITS
+    else if (source == FN(COARSE_ROW))
+        FN(pass_by)(s, row, FN(COARSE_ROW), p);
+#endif
+    else
+        FN(pass_by)(s, row, FN(U_ITSELF), p);
 }
 
 /* --------------------------------------------------------------- selection */
@@ -304,7 +338,8 @@ static void FN(exclude)(state *s, int64_t j, bool nonnegative)
         s->top = ATOMS_MAX(s->top, s->lanes[i]);
 }
 
-/* alpha, rho^2 and w of atom j at full precision; the score, or -1 where j is in the span. */
+/* alpha, rho^2 and w of atom j at full precision; the score, 0 where alpha is but rounding, or -1 where j is in the
+ * span. */
 static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
                            const atoms_omp_params *p, T *w, T *alpha, T *rho2)
 {
@@ -317,16 +352,17 @@ static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
     for (int64_t k = t; k % VLEN; k++)
         w[k] = 0;
     *rho2 = 1 - FN(short_dot)(t, w, w);
-    *alpha = s->alpha0[j] - FN(short_dot)(t, s->c, w);
+    T alpha0 = s->alpha_error > 0 ? FN(dot)(dict->d, atoms + j * dict->d, s->x) : s->alpha0[j];
+    *alpha = alpha0 - FN(short_dot)(t, s->c, w);
     if (*rho2 < DEPENDENT)
         return -1;
-    if (p->nonnegative && *alpha < 0)
+    if (fabs((double)*alpha) <= 32 * EPS || (p->nonnegative && *alpha < 0))
         return 0;
     return (double)*alpha * *alpha / (p->ols ? *rho2 : 1);
 }
 
 /* How far a screened alpha may be from the true one. */
-static double FN(screen_error)(const state *s, bool ols)
+static double FN(screen_error)(const atoms_dict *dict, const state *s, bool ols)
 {
 #if QUANTISED
     vec sums = {0}, weights = {0}, zero = {0};
@@ -338,23 +374,47 @@ static double FN(screen_error)(const state *s, bool ols)
     }
     double sum = FN(sum_lanes)(sums), weighted = FN(sum_lanes)(weights);
     double inside = ols ? ATOMS_MIN(1, 1 - (double)s->nrm_min) : 1;
-    return 0x1p-16 * (weighted + sum * sqrt((double)s->t * inside)) + 8 * EPS;
+    double row = s->coarse ? dict->coarse_error : 0;
+    return 0x1p-16 * (weighted + sum * sqrt((double)s->t * inside)) + row * sum + s->alpha_error + 8 * EPS;
 #else
+    (void)dict;
     (void)s;
     (void)ols;
     return 8 * EPS;
 #endif
 }
 
-/* Evaluates every atom that may still beat `score`; keeps the best in s->w, s->alpha_i, s->rho2. */
-static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, double score,
+/* How far a screened nrm may be above the true one. The slack is for rows of full precision. */
+static double FN(nrm_error)(const atoms_dict *dict, const state *s, bool ols)
+{
+    if (!ols || !s->coarse)
+        return 0;
+    double t = (double)s->t, row = dict->coarse_error + 0x1p-16 * (1 + sqrt(t)), du = row * sqrt(t * s->inverse2);
+    return ATOMS_MAX(0, 2 * du + du * du - (double)s->slack);
+}
+
+/* Atom j, of this alpha and rho^2, turned out to be in the span. It has alpha = 0 but for rounding, and leaving it
+ * out loses nothing; one just outside could have lowered the residual. A coarse screen also meets such as would
+ * never have been chosen. */
+static void FN(meet_spanned)(state *s, T alpha, T rho2, bool ols)
+{
+    if (fabs((double)alpha) <= 64 * EPS)
+        return;
+    double score = (double)alpha * alpha / (ols ? ATOMS_MAX((double)rho2, NRM_FLOOR) : 1);
+    s->spanned = ATOMS_MAX(s->spanned, s->alpha_error > 0 ? score : INFINITY);
+}
+
+/* Evaluates every atom that may still beat *score; keeps the best in s->w, s->alpha_i, s->rho2, *score. -1: a coarse
+ * screen leaves too many. */
+static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, double *least_score,
                            const atoms_omp_params *p)
 {
-    double error = FN(screen_error)(s, p->ols), low = 1 - 8 * EPS;
-    double nrm_min = p->ols ? ATOMS_MAX((double)s->nrm_min, NRM_FLOOR) : 1 - (double)s->slack;
-    double limit = sqrt(score) * low - error / sqrt(nrm_min);
-    vec least = BCAST((T)(limit > 0 ? limit * limit * low : 0));
+    double error = FN(screen_error)(dict, s, p->ols), above = FN(nrm_error)(dict, s, p->ols), low = 1 - 8 * EPS;
+    double nrm_min = p->ols ? ATOMS_MAX((double)s->nrm_min - above, NRM_FLOOR) : 1 - (double)s->slack;
+    double score = *least_score, limit = sqrt(score) * low - error / sqrt(nrm_min);
+    vec least = BCAST((T)(limit > 0 ? limit * limit * low * (nrm_min / (nrm_min + above)) : 0));
     int64_t best = first;
+    int tries = 0;
     for (int64_t j = 0; j < s->np; j += VLEN) {
         if (j % PANEL == 0 && !ANY_GE(*(const vec *)(s->lanes + j / PANEL * VLEN), least)) {
             j += PANEL - VLEN;
@@ -364,14 +424,16 @@ static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, doub
             continue;
         for (int64_t i = j; i < j + VLEN; i++) {
             double a = p->nonnegative ? ATOMS_MAX(s->alpha[i], 0) : fabs((double)s->alpha[i]);
-            double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[i], NRM_FLOOR);
+            double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[i] - above, NRM_FLOOR);
             if (i == first || upper < score * low)
                 continue;
+            if (s->alpha_error > 0 && ++tries > MOST_TRIES)
+                return -1;
             T alpha, rho2;
             double found = FN(evaluate)(dict, s, i, p, s->w_try, &alpha, &rho2);
             if (found < 0) {
                 s->nrm[i] = (T)INFINITY;
-                s->dependent |= fabs((double)alpha) > 64 * EPS;
+                FN(meet_spanned)(s, alpha, rho2, p->ols);
             } else if (found > score || (found == score && i < best)) {
                 T *swap = s->w;
                 s->w = s->w_try;
@@ -383,70 +445,9 @@ static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, doub
             }
         }
     }
+    *least_score = score;
     return best;
 }
-
-/* The next atom, its w, rho^2 and alpha in the state; -1 when nothing is left to explain. */
-static int64_t FN(choose)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
-{
-    while (s->n_warm > 0) {
-        int64_t j = *s->warm++;
-        s->n_warm--;
-        if (isinf(s->nrm[j]))
-            continue; /* given twice, or a zero atom */
-        if (FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2) >= 0)
-            return j;
-        s->dependent = true;
-        FN(exclude)(s, j, p->nonnegative);
-    }
-    for (;;) {
-        int64_t j = FN(locate)(s, p->nonnegative);
-        if (j < 0) {
-            s->drained = true;
-            return -1;
-        }
-        double score = FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2);
-        if (score < 0) {
-            /* an atom in the span has alpha = 0 but for rounding, and leaving it out loses
-             * nothing; one just outside it could have lowered the residual */
-            s->dependent |= fabs((double)s->alpha_i) > 64 * EPS;
-            FN(exclude)(s, j, p->nonnegative);
-            continue;
-        }
-        j = FN(recheck)(dict, s, j, score, p);
-        if (fabs((double)s->alpha_i) > 32 * EPS && (!p->nonnegative || s->alpha_i > 0))
-            return j;
-        if (!p->ols) {
-            s->drained = true;
-            return -1;
-        }
-        FN(exclude)(s, j, p->nonnegative);
-    }
-}
-
-/* Chosen atom j, whose w, rho^2 and alpha are in the state: new c, gamma and row of L^-1. */
-static void FN(accept)(state *s, int64_t j)
-{
-    int64_t t = s->t, ld = s->ld;
-    T rho = (T)sqrt((double)s->rho2), c = s->alpha_i / rho, inverse = 1 / rho;
-    T *row = s->linv + t * ld;
-    FN(combine)(t, t, s->linv, ld, s->w, row);
-    for (int64_t k = 0; k < t; k++) {
-        row[k] *= -inverse;
-        s->linv_t[k * ld + t] = row[k];
-        s->gamma[k] += c * row[k];
-    }
-    row[t] = inverse;
-    s->linv_t[t * ld + t] = inverse;
-    s->gamma[t] = c * inverse;
-    s->c[t] = c;
-    s->rho[t] = rho;
-    s->chosen[t] = (int32_t)j;
-    s->nrm[j] = (T)INFINITY;
-    s->energy -= (double)c * c;
-}
-
-/* ------------------------------------------------------------ start and end */
 
 /* |x - sum z_k d_k| over m atoms, summed in float64. */
 static double FN(residual_norm)(const atoms_dict *dict, const T *x, int64_t m, const int32_t *set,
@@ -476,6 +477,82 @@ static double FN(true_residual)(const atoms_dict *dict, const state *s)
     return FN(residual_norm)(dict, s->x, s->t, s->chosen, s->gamma);
 }
 
+#define OPEN (-2)
+
+/* The next atom, its w, rho^2 and alpha in the state; -1 when nothing is left to explain; OPEN where a coarse
+ * screen cannot tell. */
+static int64_t FN(choose)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
+{
+    while (s->n_warm > 0) {
+        int64_t j = *s->warm++;
+        s->n_warm--;
+        if (isinf(s->nrm[j]))
+            continue; /* given twice, or a zero atom */
+        if (FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2) >= 0)
+            return j;
+        s->dependent = true;
+        FN(exclude)(s, j, p->nonnegative);
+    }
+    /* no atom has more of the residual than there is: without this each would be tried, and each time all others */
+    if (s->energy < 64 * EPS && s->t > 0 && FN(true_residual)(dict, s) <= 32 * EPS) {
+        s->drained = true;
+        return -1;
+    }
+    for (;;) {
+        int64_t j = FN(locate)(s, p->nonnegative);
+        if (j < 0) {
+            s->dependent |= s->spanned > 0;
+            s->drained = true;
+            return -1;
+        }
+        double score = FN(evaluate)(dict, s, j, p, s->w, &s->alpha_i, &s->rho2);
+        if (score < 0) {
+            FN(meet_spanned)(s, s->alpha_i, s->rho2, p->ols);
+            FN(exclude)(s, j, p->nonnegative);
+            continue;
+        }
+        bool nothing = score == 0;
+        int64_t best = FN(recheck)(dict, s, j, &score, p);
+        if (best < 0)
+            return OPEN;
+        s->dependent |= s->spanned >= score * (1 - 8 * EPS) && s->spanned > 0;
+        s->spanned = 0;
+        if (score == 0) {
+            s->drained = true;
+            return -1;
+        }
+        if (nothing)
+            FN(exclude)(s, j, p->nonnegative); /* what the screen thought best would come up again */
+        return best;
+    }
+}
+
+/* Chosen atom j, whose w, rho^2 and alpha are in the state: new c, gamma and row of L^-1. */
+static void FN(accept)(state *s, int64_t j)
+{
+    int64_t t = s->t, ld = s->ld;
+    T rho = (T)sqrt((double)s->rho2), c = s->alpha_i / rho, inverse = 1 / rho;
+    T *row = s->linv + t * ld;
+    FN(combine)(t, t, s->linv, ld, s->w, row);
+    for (int64_t k = 0; k < t; k++) {
+        row[k] *= -inverse;
+        s->linv_t[k * ld + t] = row[k];
+        s->gamma[k] += c * row[k];
+    }
+    row[t] = inverse;
+    s->linv_t[t * ld + t] = inverse;
+    s->gamma[t] = c * inverse;
+    s->c[t] = c;
+    s->rho[t] = rho;
+    s->chosen[t] = (int32_t)j;
+    s->nrm[j] = (T)INFINITY;
+    s->energy -= (double)c * c;
+    for (int64_t k = 0; k <= t; k++)
+        s->inverse2 += (double)row[k] * row[k];
+}
+
+/* ------------------------------------------------------------ start and end */
+
 static bool FN(met)(const atoms_dict *dict, state *s)
 {
     if (s->tol2 < 0 || s->energy > s->tol2 * (1 + 1e-3) + 16 * EPS)
@@ -486,7 +563,8 @@ static bool FN(met)(const atoms_dict *dict, state *s)
 }
 
 static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const omp_tile *tile,
-                      state *s, int64_t i, double scale, const T *x, const T *alpha0)
+                      state *s, int64_t i, double scale, const T *x, const T *alpha0, bool coarse,
+                      double alpha_error)
 {
     s->i = i;
     s->t = 0;
@@ -495,6 +573,9 @@ static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const o
     s->energy = 1;
     s->tol2 = p->tol < 0 ? -1 : (p->tol / scale) * (p->tol / scale);
     s->dependent = s->drained = false;
+    s->coarse = coarse;
+    s->alpha_error = alpha_error;
+    s->inverse2 = s->spanned = 0;
     s->n_warm = 0;
     T *padded[] = {s->c, s->gamma, s->rho}; /* zero beyond t: see short_dot */
     for (int k = 0; k < 3; k++)
@@ -635,8 +716,12 @@ typedef struct {
     T *x, *alpha0, *q, *uq, *r; /* (tile, d), (tile, np), Gram-free: (tile, d), (tile, np) */
     double *row, *scale, *nonneg;
     int8_t *passive;
+    int16_t *units;   /* (tile, dict->units.ld) */
+    double *rounding; /* (tile,) what rounding took from the signals */
+    int64_t *list;    /* (tile,) signals to code */
     state *slots;
     int64_t n_slots;
+    bool screened, coarse; /* by 16-bit correlations; from a coarse Gram matrix */
 } FN(room);
 
 /* Carves a workspace; with base NULL only its size is found. */
@@ -644,22 +729,28 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
                          char *base, FN(room) *room)
 {
     int64_t used = 0, np = dict->np, ld = (p->n_nonzero + VLEN - 1) / VLEN * VLEN, d = dict->d;
-    bool gram = dict->gram != NULL;
+    bool gram = dict->gram != NULL, coarse = UNITS && !gram && dict->coarse && !p->nonnegative;
+    bool screened = UNITS && (coarse || gram) && dict->units.panels && !p->nonnegative;
+    room->coarse = coarse;
+    room->screened = screened;
 #define TAKE(member, type, count)                                                                 \
     do {                                                                                          \
         (member) = base ? (type *)(base + used) : NULL;                                           \
         used += ((int64_t)(count) * (int64_t)sizeof(type) + 63) / 64 * 64;                        \
     } while (0)
-    room->n_slots = gram ? GROUP : tile;
+    room->n_slots = gram ? GROUP : coarse ? ATOMS_MAX(GROUP, LEFT_OVER) : tile;
     TAKE(room->x, T, tile * d);
     TAKE(room->alpha0, T, tile * np);
-    TAKE(room->q, T, gram ? 0 : tile * d);
-    TAKE(room->uq, T, gram ? 0 : tile * np);
+    TAKE(room->q, T, gram ? 0 : room->n_slots * d);
+    TAKE(room->uq, T, gram ? 0 : room->n_slots * np);
     TAKE(room->r, T, d);
     TAKE(room->row, double, d);
     TAKE(room->scale, double, tile);
     TAKE(room->nonneg, double, p->nonnegative ? p->n_nonzero * (2 * p->n_nonzero + 6) : 0);
     TAKE(room->passive, int8_t, p->n_nonzero);
+    TAKE(room->units, int16_t, screened ? tile * dict->units.ld : 0);
+    TAKE(room->rounding, double, screened ? tile : 0);
+    TAKE(room->list, int64_t, tile);
     TAKE(room->slots, state, room->n_slots);
     for (int64_t k = 0; k < room->n_slots; k++) {
         state spare, *s = base ? &room->slots[k] : &spare;
@@ -671,7 +762,7 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
         TAKE(s->alpha, T, np);
         TAKE(s->nrm, T, np);
         TAKE(s->lanes, T, np / PANEL * VLEN);
-        TAKE(s->u, FN(stored), gram ? np * ROWS(ld) : 0);
+        TAKE(s->u, FN(stored), gram || (coarse && k < GROUP) ? np * ROWS(ld) : 0);
         TAKE(s->pairs, int32_t, ld);
         TAKE(s->linv, T, ld * ld);
         TAKE(s->linv_t, T, ld * ld);
@@ -697,7 +788,7 @@ static int64_t FN(workspace)(const atoms_dict *dict, const atoms_omp_params *p, 
     return FN(carve)(dict, p, tile, NULL, &room);
 }
 
-/* One step of a state up to its pass: the chosen atom, or -1 after the code has been written. */
+/* One step of a state up to its pass: the chosen atom; -1 after the code has been written; OPEN. */
 static int64_t FN(step)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile,
                         FN(room) *room, state *s)
 {
@@ -706,10 +797,10 @@ static int64_t FN(step)(const atoms_dict *dict, const atoms_omp_params *p, omp_t
     if (j >= 0) {
         FN(accept)(s, j);
         tile->steps[s->i]++;
-        return j;
+    } else if (j != OPEN) {
+        FN(finish)(dict, p, tile, s, room->scale[s->i]);
     }
-    FN(finish)(dict, p, tile, s, room->scale[s->i]);
-    return -1;
+    return j;
 }
 
 /* After the pass: t grows, and a non-negative code that went negative is brought to its end. */
@@ -723,32 +814,54 @@ static void FN(settle)(const atoms_dict *dict, const atoms_omp_params *p, omp_ti
     FN(finish)(dict, p, tile, s, room->scale[s->i]);
 }
 
-/* Fetches what the next step of this state will read from the Gram matrix. */
-static void FN(fetch)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
+static void FN(prefetch)(const void *from, int64_t bytes)
 {
-    int64_t j = s->i >= 0 ? FN(locate)(s, p->nonnegative) : -1;
-    if (j < 0)
-        return;
-    const T *row = (const T *)dict->gram + j * dict->np;
-    for (int64_t k = 0; k < s->t; k++)
-        __builtin_prefetch(row + s->chosen[k]);
-    for (int64_t k = 0; k < dict->np; k += 64 / (int64_t)sizeof(T))
-        __builtin_prefetch(row + k, 0, 2);
+    for (int64_t k = 0; k < bytes; k += 64)
+        __builtin_prefetch((const char *)from + k, 0, 2);
 }
 
-static void FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile,
-                         FN(room) *room)
+/* Fetches what the next step of this state will read from the Gram matrix, or a coarse one and the atoms. */
+static void FN(fetch)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
 {
-    int64_t next = 0, busy = 0;
+    int64_t j = s->i >= 0 ? FN(locate)(s, p->nonnegative) : -1, np = dict->np;
+    if (j < 0)
+        return;
+    if (s->coarse) {
+        FN(prefetch)(dict->coarse + j * np, np * (int64_t)sizeof *dict->coarse);
+        FN(prefetch)((const T *)dict->atoms + j * dict->d, dict->d * (int64_t)sizeof(T));
+        return;
+    }
+    const T *row = (const T *)dict->gram + j * np;
+    for (int64_t k = 0; k < s->t; k++)
+        __builtin_prefetch(row + s->chosen[k]);
+    FN(prefetch)(row, np * (int64_t)sizeof(T));
+}
+
+static void FN(pass_of)(const atoms_dict *dict, const atoms_omp_params *p, state *s, int64_t j)
+{
+#if UNITS
+    if (s->coarse) {
+        FN(run_pass)(s, dict->coarse + j * dict->np, FN(COARSE_ROW), p);
+        return;
+    }
+#endif
+    FN(run_pass)(s, (const T *)dict->gram + j * dict->np, FN(GRAM_ROW), p);
+}
+
+/* The n signals of room->list one by one, each from a Gram matrix. Returns how many are open; the list begins with
+ * them. */
+static int64_t FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, omp_tile *tile,
+                            FN(room) *room, int64_t n, bool screened)
+{
+    int64_t next = 0, busy = 0, open = 0;
     do {
         busy = 0;
-        for (int64_t k = 0; k < room->n_slots; k++) {
+        for (int64_t k = 0; k < GROUP; k++) {
             state *s = &room->slots[k];
-            while (s->i < 0 && next < tile->n) {
-                if (room->scale[next] > 0)
-                    FN(begin)(dict, p, tile, s, next, room->scale[next],
-                              room->x + next * dict->d, room->alpha0 + next * dict->np);
-                next++;
+            if (s->i < 0 && next < n) {
+                int64_t i = room->list[next++];
+                FN(begin)(dict, p, tile, s, i, room->scale[i], room->x + i * dict->d, room->alpha0 + i * dict->np,
+                          room->coarse, screened ? room->rounding[i] : 0);
             }
             if (s->i < 0)
                 continue;
@@ -756,28 +869,32 @@ static void FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, omp_
             int64_t j = FN(step)(dict, p, tile, room, s);
             if (j >= 0) {
                 if (s->t + 1 < p->n_nonzero)
-                    FN(run_pass)(s, (const T *)dict->gram + j * dict->np, true, p);
+                    FN(pass_of)(dict, p, s, j);
                 FN(settle)(dict, p, tile, room, s);
                 FN(fetch)(dict, s, p);
+            } else if (j == OPEN) {
+                tile->steps[s->i] = 0;
+                room->list[open++] = s->i;
+                s->i = -1;
             }
         }
     } while (busy);
+    return open;
 }
 
-/* Without a Gram matrix all signals of the tile step together: q_t = sum_k (L^-1)_tk d_k for
+/* Without a Gram matrix the n signals listed step together: q_t = sum_k (L^-1)_tk d_k for
  * each, then u_t = D q_t for all of them as one product. */
 static void FN(run_free)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
-                         omp_tile *tile, FN(room) *room)
+                         omp_tile *tile, FN(room) *room, int64_t n, const int64_t *list)
 {
     const T *atoms = dict->atoms;
     int64_t d = dict->d, np = dict->np;
-    for (int64_t i = 0; i < tile->n; i++)
-        if (room->scale[i] > 0)
-            FN(begin)(dict, p, tile, &room->slots[i], i, room->scale[i], room->x + i * d,
-                      room->alpha0 + i * np);
+    for (int64_t i = 0; i < n; i++)
+        FN(begin)(dict, p, tile, &room->slots[i], list[i], room->scale[list[i]], room->x + list[i] * d,
+                  room->alpha0 + list[i] * np, false, 0);
     for (int64_t live = 1; live > 0;) {
         live = 0;
-        for (int64_t i = 0; i < tile->n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             state *s = &room->slots[i];
             if (s->i < 0 || FN(step)(dict, p, tile, room, s) < 0)
                 continue;
@@ -794,14 +911,45 @@ static void FN(run_free)(const atoms_ctx *ctx, const atoms_dict *dict, const ato
             break;
         GEMM(ctx, live, np, d, 1, room->q, d, 1, atoms, 1, d, 0, room->uq, np, 1);
         int64_t at = 0;
-        for (int64_t i = 0; i < tile->n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             state *s = &room->slots[i];
             if (s->i < 0)
                 continue;
-            FN(run_pass)(s, room->uq + at++ * np, false, p);
+            FN(run_pass)(s, room->uq + at++ * np, FN(U_ITSELF), p);
             FN(settle)(dict, p, tile, room, s);
         }
     }
+}
+
+/* Correlations with the signals of the tile; screened: from 16-bit products, off by at most room->rounding. */
+static void FN(correlations)(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, FN(room) *room)
+{
+#if UNITS
+    const atoms_units *u = &dict->units;
+    if (room->screened) {
+        for (int64_t i = 0; i < n; i++) {
+            double lost = atoms_round_rows(1, dict->d, room->x + i * dict->d, u->ld, room->units + i * u->ld);
+            room->rounding[i] = lost + u->error + lost * u->error + 4 * EPS;
+        }
+        atoms_unit_products(n, room->units, u->ld, dict->np / PANEL, u->panels, room->alpha0, dict->np);
+        return;
+    }
+#endif
+    GEMM(ctx, n, dict->np, dict->d, 1, room->x, dict->d, 1, dict->atoms, 1, dict->d, 0, room->alpha0, dict->np, 1);
+}
+
+/* The first n signals of the list, which the screen left open, from correlations of full precision. */
+static void FN(run_open)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
+                         omp_tile *tile, FN(room) *room, int64_t n)
+{
+    for (int64_t k = 0; k < n; k++)
+        GEMM(ctx, 1, dict->np, dict->d, 1, room->x + room->list[k] * dict->d, dict->d, 1, dict->atoms, 1, dict->d, 0,
+             room->alpha0 + room->list[k] * dict->np, dict->np, 1);
+    if (!room->coarse)
+        FN(run_gram)(dict, p, tile, room, n, false);
+    else
+        for (int64_t k = 0; k < n; k += LEFT_OVER)
+            FN(run_free)(ctx, dict, p, tile, room, ATOMS_MIN(LEFT_OVER, n - k), room->list + k);
 }
 
 static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
@@ -823,12 +971,15 @@ static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_om
         if (tile->residual)
             tile->residual[i] = kind == SIGNAL_NONFINITE ? NAN : 0;
     }
-    GEMM(ctx, tile->n, dict->np, dict->d, 1, room.x, dict->d, 1, dict->atoms, 1, dict->d, 0,
-         room.alpha0, dict->np, 1);
-    if (dict->gram)
-        FN(run_gram)(dict, p, tile, &room);
+    int64_t n = 0;
+    for (int64_t i = 0; i < tile->n; i++)
+        if (room.scale[i] > 0)
+            room.list[n++] = i;
+    FN(correlations)(ctx, dict, tile->n, &room);
+    if (dict->gram || room.coarse)
+        FN(run_open)(ctx, dict, p, tile, &room, FN(run_gram)(dict, p, tile, &room, n, room.screened));
     else
-        FN(run_free)(ctx, dict, p, tile, &room);
+        FN(run_free)(ctx, dict, p, tile, &room, n, room.list);
 }
 
 const omp_kernel FN(atoms_omp) = {FN(workspace), FN(run)};

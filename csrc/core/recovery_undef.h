@@ -3,6 +3,8 @@
 #undef vec_u
 #undef state
 #undef GROUP
+#undef OPEN
+#undef LEFT_OVER
 #undef ROWS
 #undef T
 #undef GEMM
@@ -17,9 +19,11 @@
 #undef DEPENDENT
 #undef NRM_FLOOR
 #undef QUANTISED
+#undef UNITS
+#undef UNITS_ROW
+#undef MOST_TRIES
 #undef IVEC
 #undef IBCAST
-#undef IADD
 #undef MADD
 #undef TO_T
 #undef TO_INT

@@ -118,8 +118,8 @@ ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d,
 /* ---------------------------------------------------------------- recovery */
 
 /* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
- * once asked for, if only a coarse one. Immutable after atoms_dict_gram: any number of threads may
- * share it. */
+ * once asked for, or a coarse one. Immutable after atoms_dict_gram and atoms_dict_coarse: any number of
+ * threads may share it. */
 typedef struct atoms_dict atoms_dict;
 
 /* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
@@ -132,11 +132,17 @@ ATOMS_API void atoms_dict_free(atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
 ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
-/* 0: none, 1: the full one, 2: only a coarse one. */
 ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
 /* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
  * second time. n^2 elements, n rounded up to a multiple of 64. */
 ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
+/* The atoms once more in 16 bits, from which OMP takes the correlations that it screens atoms by: only where the CPU
+ * has AVX-512 VNNI and the precision is float32; else nothing happens. */
+ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);
+/* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing. Under the same
+ * conditions, and where few atoms have near neighbours; not once there are the former or a full one. */
+ATOMS_API atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict);
+ATOMS_API int atoms_dict_has_coarse(const atoms_dict *dict);
 
 /* What became of one signal. */
 typedef enum {

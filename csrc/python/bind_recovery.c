@@ -50,12 +50,18 @@ static PyObject *py_dict_gram(PyObject *self, PyObject *args)
     PyObject *ctx_obj, *dict_obj;
     const atoms_ctx *ctx;
     atoms_dict *dict;
-    if (!PyArg_ParseTuple(args, "OO:dict_gram", &ctx_obj, &dict_obj) ||
+    int units, coarse;
+    if (!PyArg_ParseTuple(args, "OOpp:dict_gram", &ctx_obj, &dict_obj, &units, &coarse) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
         return NULL;
-    atoms_status status;
+    atoms_status status = ATOMS_OK;
     Py_BEGIN_ALLOW_THREADS
-    status = atoms_dict_gram(ctx, dict);
+    if (coarse)
+        status = atoms_dict_coarse(ctx, dict);
+    if (status == ATOMS_OK && units)
+        status = atoms_dict_units(ctx, dict);
+    if (status == ATOMS_OK && !(coarse && atoms_dict_has_coarse(dict)))
+        status = atoms_dict_gram(ctx, dict);
     Py_END_ALLOW_THREADS
     return atoms_raise(status, "dict_gram");
 }
@@ -396,7 +402,7 @@ done:
 
 PyMethodDef atoms_recovery_methods[] = {
     {"dict_new", py_dict_new, METH_VARARGS, "dict_new(ctx, atoms, double_precision) -> handle"},
-    {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle)"},
+    {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle, units, coarse)"},
     {"dict_has_gram", py_dict_has_gram, METH_O, "dict_has_gram(handle) -> bool"},
     {"omp", py_omp, METH_VARARGS,
      "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "

@@ -9,6 +9,7 @@ What SPAMS calls OMP is OLS selection; ours is run with ``selection="ols"`` besi
 """
 
 import argparse
+import itertools
 import os
 import time
 import warnings
@@ -46,11 +47,16 @@ def timed(function):
 
 
 def in_turns(functions, repeats):
-    """Median seconds and last result of each function, called in turns."""
+    """Median seconds and last result of each function, called in turns.
+
+    The order is another one each time, with pauses: whoever follows SPAMS finds its threads still spinning, and
+    pays for the huge pages that its many small ones have broken up."""
     times, results = [[] for _ in functions], [None] * len(functions)
-    for _ in range(repeats):
-        for i, f in enumerate(functions):
-            seconds, results[i] = timed(f)
+    orders = itertools.cycle(itertools.permutations(range(len(functions))))
+    for order in itertools.islice(orders, repeats):
+        for i in order:
+            time.sleep(0.5)
+            seconds, results[i] = timed(functions[i])
             times[i].append(seconds)
     return [float(np.median(t)) for t in times], results
 
@@ -87,7 +93,7 @@ def omp_part(args, peak):
     ]:
         X, D = problem(d, n_atoms, k, n, noise)
         Xf, Df = np.asfortranarray(X.T), np.asfortranarray(D.T)
-        repeats = args.repeats if d < 1000 else 2
+        repeats = args.repeats
         (t_spams, t_ols, t_omp), (theirs, ours, _) = in_turns(
             [
                 # eps must be given: left out, this build of SPAMS at times returns empty codes
@@ -227,7 +233,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="+", default=["omp", "sklearn", "growth", "lasso"])
     parser.add_argument("--d", nargs="+", type=int, help="only OMP's shapes with these d")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@
  *   EPS, DEPENDENT                         rounding of T; least rho^2 of an atom that counts as new
  *   NRM_FLOOR                              least nrm in a score, against division by nothing
  *   QUANTISED                              0, or 1 with the operations on 16-bit pairs:
- *   IVEC, MADD, IADD, TO_T, TO_INT, ...    see recovery_avx512.c
+ *   IVEC, MADD, TO_T, TO_INT, ...          see recovery_avx512.c
  *   UNITS, UNITS_ROW                       if defined, 16-bit correlations and a coarse Gram matrix will do
  *
  * With chosen atoms d_1 .. d_t (unit rows), q_1 .. q_t their Gram-Schmidt basis and L = [d_i . q_k]:
@@ -425,7 +425,7 @@ static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, doub
         for (int64_t i = j; i < j + VLEN; i++) {
             double a = p->nonnegative ? ATOMS_MAX(s->alpha[i], 0) : fabs((double)s->alpha[i]);
             double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[i] - above, NRM_FLOOR);
-            if (i == first || upper < score * low)
+            if (i == first || upper < score * low || isinf(s->nrm[i]))
                 continue;
             if (s->alpha_error > 0 && ++tries > MOST_TRIES)
                 return -1;

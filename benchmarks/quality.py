@@ -138,9 +138,7 @@ def run_ours(task: dict, train: np.ndarray, held: np.ndarray, threads: int) -> d
     def threshold_for(rows):
         pre = preactivations(rows)
         base = np.maximum(sae.threshold, 1e-6 * np.abs(sae.threshold).max())
-        return base * np.float32(
-            calibrate(lambda f: np.count_nonzero(pre > base * f) / len(pre), task["l0"])
-        )
+        return base * np.float32(calibrate(lambda f: np.count_nonzero(pre > base * f) / len(pre), task["l0"]))
 
     def active(x, threshold):
         pre = preactivations(x)

@@ -295,7 +295,9 @@ def screened(monkeypatch, kind, X, D, k, **options):
 
 
 @pytest.mark.parametrize("selection", ["omp", "ols"])
-@pytest.mark.parametrize("n_atoms,d,k,noise", [(1, 1, 1, 0.0), (65, 33, 4, 0.3), (700, 97, 16, 0.0), (700, 97, 12, 0.5)])
+@pytest.mark.parametrize(
+    "n_atoms,d,k,noise", [(1, 1, 1, 0.0), (65, 33, 4, 0.3), (700, 97, 16, 0.0), (700, 97, 12, 0.5)]
+)
 def test_screens_of_16_bits_choose_what_float32_chooses(monkeypatch, selection, n_atoms, d, k, noise):
     X, D, _ = planted(130, n_atoms, d, k, seed=d, noise=noise, dtype=np.float32)
     X[3], X[4, 0], X[5], X[6] = 0, np.nan, X[5] * np.float32(1e-20), X[6] * np.float32(1e18)
@@ -307,7 +309,9 @@ def test_screens_of_16_bits_choose_what_float32_chooses(monkeypatch, selection, 
             same = ((codes.toarray() != 0) == (want.toarray() != 0)).all(axis=1)
             assert same.mean() > 0.99
             np.testing.assert_array_equal(said.status, info.status)
-            np.testing.assert_allclose(said.residual, info.residual, rtol=1e-4, atol=1e-6 * np.nanmax(np.abs(X[:3])))
+            np.testing.assert_allclose(
+                said.residual, info.residual, rtol=1e-4, atol=1e-6 * np.nanmax(np.abs(X[:3]))
+            )
             scale = np.abs(want.toarray()[same]).max(axis=1, keepdims=True)
             assert (np.abs(codes.toarray()[same] - want.toarray()[same]) <= 1e-4 * scale).all()
 
@@ -318,7 +322,9 @@ def test_screens_of_16_bits_over_nearly_dependent_atoms(monkeypatch, selection, 
     """Copies at any distance, sums of atoms, zero atoms, signals explained before k: no worse than without."""
     g = RNG(7)
     D = g.standard_normal((600, 100))
-    D = np.vstack([D, D[:200] + apart * g.standard_normal((200, 100)), D[:50] + D[50:100], np.zeros((3, 100))])
+    D = np.vstack(
+        [D, D[:200] + apart * g.standard_normal((200, 100)), D[:50] + D[50:100], np.zeros((3, 100))]
+    )
     Z = np.zeros((120, len(D)))
     for row in Z:
         row[g.choice(850, 4, replace=False)] = g.uniform(1, 2, 4) * g.choice([-1, 1], 4)

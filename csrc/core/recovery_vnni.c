@@ -44,7 +44,8 @@ double atoms_round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_
     return error;
 }
 
-atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, atoms_units *u)
+atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a,
+                             atoms_units *u)
 {
     int64_t ld = (d + 1) / 2 * 2, blocks = n / PANEL;
     *u = (atoms_units){.ld = ld};
@@ -69,9 +70,10 @@ atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const f
 }
 
 /* One panel of 64 atoms stays in the second-level cache while all rows pass by, six at a time. */
-static inline __attribute__((always_inline)) void products(int64_t m, const int16_t *rows, int64_t ld, int64_t panels,
-                                                           const int32_t *packed, float *out, int16_t *coarse,
-                                                           int64_t out_ld)
+static inline __attribute__((always_inline)) void products(int64_t m, const int16_t *rows,
+                                                           int64_t ld, int64_t panels,
+                                                           const int32_t *packed, float *out,
+                                                           int16_t *coarse, int64_t out_ld)
 {
     for (int64_t p = 0; p < panels; p++, packed += ld / 2 * PANEL)
         for (int64_t i = 0; i < m; i += ROWS_AT_ONCE) {
@@ -110,49 +112,34 @@ static inline __attribute__((always_inline)) void products(int64_t m, const int1
                     if (coarse) {
                         __m512i half = _mm512_set1_epi32(1 << 14);
                         __m512i q = _mm512_srai_epi32(_mm512_add_epi32(acc[a][b], half), 15);
-                        _mm256_storeu_si256((__m256i *)(coarse + at + 16 * b), _mm512_cvtsepi32_epi16(q));
+                        _mm256_storeu_si256((__m256i *)(coarse + at + 16 * b),
+                                            _mm512_cvtsepi32_epi16(q));
                     } else {
-                        __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[a][b]), _mm512_set1_ps(0x1p-30f));
+                        __m512 s =
+                            _mm512_mul_ps(_mm512_cvtepi32_ps(acc[a][b]), _mm512_set1_ps(0x1p-30f));
                         _mm512_storeu_ps(out + at + 16 * b, s);
                     }
             }
         }
 }
 
-void atoms_unit_products(int64_t m, const int16_t *rows, int64_t ld, int64_t panels, const int32_t *packed,
-                         float *out, int64_t out_ld)
+void atoms_unit_products(int64_t m, const int16_t *rows, int64_t ld, int64_t panels,
+                         const int32_t *packed, float *out, int64_t out_ld)
 {
     products(m, rows, ld, panels, packed, out, NULL, out_ld);
 }
 
-void atoms_unit_gram(int64_t m, const int16_t *rows, int64_t ld, int64_t panels, const int32_t *packed,
-                     int16_t *out, int64_t out_ld)
+void atoms_unit_gram(int64_t m, const int16_t *rows, int64_t ld, int64_t panels,
+                     const int32_t *packed, int16_t *out, int64_t out_ld)
 {
     products(m, rows, ld, panels, packed, NULL, out, out_ld);
 }
 
-#define T float
-#define GEMM atoms_gemm_f32
+#include "recovery_f32x16.h"
 #define FN(name) name##_vnni_f32
-#define VLEN 16
-#define VMAX(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
-#define VMIN(a, b) ((vec)_mm512_min_ps((__m512)(a), (__m512)(b)))
-#define VRCP(a) ((vec)_mm512_rcp14_ps((__m512)(a))) /* relative error below 4e-4: the slack covers it */
-#define BCAST(a) ((vec)_mm512_set1_ps(a))
-#define ANY_GE(a, b) (_mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_GE_OQ) != 0)
-#define EPS 0x1p-23
-#define DEPENDENT 3e-5f
-#define NRM_FLOOR 1e-5f
-#define QUANTISED 1
 #define UNITS 1
 #define UNITS_ROW(p) TO_T(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(p))))
-#define IVEC __m512i
-#define IBCAST(a) _mm512_set1_epi32(a)
 #define MADD(sum, a, b) dpwssd(sum, a, b) /* per word: sum + low a low b + high a high b */
-#define TO_T(a) ((vec)_mm512_cvtepi32_ps(a))
-#define TO_INT(a) _mm512_cvtps_epi32((__m512)(a))
-#define LOW_HALF(a) _mm512_and_si512(a, _mm512_set1_epi32(0xffff))
-#define HIGH_HALF(low, a) _mm512_or_si512(low, _mm512_slli_epi32(a, 16))
 #include "recovery_omp_impl.h"
 #include "recovery_undef.h"
 #else

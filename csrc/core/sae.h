@@ -119,10 +119,9 @@ atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_bat
 atoms_status sae_select_topk(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t k);
 /* Whether products over all entries, zeros too, cost less than rows one by one. */
 bool sae_is_dense(const atoms_sae *sae, const sae_batch *b);
-/* panel p: its rows of err from its list, which holds many entries. false: no memory. */
-bool sae_dense_errors(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p);
-/* Their gradients by the listed activations into ga, which is 0. false: no memory. */
-bool sae_dense_activation_gradients(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p);
+/* Panel p: adds what its listed entries decode to to its rows of err; or, with `gradients`, writes those of half the
+ * squared error by the listed activations into ga. false: no memory. */
+bool sae_dense_panel(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p, bool gradients);
 /* Adds sum factor[e] base[row[e]] over the entries e of latent j, AuxK's left out, to row j - from of out:
  * for the latents from .. to, at most PANEL. tile: (PANEL, SLICE) of work. */
 void sae_dense_rows(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b, int64_t from, int64_t to,

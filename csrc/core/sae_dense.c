@@ -11,49 +11,43 @@ bool sae_is_dense(const atoms_sae *sae, const sae_batch *b)
     return sae->p.n_prefixes == 1 && 5 * entries > 2 * b->n * sae->p.d_sae;
 }
 
-bool sae_dense_errors(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p)
+bool sae_dense_panel(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p,
+                     bool gradients)
 {
     int64_t ld = sae->ld;
     panel_list *l = &b->list[p];
-    float *tile = atoms_alloc(PANEL * BLOCK, sizeof *tile), *err = sae_error_row(b, ld, 0, p * PANEL);
+    float *tile = atoms_alloc(PANEL * BLOCK, sizeof *tile),
+          *err = sae_error_row(b, ld, 0, p * PANEL);
     if (!tile)
         return false;
     int32_t at[PANEL];
     memcpy(at, l->start, sizeof at);
     for (int64_t j0 = 0; j0 < sae->p.d_sae; j0 += BLOCK) {
         int64_t nj = ATOMS_MIN(BLOCK, sae->p.d_sae - j0);
-        memset(tile, 0, (size_t)(PANEL * BLOCK) * sizeof *tile);
+        const float *dec = sae->dec.w + j0 * ld;
+        if (gradients)
+            atoms_gemm_f32(ctx, PANEL, nj, sae->width, 1, err, ld, 1, dec, 1, ld, 0, tile, BLOCK,
+                           1);
+        else
+            memset(tile, 0, (size_t)(PANEL * BLOCK) * sizeof *tile);
         for (int r = 0; r < PANEL; r++)
-            for (; at[r] < l->start[r + 1] && l->latent[at[r]] < j0 + nj; at[r]++)
-                tile[r * BLOCK + l->latent[at[r]] - j0] = l->z[at[r]];
-        atoms_gemm_f32(ctx, PANEL, sae->width, nj, 1, tile, BLOCK, 1, sae->dec.w + j0 * ld, ld, 1, 1, err, ld, 1);
+            for (; at[r] < l->start[r + 1] && l->latent[at[r]] < j0 + nj; at[r]++) {
+                float *cell = tile + r * BLOCK + l->latent[at[r]] - j0;
+                if (gradients)
+                    l->ga[at[r]] = *cell;
+                else
+                    *cell = l->z[at[r]];
+            }
+        if (!gradients)
+            atoms_gemm_f32(ctx, PANEL, sae->width, nj, 1, tile, BLOCK, 1, dec, ld, 1, 1, err, ld,
+                           1);
     }
     atoms_free(tile);
     return true;
 }
 
-bool sae_dense_activation_gradients(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p)
-{
-    int64_t ld = sae->ld;
-    panel_list *l = &b->list[p];
-    float *tile = atoms_alloc(PANEL * BLOCK, sizeof *tile), *err = sae_error_row(b, ld, 0, p * PANEL);
-    if (!tile)
-        return false;
-    int32_t at[PANEL];
-    memcpy(at, l->start, sizeof at);
-    for (int64_t j0 = 0; j0 < sae->p.d_sae; j0 += BLOCK) {
-        int64_t nj = ATOMS_MIN(BLOCK, sae->p.d_sae - j0);
-        atoms_gemm_f32(ctx, PANEL, nj, sae->width, 1, err, ld, 1, sae->dec.w + j0 * ld, 1, ld, 0, tile, BLOCK, 1);
-        for (int r = 0; r < PANEL; r++)
-            for (; at[r] < l->start[r + 1] && l->latent[at[r]] < j0 + nj; at[r]++)
-                l->ga[at[r]] = tile[r * BLOCK + l->latent[at[r]] - j0];
-    }
-    atoms_free(tile);
-    return true;
-}
-
-void sae_dense_rows(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b, int64_t from, int64_t to,
-                    const float *factor, const float *base, float *tile, float *out)
+void sae_dense_rows(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b, int64_t from,
+                    int64_t to, const float *factor, const float *base, float *tile, float *out)
 {
     int64_t at[PANEL], ld = sae->ld;
     memcpy(at, b->start + from, (size_t)(to - from) * sizeof *at);
@@ -63,6 +57,7 @@ void sae_dense_rows(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch 
         for (int64_t j = 0; j < to - from; j++)
             for (; at[j] < b->aux_start[from + j] && b->row[at[j]] < i0 + n; at[j]++)
                 tile[j * SLICE + b->row[at[j]] - i0] = factor[at[j]];
-        atoms_gemm_f32(ctx, to - from, sae->width, n, 1, tile, SLICE, 1, base + i0 * ld, ld, 1, 1, out, ld, 1);
+        atoms_gemm_f32(ctx, to - from, sae->width, n, 1, tile, SLICE, 1, base + i0 * ld, ld, 1, 1,
+                       out, ld, 1);
     }
 }

@@ -57,11 +57,11 @@ static bool dense_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const at
     int64_t end = ATOMS_MIN(b->n, (p + 1) * PANEL);
     for (int64_t i = p * PANEL; i < (p + 1) * PANEL; i++)
         k->negate(sae->width, b->xc + i * sae->ld, sae_error_row(b, sae->ld, 0, i));
-    if (!sae_dense_errors(ctx, sae, b, p))
+    if (!sae_dense_panel(ctx, sae, b, p, false))
         return false;
     for (int64_t i = p * PANEL; i < end; i++)
         b->list[p].loss += k->error_sums(sae->width, sae_error_row(b, sae->ld, 0, i), column);
-    return sae_dense_activation_gradients(ctx, sae, b, p);
+    return sae_dense_panel(ctx, sae, b, p, true);
 }
 
 static bool panel_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,

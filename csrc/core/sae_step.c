@@ -541,8 +541,9 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, con
     sae->counters[1] += n;
     stats->band = band[0] / (double)n;
     stats->band_gain = band[0] > 0 ? band[1] / band[0] : 0;
+    const float *last = sae_error_row(b, ld, sae->p.n_prefixes - 1, 0);
     for (int64_t i = 0; err && i < n; i++)
-        memcpy(err + i * sae->p.d_in, sae_error_row(b, ld, sae->p.n_prefixes - 1, i), (size_t)sae->p.d_in * sizeof *err);
+        memcpy(err + i * sae->p.d_in, last + i * ld, (size_t)sae->p.d_in * sizeof *err);
     stats->seconds[5] = sae_now() - t1;
 done:
     atoms_free(err_sum);

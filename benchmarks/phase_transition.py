@@ -127,12 +127,13 @@ def main():
                 return whitened[g.choice(len(whitened), round(d / delta), replace=False)]
 
             tables, bound = grid(some, lambda delta: d, deltas_here, rhos, max(2, args.trials // 4), 1)
-            wide = {n: np.pad(t, ((0, 0), (len(deltas) - len(deltas_here), 0))) for n, t in tables.items()}
-            rows[title] = wide, np.pad(bound, (len(deltas) - len(deltas_here), 0), constant_values=np.nan)
+            missing = len(deltas) - len(deltas_here)  # where the dictionary has too few atoms: left blank
+            wide = {n: np.pad(t, ((0, 0), (missing, 0)), constant_values=np.nan) for n, t in tables.items()}
+            rows[title] = wide, np.pad(bound, (missing, 0), constant_values=np.nan)
     for title, (tables, bound) in rows.items():
         print(f"{title}: rho at which half of the trials succeed, for delta =", np.round(deltas, 2))
         for name, table in tables.items():
-            half = [rhos[np.flatnonzero(c >= 0.5)[-1]] if (c >= 0.5).any() else 0 for c in table.T]
+            half = [rhos[np.flatnonzero(c >= 0.5)[-1]] if (c >= 0.5).any() else 0 * c[0] for c in table.T]
             print(f"  {name}:", np.round(half, 2))
         print("  coherence bound:", np.round(bound, 3))
     picture(rows, deltas, rhos, args.out)

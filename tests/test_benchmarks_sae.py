@@ -50,11 +50,19 @@ def test_judge_scores_the_mean_zero_and_the_truth_one(bench):
     quality = bench("quality")
     X = np.random.default_rng(0).standard_normal((300, 7)).astype(np.float32) + 5
     train, held = X[:200], X[200:]
-    perfect = quality.judge(lambda x: x, lambda c: c, train, held)
+    seen = []
+    perfect = quality.judge(lambda x, t: t * x, lambda c: c, lambda rows: seen.append(rows) or 1, train, held)
+    assert [len(rows) for rows in seen] == [50, 50]  # each half has thresholds of its own
     assert perfect["explained_variance"] == perfect["explained_variance_tune"] == 1
     assert perfect["l0_held_out"] == 7 and perfect["dead"] == 0
     mean = held[50:].mean(axis=0, dtype=np.float64)  # the second half judges, the first only tunes
-    none = quality.judge(lambda x: np.zeros((len(x), 3)), lambda c: mean + np.zeros((len(c), 7)), train, held)
+    none = quality.judge(
+        lambda x, t: np.zeros((len(x), 3)),
+        lambda c: mean + np.zeros((len(c), 7)),
+        lambda rows: 0,
+        train,
+        held,
+    )
     assert (
         none["explained_variance"] == pytest.approx(0, abs=1e-12) and none["explained_variance_tune"] < -1e-3
     )

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -368,3 +369,20 @@ def test_coarse_gram_is_left_alone_where_atoms_crowd(monkeypatch):
         handle = Dictionary(D)
         screened(monkeypatch, "coarse Gram", X, handle, 3)
         assert handle.has_gram != coarse
+
+
+def test_a_dictionary_is_shared_while_its_gram_matrices_are_made():
+    """Calls that began without one end without one."""
+    X, D, _ = planted(400, 1500, 64, 5, noise=0.2, dtype=np.float32)
+    want = omp(X, D, 5)
+    for _ in range(5):
+        handle = Dictionary(D)
+        with ThreadPoolExecutor(4) as pool:
+            few = [pool.submit(omp, X[i : i + 1], handle, 5) for i in range(12)]
+            many = pool.submit(omp, X, handle, 5)
+            positive = pool.submit(omp, X, handle, 5, nonnegative=True)
+            few += [pool.submit(omp, X[i : i + 1], handle, 5) for i in range(12, 24)]
+        for i, one in enumerate(few):
+            np.testing.assert_array_equal(one.result().indices, want[i : i + 1].indices)
+        np.testing.assert_array_equal(many.result().indices, want.indices)
+        assert positive.result().min() >= 0

@@ -24,7 +24,7 @@ static inline bool atoms_is_first_thread(void)
 typedef struct {
     int64_t ld;      /* row length, even */
     double error;    /* the most that rounding took from a row, as a norm */
-    int16_t *rows;   /* (np, ld), unit 2^-15; only while a Gram matrix is made from them */
+    int16_t *rows;   /* (np, ld), unit 2^-15; NULL once a dictionary has them */
     int32_t *panels; /* (np / PANEL, ld / 2, PANEL): the same, pairs of values of 64 atoms side by side */
 } atoms_units;
 
@@ -38,6 +38,9 @@ struct atoms_dict {
     int16_t *coarse;     /* (np, np) products rounded to 2^-15, or NULL: see atoms_dict_coarse */
     double coarse_error; /* no element of it is further from the true one */
 };
+
+/* The dictionary as it is now, for a whole call: another thread may add a Gram matrix meanwhile. */
+atoms_dict atoms_dict_view(const atoms_dict *dict);
 
 /* Rounds n unit rows to 16 bits (ld values each, zeros from d on); the largest norm of what that took. */
 double atoms_round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_t *to);

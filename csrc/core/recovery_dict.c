@@ -127,7 +127,6 @@ void atoms_dict_free(atoms_dict *dict)
     atoms_free(dict->norm);
     atoms_free(dict->gram);
     atoms_free(dict->coarse);
-    atoms_free(dict->units.rows);
     atoms_free(dict->units.panels);
     free(dict);
 }
@@ -154,6 +153,23 @@ int atoms_dict_has_gram(const atoms_dict *dict)
 
 /* ------------------------------------------------------------------ Gram */
 
+/* What is made later is published last, whole, so that calls on other threads see all of it or nothing. */
+#define PUBLISH(member, value) __atomic_store_n(&(member), value, __ATOMIC_RELEASE)
+
+atoms_dict atoms_dict_view(const atoms_dict *dict)
+{
+    int16_t *coarse = __atomic_load_n(&dict->coarse, __ATOMIC_ACQUIRE);
+    int32_t *panels = __atomic_load_n(&dict->units.panels, __ATOMIC_ACQUIRE);
+    void *gram = __atomic_load_n(&dict->gram, __ATOMIC_ACQUIRE);
+    atoms_dict view = {.n = dict->n, .np = dict->np, .d = dict->d, .type = dict->type, .atoms = dict->atoms,
+                       .norm = dict->norm, .gram = gram, .coarse = coarse};
+    if (panels)
+        view.units = (atoms_units){dict->units.ld, dict->units.error, NULL, panels};
+    if (coarse)
+        view.coarse_error = dict->coarse_error;
+    return view;
+}
+
 #define GRAM_TILE 512
 #define NEIGHBOURS 0.5 /* as a product of unit atoms */
 
@@ -164,13 +180,13 @@ int atoms_dict_has_gram(const atoms_dict *dict)
             for (int64_t k = r; k < ATOMS_MIN(r + 16, rows); k++)                                 \
                 ((T *)gram)[(j + c) * np + i + k] = ((T *)gram)[(i + k) * np + j + c];
 
-/* One tile of the lower triangle by a product, and its mirror image; coarse: from dict->units. */
-static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, bool coarse, void *gram, int64_t i, int64_t j)
+/* One tile of the lower triangle by a product, and its mirror image. u: of a coarse matrix, else NULL. */
+static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_units *u, void *gram, int64_t i,
+                      int64_t j)
 {
     int64_t np = dict->np, d = dict->d, rows = ATOMS_MIN(GRAM_TILE, np - i), cols = ATOMS_MIN(GRAM_TILE, np - j);
-    if (coarse) {
+    if (u) {
 #if defined(__x86_64__)
-        const atoms_units *u = &dict->units;
         atoms_unit_gram(rows, u->rows + i * u->ld, u->ld, cols / PANEL, u->panels + j * (u->ld / 2),
                         (int16_t *)gram + i * np + j, np);
 #endif
@@ -186,7 +202,7 @@ static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, bool coarse,
     }
 }
 
-static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict, bool coarse, void *gram)
+static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_units *u, void *gram)
 {
     int64_t tiles = (dict->np + GRAM_TILE - 1) / GRAM_TILE, pairs = tiles * (tiles + 1) / 2;
     atoms_team team = {.ctx = ctx};
@@ -199,7 +215,7 @@ static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict, bool
             i--;
         while ((i + 1) * (i + 2) / 2 <= p)
             i++;
-        gram_tile(ctx, dict, coarse, gram, i * GRAM_TILE, (p - i * (i + 1) / 2) * GRAM_TILE);
+        gram_tile(ctx, dict, u, gram, i * GRAM_TILE, (p - i * (i + 1) / 2) * GRAM_TILE);
         atoms_team_report(&team, ATOMS_OK);
     }
     return team.status;
@@ -212,9 +228,9 @@ atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict)
     if (dict->np > INT64_MAX / dict->np)
         return ATOMS_ERR_MEMORY;
     void *gram = atoms_alloc(dict->np * dict->np, (size_t)element_size(dict->type));
-    atoms_status status = gram ? fill_gram(ctx, dict, false, gram) : ATOMS_ERR_MEMORY;
+    atoms_status status = gram ? fill_gram(ctx, dict, NULL, gram) : ATOMS_ERR_MEMORY;
     if (status == ATOMS_OK)
-        dict->gram = gram;
+        PUBLISH(dict->gram, gram);
     else
         atoms_free(gram);
     return status;
@@ -240,10 +256,19 @@ static bool takes_units(const atoms_ctx *ctx, const atoms_dict *dict)
     return ctx->isa >= ATOMS_ISA_AVX512_VNNI && dict->type == ATOMS_F32;
 }
 
-static void free_rows(atoms_units *u)
+/* Keeps the panels alone: the rows have served. */
+static void publish_units(atoms_dict *dict, atoms_units *u)
 {
     atoms_free(u->rows);
-    u->rows = NULL;
+    dict->units.ld = u->ld;
+    dict->units.error = u->error;
+    PUBLISH(dict->units.panels, u->panels);
+}
+
+static void free_units(atoms_units *u)
+{
+    atoms_free(u->rows);
+    atoms_free(u->panels);
 }
 
 atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict)
@@ -252,11 +277,10 @@ atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict)
         return ATOMS_OK;
     atoms_units units;
     atoms_status status = atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &units);
-    free_rows(&units);
     if (status == ATOMS_OK)
-        dict->units = units;
+        publish_units(dict, &units);
     else
-        atoms_free(units.panels);
+        free_units(&units);
     return status;
 }
 
@@ -267,29 +291,27 @@ atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict)
     if (dict->np > INT64_MAX / dict->np)
         return ATOMS_ERR_MEMORY;
     int16_t *gram = atoms_alloc(dict->np * dict->np, sizeof *gram);
-    atoms_status status = atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &dict->units);
-    bool keep = gram && status == ATOMS_OK;
-    if (!gram)
-        status = ATOMS_ERR_MEMORY;
+    atoms_units units = {0};
+    atoms_status status = gram ? atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &units) : ATOMS_ERR_MEMORY;
+    bool keep = status == ATOMS_OK;
     if (keep) {
-        gram_tile(ctx, dict, true, gram, 0, 0);
+        gram_tile(ctx, dict, &units, gram, 0, 0);
         keep = !crowded(dict, gram);
     }
     if (keep) {
-        status = fill_gram(ctx, dict, true, gram);
+        status = fill_gram(ctx, dict, &units, gram);
         keep = status == ATOMS_OK;
     }
-    free_rows(&dict->units);
+    double e = units.error;
+    if (status == ATOMS_OK)
+        publish_units(dict, &units);
+    else
+        free_units(&units);
     if (keep) {
-        double e = dict->units.error;
         dict->coarse_error = 2 * e + e * e + 0x1p-15;
-        dict->coarse = gram;
+        PUBLISH(dict->coarse, gram);
     } else {
         atoms_free(gram);
-    }
-    if (status != ATOMS_OK) {
-        atoms_free(dict->units.panels);
-        dict->units = (atoms_units){0};
     }
     return status;
 }

@@ -31,12 +31,13 @@ static int64_t tile_size(const atoms_dict *dict, int64_t n)
     return ATOMS_MAX(1, ATOMS_MIN(tile, n));
 }
 
-atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, int64_t n, const void *x,
                        atoms_dtype type, int64_t rs, int64_t cs, const int64_t *warm_indptr,
                        const int32_t *warm_indices, const atoms_omp_params *params,
                        int32_t *indices, void *values, int32_t *counts, int8_t *status,
                        int32_t *steps, double *residual)
 {
+    atoms_dict view = atoms_dict_view(shared), *dict = &view;
     int64_t most = params->n_nonzero;
     if (n < 0 || most < 1 || most > ATOMS_MIN(dict->n, dict->d) || params->tol != params->tol ||
         (params->ols && params->nonnegative))

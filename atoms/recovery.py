@@ -11,6 +11,7 @@ returns a :class:`RecoveryInfo` with a status for each signal beside the codes, 
 :class:`RecoveryWarning` counts the signals concerned.
 
 Signals are read in blocks, so memory maps of any length will do. Peak memory is the dictionary
+(where OMP screens by 16-bit products as much again, and half of it later on)
 and its Gram matrix (``n_atoms ** 2`` numbers, never more than `gram_bytes`), one block of signals
 with its codes at full width (64 MB, or 256 signals if those need more), the codes returned, twice
 while the blocks are joined, and 24 bytes a signal for what became of it.

@@ -1,6 +1,5 @@
 """Orthogonal matching pursuit: against its twin, scikit-learn and the theorem; degenerate input."""
 
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -347,16 +346,16 @@ def test_screens_of_16_bits_over_nearly_dependent_atoms(monkeypatch, selection, 
                 assert (said.status == Status.DEPENDENT).sum() <= (info.status == Status.DEPENDENT).sum()
 
 
-def test_signals_explained_early_cost_no_more_than_others():
-    """Once all is explained each atom was tried in turn, and at each turn all others: minutes for this."""
+def test_signals_explained_early_stop():
+    """Among copies that differ by little more than rounding; it took minutes when each atom was tried in turn."""
     g = RNG(7)
     D = g.standard_normal((600, 50))
     D = np.vstack([D, D + 1e-4 * g.standard_normal(D.shape)]).astype(np.float32)
     X = (D[:60] + 2 * D[100:160]).astype(np.float32)
-    begun = time.perf_counter()
     codes, info = omp(X, D, 16, selection="ols", return_info=True)
-    assert time.perf_counter() - begun < 20
     assert (info.residual < 1e-4 * np.linalg.norm(X, axis=1)).all() and set(info.status) <= {0, 1}
+    explained = info.residual < 1e-6 * np.linalg.norm(X, axis=1)
+    assert explained.sum() > 10 and (np.diff(codes.indptr)[explained] < 16).all()
 
 
 def test_coarse_gram_is_left_alone_where_atoms_crowd(monkeypatch):

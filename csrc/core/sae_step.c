@@ -300,7 +300,6 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
  * times over; else rows go by whole, which the hardware foresees, and the block stays in the cache. */
 typedef struct {
     int64_t task, block, strip;
-    bool dense; /* the block's rows are products */
 } latent_cut;
 
 static latent_cut cut_latents(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b)
@@ -308,12 +307,12 @@ static latent_cut cut_latents(const atoms_ctx *ctx, const atoms_sae *sae, const 
     int64_t s = sae->p.d_sae, tasks = 2 * (int64_t)ctx->p.num_threads;
     int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
     if (b->dense)
-        return (latent_cut){PART, PART, sae->width, true};
+        return (latent_cut){PART, PART, sae->width};
     int64_t task = ATOMS_MAX(ATOMS_MIN((s + tasks - 1) / tasks, most) / PART * PART, PART);
     if (b->start[s] / s * task < 8 * b->n)
-        return (latent_cut){PART, PART / 4, sae->width, false};
+        return (latent_cut){PART, PART / 4, sae->width};
     int64_t strip = ((int64_t)1 << 18) / b->n / 16 * 16;
-    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width), false};
+    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width)};
 }
 
 static void dense_row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k,
@@ -334,13 +333,13 @@ static void dense_row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, cons
 
 /* Gradient rows of the latents from .. to, into dec and enc (one and the same where tied). */
 static void row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
-                          int64_t from, int64_t to, const latent_cut *cut, float *tile, float *dec, float *enc)
+                          int64_t from, int64_t to, int64_t strip, float *tile, float *dec, float *enc)
 {
-    int64_t ld = sae->ld, strip = cut->strip;
+    int64_t ld = sae->ld;
     memset(dec, 0, (size_t)((to - from) * ld) * sizeof *dec);
     if (enc != dec)
         memset(enc, 0, (size_t)((to - from) * ld) * sizeof *enc);
-    if (cut->dense) {
+    if (b->dense) {
         dense_row_gradients(ctx, sae, k, b, from, to, tile, dec, enc);
         return;
     }
@@ -406,7 +405,7 @@ static atoms_status update_all(const atoms_ctx *ctx, atoms_sae *sae, const atoms
             int64_t to = ATOMS_MIN(from + cut.block, end);
             for (int64_t j = from; j < to; j++)
                 g_bias[j] = scalar_gradients(sae, u, b, j, bands + 2 * (j / PART));
-            row_gradients(ctx, sae, k, b, from, to, &cut, tile, dec, enc);
+            row_gradients(ctx, sae, k, b, from, to, cut.strip, tile, dec, enc);
             for (int64_t j = from; j < to; j++)
                 update_latent(sae, k, &u->adam, j, g_bias[j], dec + (j - from) * ld, enc + (j - from) * ld,
                               b->partial + j / PART * ld);

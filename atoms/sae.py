@@ -77,7 +77,8 @@ class SparseAutoencoder(Estimator):
     no latent that is not active. There is no coefficient to tune: lambda is at each step the price at
     which the thresholds' gradients balance, the mean rise of ``|e|^2`` when a latent in its band is
     switched off, and one shift common to all thresholds, a damped Newton step on L0(threshold), holds L0
-    at `target_l0` from the first step on.
+    at `target_l0` from the first step on. Where L0 falls below 0.6 of it, bands are too empty to say
+    anything, and all thresholds come down by the factor ``(L0 / target_l0)^0.1`` a step.
 
     With `matryoshka_widths` the squared errors of the reconstructions from the first w latents are
     added, for each width w (Bussmann et al. 2025, arXiv 2503.17547; weights 1, as in SAELens). With
@@ -636,6 +637,8 @@ class SparseAutoencoder(Estimator):
                 c["shift"] = float(np.clip(0.3 * (stats["l0"] - self.target_l0) / density, -0.05, 0.05))
             else:
                 c["shift"] = 0.01 * float(np.sign(excess))
+            if excess < -0.4:  # so few that most bands are empty: all thresholds come down by a share
+                self._set(_THRESHOLD, self._get(_THRESHOLD) * max(1 + excess, 0.1) ** 0.1)
         elif self.activation == "relu" and self.l1_coefficient is None:
             if c["l1"] == 0:
                 c["l1"] = 0.01 * max(stats["squared_error"], 1e-12) / self.target_l0

@@ -264,6 +264,19 @@ def test_l0_reaches_its_target_from_thresholds_far_off(target, factor, X):
     assert np.mean(l0[-100:]) == pytest.approx(target, rel=0.05)
 
 
+def test_tied_latents_that_share_strong_directions_come_to_their_target():
+    """They reconstruct many times over at first and go silent: few have any sample in their band."""
+    rng = np.random.default_rng(1)
+    rows = (rng.standard_normal((4000, 64)) * np.geomspace(300, 1, 64)).astype(np.float32)
+    l0 = []
+    quick(d_sae=512, target_l0=12, tied=True, max_steps=250).fit(
+        rows, callback=lambda sae, f: l0.append(f["l0"])
+    )
+    assert min(l0) < 7
+    assert np.mean(l0[50:150]) == pytest.approx(12, rel=0.25)
+    assert np.mean(l0[-50:]) == pytest.approx(12, rel=0.05)
+
+
 @pytest.mark.parametrize("activation", ["jumprelu", "batchtopk"])
 def test_calibrated_thresholds_meet_the_target(activation, X, tmp_path):
     sae = quick(activation=activation).fit(X[:2000])

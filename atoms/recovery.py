@@ -12,7 +12,7 @@ returns a :class:`RecoveryInfo` with a status for each signal beside the codes, 
 
 Signals are read in blocks, so memory maps of any length will do. Peak memory is the dictionary
 (where OMP screens by 16-bit products as much again, later half of that) and its Gram matrix
-(``n_atoms ** 2`` numbers, never more than `gram_bytes`), one block of signals with its codes at full
+(``n_atoms ** 2`` numbers, half as much again where OMP screens, never more than `gram_bytes`), one block of signals with its codes at full
 width (64 MB, or 256 signals if those need more), the codes returned, twice while the blocks are joined,
 and 24 bytes a signal for what became of it.
 """
@@ -55,9 +55,9 @@ __all__ = [
 
 Array = np.ndarray
 _BLOCK_BYTES = 1 << 26
-# For so many signals, and so few nonzeros that the bounds stay narrow, OMP screens by 16-bit products, and makes do
-# with a Gram matrix of them for so many atoms.
-_UNITS_SIGNALS, _UNITS_NONZERO, _COARSE_ATOMS = 64, 16, 1024
+# For so many signals OMP screens by 16-bit products; for so few nonzeros, over so many atoms, it makes do with a Gram
+# matrix of them and goes back to the atoms for what it chooses.
+_UNITS_SIGNALS, _COARSE_NONZERO, _COARSE_ATOMS = 64, 16, 1024
 
 
 class RecoveryWarning(UserWarning):
@@ -172,15 +172,17 @@ class Dictionary:
     def __reduce__(self) -> Any:
         return _remake, self._given
 
-    def _gram_fits(self) -> bool:
-        return bool((-(-self.n_atoms // 64) * 64) ** 2 * self.dtype.itemsize <= self.gram_bytes)
+    def _gram_fits(self, itemsize: int) -> bool:
+        return bool((-(-self.n_atoms // 64) * 64) ** 2 * itemsize <= self.gram_bytes)
 
     def _prepare(self, gram: bool, units: bool = False, coarse: bool = False) -> None:
-        """Hold the Gram matrix from now on, if `gram` and if it fits. `units`: and the atoms in 16 bits, to screen
-        by; `coarse`: a Gram matrix of these will do."""
-        if gram and self._gram_fits():
+        """Hold the Gram matrix from now on, if `gram` and if it fits. `units`: and atoms and Gram matrix in 16 bits,
+        to screen by; `coarse`: a Gram matrix of such atoms will do."""
+        size = self.dtype.itemsize
+        if gram and self._gram_fits(size):
             with self._lock:
-                _core.dict_gram(context(self.num_threads), self._handle, units, coarse)
+                units = units and self._gram_fits(size + 2)
+                _core.dict_gram(context(self.num_threads), self._handle, units, units and coarse)
 
     @property
     def has_gram(self) -> bool:
@@ -424,9 +426,9 @@ def omp(
         most = min(limit, _count("n_nonzero", n_nonzero))
     stop = -1.0 if tol is None else _number("tol", tol, 0)
     warm = _support(support, X.shape[0], d.n_atoms)
-    units = not nonnegative and X.shape[0] >= _UNITS_SIGNALS and most <= _UNITS_NONZERO
-    coarse = units and d.n_atoms >= _COARSE_ATOMS
-    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most, units, coarse)
+    many = not nonnegative and X.shape[0] >= _UNITS_SIGNALS
+    coarse = many and most <= _COARSE_NONZERO and d.n_atoms >= _COARSE_ATOMS
+    d._prepare(d.n_atoms < 2 * max(1, X.shape[0]) * most, many, coarse)
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:

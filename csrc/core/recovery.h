@@ -20,12 +20,16 @@ static inline bool atoms_is_first_thread(void)
 /* Atoms are handled in panels of this many; every per-atom array is padded to whole panels. */
 #define PANEL 64
 
-/* Unit rows as 16-bit integers, for products at twice float32's rate. AVX-512 VNNI only. */
+/* Unit rows as 16-bit integers, for products at twice float32's rate. AVX-512 VNNI only. A run of CHUNK coordinates
+ * has one unit for the 64 rows of a panel. */
+#define CHUNK 192
+#define CHUNKS(ld) (((ld) + CHUNK - 1) / CHUNK)
 typedef struct {
     int64_t ld;      /* row length, even */
     double error;    /* the most that rounding took from a row, as a norm */
-    int16_t *rows;   /* (np, ld), unit 2^-15; NULL once a dictionary has them */
-    int32_t *panels; /* (np / PANEL, ld / 2, PANEL): the same, pairs of values of 64 atoms side by side */
+    int16_t *rows;   /* (np, ld); NULL once a dictionary has them */
+    float *units;    /* (np / PANEL, chunks) */
+    int32_t *panels; /* (np / PANEL, ld / 2, PANEL): the rows, pairs of values of 64 atoms side by side */
 } atoms_units;
 
 struct atoms_dict {
@@ -35,23 +39,32 @@ struct atoms_dict {
     double *norm;     /* (n,) norms of the atoms as given */
     void *gram;       /* (np, np) products of unit rows, or NULL until atoms_dict_gram */
     atoms_units units;   /* panels is NULL until atoms_dict_units */
-    int16_t *coarse;     /* (np, np) products rounded to 2^-15, or NULL: see atoms_dict_coarse */
+    int16_t *coarse;     /* (np, np) products of `units`, rounded to 16 bits, or NULL: see atoms_dict_coarse */
     double coarse_error; /* no element of it is further from the true one */
+    int16_t *fine;       /* (np, np) `gram` rounded to 16 bits, or NULL: see atoms_dict_fine */
 };
 
 /* The dictionary as it is now, for a whole call: another thread may add a Gram matrix meanwhile. */
 atoms_dict atoms_dict_view(const atoms_dict *dict);
 
-/* Rounds n unit rows to 16 bits (ld values each, zeros from d on); the largest norm of what that took. */
-double atoms_round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_t *to);
+/* Rounds n <= PANEL rows to 16 bits (ld values each, zeros from d on), in common units; the largest norm of what that
+ * took. */
+double atoms_round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_t *to, float *units);
 /* n: a multiple of PANEL. */
 atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, atoms_units *u);
-/* out (m, 64 panels) = rows times atoms; off by at most the norms that rounding took from either and their
- * product. Coarse: rounded to 2^-15 once more. */
-void atoms_unit_products(int64_t m, const int16_t *rows, int64_t ld, int64_t panels, const int32_t *packed,
+/* out (m, 64 panels) = rows, of one signal's units each, times atoms; off by at most the norms that rounding took from
+ * either, their product, and PRODUCT_ERROR for sums in float32. */
+void atoms_unit_products(int64_t m, const int16_t *rows, const float *units, const atoms_units *u, int64_t panels,
                          float *out, int64_t out_ld);
-void atoms_unit_gram(int64_t m, const int16_t *rows, int64_t ld, int64_t panels, const int32_t *packed,
-                     int16_t *out, int64_t out_ld);
+#define PRODUCT_ERROR(ld) ((double)(CHUNKS(ld) + 4) * 0x1p-23)
+/* Gram matrices of 16 bits, and how far rounding takes an element, products slightly above 1 included. */
+#define SHORT_ONE 32767
+#define SHORT_ERROR (0.5 / SHORT_ONE + 0x1p-21)
+/* A tile of one. i, j: multiples of PANEL. */
+void atoms_unit_gram(const atoms_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out,
+                     int64_t out_ld);
+/* n products of unit rows, a multiple of PANEL, rounded so. */
+void atoms_round_gram(int64_t n, const float *a, int16_t *to);
 
 /* One tile of signals on its way through OMP: inputs, then outputs, all indexed from the tile's
  * first signal. */

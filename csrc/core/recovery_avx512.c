@@ -22,6 +22,9 @@
 #define VMAX(a, b) ((vec)_mm512_max_pd((__m512d)(a), (__m512d)(b)))
 #define VMIN(a, b) ((vec)_mm512_min_pd((__m512d)(a), (__m512d)(b)))
 #define VRCP(a) (1 / (a))
+#define VSUM(a) _mm512_reduce_add_pd((__m512d)(a))
+#define VTOP(a) _mm512_reduce_max_pd((__m512d)(a))
+#define VLOW(a) _mm512_reduce_min_pd((__m512d)(a))
 #define BCAST(a) ((vec)_mm512_set1_pd(a))
 #define ANY_GE(a, b) (_mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), _CMP_GE_OQ) != 0)
 #define EPS 0x1p-52

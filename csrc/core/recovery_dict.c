@@ -127,6 +127,8 @@ void atoms_dict_free(atoms_dict *dict)
     atoms_free(dict->norm);
     atoms_free(dict->gram);
     atoms_free(dict->coarse);
+    atoms_free(dict->fine);
+    atoms_free(dict->units.units);
     atoms_free(dict->units.panels);
     free(dict);
 }
@@ -160,11 +162,12 @@ atoms_dict atoms_dict_view(const atoms_dict *dict)
 {
     int16_t *coarse = __atomic_load_n(&dict->coarse, __ATOMIC_ACQUIRE);
     int32_t *panels = __atomic_load_n(&dict->units.panels, __ATOMIC_ACQUIRE);
+    int16_t *fine = __atomic_load_n(&dict->fine, __ATOMIC_ACQUIRE);
     void *gram = __atomic_load_n(&dict->gram, __ATOMIC_ACQUIRE);
     atoms_dict view = {.n = dict->n, .np = dict->np, .d = dict->d, .type = dict->type, .atoms = dict->atoms,
-                       .norm = dict->norm, .gram = gram, .coarse = coarse};
+                       .norm = dict->norm, .gram = gram, .coarse = coarse, .fine = fine};
     if (panels)
-        view.units = (atoms_units){dict->units.ld, dict->units.error, NULL, panels};
+        view.units = (atoms_units){dict->units.ld, dict->units.error, NULL, dict->units.units, panels};
     if (coarse)
         view.coarse_error = dict->coarse_error;
     return view;
@@ -187,8 +190,7 @@ static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_
     int64_t np = dict->np, d = dict->d, rows = ATOMS_MIN(GRAM_TILE, np - i), cols = ATOMS_MIN(GRAM_TILE, np - j);
     if (u) {
 #if defined(__x86_64__)
-        atoms_unit_gram(rows, u->rows + i * u->ld, u->ld, cols / PANEL, u->panels + j * (u->ld / 2),
-                        (int16_t *)gram + i * np + j, np);
+        atoms_unit_gram(u, i, j, rows, cols, (int16_t *)gram + i * np + j, np);
 #endif
         MIRROR(int16_t)
     } else if (dict->type == ATOMS_F64) {
@@ -245,7 +247,7 @@ static bool crowded(const atoms_dict *dict, const int16_t *gram)
     for (int64_t i = 0; i < n; i++) {
         bool found = false;
         for (int64_t j = 0; j < n; j++)
-            found |= j != i && abs(gram[i * dict->np + j]) > (int)(NEIGHBOURS * 0x1p15);
+            found |= j != i && abs(gram[i * dict->np + j]) > (int)(NEIGHBOURS * SHORT_ONE);
         near += found;
     }
     return 32 * near > n;
@@ -262,12 +264,14 @@ static void publish_units(atoms_dict *dict, atoms_units *u)
     atoms_free(u->rows);
     dict->units.ld = u->ld;
     dict->units.error = u->error;
+    dict->units.units = u->units;
     PUBLISH(dict->units.panels, u->panels);
 }
 
 static void free_units(atoms_units *u)
 {
     atoms_free(u->rows);
+    atoms_free(u->units);
     atoms_free(u->panels);
 }
 
@@ -308,14 +312,34 @@ atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict)
     else
         free_units(&units);
     if (keep) {
-        dict->coarse_error = 2 * e + e * e + 0x1p-15;
+        dict->coarse_error = 2 * e + e * e + SHORT_ERROR + PRODUCT_ERROR(units.ld);
         PUBLISH(dict->coarse, gram);
     } else {
         atoms_free(gram);
     }
     return status;
 }
+
+atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict)
+{
+    if (!takes_units(ctx, dict) || !dict->gram || dict->fine)
+        return ATOMS_OK;
+    int16_t *fine = atoms_alloc(dict->np * dict->np, sizeof *fine);
+    if (!fine)
+        return ATOMS_ERR_MEMORY;
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static)
+    for (int64_t i = 0; i < dict->np; i++)
+        atoms_round_gram(dict->np, (const float *)dict->gram + i * dict->np, fine + i * dict->np);
+    PUBLISH(dict->fine, fine);
+    return ATOMS_OK;
+}
 #else
+atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict)
+{
+    (void)ctx, (void)dict;
+    return ATOMS_OK;
+}
+
 atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict)
 {
     (void)ctx, (void)dict;

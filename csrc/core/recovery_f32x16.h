@@ -5,6 +5,9 @@
 #define VMAX(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define VMIN(a, b) ((vec)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #define VRCP(a) ((vec)_mm512_rcp14_ps((__m512)(a))) /* relative error below 4e-4: the slack covers it */
+#define VSUM(a) _mm512_reduce_add_ps((__m512)(a))
+#define VTOP(a) _mm512_reduce_max_ps((__m512)(a))
+#define VLOW(a) _mm512_reduce_min_ps((__m512)(a))
 #define BCAST(a) ((vec)_mm512_set1_ps(a))
 #define ANY_GE(a, b) (_mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_GE_OQ) != 0)
 #define EPS 0x1p-23

@@ -6,7 +6,7 @@
  *   NRM_FLOOR                              least nrm in a score, against division by nothing
  *   QUANTISED                              0, or 1 with the operations on 16-bit pairs:
  *   IVEC, MADD, TO_T, TO_INT, ...          see recovery_avx512.c
- *   UNITS, UNITS_ROW                       if defined, 16-bit correlations and a coarse Gram matrix will do
+ *   UNITS, UNITS_ROW                       if defined, 16-bit correlations and Gram matrices will do
  *
  * With chosen atoms d_1 .. d_t (unit rows), q_1 .. q_t their Gram-Schmidt basis and L = [d_i . q_k]:
  *   u_k[j] = q_k . d_j         kept for every atom j, in panels [atoms / PANEL][step][PANEL], so
@@ -26,10 +26,11 @@
  * precision, and so are w, rho, c and gamma: the choice and the codes are those of T.
  *
  * Correlations with the signal from 16-bit products only make alpha less certain by their error; the atom that is
- * evaluated is multiplied with the signal anew. With a coarse Gram matrix, off by at most e, what is evaluated comes
- * from the atoms themselves. The rows u are then L^-1 times rows that are off by e, so alpha[j] is off by
- * e |gamma|_1 more, and nrm[j] by 2 |du| + |du|^2 with |du| <= e sqrt(t) |L^-1|_F. Where either leaves more than
- * MOST_TRIES atoms open, the signal is coded again without such shortcuts. */
+ * evaluated is multiplied with the signal anew. A pass may read a Gram matrix of 16 bits, off by at most e: the full one
+ * rounded, to read half as much, or a coarse one of 16-bit products in its place, and then what is evaluated comes
+ * from the atoms themselves. The rows u are L^-1 times rows that are off by e, so alpha[j] is off by e |gamma|_1 more,
+ * and nrm[j] by 2 |du| + |du|^2 with |du| <= e sqrt(t) |L^-1|_F. Where either leaves more than MOST_TRIES atoms open,
+ * the signal is coded again without such shortcuts. */
 
 #define vec FN(vec)
 #define vec_u FN(vec_u)
@@ -61,7 +62,8 @@ typedef struct {
     bool dependent, drained;
     const T *alpha0, *x;
     double alpha_error; /* of alpha0; 0 where nothing is 16-bit but u */
-    bool coarse;        /* Gram rows are off by dict->coarse_error */
+    const int16_t *rows; /* the Gram matrix in 16 bits that passes read, off by row_error; NULL: they read dict->gram */
+    double row_error;
     double inverse2;    /* |L^-1|_F^2 */
     double spanned;     /* the best score of the atoms in the span that were met in this step */
     T *alpha, *nrm, *lanes; /* lanes: VLEN lane-wise best scores for each panel */
@@ -76,13 +78,27 @@ typedef struct {
 
 /* ------------------------------------------------------------- vector odds */
 
-static inline T FN(sum_lanes)(vec v)
-{
-    T s = 0;
-    for (int k = 0; k < VLEN; k++)
-        s += v[k];
-    return s;
-}
+#ifdef VSUM
+#define SUM_LANES(v) VSUM(v)
+#define MAX_LANES(v) VTOP(v)
+#define MIN_LANES(v) VLOW(v)
+#else
+#define BY_LANE(name, op)                                                                                             \
+    static inline T FN(name)(vec v)                                                                                   \
+    {                                                                                                                 \
+        T s = v[0];                                                                                                   \
+        for (int k = 1; k < VLEN; k++)                                                                                \
+            s = op(s, v[k]);                                                                                          \
+        return s;                                                                                                     \
+    }
+#define ADD(a, b) ((a) + (b))
+BY_LANE(sum_lanes, ADD)
+BY_LANE(max_lanes, ATOMS_MAX)
+BY_LANE(min_lanes, ATOMS_MIN)
+#define SUM_LANES(v) FN(sum_lanes)(v)
+#define MAX_LANES(v) FN(max_lanes)(v)
+#define MIN_LANES(v) FN(min_lanes)(v)
+#endif
 
 static inline T FN(dot)(int64_t n, const T *a, const T *b)
 {
@@ -94,7 +110,7 @@ static inline T FN(dot)(int64_t n, const T *a, const T *b)
     T tail = 0;
     for (; i < n; i++)
         tail += a[i] * b[i];
-    return FN(sum_lanes)((s[0] + s[1]) + (s[2] + s[3])) + tail;
+    return SUM_LANES((s[0] + s[1]) + (s[2] + s[3])) + tail;
 }
 
 /* The same over whole vectors: n rounded up, both zero from n on. */
@@ -103,7 +119,7 @@ static inline T FN(short_dot)(int64_t n, const T *a, const T *b)
     vec s = {0};
     for (int64_t i = 0; i < n; i += VLEN)
         s += *(const vec *)(a + i) * *(const vec *)(b + i);
-    return FN(sum_lanes)(s);
+    return SUM_LANES(s);
 }
 
 /* y (rows, padded) = sum over k < n of x[k] m[k][.], m with leading dimension ld */
@@ -135,12 +151,8 @@ static inline __attribute__((always_inline)) vec FN(scores)(vec alpha, vec nrm, 
 static inline void FN(close_pass)(state *s, vec best, vec nrm_min)
 {
     s->at = -1;
-    s->top = best[0];
-    s->nrm_min = nrm_min[0];
-    for (int k = 1; k < VLEN; k++) {
-        s->top = ATOMS_MAX(s->top, best[k]);
-        s->nrm_min = ATOMS_MIN(s->nrm_min, nrm_min[k]);
-    }
+    s->top = MAX_LANES(best);
+    s->nrm_min = MIN_LANES(nrm_min);
 }
 
 /* The first pass: nothing chosen yet. */
@@ -214,9 +226,9 @@ static inline __attribute__((always_inline)) void FN(orthogonalise)(vec *a, T *u
 }
 #endif
 
-typedef enum { FN(U_ITSELF), FN(GRAM_ROW), FN(COARSE_ROW) } FN(source);
+typedef enum { FN(U_ITSELF), FN(GRAM_ROW), FN(SHORT_ROW) } FN(source);
 
-/* One step's pass. row: what the source says, T or of a coarse matrix 16 bits. */
+/* One step's pass. row: what the source says, of T or of 16 bits. */
 static inline __attribute__((always_inline)) void FN(pass)(state *s, const void *restrict row, FN(source) source,
                                                            bool ols, bool nonnegative)
 {
@@ -239,8 +251,8 @@ static inline __attribute__((always_inline)) void FN(pass)(state *s, const void 
             for (int m = 0; m < 4; m++) {
                 int64_t at = p + j + m * VLEN;
 #if UNITS
-                if (source == FN(COARSE_ROW)) {
-                    a[m] = UNITS_ROW((const int16_t *)row + at) * (T)0x1p-15;
+                if (source == FN(SHORT_ROW)) {
+                    a[m] = UNITS_ROW((const int16_t *)row + at) * (T)(1.0 / SHORT_ONE);
                     continue;
                 }
 #endif
@@ -283,8 +295,8 @@ static void FN(run_pass)(state *s, const void *row, FN(source) source, const ato
     if (source == FN(GRAM_ROW))
         FN(pass_by)(s, row, FN(GRAM_ROW), p);
 #if UNITS
-    else if (source == FN(COARSE_ROW))
-        FN(pass_by)(s, row, FN(COARSE_ROW), p);
+    else if (source == FN(SHORT_ROW))
+        FN(pass_by)(s, row, FN(SHORT_ROW), p);
 #endif
     else
         FN(pass_by)(s, row, FN(U_ITSELF), p);
@@ -317,25 +329,24 @@ static int64_t FN(locate)(state *s, bool nonnegative)
     while (!ANY_GE(FN(score_at)(s, p, nonnegative), top))
         p += VLEN;
     vec score = FN(score_at)(s, p, nonnegative);
-    int best = 0;
-    for (int k = 1; k < VLEN; k++)
-        best = score[k] > score[best] ? k : best;
-    return s->at = p + best;
+    int k = 0;
+    while (score[k] < s->top)
+        k++;
+    return s->at = p + k;
 }
 
 /* Takes atom j out of the running for good. */
 static void FN(exclude)(state *s, int64_t j, bool nonnegative)
 {
+    int64_t p = j / PANEL * PANEL;
     s->nrm[j] = (T)INFINITY;
-    s->at = -1;
-    T *lanes = s->lanes + j / PANEL * VLEN;
-    for (int k = 0; k < VLEN; k++)
-        lanes[k] = 0;
-    for (int64_t i = j / PANEL * PANEL; i < j / PANEL * PANEL + PANEL; i++)
-        lanes[i % VLEN] = ATOMS_MAX(lanes[i % VLEN], FN(score_at)(s, i / VLEN * VLEN, nonnegative)[i % VLEN]);
-    s->top = 0;
-    for (int64_t i = 0; i < s->np / PANEL * VLEN; i++)
-        s->top = ATOMS_MAX(s->top, s->lanes[i]);
+    vec best = {0}, all = {0};
+    for (int64_t i = p; i < p + PANEL; i += VLEN)
+        best = VMAX(best, FN(score_at)(s, i, nonnegative));
+    *(vec *)(s->lanes + p / PANEL * VLEN) = best;
+    for (int64_t i = 0; i < s->np / PANEL * VLEN; i += VLEN)
+        all = VMAX(all, *(const vec *)(s->lanes + i));
+    FN(close_pass)(s, all, BCAST(s->nrm_min));
 }
 
 /* alpha, rho^2 and w of atom j at full precision; the score, 0 where alpha is but rounding, or -1 where j is in the
@@ -362,7 +373,7 @@ static double FN(evaluate)(const atoms_dict *dict, state *s, int64_t j,
 }
 
 /* How far a screened alpha may be from the true one. */
-static double FN(screen_error)(const atoms_dict *dict, const state *s, bool ols)
+static double FN(screen_error)(const state *s, bool ols)
 {
 #if QUANTISED
     vec sums = {0}, weights = {0}, zero = {0};
@@ -372,24 +383,22 @@ static double FN(screen_error)(const atoms_dict *dict, const state *s, bool ols)
         sums += gamma;
         weights += gamma * *(const vec *)(s->rho + k);
     }
-    double sum = FN(sum_lanes)(sums), weighted = FN(sum_lanes)(weights);
+    double sum = SUM_LANES(sums), weighted = SUM_LANES(weights);
     double inside = ols ? ATOMS_MIN(1, 1 - (double)s->nrm_min) : 1;
-    double row = s->coarse ? dict->coarse_error : 0;
-    return 0x1p-16 * (weighted + sum * sqrt((double)s->t * inside)) + row * sum + s->alpha_error + 8 * EPS;
+    return 0x1p-16 * (weighted + sum * sqrt((double)s->t * inside)) + s->row_error * sum + s->alpha_error + 8 * EPS;
 #else
-    (void)dict;
     (void)s;
     (void)ols;
     return 8 * EPS;
 #endif
 }
 
-/* How far a screened nrm may be above the true one. The slack is for rows of full precision. */
+/* How far a screened nrm may be above the true one. The slack is for rows of the full Gram matrix, rounded or not. */
 static double FN(nrm_error)(const atoms_dict *dict, const state *s, bool ols)
 {
-    if (!ols || !s->coarse)
+    if (!ols || !s->rows || dict->gram)
         return 0;
-    double t = (double)s->t, row = dict->coarse_error + 0x1p-16 * (1 + sqrt(t)), du = row * sqrt(t * s->inverse2);
+    double t = (double)s->t, row = s->row_error + 0x1p-16 * (1 + sqrt(t)), du = row * sqrt(t * s->inverse2);
     return ATOMS_MAX(0, 2 * du + du * du - (double)s->slack);
 }
 
@@ -401,7 +410,7 @@ static void FN(meet_spanned)(state *s, T alpha, T rho2, bool ols)
     if (fabs((double)alpha) <= 64 * EPS)
         return;
     double score = (double)alpha * alpha / (ols ? ATOMS_MAX((double)rho2, NRM_FLOOR) : 1);
-    s->spanned = ATOMS_MAX(s->spanned, s->alpha_error > 0 ? score : INFINITY);
+    s->spanned = ATOMS_MAX(s->spanned, s->rows || s->alpha_error > 0 ? score : INFINITY);
 }
 
 /* Evaluates every atom that may still beat *score; keeps the best in s->w, s->alpha_i, s->rho2, *score. -1: a coarse
@@ -409,7 +418,7 @@ static void FN(meet_spanned)(state *s, T alpha, T rho2, bool ols)
 static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, double *least_score,
                            const atoms_omp_params *p)
 {
-    double error = FN(screen_error)(dict, s, p->ols), above = FN(nrm_error)(dict, s, p->ols), low = 1 - 8 * EPS;
+    double error = FN(screen_error)(s, p->ols), above = FN(nrm_error)(dict, s, p->ols), low = 1 - 8 * EPS;
     double nrm_min = p->ols ? ATOMS_MAX((double)s->nrm_min - above, NRM_FLOOR) : 1 - (double)s->slack;
     double score = *least_score, limit = sqrt(score) * low - error / sqrt(nrm_min);
     vec least = BCAST((T)(limit > 0 ? limit * limit * low * (nrm_min / (nrm_min + above)) : 0));
@@ -420,12 +429,15 @@ static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, doub
             j += PANEL - VLEN;
             continue;
         }
-        if (!ANY_GE(FN(score_at)(s, j, p->nonnegative), least))
+        vec scores = FN(score_at)(s, j, p->nonnegative);
+        if (!ANY_GE(scores, least))
             continue;
         for (int64_t i = j; i < j + VLEN; i++) {
+            if (scores[i - j] < least[0] || i == first)
+                continue;
             double a = p->nonnegative ? ATOMS_MAX(s->alpha[i], 0) : fabs((double)s->alpha[i]);
             double upper = (a + error) * (a + error) / ATOMS_MAX((double)s->nrm[i] - above, NRM_FLOOR);
-            if (i == first || upper < score * low || isinf(s->nrm[i]))
+            if (upper < score * low || isinf(s->nrm[i]))
                 continue;
             if (s->alpha_error > 0 && ++tries > MOST_TRIES)
                 return -1;
@@ -547,8 +559,7 @@ static void FN(accept)(state *s, int64_t j)
     s->chosen[t] = (int32_t)j;
     s->nrm[j] = (T)INFINITY;
     s->energy -= (double)c * c;
-    for (int64_t k = 0; k <= t; k++)
-        s->inverse2 += (double)row[k] * row[k];
+    s->inverse2 += (1 + 0x1p-16) * (double)FN(short_dot)(t + 1, row, row); /* zero beyond t */
 }
 
 /* ------------------------------------------------------------ start and end */
@@ -560,38 +571,6 @@ static bool FN(met)(const atoms_dict *dict, state *s)
     double r = FN(true_residual)(dict, s);
     s->energy = r * r;
     return s->energy <= s->tol2;
-}
-
-static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const omp_tile *tile,
-                      state *s, int64_t i, double scale, const T *x, const T *alpha0, bool coarse,
-                      double alpha_error)
-{
-    s->i = i;
-    s->t = 0;
-    s->x = x;
-    s->alpha0 = alpha0;
-    s->energy = 1;
-    s->tol2 = p->tol < 0 ? -1 : (p->tol / scale) * (p->tol / scale);
-    s->dependent = s->drained = false;
-    s->coarse = coarse;
-    s->alpha_error = alpha_error;
-    s->inverse2 = s->spanned = 0;
-    s->n_warm = 0;
-    T *padded[] = {s->c, s->gamma, s->rho}; /* zero beyond t: see short_dot */
-    for (int k = 0; k < 3; k++)
-        memset(padded[k], 0, (size_t)s->ld * sizeof(T));
-    if (tile->warm_indptr) {
-        s->warm = tile->warm_indices + tile->warm_indptr[i];
-        s->n_warm = tile->warm_indptr[i + 1] - tile->warm_indptr[i];
-    }
-    for (int64_t j = 0; j < dict->np; j++)
-        s->nrm[j] = 1 - s->slack;
-    for (int64_t j = 0; j < dict->n; j++)
-        if (dict->norm[j] == 0)
-            s->nrm[j] = (T)INFINITY;
-    for (int64_t j = dict->n; j < dict->np; j++)
-        s->nrm[j] = (T)INFINITY;
-    FN(open_pass)(s, p->nonnegative);
 }
 
 /* Writes the code of the state's signal, atoms increasing, at the signal's own scale. */
@@ -714,14 +693,18 @@ static bool FN(some_negative)(const state *s)
 
 typedef struct {
     T *x, *alpha0, *q, *uq, *r; /* (tile, d), (tile, np), Gram-free: (tile, d), (tile, np) */
+    T *nrm;                     /* (np,) with nothing chosen: infinite for zero atoms and padding */
     double *row, *scale, *nonneg;
     int8_t *passive;
-    int16_t *units;   /* (tile, dict->units.ld) */
+    int16_t *short_x; /* (tile, dict->units.ld) */
+    float *units;     /* (tile, chunks) */
     double *rounding; /* (tile,) what rounding took from the signals */
     int64_t *list;    /* (tile,) signals to code */
     state *slots;
     int64_t n_slots;
-    bool screened, coarse; /* by 16-bit correlations; from a coarse Gram matrix */
+    bool screened; /* by 16-bit correlations */
+    const int16_t *rows; /* see state */
+    double row_error;
 } FN(room);
 
 /* Carves a workspace; with base NULL only its size is found. */
@@ -729,26 +712,31 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
                          char *base, FN(room) *room)
 {
     int64_t used = 0, np = dict->np, ld = (p->n_nonzero + VLEN - 1) / VLEN * VLEN, d = dict->d;
-    bool gram = dict->gram != NULL, coarse = UNITS && !gram && dict->coarse && !p->nonnegative;
-    bool screened = UNITS && (coarse || gram) && dict->units.panels && !p->nonnegative;
-    room->coarse = coarse;
+    bool gram = dict->gram != NULL, units = UNITS && !p->nonnegative;
+    const int16_t *rows = !units ? NULL : gram ? dict->fine : dict->coarse;
+    bool screened = units && (rows || gram) && dict->units.panels;
+    room->rows = rows;
+    T slack = QUANTISED ? (T)(1.5e-3 + (double)p->n_nonzero * 0x1p-15) : 0;
+    room->row_error = !rows ? 0 : gram ? SHORT_ERROR : dict->coarse_error;
     room->screened = screened;
 #define TAKE(member, type, count)                                                                 \
     do {                                                                                          \
         (member) = base ? (type *)(base + used) : NULL;                                           \
         used += ((int64_t)(count) * (int64_t)sizeof(type) + 63) / 64 * 64;                        \
     } while (0)
-    room->n_slots = gram ? GROUP : coarse ? ATOMS_MAX(GROUP, LEFT_OVER) : tile;
+    room->n_slots = gram ? GROUP : rows ? ATOMS_MAX(GROUP, LEFT_OVER) : tile;
     TAKE(room->x, T, tile * d);
     TAKE(room->alpha0, T, tile * np);
     TAKE(room->q, T, gram ? 0 : room->n_slots * d);
     TAKE(room->uq, T, gram ? 0 : room->n_slots * np);
     TAKE(room->r, T, d);
+    TAKE(room->nrm, T, np);
     TAKE(room->row, double, d);
     TAKE(room->scale, double, tile);
     TAKE(room->nonneg, double, p->nonnegative ? p->n_nonzero * (2 * p->n_nonzero + 6) : 0);
     TAKE(room->passive, int8_t, p->n_nonzero);
-    TAKE(room->units, int16_t, screened ? tile * dict->units.ld : 0);
+    TAKE(room->short_x, int16_t, screened ? tile * dict->units.ld : 0);
+    TAKE(room->units, float, screened ? tile * CHUNKS(dict->units.ld) : 0);
     TAKE(room->rounding, double, screened ? tile : 0);
     TAKE(room->list, int64_t, tile);
     TAKE(room->slots, state, room->n_slots);
@@ -757,12 +745,12 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
         memset(s, 0, sizeof *s);
         s->i = -1;
         s->ld = ld;
-        s->slack = QUANTISED ? (T)(1e-3 + (double)p->n_nonzero * 0x1p-15) : 0;
+        s->slack = slack;
         s->np = np;
         TAKE(s->alpha, T, np);
         TAKE(s->nrm, T, np);
         TAKE(s->lanes, T, np / PANEL * VLEN);
-        TAKE(s->u, FN(stored), gram || (coarse && k < GROUP) ? np * ROWS(ld) : 0);
+        TAKE(s->u, FN(stored), gram || (rows && k < GROUP) ? np * ROWS(ld) : 0);
         TAKE(s->pairs, int32_t, ld);
         TAKE(s->linv, T, ld * ld);
         TAKE(s->linv_t, T, ld * ld);
@@ -779,6 +767,8 @@ static int64_t FN(carve)(const atoms_dict *dict, const atoms_omp_params *p, int6
         }
     }
 #undef TAKE
+    for (int64_t j = 0; base && j < np; j++)
+        room->nrm[j] = j < dict->n && dict->norm[j] > 0 ? 1 - slack : (T)INFINITY;
     return used;
 }
 
@@ -786,6 +776,34 @@ static int64_t FN(workspace)(const atoms_dict *dict, const atoms_omp_params *p, 
 {
     FN(room) room;
     return FN(carve)(dict, p, tile, NULL, &room);
+}
+
+/* The state for signal i of the tile; alpha_error: of the correlations in the room. */
+static void FN(begin)(const atoms_dict *dict, const atoms_omp_params *p, const omp_tile *tile, const FN(room) *room,
+                      state *s, int64_t i, double alpha_error)
+{
+    double scale = room->scale[i];
+    s->i = i;
+    s->t = 0;
+    s->x = room->x + i * dict->d;
+    s->alpha0 = room->alpha0 + i * dict->np;
+    s->energy = 1;
+    s->tol2 = p->tol < 0 ? -1 : (p->tol / scale) * (p->tol / scale);
+    s->dependent = s->drained = false;
+    s->rows = room->rows;
+    s->row_error = room->row_error;
+    s->alpha_error = alpha_error;
+    s->inverse2 = s->spanned = 0;
+    s->n_warm = 0;
+    T *padded[] = {s->c, s->gamma, s->rho}; /* zero beyond t: see short_dot */
+    for (int k = 0; k < 3; k++)
+        memset(padded[k], 0, (size_t)s->ld * sizeof(T));
+    if (tile->warm_indptr) {
+        s->warm = tile->warm_indices + tile->warm_indptr[i];
+        s->n_warm = tile->warm_indptr[i + 1] - tile->warm_indptr[i];
+    }
+    memcpy(s->nrm, room->nrm, (size_t)dict->np * sizeof(T));
+    FN(open_pass)(s, p->nonnegative);
 }
 
 /* One step of a state up to its pass: the chosen atom; -1 after the code has been written; OPEN. */
@@ -820,32 +838,23 @@ static void FN(prefetch)(const void *from, int64_t bytes)
         __builtin_prefetch((const char *)from + k, 0, 2);
 }
 
-/* Fetches what the next step of this state will read from the Gram matrix, or a coarse one and the atoms. */
+static const void *FN(row_of)(const atoms_dict *dict, const state *s, int64_t j)
+{
+    return s->rows ? (const void *)(s->rows + j * dict->np) : (const T *)dict->gram + j * dict->np;
+}
+
+/* Fetches what the next step of this state will read from Gram matrices or the atoms. */
 static void FN(fetch)(const atoms_dict *dict, state *s, const atoms_omp_params *p)
 {
     int64_t j = s->i >= 0 ? FN(locate)(s, p->nonnegative) : -1, np = dict->np;
     if (j < 0)
         return;
-    if (s->coarse) {
-        FN(prefetch)(dict->coarse + j * np, np * (int64_t)sizeof *dict->coarse);
+    if (dict->gram)
+        for (int64_t k = 0; k < s->t; k++)
+            __builtin_prefetch((const T *)dict->gram + j * np + s->chosen[k], 0, 2);
+    if (!dict->gram || s->alpha_error > 0)
         FN(prefetch)((const T *)dict->atoms + j * dict->d, dict->d * (int64_t)sizeof(T));
-        return;
-    }
-    const T *row = (const T *)dict->gram + j * np;
-    for (int64_t k = 0; k < s->t; k++)
-        __builtin_prefetch(row + s->chosen[k]);
-    FN(prefetch)(row, np * (int64_t)sizeof(T));
-}
-
-static void FN(pass_of)(const atoms_dict *dict, const atoms_omp_params *p, state *s, int64_t j)
-{
-#if UNITS
-    if (s->coarse) {
-        FN(run_pass)(s, dict->coarse + j * dict->np, FN(COARSE_ROW), p);
-        return;
-    }
-#endif
-    FN(run_pass)(s, (const T *)dict->gram + j * dict->np, FN(GRAM_ROW), p);
+    FN(prefetch)(FN(row_of)(dict, s, j), np * (int64_t)(s->rows ? sizeof *s->rows : sizeof(T)));
 }
 
 /* The n signals of room->list one by one, each from a Gram matrix. Returns how many are open; the list begins with
@@ -860,8 +869,7 @@ static int64_t FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, o
             state *s = &room->slots[k];
             if (s->i < 0 && next < n) {
                 int64_t i = room->list[next++];
-                FN(begin)(dict, p, tile, s, i, room->scale[i], room->x + i * dict->d, room->alpha0 + i * dict->np,
-                          room->coarse, screened ? room->rounding[i] : 0);
+                FN(begin)(dict, p, tile, room, s, i, screened ? room->rounding[i] : 0);
             }
             if (s->i < 0)
                 continue;
@@ -869,7 +877,7 @@ static int64_t FN(run_gram)(const atoms_dict *dict, const atoms_omp_params *p, o
             int64_t j = FN(step)(dict, p, tile, room, s);
             if (j >= 0) {
                 if (s->t + 1 < p->n_nonzero)
-                    FN(pass_of)(dict, p, s, j);
+                    FN(run_pass)(s, FN(row_of)(dict, s, j), s->rows ? FN(SHORT_ROW) : FN(GRAM_ROW), p);
                 FN(settle)(dict, p, tile, room, s);
                 FN(fetch)(dict, s, p);
             } else if (j == OPEN) {
@@ -889,9 +897,11 @@ static void FN(run_free)(const atoms_ctx *ctx, const atoms_dict *dict, const ato
 {
     const T *atoms = dict->atoms;
     int64_t d = dict->d, np = dict->np;
-    for (int64_t i = 0; i < n; i++)
-        FN(begin)(dict, p, tile, &room->slots[i], list[i], room->scale[list[i]], room->x + list[i] * d,
-                  room->alpha0 + list[i] * np, false, 0);
+    for (int64_t i = 0; i < n; i++) {
+        FN(begin)(dict, p, tile, room, &room->slots[i], list[i], 0);
+        room->slots[i].rows = NULL;
+        room->slots[i].row_error = 0;
+    }
     for (int64_t live = 1; live > 0;) {
         live = 0;
         for (int64_t i = 0; i < n; i++) {
@@ -928,10 +938,11 @@ static void FN(correlations)(const atoms_ctx *ctx, const atoms_dict *dict, int64
     const atoms_units *u = &dict->units;
     if (room->screened) {
         for (int64_t i = 0; i < n; i++) {
-            double lost = atoms_round_rows(1, dict->d, room->x + i * dict->d, u->ld, room->units + i * u->ld);
-            room->rounding[i] = lost + u->error + lost * u->error + 4 * EPS;
+            double lost = atoms_round_rows(1, dict->d, room->x + i * dict->d, u->ld, room->short_x + i * u->ld,
+                                           room->units + i * CHUNKS(u->ld));
+            room->rounding[i] = lost + u->error + lost * u->error + PRODUCT_ERROR(u->ld);
         }
-        atoms_unit_products(n, room->units, u->ld, dict->np / PANEL, u->panels, room->alpha0, dict->np);
+        atoms_unit_products(n, room->short_x, room->units, u, dict->np / PANEL, room->alpha0, dict->np);
         return;
     }
 #endif
@@ -945,7 +956,7 @@ static void FN(run_open)(const atoms_ctx *ctx, const atoms_dict *dict, const ato
     for (int64_t k = 0; k < n; k++)
         GEMM(ctx, 1, dict->np, dict->d, 1, room->x + room->list[k] * dict->d, dict->d, 1, dict->atoms, 1, dict->d, 0,
              room->alpha0 + room->list[k] * dict->np, dict->np, 1);
-    if (!room->coarse)
+    if (dict->gram)
         FN(run_gram)(dict, p, tile, room, n, false);
     else
         for (int64_t k = 0; k < n; k += LEFT_OVER)
@@ -976,7 +987,7 @@ static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_om
         if (room.scale[i] > 0)
             room.list[n++] = i;
     FN(correlations)(ctx, dict, tile->n, &room);
-    if (dict->gram || room.coarse)
+    if (dict->gram || room.rows)
         FN(run_open)(ctx, dict, p, tile, &room, FN(run_gram)(dict, p, tile, &room, n, room.screened));
     else
         FN(run_free)(ctx, dict, p, tile, &room, n, room.list);

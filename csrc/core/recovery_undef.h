@@ -29,3 +29,11 @@
 #undef TO_INT
 #undef LOW_HALF
 #undef HIGH_HALF
+#undef VSUM
+#undef VTOP
+#undef VLOW
+#undef SUM_LANES
+#undef MAX_LANES
+#undef MIN_LANES
+#undef BY_LANE
+#undef ADD

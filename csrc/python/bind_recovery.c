@@ -62,6 +62,8 @@ static PyObject *py_dict_gram(PyObject *self, PyObject *args)
         status = atoms_dict_units(ctx, dict);
     if (status == ATOMS_OK && !(coarse && atoms_dict_has_coarse(dict)))
         status = atoms_dict_gram(ctx, dict);
+    if (status == ATOMS_OK && units)
+        status = atoms_dict_fine(ctx, dict);
     Py_END_ALLOW_THREADS
     return atoms_raise(status, "dict_gram");
 }

@@ -1,5 +1,6 @@
 /* test_recovery.c: codes of known supports, and short memory, under the sanitizers. */
 #include "check.h"
+#include "recovery.h"
 
 enum { ATOMS = 70, D = 33, N = 19, K = 4 };
 
@@ -110,3 +111,94 @@ TEST(recovery_short_memory)
         atoms_ctx_free(ctx);
     }
 }
+
+#if defined(__x86_64__)
+/* Row i is of unit norm; now and then one coordinate is all of it, or whole runs are zero. */
+static void unit_row(int64_t d, int i, float *row, uint64_t *seed)
+{
+    double sum = 0;
+    for (int64_t j = 0; j < d; j++) {
+        double v = atoms_test_random(seed);
+        row[j] = (float)(i % 3 == 1 && j == d / 2 ? 1000 : i % 3 == 2 && j < d / 2 ? 0 : v);
+        sum += (double)row[j] * (double)row[j];
+    }
+    for (int64_t j = 0; j < d && sum > 0; j++)
+        row[j] = (float)((double)row[j] / sqrt(sum));
+}
+
+static double product(int64_t d, const float *a, const float *b)
+{
+    double sum = 0;
+    for (int64_t j = 0; j < d; j++)
+        sum += (double)a[j] * (double)b[j];
+    return sum;
+}
+
+TEST(recovery_short_products_keep_their_bounds)
+{
+    enum { M = 7, NP = 2 * PANEL, MOST = 400 };
+    static float x[M * MOST], atoms[NP * MOST], out[M * NP], exact[NP * NP], units[M * CHUNKS(MOST)];
+    static int16_t rows[M * MOST], gram[NP * NP], fine[NP * NP];
+    uint64_t seed = 3;
+    atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
+    const int64_t sizes[] = {1, 2, 33, CHUNK - 1, CHUNK, CHUNK + 1, MOST};
+    for (int k = 0; k < 7 && ctx->isa >= ATOMS_ISA_AVX512_VNNI; k++) {
+        int64_t d = sizes[k];
+        double lost[M];
+        atoms_units u;
+        for (int i = 0; i < M; i++)
+            unit_row(d, i, x + i * d, &seed);
+        for (int i = 0; i < NP; i++)
+            unit_row(d, i < NP - 5 ? i : 2, atoms + i * d, &seed);
+        memset(atoms + (NP - 5) * d, 0, (size_t)(5 * d) * sizeof *atoms);
+        memcpy(atoms, x, (size_t)d * sizeof *x); /* one product is 1 */
+        CHECK(atoms_units_new(ctx, NP, d, atoms, &u) == ATOMS_OK);
+        for (int i = 0; i < M; i++)
+            lost[i] = atoms_round_rows(1, d, x + i * d, u.ld, rows + i * u.ld, units + i * CHUNKS(u.ld));
+        atoms_unit_products(M, rows, units, &u, NP / PANEL, out, NP);
+        for (int i = 0; i < M; i++)
+            for (int j = 0; j < NP; j++) {
+                double bound = lost[i] + u.error + lost[i] * u.error + PRODUCT_ERROR(u.ld);
+                CHECK(fabs(out[i * NP + j] - product(d, x + i * d, atoms + j * d)) <= bound);
+            }
+        CHECK(u.error < 1e-3);
+        atoms_unit_gram(&u, PANEL, 0, PANEL, NP, gram, NP);
+        for (int i = 0; i < PANEL; i++)
+            for (int j = 0; j < NP; j++) {
+                double true_one = product(d, atoms + (i + PANEL) * d, atoms + j * d);
+                double bound = 2 * u.error + u.error * u.error + SHORT_ERROR + PRODUCT_ERROR(u.ld);
+                exact[i * NP + j] = (float)true_one;
+                CHECK(fabs((double)gram[i * NP + j] / SHORT_ONE - true_one) <= bound);
+            }
+        atoms_round_gram(PANEL * NP, exact, fine);
+        for (int i = 0; i < PANEL * NP; i++)
+            CHECK(fabs((double)fine[i] / SHORT_ONE - (double)exact[i]) <= SHORT_ERROR);
+        atoms_free(u.rows), atoms_free(u.units), atoms_free(u.panels);
+    }
+    atoms_ctx_free(ctx);
+}
+
+TEST(recovery_short_gram_matrices_in_short_memory)
+{
+    static double atoms[ATOMS * D];
+    uint64_t seed = 5;
+    fill(atoms, ATOMS * D, &seed);
+    atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
+    for (int coarse = 0; coarse < 2; coarse++) {
+        atoms_dict *dict = NULL;
+        CHECK(atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F32, &dict) == ATOMS_OK);
+        for (int nth = 1; nth < 50; nth++) {
+            atoms_test_fail_alloc(nth);
+            atoms_status status = coarse ? atoms_dict_coarse(ctx, dict) : atoms_dict_gram(ctx, dict);
+            status = status == ATOMS_OK ? atoms_dict_units(ctx, dict) : status;
+            status = status == ATOMS_OK ? atoms_dict_fine(ctx, dict) : status;
+            bool failed = atoms_test_fail_alloc(0);
+            CHECK(status == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
+            if (!failed)
+                break;
+        }
+        atoms_dict_free(dict);
+    }
+    atoms_ctx_free(ctx);
+}
+#endif

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import atoms
 from atoms.__main__ import main
@@ -462,6 +463,27 @@ def of_a_model(tiny, text, tmp_path_factory):
     out = folder / "out"
     assert main(["report", str(path), "--output", str(out), "--texts", str(folder), "--jobs", "1"]) == 0
     return load(path, texts=str(folder)), out
+
+
+def test_latents_that_fire_too_seldom_or_too_often_are_not_judged():
+    fires = np.zeros((400, 6), np.float32)
+    for latent, times in enumerate((0, 3, 160, 240, 4, 150)):
+        fires[:times, latent] = 1
+
+    class Model:
+        def transform(self, rows):
+            return sp.csr_array(rows)
+
+    class Data:
+        def has(self, part):
+            return part == "text"
+
+        def rows(self, part, layer):
+            return fires[:: 1 if part == "metric" else 2]
+
+    found = cells._probe(Model(), Data(), 0, {"examples": 4, "candidates": 3, "latents": 2, "seed": 0})
+    assert found["probe/able"].tolist() == [2, 6]  # the fifth fires twice only in the second text
+    assert found["probe/latents"].tolist() == [2, 5]
 
 
 def test_a_model_and_its_pages(of_a_model):

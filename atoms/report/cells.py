@@ -251,7 +251,7 @@ def _probe(model: Any, data: Data, layer: int, probe: dict[str, int]) -> dict[st
         arrays |= {f"probe/{name}/{field}": getattr(kept, field) for field in ("data", "indices", "indptr")}
         arrays[f"probe/{name}/shape"] = np.array(kept.shape)
     arrays["probe/latents"] = chosen
-    arrays["probe/able"] = np.array([len(able), len(often[0])])
+    arrays["probe/able"] = np.array([len(among), len(able)])
     return arrays
 
 

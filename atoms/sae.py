@@ -365,11 +365,15 @@ class SparseAutoencoder(Estimator):
         self._set(_W_DEC, D)
         self._set(_B_DEC, mean)
         start = self._starting_thresholds(centred, D)
-        if self.activation == "relu":
-            self._set(_B_ENC, -start)
-        elif self.activation == "jumprelu":
+        if self.activation == "jumprelu":
             self._set(_THRESHOLD, np.maximum(start, 0))
-        if not self.tied and self.activation in ("jumprelu", "relu"):
+        elif self.activation == "relu":
+            self._set(_B_ENC, -start)
+        else:
+            # without this the k largest are those along the few strongest directions, in every sample; the whole of
+            # it would let all fire alike, and learns more slowly where no direction is strong
+            self._set(_B_ENC, -0.5 * start)
+        if not self.tied:
             self._scale_encoder(sample, centred)
 
     def _scale_encoder(self, sample: np.ndarray, centred: np.ndarray) -> None:

@@ -277,6 +277,20 @@ def test_tied_latents_that_share_strong_directions_come_to_their_target():
     assert np.mean(l0[-50:]) == pytest.approx(12, rel=0.05)
 
 
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_the_k_largest_learn_among_strong_directions(activation):
+    """They would be those along the strong directions, whatever the sample: 0.26 and 0.84."""
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((256, 64))
+    A /= np.linalg.norm(A, axis=1, keepdims=True)
+    Z = (rng.random((6000, 256)) < 6 / 256) * rng.uniform(1, 2, (6000, 256))
+    strong = 6 * np.linalg.qr(rng.standard_normal((64, 3)))[0].T
+    rows = Z @ A + rng.standard_normal((6000, 3)) @ strong + 0.05 * rng.standard_normal((6000, 64))
+    sae = quick(d_sae=512, activation=activation, target_l0=8, max_steps=400).fit(rows[:5000])
+    e = rows[5000:] - sae.inverse_transform(sae.transform(rows[5000:]))
+    assert 1 - (e**2).sum() / ((rows[5000:] - rows[5000:].mean(axis=0)) ** 2).sum() > 0.87
+
+
 @pytest.mark.parametrize("activation", ["jumprelu", "batchtopk"])
 def test_calibrated_thresholds_meet_the_target(activation, X, tmp_path):
     sae = quick(activation=activation).fit(X[:2000])

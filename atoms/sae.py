@@ -367,12 +367,8 @@ class SparseAutoencoder(Estimator):
         start = self._starting_thresholds(centred, D)
         if self.activation == "jumprelu":
             self._set(_THRESHOLD, np.maximum(start, 0))
-        elif self.activation == "relu":
+        else:  # else the k largest would be those along the few strongest directions, in every sample
             self._set(_B_ENC, -start)
-        else:
-            # without this the k largest are those along the few strongest directions, in every sample; the whole of
-            # it would let all fire alike, and learns more slowly where no direction is strong
-            self._set(_B_ENC, -0.5 * start)
         if not self.tied:
             self._scale_encoder(sample, centred)
 

@@ -146,6 +146,10 @@ class SparseAutoencoder(Estimator):
     products where the CPU has them, and about 8 d_in L0 for the rest. Memory: 25 d_in d_sae bytes
     (13 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held.
 
+    Training begins with directions of samples as decoder rows and the encoder their transpose, scaled by the
+    one factor that reconstructs best; thresholds (of the others, minus their encoder biases) are where each
+    latent fires as often as the next, at `target_l0` in all.
+
     Examples
     --------
     >>> import numpy as np, atoms

@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 import scipy.optimize
 import scipy.sparse
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from atoms import AtomicInnerProduct, reference
@@ -85,6 +85,7 @@ def test_certificate_of_a_simplex_and_of_twins():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31))
+@example(7487)
 def test_babel_and_rip_bound_what_they_should(seed):
     rng = np.random.default_rng(seed)
     n, d = int(rng.integers(2, 9)), int(rng.integers(2, 9))
@@ -109,8 +110,11 @@ def test_babel_and_rip_bound_what_they_should(seed):
     assert min(2 * c.unique_k, n) < spark
     assert c.unique_k_coherence <= c.unique_k and c.unique_k_coherence <= c.recovery_k
     values = reference.cosines(D, m.whitener_)
-    brute = max((k for k in range(1, n + 1) if values.max() < 1 / (2 * k - 1)), default=0)
-    assert c.unique_k_coherence == brute
+    brute = {  # ours is from a float32 coherence: at the limit either will do
+        max((k for k in range(1, n + 1) if values.max() + e < 1 / (2 * k - 1)), default=0)
+        for e in (-1e-6, 1e-6)
+    }
+    assert c.unique_k_coherence in brute
 
 
 # ------------------------------------------------------------------------ samples

@@ -18,6 +18,18 @@ static inline __attribute__((always_inline)) __m512i dpwssd(__m512i acc, __m512i
     return acc;
 }
 
+static __mmask16 first(int64_t n) /* lanes */
+{
+    return (__mmask16)(n >= 16 ? 0xffff : (1 << ATOMS_MAX(n, 0)) - 1);
+}
+
+/* Products of unit rows as SHORT_ONEths; what is beyond 1 saturates. */
+static void store_short(int16_t *to, __m512 products)
+{
+    __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(products, _mm512_set1_ps(SHORT_ONE)));
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtsepi32_epi16(q));
+}
+
 /* Coordinates from .. from + CHUNK of a row in units of norm / 32767; adds to *lost the square of what that takes. */
 static void round_chunk(int64_t d, const float *a, int64_t from, int64_t ld, float norm, int16_t *to, float *unit,
                         double *lost)
@@ -26,16 +38,14 @@ static void round_chunk(int64_t d, const float *a, int64_t from, int64_t ld, flo
     __m512d sum = _mm512_setzero_pd();
     *unit = norm / 32767;
     for (int64_t j = from; j < ATOMS_MIN(ld, from + CHUNK); j += 16) {
-        __mmask16 in = (__mmask16)(d - j >= 16 ? 0xffff : (1 << ATOMS_MAX(d - j, 0)) - 1);
-        __mmask16 out = (__mmask16)(ld - j >= 16 ? 0xffff : (1 << (ld - j)) - 1);
-        __m512 x = _mm512_maskz_loadu_ps(in, a + j), q = _mm512_mul_ps(x, per_unit);
+        __m512 x = _mm512_maskz_loadu_ps(first(d - j), a + j), q = _mm512_mul_ps(x, per_unit);
         q = _mm512_max_ps(_mm512_min_ps(q, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
         __m512i units = _mm512_cvtps_epi32(q);
         __m512 rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(units), _mm512_set1_ps(*unit), x);
         rest = _mm512_mul_ps(rest, rest);
         sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_castps512_ps256(rest)));
         sum = _mm512_add_pd(sum, _mm512_cvtps_pd(_mm512_extractf32x8_ps(rest, 1)));
-        _mm256_mask_storeu_epi16(to + j, out, _mm512_cvtsepi32_epi16(units));
+        _mm256_mask_storeu_epi16(to + j, first(ld - j), _mm512_cvtsepi32_epi16(units));
     }
     *lost += _mm512_reduce_add_pd(sum);
 }
@@ -44,8 +54,7 @@ static float chunk_norm(int64_t d, const float *a, int64_t from)
 {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t j = from; j < ATOMS_MIN(d, from + CHUNK); j += 16) {
-        __mmask16 in = (__mmask16)(d - j >= 16 ? 0xffff : (1 << (d - j)) - 1);
-        __m512 x = _mm512_maskz_loadu_ps(in, a + j);
+        __m512 x = _mm512_maskz_loadu_ps(first(d - j), a + j);
         sum = _mm512_fmadd_ps(x, x, sum);
     }
     float norm = sqrtf(_mm512_reduce_add_ps(sum));
@@ -153,12 +162,10 @@ static inline __attribute__((always_inline)) void products(int64_t m, const int1
                 int64_t at = (i + a) * out_ld + p * PANEL;
 #pragma GCC unroll 4
                 for (int b = 0; b < 4; b++)
-                    if (coarse) {
-                        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(total[a][b], _mm512_set1_ps(SHORT_ONE)));
-                        _mm256_storeu_si256((__m256i *)(coarse + at + 16 * b), _mm512_cvtsepi32_epi16(q));
-                    } else {
+                    if (coarse)
+                        store_short(coarse + at + 16 * b, total[a][b]);
+                    else
                         _mm512_storeu_ps(out + at + 16 * b, total[a][b]);
-                    }
             }
         }
 }
@@ -179,10 +186,8 @@ void atoms_unit_gram(const atoms_units *u, int64_t i, int64_t j, int64_t rows, i
 
 void atoms_round_gram(int64_t n, const float *a, int16_t *to)
 {
-    for (int64_t j = 0; j < n; j += 16) {
-        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(a + j), _mm512_set1_ps(SHORT_ONE)));
-        _mm256_storeu_si256((__m256i *)(to + j), _mm512_cvtsepi32_epi16(q)); /* what is beyond 1 saturates */
-    }
+    for (int64_t j = 0; j < n; j += 16)
+        store_short(to + j, _mm512_loadu_ps(a + j));
 }
 
 #include "recovery_f32x16.h"

@@ -118,8 +118,8 @@ ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d,
 /* ---------------------------------------------------------------- recovery */
 
 /* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
- * once asked for, or a coarse one. Immutable after atoms_dict_gram and atoms_dict_coarse: any number of
- * threads may share it. */
+ * once asked for, whole, coarse, or both whole and rounded. Immutable but for atoms_dict_gram and the three calls
+ * below it, one at a time: any number of threads may share it. */
 typedef struct atoms_dict atoms_dict;
 
 /* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in

@@ -45,6 +45,18 @@ void atoms_test_dgemm(char *ta, char *tb, int *m, int *n, int *k, double *alpha,
  * does. Tells whether a failure was served since the last call. */
 bool atoms_test_fail_alloc(int nth);
 
+/* The call again and again, its first, second, ... allocation failing, until none does: so it must say, and nothing
+ * else. `nth`, an int of the caller's, ends as the one that was not needed, or `most`. */
+#define CHECK_SHORT_MEMORY(nth, most, ...)                                                         \
+    for (nth = 1; nth < (most); nth++) {                                                           \
+        atoms_test_fail_alloc(nth);                                                                \
+        atoms_status status = __VA_ARGS__;                                                         \
+        bool served = atoms_test_fail_alloc(0);                                                    \
+        CHECK(status == (served ? ATOMS_ERR_MEMORY : ATOMS_OK));                                   \
+        if (!served)                                                                               \
+            break;                                                                                 \
+    }
+
 /* A repeatable number in [-1, 1). */
 double atoms_test_random(uint64_t *state);
 

@@ -143,15 +143,8 @@ TEST(metric_out_of_memory)
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
         for (int r = 0; r < 3; r++) {
-            int nth = 1;
-            for (; nth < 100; nth++) {
-                atoms_test_fail_alloc(nth);
-                atoms_status status = runs[r](ctx, t);
-                bool served = atoms_test_fail_alloc(0);
-                CHECK(status == (served ? ATOMS_ERR_MEMORY : ATOMS_OK));
-                if (!served)
-                    break;
-            }
+            int nth;
+            CHECK_SHORT_MEMORY(nth, 100, runs[r](ctx, t));
             CHECK(nth > 1 && nth < 100);
         }
         atoms_ctx_free(ctx);

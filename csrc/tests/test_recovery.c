@@ -89,24 +89,11 @@ TEST(recovery_short_memory)
     for (int i = 0; i < atoms_test_contexts(); i += atoms_test_contexts() - 1) {
         atoms_ctx *ctx = atoms_test_context(i);
         atoms_dict *dict = NULL;
-        for (int nth = 1;; nth++) {
-            atoms_test_fail_alloc(nth);
-            atoms_status status =
-                atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict);
-            bool failed = atoms_test_fail_alloc(0);
-            CHECK(status == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
-            if (!failed)
-                break;
-        }
+        int nth;
+        CHECK_SHORT_MEMORY(nth, 200, atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict));
+        CHECK(dict != NULL);
         for (int method = 0; method < METHODS; method++)
-            for (int nth = 1; nth < 200; nth++) {
-                atoms_test_fail_alloc(nth);
-                atoms_status status = run(ctx, dict, method, x, &c);
-                bool failed = atoms_test_fail_alloc(0);
-                CHECK(status == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
-                if (!failed)
-                    break;
-            }
+            CHECK_SHORT_MEMORY(nth, 200, run(ctx, dict, method, x, &c));
         atoms_dict_free(dict);
         atoms_ctx_free(ctx);
     }
@@ -178,6 +165,13 @@ TEST(recovery_short_products_keep_their_bounds)
     atoms_ctx_free(ctx);
 }
 
+static atoms_status short_matrices(const atoms_ctx *ctx, atoms_dict *dict, int coarse)
+{
+    atoms_status status = coarse ? atoms_dict_coarse(ctx, dict) : atoms_dict_gram(ctx, dict);
+    status = status == ATOMS_OK ? atoms_dict_units(ctx, dict) : status;
+    return status == ATOMS_OK ? atoms_dict_fine(ctx, dict) : status;
+}
+
 TEST(recovery_short_gram_matrices_in_short_memory)
 {
     static double atoms[ATOMS * D];
@@ -187,16 +181,8 @@ TEST(recovery_short_gram_matrices_in_short_memory)
     for (int coarse = 0; coarse < 2; coarse++) {
         atoms_dict *dict = NULL;
         CHECK(atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F32, &dict) == ATOMS_OK);
-        for (int nth = 1; nth < 50; nth++) {
-            atoms_test_fail_alloc(nth);
-            atoms_status status = coarse ? atoms_dict_coarse(ctx, dict) : atoms_dict_gram(ctx, dict);
-            status = status == ATOMS_OK ? atoms_dict_units(ctx, dict) : status;
-            status = status == ATOMS_OK ? atoms_dict_fine(ctx, dict) : status;
-            bool failed = atoms_test_fail_alloc(0);
-            CHECK(status == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
-            if (!failed)
-                break;
-        }
+        int nth;
+        CHECK_SHORT_MEMORY(nth, 50, short_matrices(ctx, dict, coarse));
         atoms_dict_free(dict);
     }
     atoms_ctx_free(ctx);

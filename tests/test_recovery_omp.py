@@ -298,7 +298,14 @@ def screened(monkeypatch, kind, X, D, k, **options):
 @pytest.mark.parametrize("selection", ["omp", "ols"])
 @pytest.mark.parametrize(
     "n_atoms,d,k,noise",
-    [(1, 1, 1, 0.0), (65, 33, 4, 0.3), (700, 97, 16, 0.0), (700, 97, 40, 0.0), (700, 97, 40, 0.5)],
+    [
+        (1, 1, 1, 0.0),
+        (65, 33, 4, 0.3),
+        (700, 97, 16, 0.0),
+        (700, 97, 12, 0.5),
+        (700, 97, 40, 0.0),
+        (700, 97, 40, 0.5),
+    ],
 )
 def test_screens_of_16_bits_choose_what_float32_chooses(monkeypatch, selection, n_atoms, d, k, noise):
     X, D, _ = planted(130, n_atoms, d, k, seed=d, noise=noise, dtype=np.float32)
@@ -336,7 +343,7 @@ def test_screens_of_16_bits_over_nearly_dependent_atoms(monkeypatch, selection, 
     norms = np.linalg.norm(X, axis=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecoveryWarning)
-        for k in (2, 9, 40):
+        for k in (2, 9, 16, 40):
             want, info = screened(monkeypatch, "none", X, D, k, selection=selection)
             for kind in ("correlations", "coarse Gram"):
                 codes, said = screened(monkeypatch, kind, X, D, k, selection=selection)

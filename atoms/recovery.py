@@ -12,9 +12,9 @@ returns a :class:`RecoveryInfo` with a status for each signal beside the codes, 
 
 Signals are read in blocks, so memory maps of any length will do. Peak memory is the dictionary
 (where OMP screens by 16-bit products as much again, later half of that) and its Gram matrix
-(``n_atoms ** 2`` numbers, half as much again where OMP screens, never more than `gram_bytes`), one block of signals with its codes at full
-width (64 MB, or 256 signals if those need more), the codes returned, twice while the blocks are joined,
-and 24 bytes a signal for what became of it.
+(``n_atoms ** 2`` numbers, half as much again where OMP screens, never more than `gram_bytes`), one block
+of signals with its codes at full width (64 MB, or 256 signals if those need more), the codes returned,
+twice while the blocks are joined, and 24 bytes a signal for what became of it.
 """
 
 from __future__ import annotations
@@ -394,11 +394,12 @@ def omp(
     With t atoms chosen a step costs ``n_atoms * t`` multiplications a signal where the Gram matrix
     fits, ``n_atoms * d_in`` where it does not. In float32 the search runs on 16-bit integers
     with an error bound; every atom that could win within the bound is evaluated again at full
-    precision, so selections are those of float32. With AVX-512 VNNI, 64 signals or more and at most
-    16 nonzeros the correlations are 16-bit products too, and over 1,024 atoms or more, few of them with
-    near neighbours, so is the Gram matrix, of 2 bytes an element instead of 4. An atom counts as
-    dependent when the squared norm of its part outside the span is below 3e-5 (float32) or 1e-12
-    (float64); it is left out and the status says so. A signal that is explained down to rounding stops early.
+    precision, so selections are those of float32. With AVX-512 VNNI and 64 signals or more the
+    correlations are 16-bit products too, and the search reads the Gram matrix rounded to 16 bits (6 bytes an
+    element in all); for at most 16 nonzeros over 1,024 atoms or more, few of them with near neighbours, a
+    Gram matrix of 16-bit products alone (2 bytes) takes its place. An atom counts as dependent when
+    the squared norm of its part outside the span is below 3e-5 (float32) or 1e-12 (float64); it is left out
+    and the status says so. A signal that is explained down to rounding stops early.
 
     References
     ----------

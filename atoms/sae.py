@@ -371,7 +371,7 @@ class SparseAutoencoder(Estimator):
         start = self._starting_thresholds(centred, D)
         if self.activation == "jumprelu":
             self._set(_THRESHOLD, np.maximum(start, 0))
-        else:  # else the k largest would be those along the few strongest directions, in every sample
+        else:  # without it the k largest are those along the few strongest directions, in every sample
             self._set(_B_ENC, -start)
         if not self.tied:
             self._scale_encoder(sample, centred)

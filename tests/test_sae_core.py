@@ -253,7 +253,7 @@ def codes(sae, x, ctx):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("n,d,s", [(1, 1, 1), (65, 33, 97), (700, 97, 500), (130, 700, 390)])
+@pytest.mark.parametrize("n,d,s", [(1, 1, 1), (65, 33, 97), (700, 97, 500), (130, 700, 390), (1090, 650, 70)])
 def test_same_bits_for_every_screen_isa_and_thread_count(activation, n, d, s, contexts):
     params = start(d, s, 9)
     x = np.random.default_rng(10).standard_normal((n, d)).astype(np.float32) * 2

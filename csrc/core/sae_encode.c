@@ -134,7 +134,7 @@ static void ask_for_row(const atoms_rows *x, int64_t i, int64_t d)
     const char *from = row_address(x, i);
     int64_t bytes = x->col_stride == 1 ? d * (int64_t)atoms_dtype_size(x->dtype) : 0;
     for (int64_t at = 0; at < bytes; at += 64)
-        __builtin_prefetch(from + at);
+        __builtin_prefetch(from + at, 0, 2);
 }
 
 /* Row i of the batch in float32: the caller's own where nothing is to be converted, else in `room`. */
@@ -237,16 +237,18 @@ typedef struct {
     int64_t *start;    /* (d_sae + 1,) candidates of each latent */
     int32_t *row;      /* (cap,) sample within the group */
     float *z;          /* (cap,) */
+    float *strip;      /* (GROUP * PANEL, columns) of x, where there are several strips */
 } scratch;
 
 static bool scratch_new(scratch *s, const atoms_sae *sae)
 {
-    bool f32 = sae->screen.kind == ATOMS_SCREEN_F32;
+    bool f32 = sae->screen.kind == ATOMS_SCREEN_F32, strips = sae_strip(sae->width) < sae->width;
     memset(s, 0, sizeof *s);
     s->mask = atoms_alloc(GROUP * sae->rows, sizeof *s->mask);
     s->tile = f32 ? atoms_alloc(BLOCK * GROUP * PANEL, sizeof *s->tile) : NULL;
     s->start = atoms_alloc(sae->p.d_sae + 1, sizeof *s->start);
-    return s->mask && s->start && (!f32 || s->tile);
+    s->strip = strips ? atoms_alloc(GROUP * PANEL * sae_strip(sae->width), sizeof *s->strip) : NULL;
+    return s->mask && s->start && (!f32 || s->tile) && (!strips || s->strip);
 }
 
 static void scratch_free(scratch *s)
@@ -256,6 +258,7 @@ static void scratch_free(scratch *s)
     atoms_free(s->start);
     atoms_free(s->row);
     atoms_free(s->z);
+    atoms_free(s->strip);
 }
 
 /* What the screens compare with, from the floors. */
@@ -327,36 +330,46 @@ static bool gather_candidates(const atoms_sae *sae, const sae_batch *b, int64_t 
         s->cap = n + n / 4;
         atoms_free(s->row);
         atoms_free(s->z);
-        s->row = atoms_alloc(s->cap, sizeof *s->row);
+        s->row = atoms_alloc(s->cap + 3, sizeof *s->row);
         s->z = atoms_alloc(s->cap, sizeof *s->z);
         if (!s->row || !s->z)
             return false;
     }
     int32_t *row = s->row;
     for (int64_t j = 0; j < sae->p.d_sae; j++)
-        for (int64_t p = 0; p < np; p++)
-            for (uint64_t m = s->mask[p * sae->rows + j]; m; m &= m - 1)
-                *row++ = (int32_t)(p * PANEL + __builtin_ctzll(m));
+        for (int64_t p = 0; p < np; p++) {
+            uint64_t m = s->mask[p * sae->rows + j];
+            int count = __builtin_popcountll(m);
+            /* by fours, the last ones idle: a branch for each bit would be mispredicted for each mask */
+            for (int i = 0; i < count; i += 4)
+                for (int k = 0; k < 4; k++, m &= m - 1)
+                    row[i + k] = (int32_t)(p * PANEL + __builtin_ctzll(m | (uint64_t)1 << 63));
+            row += count;
+        }
     return true;
 }
 
 /* Exact z of the candidates, a strip of the columns at a time, so that the group's strip of x stays
- * in the second-level cache while the encoder's rows stream by. */
+ * in the second-level cache while the encoder's rows stream by. One of several strips is copied together:
+ * on few pages, and away from neighbours that would be fetched in vain. */
 static void exact_group(const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
-                        int64_t p0, scratch *s)
+                        int64_t p0, int64_t np, scratch *s)
 {
     int64_t ld = sae->ld, strip = sae_strip(sae->width);
     memset(s->z, 0, (size_t)s->start[sae->p.d_sae] * sizeof *s->z);
     for (int64_t c = 0; c < sae->width; c += strip) {
         int64_t columns = ATOMS_MIN(strip, sae->width - c);
         const float *x = b->xc + p0 * PANEL * ld + c;
+        for (int64_t i = 0; s->strip && i < np * PANEL; i++)
+            memcpy(s->strip + i * strip, x + i * ld, (size_t)columns * sizeof *x);
         for (int64_t j = 0; j < sae->p.d_sae; j++) {
             int64_t from = s->start[j], n = s->start[j + 1] - from, ahead = j + 4;
             if (ahead < sae->p.d_sae && s->start[ahead + 1] > s->start[ahead])
                 for (int64_t i = c; i < c + columns; i += 16)
-                    __builtin_prefetch(sae->enc.w + ahead * ld + i);
+                    __builtin_prefetch(sae->enc.w + ahead * ld + i, 0, 2);
             if (n)
-                k->dots(columns, n, sae->enc.w + j * ld + c, x, ld, s->row + from, s->z + from);
+                k->dots(columns, n, sae->enc.w + j * ld + c, s->strip ? s->strip : x, s->strip ? strip : ld,
+                        s->row + from, s->z + from);
         }
     }
 }
@@ -380,11 +393,20 @@ bool sae_list_reserve(panel_list *l, int64_t n)
 static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t np, scratch *s)
 {
     int32_t at[GROUP * PANEL] = {0};
-    for (int64_t j = 0; j < sae->p.d_sae; j++)
-        for (int64_t e = s->start[j]; e < s->start[j + 1]; e++) {
-            s->z[e] += sae->b_enc.w[j];
-            at[s->row[e]] += s->z[e] > b->floor[j];
+    int64_t n = 0, e = 0;
+    for (int64_t j = 0; j < sae->p.d_sae; j++) {
+        float bias = sae->b_enc.w[j], floor = b->floor[j];
+        s->start[j] = n;
+        for (; e < s->start[j + 1]; e++) { /* those that stay move up, without a branch */
+            float z = s->z[e] + bias;
+            int32_t row = s->row[e], active = z > floor;
+            s->z[n] = z;
+            s->row[n] = row;
+            at[row] += active;
+            n += active;
         }
+    }
+    s->start[sae->p.d_sae] = n;
     for (int64_t p = 0; p < np; p++) {
         panel_list *l = &b->list[p0 + p];
         l->start[0] = 0;
@@ -397,13 +419,12 @@ static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t n
             return false;
     }
     for (int64_t j = 0; j < sae->p.d_sae; j++)
-        for (int64_t e = s->start[j]; e < s->start[j + 1]; e++)
-            if (s->z[e] > b->floor[j]) {
-                panel_list *l = &b->list[p0 + s->row[e] / PANEL];
-                int32_t to = at[s->row[e]]++;
-                l->latent[to] = (int32_t)j;
-                l->z[to] = s->z[e];
-            }
+        for (e = s->start[j]; e < s->start[j + 1]; e++) {
+            panel_list *l = &b->list[p0 + s->row[e] / PANEL];
+            int32_t to = at[s->row[e]]++;
+            l->latent[to] = (int32_t)j;
+            l->z[to] = s->z[e];
+        }
     return true;
 }
 
@@ -418,12 +439,13 @@ static atoms_status list_group(atoms_team *team, const atoms_sae *sae, const ato
     double t1 = sae_now();
     if (!gather_candidates(sae, b, p0, np, s))
         return ATOMS_ERR_MEMORY;
-    exact_group(sae, k, b, p0, s);
+    double candidates = (double)s->start[sae->p.d_sae];
+    exact_group(sae, k, b, p0, np, s);
     if (!fill_lists(sae, b, p0, np, s))
         return ATOMS_ERR_MEMORY;
     for (int64_t p = 0; p < np; p++)
         l[p].candidates = l[p].seconds[0] = l[p].seconds[1] = 0;
-    l->candidates = (double)s->start[sae->p.d_sae];
+    l->candidates = candidates;
     l->seconds[0] = t1 - t0;
     l->seconds[1] = sae_now() - t1;
     return ATOMS_OK;

@@ -304,7 +304,8 @@ typedef struct {
 
 static latent_cut cut_latents(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b)
 {
-    int64_t s = sae->p.d_sae, tasks = 2 * (int64_t)ctx->p.num_threads;
+    /* a thread's strips come into the cache once for each task; prefixes' latents are of unequal use */
+    int64_t s = sae->p.d_sae, tasks = (sae->p.n_prefixes > 1 ? 2 : 1) * (int64_t)ctx->p.num_threads;
     int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
     if (b->dense)
         return (latent_cut){PART, PART, sae->width};

@@ -364,9 +364,13 @@ static void exact_group(const atoms_sae *sae, const atoms_sae_kernels *k, const 
             memcpy(s->strip + i * strip, x + i * ld, (size_t)columns * sizeof *x);
         for (int64_t j = 0; j < sae->p.d_sae; j++) {
             int64_t from = s->start[j], n = s->start[j + 1] - from, ahead = j + 4;
-            if (ahead < sae->p.d_sae && s->start[ahead + 1] > s->start[ahead])
+            if (ahead < sae->p.d_sae && s->start[ahead + 1] > s->start[ahead]) {
                 for (int64_t i = c; i < c + columns; i += 16)
-                    __builtin_prefetch(sae->enc.w + ahead * ld + i, 0, 2);
+                    if (s->strip) /* a few lines; a whole row would wait for the first level's miss buffers */
+                        __builtin_prefetch(sae->enc.w + ahead * ld + i);
+                    else
+                        __builtin_prefetch(sae->enc.w + ahead * ld + i, 0, 2);
+            }
             if (n)
                 k->dots(columns, n, sae->enc.w + j * ld + c, s->strip ? s->strip : x, s->strip ? strip : ld,
                         s->row + from, s->z + from);

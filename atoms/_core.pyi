@@ -105,6 +105,7 @@ def sae_new(
 ) -> Any: ...
 def sae_get(sae: Any, field: int, out: NDArray[Any], /) -> None: ...
 def sae_set(sae: Any, field: int, values: NDArray[Any], /) -> None: ...
+def sae_nonfinite(sae: Any, /) -> int: ...
 def sae_reset(
     ctx: Context,
     sae: Any,
@@ -130,6 +131,7 @@ def sae_step(
     aux_k: int = ...,
     dead_after: int = ...,
     aux_coefficient: float = ...,
+    dead_rise: float = ...,
     index: NDArray[np.int64] | None = ...,
     shift: NDArray[np.float32] | None = ...,
     scale: float = ...,

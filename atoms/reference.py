@@ -154,6 +154,27 @@ def lasso(x: Array, dictionary: ArrayLike, alpha: float, positive: bool = False,
 # ---- sae
 
 
+def rounded_moments(m: Array, v: Array, step: int, decoder: bool) -> tuple[Array, Array]:
+    """A matrix' Adam moments as the core keeps them after its update number `step`: bfloat16, rounded at random.
+
+    The lower 16 bits of a number are the chance in 65,536 of rounding up. The random bits are a hash
+    of step, row and column, so that they are the same for any number of threads.
+    """
+    h = np.uint64(step - 1) << np.uint64(32) ^ (2 * np.arange(len(m), dtype=np.uint64) + np.uint64(not decoder))
+    h = (h ^ h >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ h >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    column = np.arange(m.shape[1], dtype=np.uint32) * np.uint32(0x9E3779B9)
+    r = (h >> np.uint64(32)).astype(np.uint32)[:, None] + column
+    r = (r ^ r >> np.uint32(16)) * np.uint32(0x7FEB352D)
+    r = r ^ r >> np.uint32(15)
+
+    def kept(x: Array, random: Array) -> Array:
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32) + random
+        return np.asarray((bits & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64))
+
+    return kept(m, r & np.uint32(0xFFFF)), kept(v, r >> np.uint32(16))
+
+
 class SparseAutoencoderTwin:
     """One training step of the core's autoencoder in float64, every latent computed.
 
@@ -255,6 +276,9 @@ class SparseAutoencoderTwin:
         m = self.m[name] / (1 - self.beta1**self.step_count)
         v = self.v[name] / (1 - self.beta2**self.step_count)
         u = m / (np.sqrt(v) + self.epsilon)
+        if g.ndim == 2:
+            kept = rounded_moments(self.m[name], self.v[name], self.step_count, name == "W_dec")
+            self.m[name], self.v[name] = kept
         if self.clip:
             rms = np.sqrt((u * u).mean(axis=1, keepdims=True)) if u.ndim == 2 else np.abs(u)
             u = u * np.minimum(1, self.clip / np.maximum(rms, 1e-300))
@@ -262,7 +286,7 @@ class SparseAutoencoderTwin:
 
     def step(
         self, x: Array, learning_rate: float, threshold_rate: float, *, threshold_shift: float = 0.0,
-        silent_after: int = 0, silent_factor: float = 1.0, **kwargs: Any,
+        silent_after: int = 0, silent_factor: float = 1.0, dead_rise: float = 0.0, **kwargs: Any,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         x = np.asarray(x, np.float64)
         error, penalty, l0, g = self.gradients(x, **kwargs)
@@ -285,6 +309,7 @@ class SparseAutoencoderTwin:
         if self.activation == "jumprelu":
             np.maximum(0, p["threshold"] + threshold_shift * near, out=p["threshold"])
             p["threshold"] *= np.where(silent, silent_factor, 1.0)
+            p["b_enc"] += np.where(self.samples - self.last_fired >= kwargs.get("dead_after", 0), dead_rise, 0.0)
         return error, penalty, l0
 
 

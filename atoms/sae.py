@@ -51,6 +51,10 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[:: -(-len(rows) // most)]
 
 
+def _slices(n: int, size: int = 1024) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
 class TrainingDiverged(ArithmeticError):
     """The loss or the model became non-finite."""
 
@@ -112,8 +116,8 @@ class SparseAutoencoder(Estimator):
         place of clipping by the global gradient norm, which would need a pass of its own.
     dead_after : float
         A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
-        direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
-        of that, its threshold comes down until it fires (``"jumprelu"``). 0: neither. Runs too short for
+        direction of what is left unexplained; in the last `decay` of the steps its bias rises instead. After
+        a quarter of that, its threshold comes down until it fires (both ``"jumprelu"``). 0: neither. Runs too short for
         several such times find more with 50 to 300.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
@@ -143,8 +147,8 @@ class SparseAutoencoder(Estimator):
     Notes
     -----
     A step costs 2 d_in d_sae operations for each sample to find the active latents, at the speed of 8-bit
-    products where the CPU has them, and about 8 d_in L0 for the rest. Memory: 25 d_in d_sae bytes
-    (13 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held.
+    products where the CPU has them, and about 8 d_in L0 for the rest. Memory: 17 d_in d_sae bytes
+    (9 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held.
 
     Training begins with directions of samples as decoder rows and the encoder their transpose, scaled by the
     one factor that reconstructs best; thresholds (of the others, minus their encoder biases) are where each
@@ -361,10 +365,13 @@ class SparseAutoencoder(Estimator):
         d, s = sample.shape[1], int(self.d_sae)
         mean = sample.mean(axis=0, dtype=np.float64)
         centred = sample - mean.astype(np.float32)
-        D = centred[rng.choice(len(centred), s, replace=len(centred) < s)].astype(np.float64)
+        chosen = rng.choice(len(centred), s, replace=len(centred) < s)
         # samples repeat when there are fewer than latents, and some may be zero: noise breaks ties
-        D += rng.standard_normal((s, d)) * (0.3 * np.sqrt((centred.astype(np.float64) ** 2).mean()) + 1e-12)
-        D = (D / np.linalg.norm(D, axis=1, keepdims=True)).astype(np.float32)
+        noise = 0.3 * np.sqrt(np.einsum("ij,ij->", centred, centred, dtype=np.float64) / centred.size) + 1e-12
+        D = np.empty((s, d), np.float32)
+        for block in _slices(s):
+            rows = centred[chosen[block]] + rng.standard_normal((len(chosen[block]), d)) * noise
+            D[block] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         self._set(_W_ENC, D)
         self._set(_W_DEC, D)
         self._set(_B_DEC, mean)
@@ -588,9 +595,9 @@ class SparseAutoencoder(Estimator):
 
     def _check_model(self, step: int, path: Any) -> None:
         """A step of finite loss can leave weights that are not: no checkpoint takes their place, and no result."""
-        for field in (_W_ENC, _W_DEC, _B_ENC, _B_DEC, _THRESHOLD):
-            if not np.isfinite(self._get(field)).all():
-                raise self._diverged(step, f"{_FIELDS[field]} became non-finite", path)
+        field = _core.sae_nonfinite(self._core)
+        if field >= 0:
+            raise self._diverged(step, f"{_FIELDS[field]} became non-finite", path)
 
     def _publish_cut(self) -> None:
         """BatchTopK's inference threshold: the running mean of the lowest active z of a batch."""
@@ -613,17 +620,17 @@ class SparseAutoencoder(Estimator):
 
     def _step(self, ctx: Any, step: int, batch: _Batch) -> dict[str, Any]:
         c, rate = self._control, self._rate(step)
-        window = self._dead_window()
-        due = (
-            window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay)
-        )
+        window, last_part = self._dead_window(), step > self.max_steps * (1 - self.decay)
+        due = window and step % max(1, window // len(batch)) == 0 and not last_part
         resample = due and not self.aux_k and len(self._dead()) > 0
         err = np.empty((len(batch), self.n_features_in_), np.float32) if resample else None
-        # silent latents' thresholds come down by a factor e within a quarter of the window
+        # silent latents' thresholds come down by a factor e within a quarter of the window; where dead ones get
+        # no new direction any more their biases rise by one, for their z may not be above zero in any sample
         factor = float(np.exp(-min(1.0, 4 * len(batch) / window))) if window else 1.0
         stats: dict[str, Any] = _core.sae_step(
             ctx, self._core, batch.X, rate, rate, c["price"], c["l1"], c["shift"], self._k, err, window // 4, factor,
-            int(self.aux_k), window, float(self.aux_coefficient), batch.rows, batch.shift, batch.scale,
+            int(self.aux_k), window, float(self.aux_coefficient), 1 - factor if last_part else 0.0,
+            batch.rows, batch.shift, batch.scale,
         )  # fmt: skip
         self._steer(stats, rate)
         if err is not None:
@@ -895,15 +902,20 @@ class SparseAutoencoder(Estimator):
         folded: dict[str, np.ndarray] | None = getattr(self, "_folded", None)
         if folded is None:
             shift, forward, back = self._maps()
-            E, D = self._get(_W_ENC).astype(np.float64), self._get(_W_DEC).astype(np.float64)
+            W, D, b_enc = self._get(_W_ENC), self._get(_W_DEC), self._get(_B_ENC)
             b_dec = self._get(_B_DEC).astype(np.float64)
-            thr = self._get(_THRESHOLD)
+            W_enc = np.empty(W.shape[::-1], np.float32)
+            for block in _slices(len(W)):  # float64 would be twice as large as all of them
+                E = W[block].astype(np.float64)
+                W_enc[:, block] = forward @ E.T
+                b_enc[block] -= E @ (shift @ forward + b_dec)
+                D[block] = D[block].astype(np.float64) @ back
             folded = {
-                "W_enc": np.ascontiguousarray(forward @ E.T, np.float32),
-                "b_enc": (self._get(_B_ENC) - E @ (shift @ forward + b_dec)).astype(np.float32),
-                "W_dec": np.ascontiguousarray(D @ back, np.float32),
+                "W_enc": W_enc,
+                "b_enc": b_enc,
+                "W_dec": D,
                 "b_dec": (b_dec @ back + shift).astype(np.float32),
-                "threshold": thr,
+                "threshold": self._get(_THRESHOLD),
             }
             self._folded = folded
         return folded

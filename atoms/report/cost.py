@@ -156,7 +156,7 @@ def estimate(config: Config, *, workers: int | None = None, threads: int = 1) ->
     training = samples / rate / workers
     widest = max([config.width, *(w * g.unit for w in g.widths if g.layer is not None)])
     job_mb = (
-        25 * d * widest * d + 4 * d * (config.train_tokens + 3 * config.eval_rows) + 24 * d * d
+        17 * d * widest * d + 4 * d * (config.train_tokens + 3 * config.eval_rows) + 24 * d * d
     ) / 1e6 + 150
     model_mb = 0.0 if config.activations else (4 * config.parameters + 4 * 1024 * d * shift) / 1e6 + 500
     return Estimate(

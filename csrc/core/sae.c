@@ -1,6 +1,9 @@
 /* sae.c: the model: memory, access to its arrays, codes and decoding. */
 #include "sae.h"
 
+#include <float.h>
+#include <math.h>
+
 /* ----------------------------------------------------------------- model */
 
 void atoms_sae_params_init(atoms_sae_params *p)
@@ -39,6 +42,19 @@ static void block_free(adam_block *b)
     atoms_free(b->v);
 }
 
+static bool matrix_new(adam_matrix *a, int64_t n)
+{
+    a->w = atoms_calloc(n, sizeof *a->w);
+    a->mv = atoms_calloc(n, sizeof *a->mv);
+    return a->w && a->mv;
+}
+
+static void matrix_free(adam_matrix *a)
+{
+    atoms_free(a->w);
+    atoms_free(a->mv);
+}
+
 atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *p, atoms_sae **out)
 {
     bool topk = p->activation == ATOMS_TOPK || p->activation == ATOMS_BATCHTOPK;
@@ -63,12 +79,12 @@ atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *p, atom
     sae->ld = sae->width / 16 % 2 ? sae->width : sae->width + 16;
     sae->rows = (p->d_sae + BLOCK - 1) / BLOCK * BLOCK;
     int64_t s = sae->rows;
-    bool ok = block_new(&sae->dec, s * sae->ld) && block_new(&sae->b_enc, s) &&
+    bool ok = matrix_new(&sae->dec, s * sae->ld) && block_new(&sae->b_enc, s) &&
               block_new(&sae->thr, s) && block_new(&sae->b_dec, sae->ld);
     if (ok && p->tied)
         sae->enc = sae->dec;
     else if (ok)
-        ok = block_new(&sae->enc, s * sae->ld);
+        ok = matrix_new(&sae->enc, s * sae->ld);
     ok = ok && (sae->last_fired = atoms_calloc(s, sizeof *sae->last_fired)) &&
          (w->q = atoms_calloc(s * sae->width, w->kind == ATOMS_SCREEN_INT16 ? 2 : w->kind == ATOMS_SCREEN_INT8)) &&
          (w->offset = atoms_calloc(s, sizeof *w->offset)) &&
@@ -88,8 +104,8 @@ void atoms_sae_free(atoms_sae *sae)
     if (!sae)
         return;
     if (sae->enc.w != sae->dec.w)
-        block_free(&sae->enc);
-    block_free(&sae->dec);
+        matrix_free(&sae->enc);
+    matrix_free(&sae->dec);
     block_free(&sae->b_enc);
     block_free(&sae->b_dec);
     block_free(&sae->thr);
@@ -110,16 +126,40 @@ const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae)
 
 /* ---------------------------------------------------------------- fields */
 
-static float *field_pointer(const atoms_sae *sae, atoms_sae_field field)
-{
-    const adam_block *blocks[] = {&sae->enc, &sae->dec, &sae->b_enc, &sae->b_dec, &sae->thr};
-    const adam_block *b = blocks[field % 5];
-    return field < ATOMS_W_ENC_M ? b->w : field < ATOMS_W_ENC_V ? b->m : b->v;
-}
-
 static bool is_matrix(atoms_sae_field field)
 {
     return field < ATOMS_LAST_FIRED && field % 5 <= ATOMS_W_DEC;
+}
+
+/* A vector, or a matrix' weights. */
+static float *field_pointer(const atoms_sae *sae, atoms_sae_field field)
+{
+    if (field <= ATOMS_W_DEC)
+        return field == ATOMS_W_ENC ? sae->enc.w : sae->dec.w;
+    const adam_block *blocks[] = {&sae->b_enc, &sae->b_dec, &sae->thr}, *b = blocks[field % 5 - ATOMS_B_ENC];
+    return field < ATOMS_W_ENC_M ? b->w : field < ATOMS_W_ENC_V ? b->m : b->v;
+}
+
+static bool is_moment(atoms_sae_field field)
+{
+    return field >= ATOMS_W_ENC_M && is_matrix(field);
+}
+
+/* Moments of a matrix to float32, or from it, to the nearest and of ties to the even one. */
+static void copy_moments(const atoms_sae *sae, atoms_sae_field field, bool set, float *values)
+{
+    uint32_t *mv = field % 5 == ATOMS_W_ENC ? sae->enc.mv : sae->dec.mv, bits;
+    int shift = field < ATOMS_W_ENC_V ? 16 : 0;
+    for (int64_t j = 0; j < sae->p.d_sae; j++, mv += sae->ld)
+        for (int64_t c = 0; c < sae->p.d_in; c++, values++)
+            if (set) {
+                memcpy(&bits, values, sizeof bits);
+                bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+                mv[c] = (mv[c] & 0xffff0000u >> shift) | bits << shift;
+            } else {
+                bits = mv[c] >> shift << 16;
+                memcpy(values, &bits, sizeof bits);
+            }
 }
 
 void atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2])
@@ -142,6 +182,8 @@ void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out)
         memcpy(out, sae->counters, sizeof sae->counters);
     } else if (field == ATOMS_LAST_FIRED) {
         memcpy(out, sae->last_fired, (size_t)shape[0] * sizeof(int64_t));
+    } else if (is_moment(field)) {
+        copy_moments(sae, field, false, out);
     } else {
         int64_t ld = is_matrix(field) ? sae->ld : 1;
         const float *from = field_pointer(sae, field);
@@ -158,6 +200,8 @@ void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values)
         memcpy(sae->counters, values, sizeof sae->counters);
     } else if (field == ATOMS_LAST_FIRED) {
         memcpy(sae->last_fired, values, (size_t)shape[0] * sizeof(int64_t));
+    } else if (is_moment(field)) {
+        copy_moments(sae, field, true, (float *)(uintptr_t)values);
     } else {
         int64_t ld = is_matrix(field) ? sae->ld : 1;
         float *to = field_pointer(sae, field);
@@ -170,6 +214,22 @@ void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values)
             sae_screen_row(atoms_sae_kernels_for(ATOMS_ISA_PORTABLE), sae, j);
 }
 
+int atoms_sae_nonfinite(const atoms_sae *sae)
+{
+    for (int field = ATOMS_W_ENC; field <= ATOMS_THRESHOLD; field++) {
+        int64_t shape[2];
+        atoms_sae_shape(sae, (atoms_sae_field)field, shape);
+        const float *w = field_pointer(sae, (atoms_sae_field)field);
+        int64_t n = shape[0] * (is_matrix((atoms_sae_field)field) ? sae->ld : 1);
+        bool finite = true;
+        for (int64_t i = 0; i < n; i++)
+            finite &= fabsf(w[i]) <= FLT_MAX;
+        if (!finite)
+            return field;
+    }
+    return -1;
+}
+
 atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, const int64_t *idx,
                              const float *rows, const float *scales, const float *thresholds)
 {
@@ -180,11 +240,10 @@ atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, co
             return ATOMS_ERR_ARGUMENT;
     for (int64_t i = 0; i < k; i++) {
         int64_t j = idx[i];
-        adam_block *blocks[] = {&sae->enc, &sae->dec};
+        adam_matrix *blocks[] = {&sae->enc, &sae->dec};
         for (int b = 0; b < 2; b++) {
             memcpy(blocks[b]->w + j * ld, rows + i * d, (size_t)d * sizeof(float));
-            memset(blocks[b]->m + j * ld, 0, (size_t)ld * sizeof(float));
-            memset(blocks[b]->v + j * ld, 0, (size_t)ld * sizeof(float));
+            memset(blocks[b]->mv + j * ld, 0, (size_t)ld * sizeof(uint32_t));
         }
         for (int64_t c = 0; !sae->p.tied && c < d; c++)
             sae->enc.w[j * ld + c] *= scales[i];

@@ -13,10 +13,16 @@
 #define SLICE 256  /* samples of a tile by latent, where products are dense */
 #define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
 
-/* A parameter block with its Adam moments: n values, the same shape thrice. */
+/* A vector of parameters with its Adam moments: n values, the same shape thrice. */
 typedef struct {
     float *w, *m, *v;
 } adam_block;
+
+/* A matrix with its moments, two bfloat16 in one word, m above v: half of what an update has to move. */
+typedef struct {
+    float *w;
+    uint32_t *mv;
+} adam_matrix;
 
 /* The encoder as the screen sees it. Valid only when the encoder has not changed since. */
 typedef struct {
@@ -61,7 +67,8 @@ struct atoms_sae {
     int64_t width, ld; /* d_in rounded up to 16; floats from row to row: an odd number of cache lines, so that
                           a strip of many rows spreads over all sets of a cache */
     int64_t rows;      /* d_sae rounded up to BLOCK */
-    adam_block enc, dec, b_enc, b_dec, thr;
+    adam_matrix enc, dec;
+    adam_block b_enc, b_dec, thr;
     int64_t *last_fired;
     int64_t counters[2];
     screen_weights screen;

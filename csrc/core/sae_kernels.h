@@ -27,9 +27,11 @@ typedef struct {
     /* column += err; returns |err|^2, summed in float64 */
     double (*error_sums)(int64_t width, const float *err, float *column);
     /* One Adam update of a row w with gradient g. With `unit`, the part of g along w is removed first
-     * and w is brought back to unit norm. g is overwritten. */
-    void (*adam_row)(int64_t width, int64_t d, const atoms_adam *a, bool unit, float *g,
-                     float *m, float *v, float *w);
+     * and w is brought back to unit norm. g is overwritten. The moments in mv are bfloat16, m above v, rounded
+     * up or down at random, by `seed`, so that the mean is right: to the nearest, v would keep all that
+     * beta2 = 0.999 should take from it. */
+    void (*adam_row)(int64_t width, int64_t d, const atoms_adam *a, bool unit, uint32_t seed, float *g,
+                     uint32_t *mv, float *w);
     /* bit i set where tile[i] + slack * norm[i] >= limit, i < 64 */
     uint64_t (*reach)(const float *tile, const float *norm, float slack, float limit);
     /* xc = scale (x - shift) - b (shift NULL: x - b), returns max |xc|; *sum = |xc|^2 and column += xc in

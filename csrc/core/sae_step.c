@@ -289,6 +289,8 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
         int64_t silent = sae->counters[1] + b->n - sae->last_fired[j];
         if (u->sp->silent_after > 0 && silent >= u->sp->silent_after)
             sae->thr.w[j] *= u->sp->silent_factor;
+        if (silent >= u->sp->dead_after)
+            sae->b_enc.w[j] += u->sp->dead_rise;
     }
     return g_bias;
 }
@@ -363,14 +365,25 @@ static void row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atom
                         enc + (j - from) * ld + c);
 }
 
+/* Seed of the rounding of a matrix row's moments, for every step and row another: splitmix64's last lines. */
+static uint32_t rounding_seed(const atoms_sae *sae, int64_t row)
+{
+    uint64_t h = (uint64_t)sae->counters[0] << 32 ^ (uint64_t)row;
+    h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9u;
+    h = (h ^ h >> 27) * 0x94d049bb133111ebu;
+    return (uint32_t)(h >> 32);
+}
+
 static void update_latent(atoms_sae *sae, const atoms_sae_kernels *k, const atoms_adam *a, int64_t j,
                           float g_bias, float *g_dec, float *g_enc, float *bias_part)
 {
     int64_t at = j * sae->ld, width = sae->width, d = sae->p.d_in;
-    k->add_rows(width, 1, &g_bias, sae->enc.w + at, 0, &(int32_t){0}, bias_part);
-    k->adam_row(width, d, a, true, g_dec, sae->dec.m + at, sae->dec.v + at, sae->dec.w + at);
+    const adam_matrix *dec = &sae->dec, *enc = &sae->enc;
+    if (g_bias != 0)
+        k->add_rows(width, 1, &g_bias, enc->w + at, 0, &(int32_t){0}, bias_part);
+    k->adam_row(width, d, a, true, rounding_seed(sae, 2 * j), g_dec, dec->mv + at, dec->w + at);
     if (!sae->p.tied)
-        k->adam_row(width, d, a, false, g_enc, sae->enc.m + at, sae->enc.v + at, sae->enc.w + at);
+        k->adam_row(width, d, a, false, rounding_seed(sae, 2 * j + 1), g_enc, enc->mv + at, enc->w + at);
     adam_scalar(a, &sae->b_enc, j, g_bias);
     sae_screen_row(k, sae, j);
 }

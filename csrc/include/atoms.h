@@ -395,8 +395,9 @@ typedef struct {
     int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
                               included, has its threshold multiplied by silent_factor; 0: never */
     float silent_factor;
+    int64_t dead_after;    /* the same, and it is dead */
+    float dead_rise;       /* JUMPRELU: by so much a dead latent's encoder bias rises */
     int64_t aux_k;         /* AuxK; 0: none */
-    int64_t dead_after;
     float aux_coefficient;
 } atoms_sae_step_params;
 
@@ -414,7 +415,8 @@ typedef struct {
                                thread's share for screen, exact and decode. */
 } atoms_sae_stats;
 
-/* Arrays of the model, float32 unless said. Matrices are (d_sae, d_in), row-major. */
+/* Arrays of the model, float32 unless said. Matrices are (d_sae, d_in), row-major; their moments are kept
+ * in bfloat16, to which `set` rounds. */
 typedef enum {
     ATOMS_W_ENC = 0, ATOMS_W_DEC, ATOMS_B_ENC, ATOMS_B_DEC, ATOMS_THRESHOLD,
     ATOMS_W_ENC_M, ATOMS_W_DEC_M, ATOMS_B_ENC_M, ATOMS_B_DEC_M, ATOMS_THRESHOLD_M,
@@ -427,7 +429,7 @@ typedef struct atoms_sae atoms_sae;
 typedef struct atoms_codes atoms_codes;
 
 ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
-/* All arrays zero. Memory: about (tied ? 13 : 25) * d_in * d_sae bytes. */
+/* All arrays zero. Memory: about (tied ? 9 : 17) * d_in * d_sae bytes. */
 ATOMS_API atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *params,
                                      atoms_sae **sae);
 ATOMS_API void atoms_sae_free(atoms_sae *sae);
@@ -436,6 +438,8 @@ ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
 ATOMS_API void atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2]);
 ATOMS_API void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out);
 ATOMS_API void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values);
+/* The first of ATOMS_W_ENC .. ATOMS_THRESHOLD that holds NaN or infinity, or -1. */
+ATOMS_API int atoms_sae_nonfinite(const atoms_sae *sae);
 /* Re-initialises latents idx (k,), distinct and in range: decoder rows := rows (k, d_in), unit norm;
  * encoder rows := scales (k,) times them (tied: the same rows); b_enc := 0; threshold := thresholds
  * (k,); optimiser state := 0; fired now. */

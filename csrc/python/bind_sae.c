@@ -119,6 +119,13 @@ static PyObject *sae_set(PyObject *self, PyObject *args)
     return access_field(args, 1);
 }
 
+static PyObject *sae_nonfinite(PyObject *self, PyObject *capsule)
+{
+    (void)self;
+    handle *h = get_handle(capsule, 0);
+    return h ? PyLong_FromLong(atoms_sae_nonfinite(h->sae)) : NULL;
+}
+
 static PyObject *sae_reset(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -225,11 +232,11 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     long long k, silent_after = 0, aux_k = 0, dead_after = 0;
     float scale = 1;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLfOOf:sae_step", &ctx_obj, &capsule, &x_obj,
+    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLffOOf:sae_step", &ctx_obj, &capsule, &x_obj,
                           &sp.learning_rate, &sp.threshold_rate, &sp.l0_coefficient,
                           &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj, &silent_after,
-                          &sp.silent_factor, &aux_k, &dead_after, &sp.aux_coefficient, &index,
-                          &shift, &scale) ||
+                          &sp.silent_factor, &aux_k, &dead_after, &sp.aux_coefficient,
+                          &sp.dead_rise, &index, &shift, &scale) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 1);
@@ -368,6 +375,8 @@ PyMethodDef atoms_sae_methods[] = {
      "prefixes)"},
     {"sae_get", sae_get, METH_VARARGS, "sae_get(sae, field, out)"},
     {"sae_set", sae_set, METH_VARARGS, "sae_set(sae, field, values)"},
+    {"sae_nonfinite", sae_nonfinite, METH_O,
+     "sae_nonfinite(sae): number of the first parameter that holds NaN or infinity, or -1"},
     {"sae_reset", sae_reset, METH_VARARGS, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"},
     {"sae_step", sae_step, METH_VARARGS,
      "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "

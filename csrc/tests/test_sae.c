@@ -60,6 +60,7 @@ static const atoms_sae_step_params step_params = {.learning_rate = 1e-2f,
                                                   .k = K,
                                                   .silent_after = 100,
                                                   .silent_factor = 0.9f,
+                                                  .dead_rise = 0.1f,
                                                   .aux_k = 3,
                                                   .dead_after = 100,
                                                   .aux_coefficient = 0.5f};
@@ -152,6 +153,15 @@ TEST(sae_refuses_what_it_cannot_train)
     CHECK(atoms_sae_step(ctx, 3, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
     CHECK(stats.bad_row == 77);
     CHECK(atoms_sae_step(ctx, 0, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_sae_nonfinite(sae) == -1);
+    static float damaged[S];
+    damaged[S - 1] = -INFINITY;
+    atoms_sae_set(sae, ATOMS_B_ENC, damaged);
+    CHECK(atoms_sae_nonfinite(sae) == ATOMS_B_ENC);
+    static float weights[S * D];
+    weights[S * D - 1] = NAN;
+    atoms_sae_set(sae, ATOMS_W_DEC, weights);
+    CHECK(atoms_sae_nonfinite(sae) == ATOMS_W_DEC);
     atoms_ctx_free(ctx);
     atoms_sae_free(sae);
 }

@@ -286,7 +286,8 @@ class SparseAutoencoderTwin:
 
     def step(
         self, x: Array, learning_rate: float, threshold_rate: float, *, threshold_shift: float = 0.0,
-        silent_after: int = 0, silent_factor: float = 1.0, dead_rise: float = 0.0, **kwargs: Any,
+        silent_after: int = 0, silent_factor: float = 1.0, rise_after: int = 0, rise: float = 0.0,
+        **kwargs: Any,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         x = np.asarray(x, np.float64)
         error, penalty, l0, g = self.gradients(x, **kwargs)
@@ -309,7 +310,7 @@ class SparseAutoencoderTwin:
         if self.activation == "jumprelu":
             np.maximum(0, p["threshold"] + threshold_shift * near, out=p["threshold"])
             p["threshold"] *= np.where(silent, silent_factor, 1.0)
-            p["b_enc"] += np.where(self.samples - self.last_fired >= kwargs.get("dead_after", 0), dead_rise, 0.0)
+            p["b_enc"] += rise * (rise_after > 0) * (self.samples - self.last_fired >= rise_after)
         return error, penalty, l0
 
 

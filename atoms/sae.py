@@ -116,8 +116,9 @@ class SparseAutoencoder(Estimator):
         place of clipping by the global gradient norm, which would need a pass of its own.
     dead_after : float
         A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
-        direction of what is left unexplained; in the last `decay` of the steps its bias rises instead. After
-        a quarter of that, its threshold comes down until it fires (both ``"jumprelu"``). 0: neither. Runs too short for
+        direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
+        of that, its threshold comes down until it fires, and after 3% of all samples (or 20 times d_sae /
+        target_l0) its bias rises (both ``"jumprelu"``). 0: neither. Runs too short for
         several such times find more with 50 to 300.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
@@ -620,17 +621,19 @@ class SparseAutoencoder(Estimator):
 
     def _step(self, ctx: Any, step: int, batch: _Batch) -> dict[str, Any]:
         c, rate = self._control, self._rate(step)
-        window, last_part = self._dead_window(), step > self.max_steps * (1 - self.decay)
-        due = window and step % max(1, window // len(batch)) == 0 and not last_part
+        window = self._dead_window()
+        due = (
+            window and step % max(1, window // len(batch)) == 0 and step <= self.max_steps * (1 - self.decay)
+        )
         resample = due and not self.aux_k and len(self._dead()) > 0
         err = np.empty((len(batch), self.n_features_in_), np.float32) if resample else None
-        # silent latents' thresholds come down by a factor e within a quarter of the window; where dead ones get
-        # no new direction any more their biases rise by one, for their z may not be above zero in any sample
+        # silent latents' thresholds come down by a factor e within a quarter of the window
         factor = float(np.exp(-min(1.0, 4 * len(batch) / window))) if window else 1.0
+        rise_after = self._rise_after() if window else 0
         stats: dict[str, Any] = _core.sae_step(
             ctx, self._core, batch.X, rate, rate, c["price"], c["l1"], c["shift"], self._k, err, window // 4, factor,
-            int(self.aux_k), window, float(self.aux_coefficient), 1 - factor if last_part else 0.0,
-            batch.rows, batch.shift, batch.scale,
+            int(self.aux_k), window, float(self.aux_coefficient), rise_after,
+            len(batch) / max(rise_after, 1), batch.rows, batch.shift, batch.scale,
         )  # fmt: skip
         self._steer(stats, rate)
         if err is not None:
@@ -662,6 +665,14 @@ class SparseAutoencoder(Estimator):
     def _dead_window(self) -> int:
         """Samples without firing after which a latent counts as dead."""
         return int(self.dead_after * self.d_sae / self.target_l0)
+
+    def _rise_after(self) -> int:
+        """Samples without firing after which a latent's bias rises, by one within as many.
+
+        Its z may be below zero in every sample, where a lower threshold is of no use.
+        """
+        samples = self.max_steps * self.batch_size
+        return max(1, int(max(0.03 * samples, 20 * self.d_sae / self.target_l0)))
 
     def _dead(self) -> np.ndarray:
         window = self._dead_window() or int(1000 * self.d_sae / self.target_l0)

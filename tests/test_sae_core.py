@@ -67,14 +67,14 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
             rows[index] = x / scale + shift
         stats = _core.sae_step(
             _core.Context(2), sae, rows, 1e-3, 2e-3, l0c, l1c, 0.001, k, None, 2 * n, 0.9, *aux.values(),
-            *(() if aux else (0, 3 * n, 0.0)), 0.05, index, shift, float(scale),
+            *(() if aux else (0, 0, 0.0)), 3 * n, 0.05, index, shift, float(scale),
         )  # fmt: skip
         # where float32 decides, and a moment that was rounded the other way
         z = twin.pre_activations(x)
         doubt = np.sum(np.abs(z - twin.p["threshold"]) < 2e-5) / n if activation == "jumprelu" else 0
         error, penalty, l0 = twin.step(
             x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k,
-            silent_after=2 * n, silent_factor=0.9, dead_rise=0.05, **(aux or {"dead_after": 3 * n}),
+            silent_after=2 * n, silent_factor=0.9, rise_after=3 * n, rise=0.05, **aux,
         )  # fmt: skip
         assert stats["squared_error"] == pytest.approx(error, rel=1e-4), step
         assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7 + l0c * doubt)
@@ -177,7 +177,7 @@ def test_ten_steps_equal_autograd(activation, extra):
     for x, want in zip(xs, expected, strict=True):
         stats = _core.sae_step(
             ctx, sae, x, 1e-3, 1e-3, 0.03, 0.05, 0.0, k, None, 0, 1.0,
-            *(aux.values() if aux else (0, 0, 0.0)), 0.0, None, None, 1.0,
+            *(aux.values() if aux else (0, 0, 0.0)), 0, 0.0, None, None, 1.0,
         )  # fmt: skip
         assert stats["squared_error"] + stats["penalty"] == pytest.approx(want, rel=1e-5)
     for name, got, want in zip(NAMES, read(sae, params), final, strict=True):

@@ -289,8 +289,8 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
         int64_t silent = sae->counters[1] + b->n - sae->last_fired[j];
         if (u->sp->silent_after > 0 && silent >= u->sp->silent_after)
             sae->thr.w[j] *= u->sp->silent_factor;
-        if (silent >= u->sp->dead_after)
-            sae->b_enc.w[j] += u->sp->dead_rise;
+        if (u->sp->rise_after > 0 && silent >= u->sp->rise_after)
+            sae->b_enc.w[j] += u->sp->rise;
     }
     return g_bias;
 }

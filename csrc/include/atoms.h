@@ -395,9 +395,10 @@ typedef struct {
     int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
                               included, has its threshold multiplied by silent_factor; 0: never */
     float silent_factor;
-    int64_t dead_after;    /* the same, and it is dead */
-    float dead_rise;       /* JUMPRELU: by so much a dead latent's encoder bias rises */
+    int64_t rise_after;    /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
+    float rise;
     int64_t aux_k;         /* AuxK; 0: none */
+    int64_t dead_after;
     float aux_coefficient;
 } atoms_sae_step_params;
 

@@ -229,14 +229,14 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     (void)self;
     PyObject *ctx_obj, *capsule, *x_obj, *err_obj, *index = Py_None, *shift = Py_None;
     atoms_sae_step_params sp = {.silent_factor = 1};
-    long long k, silent_after = 0, aux_k = 0, dead_after = 0;
+    long long k, silent_after = 0, aux_k = 0, dead_after = 0, rise_after = 0;
     float scale = 1;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLffOOf:sae_step", &ctx_obj, &capsule, &x_obj,
+    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLfLfOOf:sae_step", &ctx_obj, &capsule, &x_obj,
                           &sp.learning_rate, &sp.threshold_rate, &sp.l0_coefficient,
                           &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj, &silent_after,
                           &sp.silent_factor, &aux_k, &dead_after, &sp.aux_coefficient,
-                          &sp.dead_rise, &index, &shift, &scale) ||
+                          &rise_after, &sp.rise, &index, &shift, &scale) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 1);
@@ -244,6 +244,7 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
         return NULL;
     sp.k = k;
     sp.silent_after = silent_after;
+    sp.rise_after = rise_after;
     sp.aux_k = aux_k;
     sp.dead_after = dead_after;
     row_views r;

@@ -115,6 +115,53 @@ def test_lasso_bits_do_not_depend_on_threads():
     assert (a.indices == b.indices).all() and (a.data == b.data).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["random", "alike", "massive"])
+def test_lasso_waits_for_correlations_and_goes_on(isa, dtype, kind):
+    """Working sets beyond what a waiting signal keeps, penalties one after the other, atoms that screens can hardly tell."""
+    X, D, _ = planted(8, 300, 210, 30, noise=0.5, dtype=dtype)
+    if kind == "alike":
+        D[150:] = D[:150] + 1e-3 * RNG(2).standard_normal((150, 210))
+    elif kind == "massive":
+        D[:, 3] = 1.0
+        X[:, 3] *= 3
+    D *= RNG(1).uniform(0.5, 2, (300, 1))
+    D[7] = 0
+    grid = np.array([0.3, 0.1, 0.03]) * np.linalg.norm(X, axis=1).min()
+    tol = 1e-9 if dtype == np.float64 else 1e-4
+    d = Dictionary(D.astype(dtype), gram_bytes=0)
+    for positive in (False, True):
+        _, codes, infos = lasso_path(X, d, grid, tol=tol, positive=positive, return_info=True)
+        single, info = lasso(X, d, grid[-1], tol=tol, positive=positive, return_info=True)
+        assert codes[-1].nnz > 64 * 8 or kind != "random" or positive
+        for alpha, z, i in [*zip(grid, codes, infos, strict=True), (grid[-1], single, info)]:
+            assert (i.status == Status.CONVERGED).all()
+            assert z.nnz == 0 or not positive or z.data.min() > 0
+            for x, row, gap in zip(X.astype(float), z.toarray().astype(float), i.gap, strict=True):
+                r = x - row @ D.astype(float)
+                c = D.astype(float) @ r
+                s = min(1.0, alpha / max((c if positive else abs(c)).max(), 1e-300))
+                want = 0.5 * r @ r + alpha * abs(row).sum() - s * x @ r + 0.5 * s * s * r @ r
+                assert gap <= tol * (x @ x) and want <= gap + 0.2 * tol * (x @ x)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-9, 1e9, 1e20])
+def test_lasso_in_float32_is_indifferent_to_scale(isa, scale):
+    X, D, _ = planted(12, 97, 33, 3, noise=0.1)
+    want = lasso(X.astype(np.float32), D.astype(np.float32), 0.3, tol=1e-6).toarray()
+    for x, a in ((scale, 1.0), (1.0, scale)):  # of the signals, of the atoms
+        got = lasso((X * x).astype(np.float32), (D * a).astype(np.float32), 0.3 * x * a, tol=1e-6).toarray()
+        np.testing.assert_allclose(got * (a / x), want, atol=1e-3)
+
+
+def test_lasso_bits_do_not_depend_on_threads_while_signals_wait(isa):
+    X, D, _ = planted(200, 700, 97, 20, noise=0.4, dtype=np.float32)
+    codes = [lasso(X, Dictionary(D, gram_bytes=0), 0.15, num_threads=t) for t in (1, 2, 3)]
+    assert codes[0].nnz > 0
+    for other in codes[1:]:
+        assert (codes[0].indices == other.indices).all() and (codes[0].data == other.data).all()
+
+
 # -------------------------------------------------------------------- basis pursuit
 
 

@@ -60,6 +60,10 @@ void atoms_unit_products(int64_t m, const int16_t *rows, const float *units, con
 /* Gram matrices of 16 bits, and how far rounding takes an element, products slightly above 1 included. */
 #define SHORT_ONE 32767
 #define SHORT_ERROR (0.5 / SHORT_ONE + 0x1p-21)
+/* out (n, np) = correlations of rows x (n, d) of the dictionary's type with its atoms. With short_x (n, units.ld) and
+ * x_units (n, chunks) for workspace they are 16-bit products, those of row i off by at most error[i]. */
+void atoms_correlate(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, int16_t *short_x,
+                     float *x_units, void *out, double *error);
 /* A tile of one. i, j: multiples of PANEL. */
 void atoms_unit_gram(const atoms_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out,
                      int64_t out_ld);

@@ -14,7 +14,7 @@
 #define VMIN(a, b) ((vec)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #define VRCP(a) ((vec)_mm256_rcp_ps((__m256)(a))) /* relative error below 4e-4: the slack covers it */
 #define BCAST(a) ((vec)_mm256_set1_ps(a))
-#define ANY_GE(a, b) (_mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_GE_OQ)) != 0)
+#define GE_LANES(a, b) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_GE_OQ))
 #define EPS 0x1p-23
 #define DEPENDENT 3e-5f
 #define NRM_FLOOR 1e-5f
@@ -40,7 +40,7 @@
 #define VMIN(a, b) ((vec)_mm256_min_pd((__m256d)(a), (__m256d)(b)))
 #define VRCP(a) (1 / (a))
 #define BCAST(a) ((vec)_mm256_set1_pd(a))
-#define ANY_GE(a, b) (_mm256_movemask_pd(_mm256_cmp_pd((__m256d)(a), (__m256d)(b), _CMP_GE_OQ)) != 0)
+#define GE_LANES(a, b) _mm256_movemask_pd(_mm256_cmp_pd((__m256d)(a), (__m256d)(b), _CMP_GE_OQ))
 #define EPS 0x1p-52
 #define DEPENDENT 1e-12
 #define NRM_FLOOR 1e-13

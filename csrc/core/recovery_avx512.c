@@ -26,7 +26,7 @@
 #define VTOP(a) _mm512_reduce_max_pd((__m512d)(a))
 #define VLOW(a) _mm512_reduce_min_pd((__m512d)(a))
 #define BCAST(a) ((vec)_mm512_set1_pd(a))
-#define ANY_GE(a, b) (_mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), _CMP_GE_OQ) != 0)
+#define GE_LANES(a, b) _mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), _CMP_GE_OQ)
 #define EPS 0x1p-52
 #define DEPENDENT 1e-12
 #define NRM_FLOOR 1e-13

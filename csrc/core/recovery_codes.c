@@ -52,9 +52,12 @@ static atoms_status run_threshold(const atoms_ctx *ctx, const atoms_dict *dict, 
 }
 
 /* Runs `fn` over tiles of `whole`, in which n is the number of all signals. */
-static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, const void *params,
+static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, const void *params,
                         const code_tile *whole, tile_fn fn)
 {
+    atoms_dict view = atoms_dict_view(shared), *dict = &view;
+    if (ctx->isa < ATOMS_ISA_AVX512_VNNI)
+        view.units = (atoms_units){0};
     int64_t n = whole->n, tiles = (n + TILE - 1) / TILE, width = whole->width;
     int64_t x_size = whole->x_type == ATOMS_F64 ? 8 : whole->x_type == ATOMS_F32 ? 4 : 2;
     int64_t v_size = dict->type == ATOMS_F64 ? 8 : 4;

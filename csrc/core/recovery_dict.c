@@ -353,6 +353,36 @@ atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict)
 }
 #endif
 
+void atoms_correlate(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, int16_t *short_x,
+                     float *x_units, void *out, double *error)
+{
+    int64_t np = dict->np, d = dict->d;
+#if defined(__x86_64__)
+    const atoms_units *u = &dict->units;
+    if (short_x) {
+        for (int64_t i = 0; i < n; i++) {
+            const float *row = (const float *)x + i * d;
+            double lost = atoms_round_rows(1, d, row, u->ld, short_x + i * u->ld, x_units + i * CHUNKS(u->ld)), norm = 0;
+            for (int64_t j = 0; j < d; j++)
+                norm += (double)row[j] * row[j];
+            error[i] = lost + lost * u->error + sqrt(norm) * (u->error + PRODUCT_ERROR(u->ld));
+        }
+        atoms_unit_products(n, short_x, x_units, u, np / PANEL, out, np);
+        return;
+    }
+#endif
+    (void)x_units, (void)error;
+    if (dict->type == ATOMS_F64)
+        atoms_gemm_f64(ctx, n, np, d, 1, x, d, 1, dict->atoms, 1, d, 0, out, np, 1);
+    else
+        atoms_gemm_f32(ctx, n, np, d, 1, x, d, 1, dict->atoms, 1, d, 0, out, np, 1);
+}
+
+int atoms_dict_has_units(const atoms_dict *dict)
+{
+    return dict->units.panels != NULL;
+}
+
 int atoms_dict_has_coarse(const atoms_dict *dict)
 {
     return dict->coarse != NULL;

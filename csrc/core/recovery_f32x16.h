@@ -9,7 +9,7 @@
 #define VTOP(a) _mm512_reduce_max_ps((__m512)(a))
 #define VLOW(a) _mm512_reduce_min_ps((__m512)(a))
 #define BCAST(a) ((vec)_mm512_set1_ps(a))
-#define ANY_GE(a, b) (_mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_GE_OQ) != 0)
+#define GE_LANES(a, b) _mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_GE_OQ)
 #define EPS 0x1p-23
 #define DEPENDENT 3e-5f
 #define NRM_FLOOR 1e-5f

@@ -10,17 +10,30 @@
  * cache; after each run c is brought up to date for all atoms, P - D says whether to stop, and
  * the atoms that violate the dual constraint most join the set. */
 
-/* A signal's problem, reused from signal to signal. */
+#define FIRST_SHARE 0.3 /* of the worst violation: most smaller ones are not of the code, as long as little is fitted */
+#define NEAR_SHARE 8    /* one atom in so many is evaluated by itself at most: all at once cost less each */
+#define KEPT 64         /* atoms of which a signal that waits keeps the Gram matrix */
+
+/* A signal's problem, reused from signal to signal. c is brought up to date for all atoms, from the Gram matrix if there
+ * is one; or else `ref` holds the correlations with an earlier residual, taken for many signals at once. No d_j . r is
+ * further from those than the residual has moved, so that few atoms can reach the penalty: these are evaluated, and
+ * the others, which have no part in the gap, have c = 0. When they are no longer few, the signal waits for a new
+ * `ref`. It may be of 16-bit products, with a bound on what that takes. */
 typedef struct {
     const atoms_dict *dict;
     const T *alpha0, *x; /* d_j . x for all atoms; x itself */
     T *c, *weight;       /* (np) c; |d_j| of the atoms as given */
     int32_t *where;      /* (np) place in the set, or -1 */
-    T *v;                /* (d) */
+    T *r;                /* (d) x - sum z_k d_k */
+    const T *ref, *r_ref; /* (np) and (d), or NULL */
+    double ref_error;    /* the most that ref is off by */
+    int32_t *near;       /* (np) atoms to evaluate */
+    T *near_c;           /* (np) */
     int64_t m, ld;       /* atoms in the set, room for so many */
     int32_t *set;        /* (ld) */
-    T *g;                /* (ld, ld) their Gram matrix */
+    T *g, *a;            /* (ld, ld) their Gram matrix, (ld) d_j . x */
     T *z, *z_old, *cw;   /* (ld) codes, codes when c was last brought up to date, c on the set */
+    T *limit;            /* (ld) penalties on the set, in `descend` */
     double *chol, *fit, *lean; /* (ld, ld), (ld), (ld): see on_support */
     int32_t *support;          /* (ld) */
     bool positive;
@@ -30,8 +43,8 @@ typedef struct {
 
 static void FN(problem_free)(FN(problem) *q)
 {
-    void *blocks[] = {q->c,     q->weight, q->where, q->v,   q->set,  q->g,      q->z,
-                      q->z_old, q->cw,     q->chol, q->fit, q->lean, q->support};
+    void *blocks[] = {q->c, q->weight, q->where, q->r,     q->near, q->near_c, q->set,  q->g,      q->a,
+                      q->z, q->z_old,  q->cw,    q->limit, q->chol, q->fit,    q->lean, q->support};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         atoms_free(blocks[i]);
 }
@@ -43,6 +56,8 @@ static atoms_status FN(make_room)(FN(problem) *q, int64_t ld)
     q->ld = ld;
     q->set = atoms_alloc(ld, sizeof *q->set);
     q->g = atoms_calloc(ld * ld, sizeof(T));
+    q->a = atoms_alloc(ld, sizeof(T));
+    q->limit = atoms_alloc(ld, sizeof(T));
     q->z = atoms_calloc(ld, sizeof(T));
     q->z_old = atoms_calloc(ld, sizeof(T));
     q->cw = atoms_calloc(ld, sizeof(T));
@@ -50,17 +65,18 @@ static atoms_status FN(make_room)(FN(problem) *q, int64_t ld)
     q->fit = atoms_alloc(ld, sizeof *q->fit);
     q->lean = atoms_alloc(ld, sizeof *q->lean);
     q->support = atoms_alloc(ld, sizeof *q->support);
-    bool short_of = !q->set || !q->g || !q->z || !q->z_old || !q->cw || !q->chol || !q->fit ||
+    bool short_of = !q->set || !q->g || !q->a || !q->limit || !q->z || !q->z_old || !q->cw || !q->chol || !q->fit ||
                     !q->lean || !q->support;
     if (!short_of && old.m > 0) {
         memcpy(q->set, old.set, (size_t)old.m * sizeof *q->set);
+        memcpy(q->a, old.a, (size_t)old.m * sizeof(T));
         memcpy(q->z, old.z, (size_t)old.m * sizeof(T));
         memcpy(q->z_old, old.z_old, (size_t)old.m * sizeof(T));
         for (int64_t k = 0; k < old.m; k++)
             memcpy(q->g + k * ld, old.g + k * old.ld, (size_t)old.m * sizeof(T));
     }
-    void *blocks[] = {old.set,  old.g,   old.z,    old.z_old,  old.cw,
-                      old.chol, old.fit, old.lean, old.support};
+    void *blocks[] = {old.set,   old.g,    old.a,   old.z,    old.z_old,  old.cw,
+                      old.limit, old.chol, old.fit, old.lean, old.support};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         atoms_free(blocks[i]);
     return short_of ? ATOMS_ERR_MEMORY : ATOMS_OK;
@@ -73,8 +89,10 @@ static atoms_status FN(problem_new)(const atoms_dict *dict, bool positive, atoms
     q->c = atoms_calloc(dict->np, sizeof(T));
     q->weight = atoms_calloc(dict->np, sizeof(T));
     q->where = atoms_alloc(dict->np, sizeof *q->where);
-    q->v = atoms_alloc(dict->d, sizeof(T));
-    if (!q->c || !q->weight || !q->where || !q->v || FN(make_room)(q, 64) < 0)
+    q->r = atoms_alloc(dict->d, sizeof(T));
+    q->near = atoms_alloc(dict->np, sizeof *q->near);
+    q->near_c = atoms_alloc(dict->np, sizeof(T));
+    if (!q->c || !q->weight || !q->where || !q->r || !q->near || !q->near_c || FN(make_room)(q, 64) < 0)
         return ATOMS_ERR_MEMORY; /* the caller frees what there is */
     for (int64_t j = 0; j < dict->np; j++)
         q->where[j] = -1;
@@ -90,18 +108,35 @@ static void FN(problem_start)(FN(problem) *q, const T *x, const T *alpha0)
     q->m = 0;
     q->x = x;
     q->alpha0 = alpha0;
+    q->ref = NULL;
     q->x_dot_r = q->r2 = 1;
     memcpy(q->c, alpha0, (size_t)q->dict->np * sizeof(T));
 }
 
-static inline T FN(gram_entry)(const atoms_dict *dict, int64_t i, int64_t j)
+/* out[k] = d_ids[k] . v, four at a time */
+static void FN(products_with)(const atoms_dict *dict, int64_t n, const int32_t *ids, const T *v, T *out)
 {
-    const T *atoms = dict->atoms, *gram = dict->gram;
-    return gram ? gram[i * dict->np + j]
-                : FN(dot)(dict->d, atoms + i * dict->d, atoms + j * dict->d);
+    const T *atoms = dict->atoms;
+    int64_t d = dict->d, whole = d / VLEN * VLEN;
+    for (int64_t k = 0; k < n; k += 4) {
+        const T *row[4];
+        vec s[4] = {{0}};
+        for (int i = 0; i < 4; i++)
+            row[i] = atoms + ids[ATOMS_MIN(k + i, n - 1)] * d;
+        for (int64_t e = 0; e < whole; e += VLEN)
+            for (int i = 0; i < 4; i++)
+                s[i] += *(const vec_u *)(row[i] + e) * *(const vec_u *)(v + e);
+        for (int i = 0; i < 4 && k + i < n; i++) {
+            T tail = 0;
+            for (int64_t e = whole; e < d; e++)
+                tail += row[i][e] * v[e];
+            out[k + i] = SUM_LANES(s[i]) + tail;
+        }
+    }
 }
 
-static atoms_status FN(join)(FN(problem) *q, int64_t j)
+/* Atom j joins the set. kept: its row of g up to itself, then d_j . x, or NULL. */
+static atoms_status FN(join)(FN(problem) *q, int64_t j, const T *kept)
 {
     if (q->m == q->ld && FN(make_room)(q, 2 * q->ld) < 0)
         return ATOMS_ERR_MEMORY;
@@ -109,15 +144,25 @@ static atoms_status FN(join)(FN(problem) *q, int64_t j)
     q->set[m] = (int32_t)j;
     q->where[j] = (int32_t)m;
     q->z[m] = q->z_old[m] = 0;
+    const atoms_dict *dict = q->dict;
+    const T *atom = (const T *)dict->atoms + j * dict->d, *gram = q->ref ? NULL : dict->gram;
+    T *row = q->g + m * q->ld;
+    if (kept)
+        memcpy(row, kept, (size_t)(m + 1) * sizeof(T));
+    else if (!gram)
+        FN(products_with)(dict, m + 1, q->set, atom, row);
     for (int64_t k = 0; k <= m; k++)
-        q->g[m * q->ld + k] = q->g[k * q->ld + m] = FN(gram_entry)(q->dict, j, q->set[k]);
+        q->g[k * q->ld + m] = row[k] = gram ? gram[j * dict->np + q->set[k]] : row[k];
+    q->a[m] = kept ? kept[m + 1] : q->ref ? FN(dot)(dict->d, atom, q->x) : q->alpha0[j];
+    if (q->ref && !kept)
+        q->c[j] = FN(dot)(dict->d, atom, q->r); /* it was but a bound */
     return ATOMS_OK;
 }
 
 /* Atom j joins the set, unless a member points the same way and is no dearer. */
 static atoms_status FN(admit)(FN(problem) *q, int64_t j)
 {
-    atoms_status status = FN(join)(q, j);
+    atoms_status status = FN(join)(q, j, NULL);
     for (int64_t k = 0; status == ATOMS_OK && k + 1 < q->m; k++) {
         T g = q->g[(q->m - 1) * q->ld + k];
         bool twin = q->positive ? g > 1 - 8 * EPS : fabs((double)g) > 1 - 8 * EPS;
@@ -146,6 +191,86 @@ static void FN(subtract_rows)(int64_t np, int64_t n, const T *a, const T *const 
     }
 }
 
+/* r = x - sum z_k d_k */
+static void FN(residual)(FN(problem) *q)
+{
+    int64_t d = q->dict->d;
+    memcpy(q->r, q->x, (size_t)d * sizeof(T));
+    for (int64_t k = 0; k < q->m; k++) {
+        const T *atom = (const T *)q->dict->atoms + q->set[k] * d;
+        T z = q->z[k];
+        for (int64_t e = 0; z != 0 && e < d; e++)
+            q->r[e] -= z * atom[e];
+    }
+}
+
+/* |a - b|, erring upwards */
+static double FN(distance)(int64_t n, const T *a, const T *b)
+{
+    vec s[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * VLEN <= n; i += 4 * VLEN)
+        for (int k = 0; k < 4; k++) {
+            vec e = *(const vec_u *)(a + i + k * VLEN) - *(const vec_u *)(b + i + k * VLEN);
+            s[k] += e * e;
+        }
+    double sum = SUM_LANES((s[0] + s[1]) + (s[2] + s[3]));
+    for (; i < n; i++)
+        sum += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+    return sqrt(sum) * (1 + (double)n * EPS);
+}
+
+/* max over atoms of |c_j| |d_j|, the penalty below which some atom would move. */
+static double FN(steepest)(const FN(problem) *q)
+{
+    vec top = {0}, zero = {0};
+    for (int64_t j = 0; j < q->dict->np; j += VLEN) {
+        vec c = *(const vec *)(q->c + j);
+        if (!q->positive)
+            c = VMAX(c, zero - c);
+        top = VMAX(top, c * *(const vec *)(q->weight + j));
+    }
+    T best = 0;
+    for (int k = 0; k < VLEN; k++)
+        best = ATOMS_MAX(best, top[k]);
+    return best;
+}
+
+/* c for the codes z as they are now, of the set and of the atoms that may reach lambda, from `ref`. False where the
+ * residual has moved so far that they are too many. */
+static bool FN(refresh_near)(FN(problem) *q, double lambda)
+{
+    const atoms_dict *dict = q->dict;
+    int64_t n = 0, most = dict->np / NEAR_SHARE;
+    FN(residual)(q);
+    double moved = FN(distance)(dict->d, q->r, q->r_ref);
+    vec reach = BCAST((T)((q->ref_error + moved) * (1 + 8 * EPS))), zero = {0}, least = BCAST((T)lambda);
+    for (int64_t p = 0; p < dict->np; p += VLEN) {
+        vec c = *(const vec *)(q->ref + p);
+        c = VMAX(c, q->positive ? zero : zero - c) + reach;
+        lanes_of matters = c * *(const vec *)(q->weight + p) >= least;
+        *(vec *)(q->c + p) = (vec)(matters & (lanes_of)c);
+    }
+    for (int64_t k = 0; k < q->m; k++)
+        q->c[q->set[k]] = 0;
+    /* to choose the first set by, the bounds do */
+    for (int64_t p = 0; q->m > 0 && p < dict->np; p += VLEN) {
+        vec c = *(const vec *)(q->c + p) * *(const vec *)(q->weight + p);
+        for (unsigned lanes = (unsigned)GE_LANES(c, least); lanes; lanes &= lanes - 1) {
+            if (moved > 0 && n == most)
+                return false;
+            q->near[n++] = (int32_t)(p + __builtin_ctz(lanes));
+        }
+    }
+    FN(products_with)(dict, n, q->near, q->r, q->near_c);
+    for (int64_t k = 0; k < n; k++)
+        q->c[q->near[k]] = q->near_c[k];
+    FN(products_with)(dict, q->m, q->set, q->r, q->cw);
+    for (int64_t k = 0; k < q->m; k++)
+        q->c[q->set[k]] = q->cw[k];
+    return true;
+}
+
 /* c for the codes z as they are now, from c for z_old. */
 static void FN(refresh)(FN(problem) *q)
 {
@@ -166,30 +291,11 @@ static void FN(refresh)(FN(problem) *q)
             }
         }
     } else {
-        memcpy(q->v, q->x, (size_t)dict->d * sizeof(T));
-        for (int64_t k = 0; k < q->m; k++)
-            for (int64_t e = 0; q->z[k] != 0 && e < dict->d; e++)
-                q->v[e] -= q->z[k] * atoms[q->set[k] * dict->d + e];
+        FN(residual)(q);
         for (int64_t j = 0; j < dict->n; j++)
-            q->c[j] = FN(dot)(dict->d, atoms + j * dict->d, q->v);
+            q->c[j] = FN(dot)(dict->d, atoms + j * dict->d, q->r);
     }
     memcpy(q->z_old, q->z, (size_t)q->m * sizeof(T));
-}
-
-/* max over atoms of |c_j| |d_j|, the penalty below which some atom would move. */
-static double FN(steepest)(const FN(problem) *q)
-{
-    vec top = {0}, zero = {0};
-    for (int64_t j = 0; j < q->dict->np; j += VLEN) {
-        vec c = *(const vec *)(q->c + j);
-        if (!q->positive)
-            c = VMAX(c, zero - c);
-        top = VMAX(top, c * *(const vec *)(q->weight + j));
-    }
-    T best = 0;
-    for (int k = 0; k < VLEN; k++)
-        best = ATOMS_MAX(best, top[k]);
-    return best;
 }
 
 /* sum |z_j| / |d_j|, and |r|^2 and x . r into the problem. */
@@ -197,7 +303,7 @@ static double FN(measure)(FN(problem) *q)
 {
     double l1 = 0, x_dot_r = 1, r2 = 1;
     for (int64_t k = 0; k < q->m; k++) {
-        double z = q->z[k], a = q->alpha0[q->set[k]];
+        double z = q->z[k], a = q->a[k];
         if (z == 0)
             continue;
         l1 += fabs(z) / q->weight[q->set[k]];
@@ -222,12 +328,14 @@ static double FN(lasso_gap)(FN(problem) *q, double lambda, double *nu)
 static void FN(descend)(FN(problem) *q, double lambda, double enough)
 {
     int64_t m = q->m, ld = q->ld, padded = (m + VLEN - 1) / VLEN * VLEN;
-    for (int64_t k = 0; k < m; k++)
+    for (int64_t k = 0; k < m; k++) {
         q->cw[k] = q->c[q->set[k]];
+        q->limit[k] = (T)(lambda / q->weight[q->set[k]]);
+    }
     for (int sweep = 0; sweep < 200; sweep++) {
         double fall = 0;
         for (int64_t k = 0; k < m; k++) {
-            T limit = (T)(lambda / q->weight[q->set[k]]), b = q->z[k] + q->cw[k];
+            T limit = q->limit[k], b = q->z[k] + q->cw[k];
             T z = b > limit ? b - limit : b < -limit && !q->positive ? b + limit : 0;
             T change = z - q->z[k];
             if (change == 0)
@@ -274,7 +382,7 @@ static int64_t FN(on_support)(FN(problem) *q, int64_t *frozen)
     }
     for (int64_t i = 0; i < m; i++) {
         int32_t k = q->support[i], j = q->set[k];
-        q->fit[i] = q->alpha0[j];
+        q->fit[i] = q->a[k];
         for (int64_t f = 0; f < *frozen; f++) {
             int32_t other = q->support[ld - 1 - f];
             q->fit[i] -= (double)q->g[k * ld + other] * q->z[other];
@@ -305,36 +413,42 @@ static void FN(leap)(FN(problem) *q, double lambda)
     }
 }
 
-/* Solves at penalty lambda from the present codes; the gap reached. */
+/* Solves at penalty lambda from the present codes; the gap reached. Where a new `ref` is needed, it `waits`: call it
+ * again then. rounds: so far. */
 static atoms_status FN(lasso_solve)(FN(problem) *q, double lambda, double tol, int64_t max_rounds,
-                                    double *gap, int32_t *rounds)
+                                    double *gap, int32_t *rounds, bool *waits)
 {
-    double nu, enough = 0.02 * tol;
-    *gap = FN(lasso_gap)(q, lambda, &nu);
-    for (*rounds = 0; *rounds < max_rounds && *gap > tol; ++*rounds) {
+    double nu, enough = INFINITY;
+    for (;; ++*rounds) {
+        *waits = q->ref && !FN(refresh_near)(q, lambda);
+        if (*waits)
+            return ATOMS_OK;
+        *gap = FN(lasso_gap)(q, lambda, &nu);
+        if (!(*gap > tol) || *rounds >= max_rounds)
+            return ATOMS_OK;
         atoms_status go_on = atoms_team_ask(q->team);
         if (go_on < 0)
             return go_on;
-        /* the violators above a share of the worst violation join, if that leaves them few */
-        double share = 1 + 0.3 * (nu - 1), limit = lambda * ATOMS_MAX(share, 1 + 4 * EPS);
+        /* the violators join; of the first, those above a share of the worst violation */
+        double share = 1 + (*rounds == 0 ? FIRST_SHARE : 0) * (nu - 1);
+        double limit = lambda * ATOMS_MAX(share, 1 + 4 * EPS);
         int64_t before = q->m;
         for (int64_t p = 0; nu > 1 && p < q->dict->np; p += VLEN) {
             vec c = *(const vec *)(q->c + p), zero = {0};
             c = VMAX(c, q->positive ? zero : zero - c) * *(const vec *)(q->weight + p);
-            if (!ANY_GE(c, BCAST((T)limit)))
-                continue;
-            for (int k = 0; k < VLEN; k++)
-                if (c[k] >= (T)limit && q->where[p + k] < 0 && FN(admit)(q, p + k) < 0)
+            for (unsigned lanes = (unsigned)GE_LANES(c, BCAST((T)limit)); lanes; lanes &= lanes - 1) {
+                int64_t j = p + __builtin_ctz(lanes);
+                if (q->where[j] < 0 && FN(admit)(q, j) < 0)
                     return ATOMS_ERR_MEMORY;
+            }
         }
-        enough = q->m > before ? 0.02 * tol : 0.1 * enough;
+        enough = q->m > before ? 1e-3 * *gap : ATOMS_MIN(1e-3 * *gap, 0.1 * enough);
         FN(descend)(q, lambda, enough);
-        if (*rounds % 4 == 3)
+        if (*rounds > 0) /* the set is about right, and to be solved on to the end */
             FN(leap)(q, lambda);
-        FN(refresh)(q);
-        *gap = FN(lasso_gap)(q, lambda, &nu);
+        if (!q->ref)
+            FN(refresh)(q);
     }
-    return ATOMS_OK;
 }
 
 /* ----------------------------------------------------------------- output */
@@ -395,8 +509,7 @@ static void FN(inputs_free)(FN(inputs) *in)
     atoms_free(in->kind);
 }
 
-static atoms_status FN(inputs_new)(const atoms_ctx *ctx, const atoms_dict *dict,
-                                   const code_tile *tile, FN(inputs) *in)
+static atoms_status FN(inputs_new)(const atoms_dict *dict, const code_tile *tile, FN(inputs) *in)
 {
     int64_t n = tile->n, d = dict->d;
     int64_t size = tile->x_type == ATOMS_F64 ? 8 : tile->x_type == ATOMS_F32 ? 4 : 2;
@@ -413,38 +526,130 @@ static atoms_status FN(inputs_new)(const atoms_ctx *ctx, const atoms_dict *dict,
         for (int64_t j = 0; j < d; j++)
             in->x[i * d + j] = (T)in->row[j];
     }
-    GEMM(ctx, n, dict->np, d, 1, in->x, d, 1, dict->atoms, 1, d, 0, in->alpha0, dict->np, 1);
+    return ATOMS_OK;
+}
+
+/* The signals of a tile that wait for correlations, side by side. */
+typedef struct {
+    T *r;             /* (tile, d) residuals */
+    int64_t *order;   /* (tile) which signals they are of */
+    double *error;    /* (tile) see atoms_correlate; zeros for products of full precision */
+    int16_t *short_r;
+    float *units;
+    int64_t *penalty; /* (tile) by signal: the penalty it is at */
+    T *kept;          /* (tile, KEPT (KEPT + 3) / 2) by signal: see join */
+} FN(flight);
+
+static void FN(flight_free)(FN(flight) *f)
+{
+    void *blocks[] = {f->r, f->error, f->order, f->penalty, f->kept, f->short_r, f->units};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        atoms_free(blocks[i]);
+}
+
+static atoms_status FN(flight_new)(const atoms_dict *dict, int64_t n, FN(flight) *f)
+{
+    *f = (FN(flight)){.r = atoms_alloc(n * dict->d, sizeof(T)),
+                      .error = atoms_calloc(n, sizeof *f->error),
+                      .order = atoms_alloc(n, sizeof *f->order),
+                      .penalty = atoms_calloc(n, sizeof *f->penalty),
+                      .kept = atoms_alloc(n * KEPT * (KEPT + 3) / 2, sizeof(T))};
+    if (dict->units.panels) {
+        f->short_r = atoms_alloc(n * dict->units.ld, sizeof *f->short_r);
+        f->units = atoms_alloc(n * CHUNKS(dict->units.ld), sizeof *f->units);
+    }
+    bool ok = f->r && f->error && f->order && f->penalty && f->kept && !dict->units.panels == !(f->short_r && f->units);
+    return ok ? ATOMS_OK : ATOMS_ERR_MEMORY;
+}
+
+/* A signal that waits leaves its code in its row of the output. */
+static void FN(park)(const FN(problem) *q, code_tile *tile, int64_t row, T *kept)
+{
+    tile->counts[row] = (int32_t)q->m;
+    memcpy(tile->indices + row * tile->width, q->set, (size_t)q->m * sizeof *q->set);
+    memcpy((T *)tile->values + row * tile->width, q->z, (size_t)q->m * sizeof(T));
+    for (int64_t k = 0; k < ATOMS_MIN(q->m, KEPT); k++, kept += k + 1) {
+        memcpy(kept, q->g + k * q->ld, (size_t)(k + 1) * sizeof(T));
+        kept[k + 1] = q->a[k];
+    }
+}
+
+static atoms_status FN(unpark)(FN(problem) *q, const code_tile *tile, int64_t row, const T *kept)
+{
+    for (int64_t k = 0; k < tile->counts[row]; k++, kept += k + 1) {
+        if (FN(join)(q, tile->indices[row * tile->width + k], k < KEPT ? kept : NULL) < 0)
+            return ATOMS_ERR_MEMORY;
+        q->z[k] = ((T *)tile->values)[row * tile->width + k];
+    }
+    return ATOMS_OK;
+}
+
+/* The signal in place l goes on until it is done with all penalties, or waits. */
+static atoms_status FN(lasso_signal)(const atoms_dict *dict, const atoms_lasso_params *p, code_tile *tile,
+                                     const FN(inputs) *in, const FN(flight) *f, int64_t l, FN(problem) *q, bool *waits)
+{
+    int64_t i = f->order[l], *a = &f->penalty[i];
+    double s = in->scale[i], gap;
+    for (; *a < p->n_alphas; ++*a) {
+        int64_t row = *a * tile->stride + i;
+        atoms_status status =
+            FN(lasso_solve)(q, p->alphas[*a] / s, p->tol, p->max_rounds, &gap, &tile->steps[row], waits);
+        if (status < 0)
+            return status;
+        if (*waits) {
+            FN(park)(q, tile, row, f->kept + i * KEPT * (KEPT + 3) / 2);
+            return ATOMS_OK;
+        }
+        FN(write_code)(dict, tile, row, q->m, q->set, q->z, s, q->x,
+                       gap <= p->tol ? ATOMS_SIGNAL_CONVERGED : ATOMS_SIGNAL_LIMIT);
+        if (tile->gap)
+            tile->gap[row] = gap * s * s;
+    }
     return ATOMS_OK;
 }
 
 static atoms_status FN(lasso_tile)(const atoms_ctx *ctx, const atoms_dict *dict,
                                    const atoms_lasso_params *p, code_tile *tile)
 {
+    int64_t d = dict->d, np = dict->np, open = 0;
     FN(inputs) in;
     FN(problem) q = {0};
-    atoms_status status = FN(inputs_new)(ctx, dict, tile, &in);
+    FN(flight) f = {0};
+    atoms_status status = FN(inputs_new)(dict, tile, &in);
     if (status == ATOMS_OK)
         status = FN(problem_new)(dict, p->positive, tile->team, &q);
+    if (status == ATOMS_OK)
+        status = FN(flight_new)(dict, tile->n, &f);
     for (int64_t i = 0; status == ATOMS_OK && i < tile->n; i++) {
-        const T *x = in.x + i * dict->d;
-        double s = in.scale[i];
-        if (in.kind[i] == SIGNAL_OK)
-            FN(problem_start)(&q, x, in.alpha0 + i * dict->np);
-        for (int64_t a = 0; status == ATOMS_OK && a < p->n_alphas; a++) {
-            int64_t row = a * tile->stride + i;
-            if (in.kind[i] != SIGNAL_OK) {
-                FN(write_empty)(tile, row, in.kind[i]);
-                continue;
+        for (int64_t row = i; row < i + p->n_alphas * tile->stride; row += tile->stride)
+            FN(write_empty)(tile, row, in.kind[i]);
+        if (in.kind[i] != SIGNAL_OK)
+            continue;
+        memcpy(f.r + open * d, in.x + i * d, (size_t)d * sizeof(T));
+        f.order[open++] = i;
+    }
+    for (int64_t n = open; status == ATOMS_OK && n > 0; n = open) {
+        atoms_correlate(ctx, dict, n, f.r, f.short_r, f.units, in.alpha0, f.error);
+        open = 0;
+        for (int64_t l = 0; status == ATOMS_OK && l < n; l++) {
+            int64_t i = f.order[l], row = f.penalty[i] * tile->stride + i;
+            bool waits = false;
+            FN(problem_start)(&q, in.x + i * d, in.alpha0 + l * np);
+            if (dict->units.panels || !dict->gram) {
+                q.ref = in.alpha0 + l * np;
+                q.r_ref = f.r + l * d;
+                q.ref_error = f.error[l];
             }
-            double gap;
-            status = FN(lasso_solve)(&q, p->alphas[a] / s, p->tol, p->max_rounds, &gap,
-                                     &tile->steps[row]);
-            FN(write_code)(dict, tile, row, q.m, q.set, q.z, s, x,
-                           gap <= p->tol ? ATOMS_SIGNAL_CONVERGED : ATOMS_SIGNAL_LIMIT);
-            if (tile->gap)
-                tile->gap[row] = gap * s * s;
+            status = FN(unpark)(&q, tile, row, f.kept + i * KEPT * (KEPT + 3) / 2);
+            if (status == ATOMS_OK)
+                status = FN(lasso_signal)(dict, p, tile, &in, &f, l, &q, &waits);
+            if (status == ATOMS_OK && waits) {
+                memmove(f.r + open * d, q.r, (size_t)d * sizeof(T));
+                f.order[open++] = i;
+            }
         }
     }
+    FN(flight_free)(&f);
     FN(problem_free)(&q);
     FN(inputs_free)(&in);
     return status;
@@ -469,16 +674,17 @@ static atoms_status FN(denoise_solve)(FN(problem) *q, double sigma, const atoms_
     double low = 0, high = FN(steepest)(q), lambda = 0.5 * high, l1;
     for (*steps = 0; *steps < p->max_steps; ++*steps) {
         double inner;
-        int32_t rounds;
+        int32_t rounds = 0;
         double goal = ATOMS_MIN(1e-6, 1e-4 * lambda * lambda);
-        atoms_status status = FN(lasso_solve)(q, lambda, goal, 1000, &inner, &rounds);
+        bool waits;
+        atoms_status status = FN(lasso_solve)(q, lambda, goal, 1000, &inner, &rounds, &waits);
         if (status < 0)
             return status;
         int64_t frozen, m = FN(on_support)(q, &frozen);
         double rest = 1, curve = 0; /* |r(lambda)|^2 = rest + lambda^2 curve on the support */
         for (int64_t i = 0; i < m; i++) {
             int32_t k = q->support[i], j = q->set[k];
-            rest -= q->fit[i] * q->alpha0[j];
+            rest -= q->fit[i] * q->a[k];
             curve += q->lean[i] * (q->z[k] > 0 ? 1 : -1) / q->weight[j];
         }
         double next = -1;
@@ -528,9 +734,11 @@ static atoms_status FN(denoise_tile)(const atoms_ctx *ctx, const atoms_dict *dic
     int64_t d = dict->d;
     FN(inputs) in;
     FN(problem) q = {0};
-    atoms_status status = FN(inputs_new)(ctx, dict, tile, &in);
+    atoms_status status = FN(inputs_new)(dict, tile, &in);
     if (status == ATOMS_OK)
         status = FN(problem_new)(dict, false, tile->team, &q);
+    if (status == ATOMS_OK)
+        atoms_correlate(ctx, dict, tile->n, in.x, NULL, NULL, in.alpha0, NULL);
     for (int64_t i = 0; status == ATOMS_OK && i < tile->n; i++) {
         if (in.kind[i] != SIGNAL_OK) {
             FN(write_empty)(tile, i, in.kind[i]);

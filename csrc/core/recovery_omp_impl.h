@@ -1,7 +1,8 @@
 /* recovery_omp_impl.h: orthogonal matching pursuit of one tile of signals, for one number type
  * and one instruction set. Included by recovery_{portable,avx2,avx512}.c, which define
  *   T, GEMM, FN(name)                     number type, its product, name mangling
- *   VLEN, VMAX, VMIN, VRCP, BCAST, ANY_GE  vectors of T
+ *   VLEN, VMAX, VMIN, VRCP, BCAST          vectors of T
+ *   GE_LANES                               those lanes of a that are at least b's, as bits
  *   EPS, DEPENDENT                         rounding of T; least rho^2 of an atom that counts as new
  *   NRM_FLOOR                              least nrm in a score, against division by nothing
  *   QUANTISED                              0, or 1 with the operations on 16-bit pairs:
@@ -34,6 +35,7 @@
 
 #define vec FN(vec)
 #define vec_u FN(vec_u)
+#define lanes_of FN(lanes_of)
 #define state FN(state)
 #ifndef UNITS
 #define UNITS 0
@@ -43,6 +45,7 @@
 #define GROUP 2 /* signals in flight on a thread: one's Gram row is fetched during the other's pass */
 
 typedef T vec __attribute__((vector_size(VLEN * sizeof(T))));
+typedef __typeof__((vec){0} < (vec){0}) lanes_of;
 typedef T vec_u __attribute__((vector_size(VLEN * sizeof(T)), aligned(sizeof(T)), may_alias));
 
 #if QUANTISED
@@ -324,9 +327,9 @@ static int64_t FN(locate)(state *s, bool nonnegative)
         return s->at;
     vec top = BCAST(s->top);
     int64_t p = 0;
-    while (!ANY_GE(*(const vec *)(s->lanes + p / PANEL * VLEN), top))
+    while (!GE_LANES(*(const vec *)(s->lanes + p / PANEL * VLEN), top))
         p += PANEL;
-    while (!ANY_GE(FN(score_at)(s, p, nonnegative), top))
+    while (!GE_LANES(FN(score_at)(s, p, nonnegative), top))
         p += VLEN;
     vec score = FN(score_at)(s, p, nonnegative);
     int k = 0;
@@ -425,12 +428,12 @@ static int64_t FN(recheck)(const atoms_dict *dict, state *s, int64_t first, doub
     int64_t best = first;
     int tries = 0;
     for (int64_t j = 0; j < s->np; j += VLEN) {
-        if (j % PANEL == 0 && !ANY_GE(*(const vec *)(s->lanes + j / PANEL * VLEN), least)) {
+        if (j % PANEL == 0 && !GE_LANES(*(const vec *)(s->lanes + j / PANEL * VLEN), least)) {
             j += PANEL - VLEN;
             continue;
         }
         vec scores = FN(score_at)(s, j, p->nonnegative);
-        if (!ANY_GE(scores, least))
+        if (!GE_LANES(scores, least))
             continue;
         for (int64_t i = j; i < j + VLEN; i++) {
             if (scores[i - j] < least[0] || i == first)
@@ -931,24 +934,6 @@ static void FN(run_free)(const atoms_ctx *ctx, const atoms_dict *dict, const ato
     }
 }
 
-/* Correlations with the signals of the tile; screened: from 16-bit products, off by at most room->rounding. */
-static void FN(correlations)(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, FN(room) *room)
-{
-#if UNITS
-    const atoms_units *u = &dict->units;
-    if (room->screened) {
-        for (int64_t i = 0; i < n; i++) {
-            double lost = atoms_round_rows(1, dict->d, room->x + i * dict->d, u->ld, room->short_x + i * u->ld,
-                                           room->units + i * CHUNKS(u->ld));
-            room->rounding[i] = lost + u->error + lost * u->error + PRODUCT_ERROR(u->ld);
-        }
-        atoms_unit_products(n, room->short_x, room->units, u, dict->np / PANEL, room->alpha0, dict->np);
-        return;
-    }
-#endif
-    GEMM(ctx, n, dict->np, dict->d, 1, room->x, dict->d, 1, dict->atoms, 1, dict->d, 0, room->alpha0, dict->np, 1);
-}
-
 /* The first n signals of the list, which the screen left open, from correlations of full precision. */
 static void FN(run_open)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p,
                          omp_tile *tile, FN(room) *room, int64_t n)
@@ -986,7 +971,8 @@ static void FN(run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_om
     for (int64_t i = 0; i < tile->n; i++)
         if (room.scale[i] > 0)
             room.list[n++] = i;
-    FN(correlations)(ctx, dict, tile->n, &room);
+    atoms_correlate(ctx, dict, tile->n, room.x, room.screened ? room.short_x : NULL, room.units, room.alpha0,
+                    room.rounding);
     if (dict->gram || room.rows)
         FN(run_open)(ctx, dict, p, tile, &room, FN(run_gram)(dict, p, tile, &room, n, room.screened));
     else

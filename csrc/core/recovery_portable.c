@@ -16,12 +16,12 @@
     typedef T name##_v __attribute__((vector_size(N * sizeof(T))));                               \
     LANES(T, N, name, MAX)                                                                        \
     LANES(T, N, name, MIN)                                                                        \
-    static inline bool name##_any_ge(name##_v a, name##_v b)                                      \
+    static inline unsigned name##_ge_lanes(name##_v a, name##_v b)                                \
     {                                                                                             \
-        bool any = false;                                                                         \
+        unsigned lanes = 0;                                                                       \
         for (int k = 0; k < N; k++)                                                               \
-            any |= a[k] >= b[k];                                                                  \
-        return any;                                                                               \
+            lanes |= (unsigned)(a[k] >= b[k]) << k;                                               \
+        return lanes;                                                                             \
     }
 PORTABLE(float, 4, f4)
 PORTABLE(double, 2, d2)
@@ -34,7 +34,7 @@ PORTABLE(double, 2, d2)
 #define VMIN(a, b) f4_MIN(a, b)
 #define VRCP(a) (1 / (a))
 #define BCAST(a) ((vec){0} + (T)(a))
-#define ANY_GE(a, b) f4_any_ge(a, b)
+#define GE_LANES(a, b) f4_ge_lanes(a, b)
 #define EPS 0x1p-23
 #define DEPENDENT 3e-5f
 #define NRM_FLOOR 1e-5f
@@ -52,7 +52,7 @@ PORTABLE(double, 2, d2)
 #define VMIN(a, b) d2_MIN(a, b)
 #define VRCP(a) (1 / (a))
 #define BCAST(a) ((vec){0} + (T)(a))
-#define ANY_GE(a, b) d2_any_ge(a, b)
+#define GE_LANES(a, b) d2_ge_lanes(a, b)
 #define EPS 0x1p-52
 #define DEPENDENT 1e-12
 #define NRM_FLOOR 1e-13

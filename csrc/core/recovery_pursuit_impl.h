@@ -64,7 +64,7 @@ static atoms_status FN(scratch_new)(int64_t np, int64_t most, FN(scratch) *w)
 
 static atoms_status FN(ensure)(FN(problem) *q, int64_t j)
 {
-    return q->where[j] < 0 ? FN(join)(q, j) : ATOMS_OK;
+    return q->where[j] < 0 ? FN(join)(q, j, NULL) : ATOMS_OK;
 }
 
 /* Squared norm of sum v_k d_k over the working set; v is cw's sibling, (m). */
@@ -154,7 +154,7 @@ static int64_t FN(fit_listed)(const FN(problem) *q, FN(scratch) *w, int64_t n)
         if (pivot < DEPENDENT)
             continue;
         row[m] = sqrt(pivot);
-        w->fit[m] = q->alpha0[q->set[k]];
+        w->fit[m] = q->a[k];
         w->list[m++] = k;
     }
     atoms_cholesky_solve(m, w->chol, ld, w->fit);
@@ -277,11 +277,13 @@ static atoms_status FN(pursuit_tile)(const atoms_ctx *ctx, const atoms_dict *dic
     FN(inputs) in;
     FN(problem) q = {0};
     FN(scratch) w = {0};
-    atoms_status status = FN(inputs_new)(ctx, dict, tile, &in);
+    atoms_status status = FN(inputs_new)(dict, tile, &in);
     if (status == ATOMS_OK)
         status = FN(problem_new)(dict, false, tile->team, &q);
     if (status == ATOMS_OK)
         status = FN(scratch_new)(dict->np, 3 * p->n_nonzero, &w);
+    if (status == ATOMS_OK)
+        atoms_correlate(ctx, dict, tile->n, in.x, NULL, NULL, in.alpha0, NULL);
     for (int64_t i = 0; status == ATOMS_OK && i < tile->n; i++) {
         if (in.kind[i] != SIGNAL_OK) {
             FN(write_empty)(tile, i, in.kind[i]);
@@ -305,11 +307,13 @@ static atoms_status FN(threshold_tile)(const atoms_ctx *ctx, const atoms_dict *d
                                        const int *signed_codes, code_tile *tile)
 {
     FN(inputs) in;
-    atoms_status status = FN(inputs_new)(ctx, dict, tile, &in);
+    atoms_status status = FN(inputs_new)(dict, tile, &in);
     int32_t *set = atoms_alloc(dict->n, sizeof *set);
     T *z = atoms_alloc(dict->n, sizeof *z);
     if (status == ATOMS_OK && (!set || !z))
         status = ATOMS_ERR_MEMORY;
+    if (status == ATOMS_OK)
+        atoms_correlate(ctx, dict, tile->n, in.x, NULL, NULL, in.alpha0, NULL);
     for (int64_t i = 0; status == ATOMS_OK && i < tile->n; i++) {
         const T *alpha = in.alpha0 + i * dict->np;
         double s = in.scale[i], top = 0;

@@ -1,6 +1,7 @@
 /* recovery_undef.h: clears the way for the next inclusion of the recovery_*_impl.h files. */
 #undef vec
 #undef vec_u
+#undef lanes_of
 #undef state
 #undef GROUP
 #undef OPEN
@@ -14,7 +15,7 @@
 #undef VMIN
 #undef VRCP
 #undef BCAST
-#undef ANY_GE
+#undef GE_LANES
 #undef EPS
 #undef DEPENDENT
 #undef NRM_FLOOR
@@ -22,6 +23,9 @@
 #undef UNITS
 #undef UNITS_ROW
 #undef MOST_TRIES
+#undef NEAR_SHARE
+#undef KEPT
+#undef FIRST_SHARE
 #undef IVEC
 #undef IBCAST
 #undef MADD

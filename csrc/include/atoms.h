@@ -136,9 +136,10 @@ ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
 /* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
  * second time. n^2 elements, n rounded up to a multiple of 64. */
 ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
-/* The atoms once more in 16 bits, from which OMP takes the correlations that it screens atoms by: only where the CPU
- * has AVX-512 VNNI and the precision is float32; else nothing happens. */
+/* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by: only where
+ * the CPU has AVX-512 VNNI and the precision is float32; else nothing happens. */
 ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);
+ATOMS_API int atoms_dict_has_units(const atoms_dict *dict);
 /* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing. Under the same
  * conditions, and where few atoms have near neighbours; not once there are the former or a full one. */
 ATOMS_API atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict);

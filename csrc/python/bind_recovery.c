@@ -68,6 +68,22 @@ static PyObject *py_dict_gram(PyObject *self, PyObject *args)
     return atoms_raise(status, "dict_gram");
 }
 
+static PyObject *py_dict_units(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *ctx_obj, *dict_obj;
+    const atoms_ctx *ctx;
+    atoms_dict *dict;
+    if (!PyArg_ParseTuple(args, "OO:dict_units", &ctx_obj, &dict_obj) || atoms_get_ctx(ctx_obj, &ctx) < 0 ||
+        !(dict = get_dict(dict_obj)))
+        return NULL;
+    atoms_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_dict_units(ctx, dict);
+    Py_END_ALLOW_THREADS
+    return status < 0 ? atoms_raise(status, "dict_units") : PyBool_FromLong(atoms_dict_has_units(dict));
+}
+
 static PyObject *py_dict_has_gram(PyObject *self, PyObject *obj)
 {
     (void)self;
@@ -405,6 +421,7 @@ done:
 PyMethodDef atoms_recovery_methods[] = {
     {"dict_new", py_dict_new, METH_VARARGS, "dict_new(ctx, atoms, double_precision) -> handle"},
     {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle, units, coarse)"},
+    {"dict_units", py_dict_units, METH_VARARGS, "dict_units(ctx, handle): whether it has them"},
     {"dict_has_gram", py_dict_has_gram, METH_O, "dict_has_gram(handle) -> bool"},
     {"omp", py_omp, METH_VARARGS,
      "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "

@@ -172,6 +172,33 @@ static atoms_status short_matrices(const atoms_ctx *ctx, atoms_dict *dict, int c
     return status == ATOMS_OK ? atoms_dict_fine(ctx, dict) : status;
 }
 
+/* Signals that wait for 16-bit correlations, on any number of threads and in short memory. */
+TEST(recovery_lasso_screened)
+{
+    static double atoms[ATOMS * D], x[N * D];
+    double alphas[] = {0.3, 0.01};
+    static codes c, again;
+    uint64_t seed = 6;
+    fill(atoms, ATOMS * D, &seed);
+    plant(atoms, x);
+    atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
+    atoms_dict *dict = NULL;
+    CHECK(atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F32, &dict) == ATOMS_OK);
+    CHECK(atoms_dict_units(ctx, dict) == ATOMS_OK);
+    for (int a = 0; a < 2; a++) {
+        atoms_lasso_params p = {1, &alphas[a], 0, 1e-5, 1000};
+        int nth;
+        CHECK_SHORT_MEMORY(nth, 200, atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c.indices, c.values, c.counts,
+                                                 c.status, c.steps, c.residual, c.gap));
+        CHECK(atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, again.indices, again.values, again.counts,
+                          again.status, again.steps, again.residual, again.gap) == ATOMS_OK);
+        for (int i = 0; i < N; i++)
+            CHECK(c.status[i] == ATOMS_SIGNAL_CONVERGED && c.counts[i] == again.counts[i] && c.gap[i] == again.gap[i]);
+    }
+    atoms_dict_free(dict);
+    atoms_ctx_free(ctx);
+}
+
 TEST(recovery_short_gram_matrices_in_short_memory)
 {
     static double atoms[ATOMS * D];

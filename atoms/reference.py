@@ -160,7 +160,8 @@ def rounded_moments(m: Array, v: Array, step: int, decoder: bool) -> tuple[Array
     The lower 16 bits of a number are the chance in 65,536 of rounding up. The random bits are a hash
     of step, row and column, so that they are the same for any number of threads.
     """
-    h = np.uint64(step - 1) << np.uint64(32) ^ (2 * np.arange(len(m), dtype=np.uint64) + np.uint64(not decoder))
+    row = 2 * np.arange(len(m), dtype=np.uint64) + np.uint64(not decoder)
+    h = np.uint64(step - 1) << np.uint64(32) ^ row
     h = (h ^ h >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ h >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     column = np.arange(m.shape[1], dtype=np.uint32) * np.uint32(0x9E3779B9)

@@ -117,9 +117,9 @@ class SparseAutoencoder(Estimator):
     dead_after : float
         A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
         direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
-        of that, its threshold comes down until it fires, and after 3% of all samples (at least ten batches, and
-        20 times d_sae / target_l0) its bias rises (both ``"jumprelu"``). 0: none of it. Runs too short for
-        several such times find more with 50 to 300.
+        of that, its threshold comes down until it fires, and, once 3% of all samples and ten batches have gone by
+        too, its bias rises (both ``"jumprelu"``). 0: none of it. Runs too short for several such times find more
+        with 50 to 300.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
     aux_k : int
@@ -671,8 +671,8 @@ class SparseAutoencoder(Estimator):
 
         Its z may be below zero in every sample, where a lower threshold is of no use.
         """
-        samples = self.max_steps * self.batch_size
-        return int(max(0.03 * samples, 20 * self.d_sae / self.target_l0, 10 * self.batch_size))
+        batch = int(self.batch_size)
+        return max(self._dead_window() // 4, int(0.03 * self.max_steps * batch), 10 * batch)
 
     def _dead(self) -> np.ndarray:
         window = self._dead_window() or int(1000 * self.d_sae / self.target_l0)

@@ -26,7 +26,7 @@ import numpy as np
 import quality
 
 RESULTS = Path(__file__).parent / "results" / "time_to_value.jsonl"
-BUDGETS = [25_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000, 400_000, 500_000]
+BUDGETS = [1000 * n for n in (25, 50, 75, 100, 150, 200, 225, 250, 275, 300, 400, 500)]
 
 
 def best_rival(records: list[dict], d_sae: int, l0: float) -> dict:

@@ -145,21 +145,35 @@ static bool is_moment(atoms_sae_field field)
     return field >= ATOMS_W_ENC_M && is_matrix(field);
 }
 
-/* Moments of a matrix to float32, or from it, to the nearest and of ties to the even one. */
-static void copy_moments(const atoms_sae *sae, atoms_sae_field field, bool set, float *values)
+/* The words that hold a matrix' moment, and by how many bits it is shifted in them. */
+static uint32_t *moment_words(const atoms_sae *sae, atoms_sae_field field, int *shift)
 {
-    uint32_t *mv = field % 5 == ATOMS_W_ENC ? sae->enc.mv : sae->dec.mv, bits;
-    int shift = field < ATOMS_W_ENC_V ? 16 : 0;
+    *shift = field < ATOMS_W_ENC_V ? 16 : 0;
+    return field % 5 == ATOMS_W_ENC ? sae->enc.mv : sae->dec.mv;
+}
+
+static void get_moments(const atoms_sae *sae, atoms_sae_field field, float *out)
+{
+    int shift;
+    const uint32_t *mv = moment_words(sae, field, &shift);
     for (int64_t j = 0; j < sae->p.d_sae; j++, mv += sae->ld)
-        for (int64_t c = 0; c < sae->p.d_in; c++, values++)
-            if (set) {
-                memcpy(&bits, values, sizeof bits);
-                bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-                mv[c] = (mv[c] & 0xffff0000u >> shift) | bits << shift;
-            } else {
-                bits = mv[c] >> shift << 16;
-                memcpy(values, &bits, sizeof bits);
-            }
+        for (int64_t c = 0; c < sae->p.d_in; c++, out++) {
+            uint32_t bits = mv[c] >> shift << 16;
+            memcpy(out, &bits, sizeof bits);
+        }
+}
+
+/* To the nearest, of ties to the even one. */
+static void set_moments(const atoms_sae *sae, atoms_sae_field field, const float *values)
+{
+    int shift;
+    uint32_t *mv = moment_words(sae, field, &shift), bits;
+    for (int64_t j = 0; j < sae->p.d_sae; j++, mv += sae->ld)
+        for (int64_t c = 0; c < sae->p.d_in; c++, values++) {
+            memcpy(&bits, values, sizeof bits);
+            bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+            mv[c] = (mv[c] & 0xffff0000u >> shift) | bits << shift;
+        }
 }
 
 void atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2])
@@ -183,7 +197,7 @@ void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out)
     } else if (field == ATOMS_LAST_FIRED) {
         memcpy(out, sae->last_fired, (size_t)shape[0] * sizeof(int64_t));
     } else if (is_moment(field)) {
-        copy_moments(sae, field, false, out);
+        get_moments(sae, field, out);
     } else {
         int64_t ld = is_matrix(field) ? sae->ld : 1;
         const float *from = field_pointer(sae, field);
@@ -201,7 +215,7 @@ void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values)
     } else if (field == ATOMS_LAST_FIRED) {
         memcpy(sae->last_fired, values, (size_t)shape[0] * sizeof(int64_t));
     } else if (is_moment(field)) {
-        copy_moments(sae, field, true, (float *)(uintptr_t)values);
+        set_moments(sae, field, values);
     } else {
         int64_t ld = is_matrix(field) ? sae->ld : 1;
         float *to = field_pointer(sae, field);

@@ -382,7 +382,7 @@ PyMethodDef atoms_sae_methods[] = {
     {"sae_step", sae_step, METH_VARARGS,
      "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
      "threshold_shift, k, err, silent_after=0, silent_factor=1, aux_k=0, dead_after=0, "
-     "aux_coefficient=0, index=None, shift=None, scale=1)"},
+     "aux_coefficient=0, rise_after=0, rise=0, index=None, shift=None, scale=1)"},
     {"sae_encode", sae_encode, METH_VARARGS, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"},
     {"decode", decode, METH_VARARGS, "decode(ctx, indptr, indices, values, W_dec, bias, out)"},
     {NULL, NULL, 0, NULL}};

@@ -149,12 +149,7 @@ bool atoms_team_stopped(atoms_team *team)
 
 void atoms_team_report(atoms_team *team, atoms_status status)
 {
-#ifdef _OPENMP
-    bool first = omp_get_thread_num() == 0;
-#else
-    bool first = true;
-#endif
-    if (status == ATOMS_OK && first)
+    if (status == ATOMS_OK && atoms_thread() == 0)
         status = atoms_poll(team->ctx, &team->pollster);
     if (status < 0) {
 #pragma omp atomic write

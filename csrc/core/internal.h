@@ -8,6 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #define ATOMS_ALIGN 64
 #define ATOMS_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define ATOMS_MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -21,6 +25,16 @@ struct atoms_ctx {
 void *atoms_alloc(int64_t n, size_t size);
 void *atoms_calloc(int64_t n, size_t size);
 void atoms_free(void *p);
+
+/* The caller's number within its team. */
+static inline int atoms_thread(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 /* Asks the caller whether to stop. Cheap enough for once per tile; call it only from OpenMP
  * thread 0. Returns ATOMS_OK or ATOMS_ERR_CANCELLED. */

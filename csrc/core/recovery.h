@@ -4,19 +4,6 @@
 
 #include "internal.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-static inline bool atoms_is_first_thread(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num() == 0;
-#else
-    return true;
-#endif
-}
-
 /* Atoms are handled in panels of this many; every per-atom array is padded to whole panels. */
 #define PANEL 64
 

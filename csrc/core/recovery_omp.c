@@ -83,7 +83,7 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, int64_t n
                 .residual = residual ? residual + i : NULL,
             };
             kernel->run(ctx, dict, params, &part, work);
-            if (atoms_is_first_thread() && atoms_poll(ctx, &pollster) < 0) {
+            if (atoms_thread() == 0 && atoms_poll(ctx, &pollster) < 0) {
 #pragma omp atomic write
                 result = ATOMS_ERR_CANCELLED;
             }

@@ -4,12 +4,9 @@
 
 #include "sae_kernels.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #define PANEL 64   /* samples that one mask covers */
 #define GROUP 16   /* panels at most that one task lists together: 1024 samples */
+#define PART 64    /* latents that one partial sum of the decoder bias' gradient is over */
 #define SLICE 256  /* samples of a tile by latent, where products are dense */
 #define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
 
@@ -41,9 +38,24 @@ typedef struct {
     double candidates, seconds[3];
 } panel_list;
 
+/* A thread's room to list the candidates of one group of panels. */
+typedef struct {
+    int64_t cap;       /* candidates allocated */
+    uint64_t *mask;    /* (GROUP, d_sae rounded up) */
+    float *tile;       /* (BLOCK, GROUP * PANEL), F32 screen only */
+    int64_t *start;    /* (d_sae + 1,) candidates of each latent */
+    int32_t *row;      /* (cap,) sample within the group */
+    float *z;          /* (cap,) */
+    float *strip;      /* (GROUP * PANEL, columns) of x, where there are several strips */
+} sae_scratch;
+
+/* All that a step needs is kept for the next one: large blocks that are freed go back to the system, and a
+ * quarter of a step's time can go into the pages that come again. */
 typedef struct {
     int64_t cap;         /* panels allocated */
     int64_t n, panels;
+    int threads;
+    sae_scratch *scratch; /* (threads,) */
     float *xc;           /* (panels * PANEL, ld) */
     int64_t errors;      /* blocks of err: one for each prefix, and one for AuxK if it is in use */
     float *err;          /* (errors, panels * PANEL, ld) */
@@ -59,6 +71,11 @@ typedef struct {
     float *z, *ga;       /* then the factors of the gradients' rows, of the decoder and the encoder */
     float *floor, *limit, *rest, *size; /* (d_sae rounded up to BLOCK,) */
     float *partial;      /* (blocks of latents or panels, ld) */
+    int64_t *at;         /* (d_sae,) */
+    float *g_bias;       /* (d_sae,) */
+    double *bands;       /* (PARTs of latents, 2) */
+    int64_t rows_cap;
+    float *rows;         /* (rows_cap,) gradients of the weights' rows that threads hold */
     float topk_floor;
 } sae_batch;
 

@@ -69,8 +69,22 @@ void sae_screen_row(const atoms_sae_kernels *k, atoms_sae *sae, int64_t j)
 
 /* ----------------------------------------------------------------- batch */
 
+static void scratch_free(sae_batch *b)
+{
+    for (int t = 0; t < b->threads; t++) {
+        sae_scratch *s = &b->scratch[t];
+        void *blocks[] = {s->mask, s->tile, s->start, s->row, s->z, s->strip};
+        for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+            atoms_free(blocks[i]);
+    }
+    atoms_free(b->scratch);
+    b->scratch = NULL;
+    b->threads = 0;
+}
+
 void sae_batch_free(sae_batch *b)
 {
+    scratch_free(b);
     for (int64_t p = 0; p < 2 * b->cap; p++) {
         panel_list *l = p < b->cap ? &b->list[p] : &b->aux[p - b->cap];
         atoms_free(l->latent);
@@ -79,7 +93,7 @@ void sae_batch_free(sae_batch *b)
     }
     void *blocks[] = {b->xc, b->err, b->xq, b->scale, b->norm, b->residual, b->list, b->aux, b->sums,
                       b->start, b->aux_start, b->row, b->z, b->ga, b->floor, b->limit, b->rest, b->size,
-                      b->partial};
+                      b->partial, b->at, b->g_bias, b->bands, b->rows};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         atoms_free(blocks[i]);
     float topk_floor = b->topk_floor;
@@ -111,7 +125,10 @@ atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n, in
              (b->limit = atoms_calloc(sae->rows, sizeof *b->limit)) &&
              (b->rest = atoms_calloc(sae->rows, sizeof *b->rest)) &&
              (b->size = atoms_calloc(sae->rows, sizeof *b->size)) &&
-             (b->partial = atoms_alloc(blocks * ld, sizeof *b->partial));
+             (b->partial = atoms_alloc(blocks * ld, sizeof *b->partial)) &&
+             (b->at = atoms_alloc(sae->p.d_sae, sizeof *b->at)) &&
+             (b->g_bias = atoms_alloc(sae->p.d_sae, sizeof *b->g_bias)) &&
+             (b->bands = atoms_alloc(2 * (sae->rows / PART), sizeof *b->bands));
         if (!ok) {
             sae_batch_free(b);
             return ATOMS_ERR_MEMORY;
@@ -229,36 +246,26 @@ atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const atoms
 
 /* ---------------------------------------------------------------- screen */
 
-/* A thread's room for one group of panels. */
-typedef struct {
-    int64_t cap;       /* candidates allocated */
-    uint64_t *mask;    /* (GROUP, d_sae rounded up) */
-    float *tile;       /* (BLOCK, GROUP * PANEL), F32 screen only */
-    int64_t *start;    /* (d_sae + 1,) candidates of each latent */
-    int32_t *row;      /* (cap,) sample within the group */
-    float *z;          /* (cap,) */
-    float *strip;      /* (GROUP * PANEL, columns) of x, where there are several strips */
-} scratch;
-
-static bool scratch_new(scratch *s, const atoms_sae *sae)
+/* Room for every thread of the team. */
+static bool scratch_reserve(const atoms_sae *sae, sae_batch *b, int threads)
 {
-    bool f32 = sae->screen.kind == ATOMS_SCREEN_F32, strips = sae_strip(sae->width) < sae->width;
-    memset(s, 0, sizeof *s);
-    s->mask = atoms_alloc(GROUP * sae->rows, sizeof *s->mask);
-    s->tile = f32 ? atoms_alloc(BLOCK * GROUP * PANEL, sizeof *s->tile) : NULL;
-    s->start = atoms_alloc(sae->p.d_sae + 1, sizeof *s->start);
-    s->strip = strips ? atoms_alloc(GROUP * PANEL * sae_strip(sae->width), sizeof *s->strip) : NULL;
-    return s->mask && s->start && (!f32 || s->tile) && (!strips || s->strip);
-}
-
-static void scratch_free(scratch *s)
-{
-    atoms_free(s->mask);
-    atoms_free(s->tile);
-    atoms_free(s->start);
-    atoms_free(s->row);
-    atoms_free(s->z);
-    atoms_free(s->strip);
+    bool f32 = sae->screen.kind == ATOMS_SCREEN_F32, strips = sae_strip(sae->width) < sae->width, ok = true;
+    if (threads <= b->threads)
+        return true;
+    scratch_free(b);
+    b->scratch = atoms_calloc(threads, sizeof *b->scratch);
+    b->threads = b->scratch ? threads : 0;
+    for (int t = 0; t < b->threads; t++) {
+        sae_scratch *s = &b->scratch[t];
+        s->mask = atoms_alloc(GROUP * sae->rows, sizeof *s->mask);
+        s->tile = f32 ? atoms_alloc(BLOCK * GROUP * PANEL, sizeof *s->tile) : NULL;
+        s->start = atoms_alloc(sae->p.d_sae + 1, sizeof *s->start);
+        s->strip = strips ? atoms_alloc(GROUP * PANEL * sae_strip(sae->width), sizeof *s->strip) : NULL;
+        ok = ok && s->mask && s->start && (!f32 || s->tile) && (!strips || s->strip);
+    }
+    if (!ok || !b->scratch)
+        scratch_free(b);
+    return b->scratch;
 }
 
 /* What the screens compare with, from the floors. */
@@ -278,7 +285,7 @@ static void screen_limits(const atoms_sae *sae, sae_batch *b)
 
 /* Masks of candidates for the panels p0 .. p0 + np and every latent. */
 static atoms_status screen_group(atoms_team *team, const atoms_sae *sae, const atoms_sae_kernels *k,
-                                 const sae_batch *b, int64_t p0, int64_t np, scratch *s)
+                                 const sae_batch *b, int64_t p0, int64_t np, sae_scratch *s)
 {
     const atoms_ctx *ctx = team->ctx;
     int64_t ld = sae->ld, width = sae->width, bytes = sae->screen.kind == ATOMS_SCREEN_INT16 ? 2 : 1;
@@ -314,7 +321,7 @@ static atoms_status screen_group(atoms_team *team, const atoms_sae *sae, const a
 
 /* The group's candidates by latent. */
 static bool gather_candidates(const atoms_sae *sae, const sae_batch *b, int64_t p0, int64_t np,
-                              scratch *s)
+                              sae_scratch *s)
 {
     int64_t rows = ATOMS_MIN(PANEL, b->n - (p0 + np - 1) * PANEL); /* of the last panel */
     uint64_t valid = rows == PANEL ? ~(uint64_t)0 : ((uint64_t)1 << rows) - 1;
@@ -327,12 +334,13 @@ static bool gather_candidates(const atoms_sae *sae, const sae_batch *b, int64_t 
     }
     s->start[sae->p.d_sae] = n;
     if (n > s->cap) {
-        s->cap = n + n / 4;
+        int64_t cap = n + n / 4;
         atoms_free(s->row);
         atoms_free(s->z);
-        s->row = atoms_alloc(s->cap + 3, sizeof *s->row);
-        s->z = atoms_alloc(s->cap, sizeof *s->z);
-        if (!s->row || !s->z)
+        s->row = atoms_alloc(cap + 3, sizeof *s->row);
+        s->z = atoms_alloc(cap, sizeof *s->z);
+        s->cap = s->row && s->z ? cap : 0;
+        if (!s->cap)
             return false;
     }
     int32_t *row = s->row;
@@ -353,7 +361,7 @@ static bool gather_candidates(const atoms_sae *sae, const sae_batch *b, int64_t 
  * in the second-level cache while the encoder's rows stream by. One of several strips is copied together:
  * on few pages, and away from neighbours that would be fetched in vain. */
 static void exact_group(const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
-                        int64_t p0, int64_t np, scratch *s)
+                        int64_t p0, int64_t np, sae_scratch *s)
 {
     int64_t ld = sae->ld, strip = sae_strip(sae->width);
     memset(s->z, 0, (size_t)s->start[sae->p.d_sae] * sizeof *s->z);
@@ -394,7 +402,7 @@ bool sae_list_reserve(panel_list *l, int64_t n)
 }
 
 /* Counting sort of what lies above its floor into the panels' lists, by sample, then latent. */
-static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t np, scratch *s)
+static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t np, sae_scratch *s)
 {
     int32_t at[GROUP * PANEL] = {0};
     int64_t n = 0, e = 0;
@@ -433,7 +441,7 @@ static bool fill_lists(const atoms_sae *sae, sae_batch *b, int64_t p0, int64_t n
 }
 
 static atoms_status list_group(atoms_team *team, const atoms_sae *sae, const atoms_sae_kernels *k,
-                               sae_batch *b, int64_t p0, int64_t np, scratch *s)
+                               sae_batch *b, int64_t p0, int64_t np, sae_scratch *s)
 {
     panel_list *l = &b->list[p0];
     double t0 = sae_now();
@@ -470,18 +478,13 @@ atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_bat
     const atoms_sae_kernels *k = atoms_sae_kernels_for(ctx->isa);
     screen_limits(sae, b);
     int64_t group = group_of(ctx, sae, b);
+    if (!scratch_reserve(sae, b, ctx->p.num_threads))
+        return ATOMS_ERR_MEMORY;
     atoms_team team = {.ctx = ctx};
-#pragma omp parallel num_threads(ctx->p.num_threads)
-    {
-        scratch s;
-        bool ready = scratch_new(&s, sae);
-        if (!ready)
-            atoms_team_report(&team, ATOMS_ERR_MEMORY);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t p = 0; p < b->panels; p += group)
-            if (ready && !atoms_team_stopped(&team))
-                atoms_team_report(&team, list_group(&team, sae, k, b, p, ATOMS_MIN(group, b->panels - p), &s));
-        scratch_free(&s);
-    }
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t p = 0; p < b->panels; p += group)
+        if (!atoms_team_stopped(&team))
+            atoms_team_report(&team, list_group(&team, sae, k, b, p, ATOMS_MIN(group, b->panels - p),
+                                                &b->scratch[atoms_thread()]));
     return team.status;
 }

@@ -182,7 +182,7 @@ static atoms_status add_aux(const atoms_ctx *ctx, const atoms_sae *sae, const at
 /* ------------------------------------------------------------- by latent */
 
 /* Entries of one kind, those of the samples or AuxK's, to their places, for the latents from .. to. */
-static void place_entries(const sae_batch *b, const panel_list *lists, int32_t from, int32_t to, int64_t *at)
+static void place_entries(sae_batch *b, const panel_list *lists, int32_t from, int32_t to)
 {
     for (int64_t p = 0; p < b->panels; p++) {
         const panel_list *l = &lists[p];
@@ -191,7 +191,7 @@ static void place_entries(const sae_batch *b, const panel_list *lists, int32_t f
                 int32_t j = l->latent[e];
                 if (j < from || j >= to)
                     continue;
-                int64_t i = at[j]++;
+                int64_t i = b->at[j]++;
                 b->row[i] = (int32_t)(p * PANEL + r);
                 b->z[i] = l->z[e];
                 b->ga[i] = l->ga[e];
@@ -226,20 +226,16 @@ static atoms_status sort_by_latent(const atoms_ctx *ctx, const atoms_sae *sae, s
     }
     for (int64_t j = 0; j < s; j++)
         b->start[j + 1] += b->start[j];
-    int64_t *at = atoms_alloc(s, sizeof *at);
-    if (!at)
-        return ATOMS_ERR_MEMORY;
-    memcpy(at, b->start, (size_t)s * sizeof *at);
+    memcpy(b->at, b->start, (size_t)s * sizeof *b->at);
     int parts = ctx->p.num_threads;
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static, 1)
     for (int part = 0; part < parts; part++) {
         int32_t from = (int32_t)(s * part / parts), to = (int32_t)(s * (part + 1) / parts);
-        place_entries(b, b->list, from, to, at);
+        place_entries(b, b->list, from, to);
         for (int32_t j = from; j < to; j++)
-            b->aux_start[j] = at[j];
-        place_entries(b, b->aux, from, to, at);
+            b->aux_start[j] = b->at[j];
+        place_entries(b, b->aux, from, to);
     }
-    atoms_free(at);
     return ATOMS_OK;
 }
 
@@ -294,8 +290,6 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
     }
     return g_bias;
 }
-
-#define PART 64 /* latents that one partial sum of the decoder bias' gradient is over */
 
 /* How the latents are cut: a task's are one thread's, the gradients of a block's are held at a time, and built
  * up from `strip` columns of all samples. A strip pays where the entries of a block meet each sample's row many
@@ -395,43 +389,34 @@ static atoms_status update_all(const atoms_ctx *ctx, atoms_sae *sae, const atoms
     latent_cut cut = cut_latents(ctx, sae, b);
     int threads = ctx->p.num_threads;
     int64_t matrices = sae->p.tied ? 1 : 2;
-    double *bands = atoms_calloc(2 * parts, sizeof *bands);
-    float *g_bias = atoms_alloc(s, sizeof *g_bias);
     int64_t share = matrices * cut.block * ld + PANEL * SLICE; /* a thread's */
-    float *room = atoms_alloc(threads * share, sizeof *room);
-    if (!bands || !g_bias || !room) {
-        atoms_free(bands);
-        atoms_free(g_bias);
-        atoms_free(room);
-        return ATOMS_ERR_MEMORY;
+    if (threads * share > b->rows_cap) {
+        atoms_free(b->rows);
+        b->rows = atoms_alloc(threads * share, sizeof *b->rows);
+        b->rows_cap = b->rows ? threads * share : 0;
+        if (!b->rows)
+            return ATOMS_ERR_MEMORY;
     }
+    memset(b->bands, 0, (size_t)(2 * parts) * sizeof *b->bands);
     memset(b->partial, 0, (size_t)(parts * ld) * sizeof *b->partial);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t first = 0; first < s; first += cut.task) {
-#ifdef _OPENMP
-        int me = omp_get_thread_num();
-#else
-        int me = 0;
-#endif
-        float *tile = room + me * share, *dec = tile + PANEL * SLICE, *enc = dec + (matrices - 1) * cut.block * ld;
+        float *tile = b->rows + atoms_thread() * share, *dec = tile + PANEL * SLICE, *enc = dec + (matrices - 1) * cut.block * ld;
         int64_t end = ATOMS_MIN(first + cut.task, s);
         for (int64_t from = first; from < end; from += cut.block) {
             int64_t to = ATOMS_MIN(from + cut.block, end);
             for (int64_t j = from; j < to; j++)
-                g_bias[j] = scalar_gradients(sae, u, b, j, bands + 2 * (j / PART));
+                b->g_bias[j] = scalar_gradients(sae, u, b, j, b->bands + 2 * (j / PART));
             row_gradients(ctx, sae, k, b, from, to, cut.strip, tile, dec, enc);
             for (int64_t j = from; j < to; j++)
-                update_latent(sae, k, &u->adam, j, g_bias[j], dec + (j - from) * ld, enc + (j - from) * ld,
+                update_latent(sae, k, &u->adam, j, b->g_bias[j], dec + (j - from) * ld, enc + (j - from) * ld,
                               b->partial + j / PART * ld);
         }
     }
     for (int64_t t = 0; t < parts; t++) {
-        band[0] += bands[2 * t];
-        band[1] += bands[2 * t + 1];
+        band[0] += b->bands[2 * t];
+        band[1] += b->bands[2 * t + 1];
     }
-    atoms_free(bands);
-    atoms_free(g_bias);
-    atoms_free(room);
     return ATOMS_OK;
 }
 

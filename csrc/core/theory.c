@@ -23,22 +23,13 @@ static const theory_kernels *kernels(const atoms_ctx *ctx)
     return &atoms_theory_portable;
 }
 
-static int thread_number(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
 /* Thread 0 asks the caller whether to stop; every thread learns the answer from *stop. */
 static int stopped(const atoms_ctx *ctx, atoms_pollster *pollster, int *stop)
 {
     int now;
 #pragma omp atomic read
     now = *stop;
-    if (!now && thread_number() == 0 && atoms_poll(ctx, pollster) != ATOMS_OK) {
+    if (!now && atoms_thread() == 0 && atoms_poll(ctx, pollster) != ATOMS_OK) {
         now = 1;
 #pragma omp atomic write
         *stop = 1;
@@ -123,7 +114,7 @@ atoms_status atoms_ev_update(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_m
         int64_t count = ATOMS_MIN(round, tiles - first);
 #pragma omp parallel num_threads(threads)
         {
-            double *mine = work + 4 * EV_TILE * d * thread_number();
+            double *mine = work + 4 * EV_TILE * d * atoms_thread();
 #pragma omp for schedule(dynamic)
             for (int64_t t = 0; t < count; t++) {
                 int64_t row = (first + t) * EV_TILE;
@@ -168,7 +159,7 @@ atoms_status atoms_unit_rows(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_m
         if (stopped(ctx, &pollster, &stop))
             continue;
         int64_t first = t * EV_TILE, rows = ATOMS_MIN(EV_TILE, n - first);
-        double *mine = work + 2 * EV_TILE * d * thread_number();
+        double *mine = work + 2 * EV_TILE * d * atoms_thread();
         load(x, first, rows, d, mine);
         if (whitener)
             whiten(ctx, rows, d, whitener, mine, mine + EV_TILE * d);
@@ -239,8 +230,8 @@ static atoms_status for_all_pairs(const atoms_ctx *ctx, int64_t n, int64_t d, co
         if (second < first || stopped(ctx, &pollster, &stop))
             continue;
         int64_t rows = ATOMS_MIN(PAIR_TILE, n - first), cols = ATOMS_MIN(PAIR_TILE, n - second);
-        float *c = products + (int64_t)PAIR_TILE * PAIR_TILE * thread_number();
-        int64_t *mine = own + size * thread_number();
+        float *c = products + (int64_t)PAIR_TILE * PAIR_TILE * atoms_thread();
+        int64_t *mine = own + size * atoms_thread();
         atoms_gemm_f32(ctx, rows, cols, d, 1.0f, unit + first * d, d, 1, unit + second * d, 1, d,
                        0.0f, c, cols, 1);
         for (int64_t i = 0; i < rows; i++) {
@@ -297,7 +288,7 @@ atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m, int64_t d
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t t = 0; t < tiles; t++) {
         int64_t first = t * NEAREST_TILE, rows = ATOMS_MIN(NEAREST_TILE, n - first);
-        float *c = products + (int64_t)NEAREST_TILE * PAIR_TILE * thread_number();
+        float *c = products + (int64_t)NEAREST_TILE * PAIR_TILE * atoms_thread();
         for (int64_t i = 0; i < rows; i++) {
             index[first + i] = 0;
             value[first + i] = -INFINITY;
@@ -379,13 +370,13 @@ atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float
         if (stopped(ctx, &pollster, &stop))
             continue;
         int64_t first = t * STRIP, rows = ATOMS_MIN(STRIP, n - first);
-        float *c = products + (int64_t)STRIP * n * thread_number();
-        uint32_t *mine = keys + 2 * n * thread_number();
+        float *c = products + (int64_t)STRIP * n * atoms_thread();
+        uint32_t *mine = keys + 2 * n * atoms_thread();
         for (int64_t j = 0; j < n && !stopped(ctx, &pollster, &stop); j += STRIP_COLUMNS)
             atoms_gemm_f32(ctx, rows, ATOMS_MIN(STRIP_COLUMNS, n - j), d, 1.0f, unit + first * d, d,
                            1, unit + j * d, 1, d, 0.0f, c + j, n, 1);
         for (int64_t i = 0; i < rows && !stopped(ctx, &pollster, &stop); i++)
-            babel_row(n, c + i * n, first + i, kmax, mine, mine + n, best + kmax * thread_number());
+            babel_row(n, c + i * n, first + i, kmax, mine, mine + n, best + kmax * atoms_thread());
     }
     if (!failed)
         for (int64_t j = 0; j < kmax; j++) {

@@ -6,9 +6,10 @@
 
 #define PANEL 64   /* samples that one mask covers */
 #define GROUP 16   /* panels at most that one task lists together: 1024 samples */
+#define TILE 8     /* the same where BLIS multiplies; of these it forms BLOCK latents' products at a time */
 #define PART 64    /* latents that one partial sum of the decoder bias' gradient is over */
 #define SLICE 256  /* samples of a tile by latent, where products are dense */
-#define BLOCK 384  /* latents screened at a time; a multiple of the int8 kernel's 6 */
+#define BLOCK 768  /* latents screened at a time; a multiple of the int8 kernel's 6 */
 
 /* A vector of parameters with its Adam moments: n values, the same shape thrice. */
 typedef struct {
@@ -42,7 +43,7 @@ typedef struct {
 typedef struct {
     int64_t cap;       /* candidates allocated */
     uint64_t *mask;    /* (GROUP, d_sae rounded up) */
-    float *tile;       /* (BLOCK, GROUP * PANEL), F32 screen only */
+    float *tile;       /* (BLOCK, TILE * PANEL), F32 screen only */
     int64_t *start;    /* (d_sae + 1,) candidates of each latent */
     int32_t *row;      /* (cap,) sample within the group */
     float *z;          /* (cap,) */

@@ -1,6 +1,6 @@
 /* sae_encode.c: which latents are active, without ever holding samples x latents.
  *
- *   x -> centred rows, int8 panels -> for each panel of 64 samples, each block of 384 latents:
+ *   x -> centred rows, int8 panels -> for each panel of 64 samples, each block of latents:
  *   screen (a mask of samples for each latent) -> exact z of the candidates -> the panel's list */
 #include "sae.h"
 
@@ -258,7 +258,7 @@ static bool scratch_reserve(const atoms_sae *sae, sae_batch *b, int threads)
     for (int t = 0; t < b->threads; t++) {
         sae_scratch *s = &b->scratch[t];
         s->mask = atoms_alloc(GROUP * sae->rows, sizeof *s->mask);
-        s->tile = f32 ? atoms_alloc(BLOCK * GROUP * PANEL, sizeof *s->tile) : NULL;
+        s->tile = f32 ? atoms_alloc(BLOCK * TILE * PANEL, sizeof *s->tile) : NULL;
         s->start = atoms_alloc(sae->p.d_sae + 1, sizeof *s->start);
         s->strip = strips ? atoms_alloc(GROUP * PANEL * sae_strip(sae->width), sizeof *s->strip) : NULL;
         ok = ok && s->mask && s->start && (!f32 || s->tile) && (!strips || s->strip);
@@ -297,7 +297,7 @@ static atoms_status screen_group(atoms_team *team, const atoms_sae *sae, const a
             return status;
         if (!screen)
             atoms_gemm_f32(ctx, nj, np * PANEL, width, 1, sae->enc.w + j0 * ld, ld, 1,
-                           b->xc + p0 * PANEL * ld, 1, ld, 0, s->tile, GROUP * PANEL, 1);
+                           b->xc + p0 * PANEL * ld, 1, ld, 0, s->tile, TILE * PANEL, 1);
         for (int64_t p = 0; p < np; p++) {
             int64_t i0 = (p0 + p) * PANEL;
             uint64_t *mask = s->mask + p * sae->rows + j0;
@@ -310,7 +310,7 @@ static atoms_status screen_group(atoms_team *team, const atoms_sae *sae, const a
                 continue;
             }
             for (int64_t j = 0; j < nj; j++)
-                mask[j] = k->reach(s->tile + (j * GROUP + p) * PANEL, b->residual + i0,
+                mask[j] = k->reach(s->tile + (j * TILE + p) * PANEL, b->residual + i0,
                                    b->size[j0 + j], b->limit[j0 + j]);
         }
     }
@@ -469,8 +469,8 @@ static int64_t group_of(const atoms_ctx *ctx, const atoms_sae *sae, const sae_ba
 {
     bool large = sae->p.d_sae * sae->ld > ((int64_t)1 << 22);
     int64_t tasks = (large ? 1 : 2) * (int64_t)ctx->p.num_threads;
-    int64_t most = 163840 / (PANEL * sae_strip(sae->width));
-    return ATOMS_MAX(1, ATOMS_MIN((b->panels + tasks - 1) / tasks, ATOMS_MIN(most, GROUP)));
+    int64_t most = sae->screen.kind == ATOMS_SCREEN_F32 ? TILE : ATOMS_MIN(GROUP, 163840 / (PANEL * sae_strip(sae->width)));
+    return ATOMS_MAX(1, ATOMS_MIN((b->panels + tasks - 1) / tasks, most));
 }
 
 atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b)

@@ -292,22 +292,24 @@ static float scalar_gradients(atoms_sae *sae, const update *u, sae_batch *b, int
 }
 
 /* How the latents are cut: a task's are one thread's, the gradients of a block's are held at a time, and built
- * up from `strip` columns of all samples. A strip pays where the entries of a block meet each sample's row many
- * times over; else rows go by whole, which the hardware foresees, and the block stays in the cache. */
+ * up from `strip` columns of all samples. Rows go by whole, which the hardware foresees, and the block stays in
+ * the cache, unless the samples' rows are more than a cache likes and each is met so often that it pays to let
+ * them stay, a strip at a time, and the gradients of many latents go by. */
 typedef struct {
     int64_t task, block, strip;
 } latent_cut;
 
 static latent_cut cut_latents(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b)
 {
-    /* a thread's strips come into the cache once for each task; prefixes' latents are of unequal use */
-    int64_t s = sae->p.d_sae, tasks = (sae->p.n_prefixes > 1 ? 2 : 1) * (int64_t)ctx->p.num_threads;
-    int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
+    int64_t s = sae->p.d_sae;
     if (b->dense)
         return (latent_cut){PART, PART, sae->width};
-    int64_t task = ATOMS_MAX(ATOMS_MIN((s + tasks - 1) / tasks, most) / PART * PART, PART);
-    if (b->start[s] / s * task < 8 * b->n)
+    if (b->start[s] < 64 * s || b->n * sae->ld < (int64_t)3 << 19)
         return (latent_cut){PART, PART / 4, sae->width};
+    /* a thread's strips come into the cache once for each task; prefixes' latents are of unequal use */
+    int64_t tasks = (sae->p.n_prefixes > 1 ? 2 : 1) * (int64_t)ctx->p.num_threads;
+    int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
+    int64_t task = ATOMS_MAX(ATOMS_MIN((s + tasks - 1) / tasks, most) / PART * PART, PART);
     int64_t strip = ((int64_t)1 << 18) / b->n / 16 * 16;
     return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width)};
 }

@@ -76,11 +76,11 @@ def rows(synthetic, folder: Path, samples: int) -> tuple[np.ndarray, float]:
     return np.load(path, mmap_mode="r"), l0
 
 
-def train_peer(name: str, X: np.ndarray, l0: float, lr: float, seed: int):
+def train_peer(name: str, X: np.ndarray, l0: float, lr: float, seed: int, options: dict):
     import peers
 
     steps = len(X) // BATCH
-    peer = peers.make(name, D_IN, D_SAE, l0, batch_size=BATCH, steps=steps, lr=lr, seed=seed)
+    peer = peers.make(name, D_IN, D_SAE, l0, batch_size=BATCH, steps=steps, lr=lr, seed=seed, **options)
     peer.prepare(torch.from_numpy(np.array(X[:8192])))
     for index in data.batches(len(X), BATCH, steps, seed):
         peer.step(torch.from_numpy(X[index]))
@@ -120,6 +120,12 @@ def main() -> None:
     parser.add_argument(
         "--ours", type=json.loads, default={}, help="JSON: further arguments of SparseAutoencoder"
     )
+    parser.add_argument(
+        "--theirs",
+        type=json.loads,
+        default={},
+        help='JSON: of the rivals, e.g. {"mode": "tanh", "coefficient": 1}',
+    )
     parser.add_argument("--data", type=Path, default=data.default_folder())
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -141,7 +147,7 @@ def main() -> None:
                 if name.startswith("atoms"):
                     sae = train_ours(X, l0, lr, seed, options.threads, name.endswith("metric"), options.ours)
                 else:
-                    sae = train_peer(name, X, l0, lr, seed)
+                    sae = train_peer(name, X, l0, lr, seed, options.theirs)
                 spent = time.perf_counter() - start
                 torch.manual_seed(2)
                 e = eval_sae_on_synthetic_data(
@@ -157,7 +163,8 @@ def main() -> None:
                     flush=True,
                 )
                 record = {"name": name, "lr": lr, "seed": seed, "samples": options.samples, "seconds": spent,
-                          "target_l0": l0, **e.to_dict()}  # fmt: skip
+                          "target_l0": l0,
+                          "options": options.ours if name.startswith("atoms") else options.theirs, **e.to_dict()}  # fmt: skip
                 with open(options.results, "a") as file:
                     file.write(json.dumps(record) + "\n")
 

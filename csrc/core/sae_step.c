@@ -330,6 +330,14 @@ static void dense_row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, cons
     }
 }
 
+/* Some columns of all samples into the second-level cache, in order: entries meet their rows in none. */
+static void fetch_strip(int64_t n, int64_t columns, const float *base, int64_t ld)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < columns; c += 16)
+            __builtin_prefetch(base + i * ld + c, 0, 2);
+}
+
 /* Gradient rows of the latents from .. to, into dec and enc (one and the same where tied). */
 static void row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_sae_kernels *k, const sae_batch *b,
                           int64_t from, int64_t to, int64_t strip, float *tile, float *dec, float *enc)
@@ -345,6 +353,8 @@ static void row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atom
     for (int64_t c = 0; c < sae->width; c += strip) {
         int64_t columns = ATOMS_MIN(strip, sae->width - c);
         const float *aux_err = sae_error_row(b, ld, sae->p.n_prefixes, 0) + c;
+        if (strip < sae->width)
+            fetch_strip(b->n, columns, sae_error_row(b, ld, 0, 0) + c, ld);
         for (int64_t j = from; j < to; j++) {
             const float *err = sae_error_row(b, ld, prefix_of(sae, j), 0) + c;
             int64_t e = b->start[j], aux = b->aux_start[j], end = b->start[j + 1];
@@ -354,11 +364,14 @@ static void row_gradients(const atoms_ctx *ctx, const atoms_sae *sae, const atom
                 k->add_rows(columns, end - aux, b->z + aux, aux_err, ld, b->row + aux, g);
         }
     }
-    for (int64_t c = 0; c < sae->width; c += strip)
+    for (int64_t c = 0; c < sae->width; c += strip) {
+        int64_t columns = ATOMS_MIN(strip, sae->width - c);
+        if (strip < sae->width)
+            fetch_strip(b->n, columns, b->xc + c, ld);
         for (int64_t j = from; j < to; j++)
-            k->add_rows(ATOMS_MIN(strip, sae->width - c), b->start[j + 1] - b->start[j],
-                        b->ga + b->start[j], b->xc + c, ld, b->row + b->start[j],
-                        enc + (j - from) * ld + c);
+            k->add_rows(columns, b->start[j + 1] - b->start[j], b->ga + b->start[j], b->xc + c, ld,
+                        b->row + b->start[j], enc + (j - from) * ld + c);
+    }
 }
 
 /* Seed of the rounding of a matrix row's moments, for every step and row another: splitmix64's last lines. */

@@ -50,21 +50,15 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, int64_t n
     int64_t x_size = type == ATOMS_F64 ? 8 : type == ATOMS_F32 ? 4 : 2;
     int64_t v_size = dict->type == ATOMS_F64 ? 8 : 4;
     int threads = (int)ATOMS_MIN(ctx->p.num_threads, tiles);
-    atoms_status result = ATOMS_OK;
-    atoms_pollster pollster = {0};
+    atoms_team team = {.ctx = ctx};
 #pragma omp parallel num_threads(threads)
     {
         void *work = atoms_alloc(bytes, 1);
-        if (!work) {
-#pragma omp atomic write
-            result = ATOMS_ERR_MEMORY;
-        }
+        if (!work)
+            atoms_team_report(&team, ATOMS_ERR_MEMORY);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t k = 0; k < tiles; k++) {
-            atoms_status now;
-#pragma omp atomic read
-            now = result;
-            if (now < 0)
+            if (!work || atoms_team_stopped(&team))
                 continue;
             int64_t i = k * tile;
             omp_tile part = {
@@ -83,12 +77,9 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, int64_t n
                 .residual = residual ? residual + i : NULL,
             };
             kernel->run(ctx, dict, params, &part, work);
-            if (atoms_thread() == 0 && atoms_poll(ctx, &pollster) < 0) {
-#pragma omp atomic write
-                result = ATOMS_ERR_CANCELLED;
-            }
+            atoms_team_report(&team, ATOMS_OK);
         }
         atoms_free(work);
     }
-    return result;
+    return team.status;
 }

@@ -5,6 +5,7 @@
 #include "sae.h"
 
 #include <math.h>
+#include <stdatomic.h>
 
 const atoms_sae_kernels *atoms_sae_kernels_portable(void);
 const atoms_sae_kernels *atoms_sae_kernels_avx2(void);
@@ -182,8 +183,9 @@ static void place_int16(int64_t width, int64_t r, const int16_t *q, int16_t *pan
         memcpy(panel + c * PANEL + r * 2, q + c, 4);
 }
 
-/* One panel: centred rows, their quantised image, their norms, the panel's column sums. Returns the
- * first row that is not finite, or -1. */
+/* One panel: centred rows, their quantised image, their norms, the panel's column sums. Returns the first row
+ * that is not finite, or -1. A large batch's rows are written past the caches: where those are shared with busy
+ * neighbours, fetching lines only to overwrite them costs a tenth of a step. */
 static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, const atoms_rows *x,
                              int64_t p, sae_batch *b)
 {
@@ -194,11 +196,12 @@ static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, c
     memset(sums, 0, (size_t)(1 + width) * sizeof *sums);
     /* float32's dot products, ours and the screen's, against the exact one: gamma |x| |w| */
     float gamma = (float)(kind == ATOMS_SCREEN_F32 ? 2 * width + 64 : width / 64 + 24) * 0x1p-23f;
-    float room[width] __attribute__((aligned(64)));
+    bool past = b->n * sae->ld >= (int64_t)1 << 21;
+    float room[width] __attribute__((aligned(64))), row[width] __attribute__((aligned(64)));
     int16_t q[width] __attribute__((aligned(64)));
     for (int64_t r = 0; r < PANEL; r++) {
         int64_t i = p * PANEL + r;
-        float *xc = b->xc + i * sae->ld;
+        float *xc = past ? row : b->xc + i * sae->ld;
         float scale = 0, residual = 0, norm = 0;
         if (r < rows) {
             double square;
@@ -223,10 +226,13 @@ static int64_t prepare_panel(const atoms_sae *sae, const atoms_sae_kernels *k, c
             scale = k->quantise16(width, xc, q, &residual, &norm);
             place_int16(width, r, q, (int16_t *)b->xq + p * PANEL * width);
         }
+        if (past)
+            k->stream(width, row, b->xc + i * sae->ld);
         b->scale[i] = scale;
         b->norm[i] = norm + residual; /* bounds |x| and |x_hat| */
         b->residual[i] = residual + gamma * (norm + residual);
     }
+    atomic_thread_fence(memory_order_seq_cst);
     return bad;
 }
 

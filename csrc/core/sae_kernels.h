@@ -24,6 +24,8 @@ typedef struct {
                      const int32_t *row, float *out);
     /* err = -xc */
     void (*negate)(int64_t width, const float *xc, float *err);
+    /* out = row, past the caches; a fence has to follow before another thread reads it */
+    void (*stream)(int64_t width, const float *row, float *out);
     /* column += err; returns |err|^2, summed in float64 */
     double (*error_sums)(int64_t width, const float *err, float *column);
     /* One Adam update of a row w with gradient g. With `unit`, the part of g along w is removed first

@@ -24,7 +24,7 @@ help:  ## this list
 
 install: $(VENV)/ready  ## .venv with the package (editable) and all that tests and demo need
 
-$(VENV)/ready: pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*/*.[ch] csrc/*/*.inc)
+$(VENV)/ready: pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*/*.[ch] csrc/*/*/*.[ch] csrc/*/*/*.inc)
 	@.ci/packages "$(PYTHON)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
@@ -62,9 +62,9 @@ $(PEERS)/ready: $(VENV)/ready
 test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, dictionary_learning and sparsify themselves
 	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py tests/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
 
-CORE := $(wildcard csrc/core/*.c)
+CORE := $(wildcard csrc/core/*/*.c)
 CTESTS := $(wildcard csrc/tests/*.c)
-CHEADERS := $(wildcard csrc/*/*.h csrc/*/*.inc)
+CHEADERS := $(wildcard csrc/*/*.h csrc/*/*/*.h csrc/*/*/*.inc)
 CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno \
               -Icsrc/include -Icsrc/core -Wl,--wrap=aligned_alloc
 BLIS = $(shell $(PYTHON) setup.py blis-flags)

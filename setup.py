@@ -77,8 +77,8 @@ setup(
     ext_modules=[
         Extension(
             "atoms._core",
-            sources=sorted(glob("csrc/core/*.c")) + sorted(glob("csrc/python/*.c")),
-            depends=glob("csrc/*/*.h") + glob("csrc/*/*.inc"),
+            sources=sorted(glob("csrc/core/*/*.c")) + sorted(glob("csrc/python/*.c")),
+            depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True),
             include_dirs=["csrc/include", "csrc/core", numpy.get_include()],
             extra_compile_args=cflags + blis_cflags,
             extra_link_args=ldflags + blis_ldflags,

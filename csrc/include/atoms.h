@@ -37,20 +37,22 @@ typedef enum {
     ATOMS_ERR_ARGUMENT = -1,  /* a size or parameter outside its documented range */
     ATOMS_ERR_MEMORY = -2,    /* an allocation failed; outputs are unspecified */
     ATOMS_ERR_NONFINITE = -3, /* NaN or infinity where finite numbers are needed */
-    ATOMS_ERR_SINGULAR = -4,  /* a matrix is not positive definite */
-    ATOMS_ERR_CANCELLED = -5  /* the poll function asked to stop */
+    ATOMS_ERR_CANCELLED = -4  /* the poll function asked to stop */
 } atoms_status;
 
 ATOMS_API const char *atoms_status_message(atoms_status status);
 
 /* --------------------------------------------------------------- context */
 
-typedef enum {
-    ATOMS_F32 = 0,
-    ATOMS_F64 = 1,
-    ATOMS_F16 = 2,
-    ATOMS_BF16 = 3
-} atoms_dtype;
+typedef enum { ATOMS_F32 = 0, ATOMS_F64 = 1, ATOMS_F16 = 2, ATOMS_BF16 = 3 } atoms_dtype;
+
+/* Rows where the caller has them: value j of row i is element i * rs + j * cs of data. */
+typedef struct {
+    const void *data;
+    atoms_dtype type;
+    int64_t n, d;   /* rows, and values in each */
+    int64_t rs, cs; /* in elements; zero and negative ones are fine */
+} atoms_rows;
 
 /* Instruction sets, weakest first. AVX512 means F+BW+DQ+VL; VNNI adds VNNI, BF16 adds both. */
 typedef enum {
@@ -64,18 +66,18 @@ typedef enum {
 typedef enum { ATOMS_BLAS_BLIS = 0, ATOMS_BLAS_FORTRAN = 1 } atoms_blas_kind;
 
 /* Fortran dgemm/sgemm (32-bit integers), as SciPy exports them. */
-typedef void (*atoms_fortran_sgemm)(char *, char *, int *, int *, int *, float *, float *, int *,
-                                    float *, int *, float *, float *, int *);
-typedef void (*atoms_fortran_dgemm)(char *, char *, int *, int *, int *, double *, double *, int *,
-                                    double *, int *, double *, double *, int *);
+typedef void (*atoms_fortran_sgemm)(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *,
+                                    float *, float *, int *);
+typedef void (*atoms_fortran_dgemm)(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *,
+                                    double *, double *, int *);
 
 typedef struct {
-    int num_threads;              /* >= 1 */
-    atoms_isa max_isa;            /* never use more than this; capped by what the CPU has */
-    atoms_blas_kind blas;         /* BLIS only where the core was built with it */
-    atoms_fortran_sgemm f_sgemm;  /* used with ATOMS_BLAS_FORTRAN, else NULL */
+    int num_threads;             /* >= 1 */
+    atoms_isa max_isa;           /* never use more than this; capped by what the CPU has */
+    atoms_blas_kind blas;        /* BLIS only where the core was built with it */
+    atoms_fortran_sgemm f_sgemm; /* used with ATOMS_BLAS_FORTRAN, else NULL */
     atoms_fortran_dgemm f_dgemm;
-    int (*poll)(void *);          /* non-zero: stop with ATOMS_ERR_CANCELLED; may be NULL.
+    int (*poll)(void *); /* non-zero: stop with ATOMS_ERR_CANCELLED; may be NULL.
                                      Called only from the thread that called the core, at most
                                      about ten times a second. */
     void *poll_data;
@@ -103,18 +105,16 @@ ATOMS_API const char *atoms_blis_kernels(void); /* kernel family in use, "" with
  * the total. n d (d + 1) floating-point operations; workspace two blocks of rows, 2 * 4 MB or
  * 2 * 512 rows, and nothing of size n. ATOMS_ERR_NONFINITE when x holds NaN or infinity (or
  * overflows), ATOMS_ERR_CANCELLED when stopped: sum and second are then unspecified. */
-ATOMS_API atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x,
-                                     atoms_dtype type, int64_t rs, int64_t cs, const double *shift,
-                                     double *sum, double *second);
+ATOMS_API atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x, atoms_dtype type,
+                                     int64_t rs, int64_t cs, const double *shift, double *sum, double *second);
 
 /* out (n, m) = (x - center) w + offset, multiplied and summed in float64, rounded once to
  * float32. x (n, d) of any type and strides; center (d) and offset (m) may be NULL for zero;
  * w (d, m) row-major. Each row of out depends on its row of x alone, to the bit. Workspace
  * d m doubles and 64 d for each thread. ATOMS_ERR_NONFINITE when a result is not finite. */
-ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m,
-                                     const void *x, atoms_dtype type, int64_t rs, int64_t cs,
-                                     const double *center, const double *w, const double *offset,
-                                     float *out);
+ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m, const void *x,
+                                     atoms_dtype type, int64_t rs, int64_t cs, const double *center, const double *w,
+                                     const double *offset, float *out);
 /* ---------------------------------------------------------------- recovery */
 
 /* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
@@ -125,9 +125,8 @@ typedef struct atoms_dict atoms_dict;
 /* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
  * float64). precision: ATOMS_F32 or ATOMS_F64, that of all work on the handle. A zero row is
  * never selected. ATOMS_ERR_NONFINITE when a row holds NaN or infinity. */
-ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms,
-                                      atoms_dtype type, int64_t rs, int64_t cs,
-                                      atoms_dtype precision, atoms_dict **dict);
+ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms, atoms_dtype type,
+                                      int64_t rs, int64_t cs, atoms_dtype precision, atoms_dict **dict);
 ATOMS_API void atoms_dict_free(atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
@@ -171,12 +170,10 @@ typedef struct {
  * first, in that order. Outputs, indexed by signal: indices (n, n_nonzero) increasing, values
  * (n, n_nonzero) in the handle's precision, counts (n,), status (n,), steps (n,), and unless
  * NULL residual (n,), the residual's norm summed in float64. */
-ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
-                                 const void *x, atoms_dtype type, int64_t rs, int64_t cs,
-                                 const int64_t *warm_indptr, const int32_t *warm_indices,
-                                 const atoms_omp_params *params, int32_t *indices, void *values,
-                                 int32_t *counts, int8_t *status, int32_t *steps,
-                                 double *residual);
+ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                 atoms_dtype type, int64_t rs, int64_t cs, const int64_t *warm_indptr,
+                                 const int32_t *warm_indices, const atoms_omp_params *params, int32_t *indices,
+                                 void *values, int32_t *counts, int8_t *status, int32_t *steps, double *residual);
 
 /* Histogram of the angles between rows of x (n, d), any type and strides: counts (bins) over
  * equal bins of [0, 180] degrees, and sums (3) = pairs, sum of (angle - 90), sum of its square,
@@ -185,10 +182,9 @@ ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, i
  * 90, 0.03 near 0 and 180). Pairs with a zero row have no angle and are left out. n^2 d
  * operations for all pairs; workspace 256 rows for each thread. ATOMS_ERR_NONFINITE when a row
  * looked at holds NaN or infinity, ATOMS_ERR_CANCELLED when stopped. */
-ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x,
-                                    atoms_dtype type, int64_t rs, int64_t cs, int64_t pairs,
-                                    const int64_t *first, const int64_t *second, int64_t bins,
-                                    int64_t *counts, double *sums);
+ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x, atoms_dtype type,
+                                    int64_t rs, int64_t cs, int64_t pairs, const int64_t *first, const int64_t *second,
+                                    int64_t bins, int64_t *counts, double *sums);
 
 /* ---- theory */
 
@@ -204,23 +200,15 @@ ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, 
  * tokens (n, 4) OUT: squared norm of the plain x, then in the space after whitening the sums
  * over coordinates of x^2, e^2 and (x - mean)^2.
  * *bad_row: a row with NaN or infinity when ATOMS_ERR_NONFINITE is returned. */
-typedef struct {
-    const void *data;
-    atoms_dtype type;
-    int64_t rs, cs; /* element strides */
-} atoms_matrix;
-
-ATOMS_API atoms_status atoms_ev_update(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_matrix x,
-                                       atoms_matrix h, const double *whitener, const double *mean,
-                                       double massive_norm, double *sums, double *tokens,
-                                       int64_t *bad_row);
+ATOMS_API atoms_status atoms_ev_update(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_rows x, atoms_rows h,
+                                       const double *whitener, const double *mean, double massive_norm, double *sums,
+                                       double *tokens, int64_t *bad_row);
 
 /* unit (n, d) float32 = rows of x times whitener (d, d) float64 or NULL, divided by their norms
  * (n) float64; both computed in float64. A row of zeros or with NaN or infinity: ERR_NONFINITE
  * and its number in *bad_row. */
-ATOMS_API atoms_status atoms_unit_rows(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_matrix x,
-                                       const double *whitener, float *unit, double *norms,
-                                       int64_t *bad_row);
+ATOMS_API atoms_status atoms_unit_rows(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_rows x, const double *whitener,
+                                       float *unit, double *norms, int64_t *bad_row);
 
 /* |cosines| of all pairs i < j of unit (n, d): float32 products of fixed tiles, so the same
  * numbers in every call and for any number of threads. Counted by their bits: the upper ones are
@@ -230,22 +218,20 @@ ATOMS_API atoms_status atoms_unit_rows(const atoms_ctx *ctx, int64_t n, int64_t 
 #define ATOMS_COSINE_LOW_BITS 13
 #define ATOMS_COSINE_BINS ((0x3f800000 >> ATOMS_COSINE_LOW_BITS) + 1)
 
-ATOMS_API atoms_status atoms_cosine_histogram(const atoms_ctx *ctx, int64_t n, int64_t d,
-                                              const float *unit, int64_t *counts);
-ATOMS_API atoms_status atoms_cosine_refine(const atoms_ctx *ctx, int64_t n, int64_t d,
-                                           const float *unit, const int32_t *slot,
-                                           int64_t num_slots, int64_t *counts);
+ATOMS_API atoms_status atoms_cosine_histogram(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
+                                              int64_t *counts);
+ATOMS_API atoms_status atoms_cosine_refine(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
+                                           const int32_t *slot, int64_t num_slots, int64_t *counts);
 
 /* For each row of a (n, d) the row of b (m, d), m >= 1, with the largest (absolute) product:
  * index (n), the first of equals, and value (n), its signed product unless absolute. */
-ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m, int64_t d,
-                                     const float *a, const float *b, int absolute, int64_t *index,
-                                     float *value);
+ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m, int64_t d, const float *a,
+                                     const float *b, int absolute, int64_t *index, float *value);
 
 /* babel (kmax) OUT float64: babel[k - 1] is the largest, over atoms, sum of the k largest
  * |cosines| of an atom with others; 1 <= kmax < n. Memory: a strip of rows of n for each thread. */
-ATOMS_API atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
-                                   int64_t kmax, double *babel);
+ATOMS_API atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit, int64_t kmax,
+                                   double *babel);
 
 /* The solvers below write codes of any length: indices and values (n, width), width = the number
  * of atoms (n_nonzero for pursuits), of which the first counts[i] entries of a row are set,
@@ -261,10 +247,9 @@ typedef struct {
 
 /* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Outputs for
  * penalty a and signal i in row a n + i. */
-ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
-                                   const void *x, atoms_dtype type, int64_t rs, int64_t cs,
-                                   const atoms_lasso_params *params, int32_t *indices,
-                                   void *values, int32_t *counts, int8_t *status, int32_t *steps,
+ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_lasso_params *params,
+                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
                                    double *residual, double *gap);
 
 typedef struct {
@@ -276,10 +261,9 @@ typedef struct {
 /* argmin sum |z_j| subject to |x - z D| <= sigma, float64 handles only. With equality: matching
  * pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
  * method (n d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. */
-ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
-                                   const void *x, atoms_dtype type, int64_t rs, int64_t cs,
-                                   const atoms_basis_params *params, int32_t *indices,
-                                   void *values, int32_t *counts, int8_t *status, int32_t *steps,
+ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_basis_params *params,
+                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
                                    double *residual, double *gap);
 
 typedef enum {
@@ -297,23 +281,20 @@ typedef struct {
                    the residual no longer falls */
 } atoms_pursuit_params;
 
-ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
-                                     const void *x, atoms_dtype type, int64_t rs, int64_t cs,
-                                     const atoms_pursuit_params *params, int32_t *indices,
-                                     void *values, int32_t *counts, int8_t *status,
-                                     int32_t *steps, double *residual);
+ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                     atoms_dtype type, int64_t rs, int64_t cs, const atoms_pursuit_params *params,
+                                     int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                     double *residual);
 
 /* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau[i]
  * (signed: at least tau[i] in magnitude), the rest zero. Outputs as above, width = atoms. */
-ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n,
-                                       const void *x, atoms_dtype type, int64_t rs, int64_t cs,
-                                       const double *tau, int signed_codes, int32_t *indices,
-                                       void *values, int32_t *counts, int8_t *status,
-                                       int32_t *steps, double *residual);
+ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                       atoms_dtype type, int64_t rs, int64_t cs, const double *tau, int signed_codes,
+                                       int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                       double *residual);
 /* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
-ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict,
-                                             int64_t n, const void *x, atoms_dtype type, int64_t rs,
-                                             int64_t cs, double *top);
+ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                             atoms_dtype type, int64_t rs, int64_t cs, double *top);
 
 /* ------------------------------------------------------------------ sae
  *
@@ -343,12 +324,7 @@ ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_d
  * reduction) plus b_enc, whichever kernel screened the latents: low-precision screens carry a rigorous
  * error bound and only choose which z are computed. */
 
-typedef enum {
-    ATOMS_JUMPRELU = 0,
-    ATOMS_RELU = 1,
-    ATOMS_TOPK = 2,
-    ATOMS_BATCHTOPK = 3
-} atoms_activation;
+typedef enum { ATOMS_JUMPRELU = 0, ATOMS_RELU = 1, ATOMS_TOPK = 2, ATOMS_BATCHTOPK = 3 } atoms_activation;
 
 /* How pre-activations are screened. AUTO takes INT8 where the CPU has VNNI, INT16 where AVX2 is the
  * best it has, else F32. Any kind runs anywhere; results are the same. */
@@ -362,7 +338,7 @@ typedef enum {
 #define ATOMS_MAX_PREFIXES 16
 
 typedef struct {
-    int64_t d_in, d_sae;         /* >= 1; d_in <= 32768 */
+    int64_t d_in, d_sae; /* >= 1; d_in <= 32768 */
     atoms_activation activation;
     int64_t k;                   /* TOPK, BATCHTOPK: 1 .. d_sae */
     int tied;                    /* W_enc is W_dec: one block, one gradient */
@@ -370,7 +346,7 @@ typedef struct {
     float beta1, beta2, epsilon; /* Adam */
     float clip;                  /* largest root-mean-square of a row's Adam direction; 0: none */
     atoms_screen screen;
-    int64_t n_prefixes;          /* 0, or Matryoshka: ascending widths, the last one d_sae */
+    int64_t n_prefixes; /* 0, or Matryoshka: ascending widths, the last one d_sae */
     int64_t prefix[ATOMS_MAX_PREFIXES];
 } atoms_sae_params;
 
@@ -383,11 +359,11 @@ typedef struct {
     const int64_t *index;           /* (n,) row numbers, or NULL: 0, 1, ... */
     const float *shift;             /* (d_in,), or NULL: neither shift nor scale */
     float scale;
-} atoms_rows;
+} atoms_batch;
 
 typedef struct {
     float learning_rate;
-    float threshold_rate;  /* learning rate of the thresholds */
+    float threshold_rate; /* learning rate of the thresholds */
     float l0_coefficient;
     float l1_coefficient;
     float threshold_shift; /* added to the threshold of each latent with a sample in its band: one that
@@ -396,33 +372,45 @@ typedef struct {
     int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
                               included, has its threshold multiplied by silent_factor; 0: never */
     float silent_factor;
-    int64_t rise_after;    /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
+    int64_t rise_after; /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
     float rise;
-    int64_t aux_k;         /* AuxK; 0: none */
+    int64_t aux_k; /* AuxK; 0: none */
     int64_t dead_after;
     float aux_coefficient;
 } atoms_sae_step_params;
 
 typedef struct {
-    double squared_error;   /* mean over samples of |xhat - x|^2 */
-    double total_variance;  /* mean over samples of |x - mean(x)|^2, this batch */
-    double penalty;         /* mean over samples */
-    double l0;              /* mean number of active latents */
-    double band;            /* mean number of active latents within bandwidth of their threshold */
-    double band_gain;       /* over those: mean rise of the squared error were it switched off */
-    double lowest;          /* smallest active z (BATCHTOPK inference threshold), 0 if none */
-    double candidates;      /* mean number of z computed exactly */
-    int64_t bad_row;        /* a row of x with NaN or infinity, with ATOMS_ERR_NONFINITE */
-    double seconds[6];      /* wall: prepare, screen, exact, decode, sort, update. The first
+    double squared_error;  /* mean over samples of |xhat - x|^2 */
+    double total_variance; /* mean over samples of |x - mean(x)|^2, this batch */
+    double penalty;        /* mean over samples */
+    double l0;             /* mean number of active latents */
+    double band;           /* mean number of active latents within bandwidth of their threshold */
+    double band_gain;      /* over those: mean rise of the squared error were it switched off */
+    double lowest;         /* smallest active z (BATCHTOPK inference threshold), 0 if none */
+    double candidates;     /* mean number of z computed exactly */
+    int64_t bad_row;       /* a row of x with NaN or infinity, with ATOMS_ERR_NONFINITE */
+    double seconds[6];     /* wall: prepare, screen, exact, decode, sort, update. The first
                                thread's share for screen, exact and decode. */
 } atoms_sae_stats;
 
 /* Arrays of the model, float32 unless said. Matrices are (d_sae, d_in), row-major; their moments are kept
  * in bfloat16, to which `set` rounds. */
 typedef enum {
-    ATOMS_W_ENC = 0, ATOMS_W_DEC, ATOMS_B_ENC, ATOMS_B_DEC, ATOMS_THRESHOLD,
-    ATOMS_W_ENC_M, ATOMS_W_DEC_M, ATOMS_B_ENC_M, ATOMS_B_DEC_M, ATOMS_THRESHOLD_M,
-    ATOMS_W_ENC_V, ATOMS_W_DEC_V, ATOMS_B_ENC_V, ATOMS_B_DEC_V, ATOMS_THRESHOLD_V,
+    ATOMS_W_ENC = 0,
+    ATOMS_W_DEC,
+    ATOMS_B_ENC,
+    ATOMS_B_DEC,
+    ATOMS_THRESHOLD,
+    ATOMS_W_ENC_M,
+    ATOMS_W_DEC_M,
+    ATOMS_B_ENC_M,
+    ATOMS_B_DEC_M,
+    ATOMS_THRESHOLD_M,
+    ATOMS_W_ENC_V,
+    ATOMS_W_DEC_V,
+    ATOMS_B_ENC_V,
+    ATOMS_B_DEC_V,
+    ATOMS_THRESHOLD_V,
     ATOMS_LAST_FIRED, /* (d_sae,) int64: value of the sample counter when it last fired */
     ATOMS_COUNTERS    /* (2,) int64: optimiser steps, samples seen */
 } atoms_sae_field;
@@ -432,8 +420,7 @@ typedef struct atoms_codes atoms_codes;
 
 ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
 /* All arrays zero. Memory: about (tied ? 9 : 17) * d_in * d_sae bytes. */
-ATOMS_API atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *params,
-                                     atoms_sae **sae);
+ATOMS_API atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *params, atoms_sae **sae);
 ATOMS_API void atoms_sae_free(atoms_sae *sae);
 ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
 /* Number of rows and columns (1 for vectors) of a field. */
@@ -445,33 +432,28 @@ ATOMS_API int atoms_sae_nonfinite(const atoms_sae *sae);
 /* Re-initialises latents idx (k,), distinct and in range: decoder rows := rows (k, d_in), unit norm;
  * encoder rows := scales (k,) times them (tied: the same rows); b_enc := 0; threshold := thresholds
  * (k,); optimiser state := 0; fired now. */
-ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae,
-                                       const int64_t *idx, const float *rows, const float *scales,
-                                       const float *thresholds);
+ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, const int64_t *idx,
+                                       const float *rows, const float *scales, const float *thresholds);
 
 /* One optimiser step on n >= 1 rows. err (n, d_in): xhat - x before the step, or NULL.
  * On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in (4 more for
  * each inner prefix and for AuxK) and 24 bytes for each active latent of each sample; samples x latents
  * is never held. */
-ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae,
-                                      const atoms_rows *x, const atoms_sae_step_params *params,
-                                      float *err, atoms_sae_stats *stats);
+ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, const atoms_batch *x,
+                                      const atoms_sae_step_params *params, float *err, atoms_sae_stats *stats);
 
 /* Codes of n rows by the inference rule: z > threshold for JUMPRELU and BATCHTOPK, else as
  * in training. *codes is new, to be freed by the caller. */
-ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae,
-                                        const atoms_rows *x, atoms_codes **codes,
-                                        atoms_sae_stats *stats);
+ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae, const atoms_batch *x,
+                                        atoms_codes **codes, atoms_sae_stats *stats);
 ATOMS_API int64_t atoms_codes_nnz(const atoms_codes *codes);
 /* CSR: indptr (n + 1,), indices and values (nnz,); indices ascend within a row. */
-ATOMS_API void atoms_codes_copy(const atoms_codes *codes, int64_t *indptr, int32_t *indices,
-                                float *values);
+ATOMS_API void atoms_codes_copy(const atoms_codes *codes, int64_t *indptr, int32_t *indices, float *values);
 ATOMS_API void atoms_codes_free(atoms_codes *codes);
 
 /* xhat (n, d) = bias + codes (n, d_sae; CSR) W_dec (d_sae, d). Indices must be in range. */
-ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t d_sae,
-                                    const int64_t *indptr, const int32_t *indices,
-                                    const float *values, const float *w_dec, const float *bias,
+ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t d_sae, const int64_t *indptr,
+                                    const int32_t *indices, const float *values, const float *w_dec, const float *bias,
                                     float *xhat);
 
 #ifdef __cplusplus

@@ -11,8 +11,7 @@ static void dict_destroy(PyObject *capsule)
 static atoms_dict *get_dict(PyObject *obj)
 {
     if (!PyCapsule_IsValid(obj, DICT)) {
-        PyErr_Format(PyExc_TypeError, "dictionary: expected a handle of dict_new, got %.100s",
-                     Py_TYPE(obj)->tp_name);
+        PyErr_Format(PyExc_TypeError, "dictionary: expected a handle of dict_new, got %.100s", Py_TYPE(obj)->tp_name);
         return NULL;
     }
     return PyCapsule_GetPointer(obj, DICT);
@@ -26,16 +25,13 @@ static PyObject *py_dict_new(PyObject *self, PyObject *args)
     const atoms_ctx *ctx;
     atoms_view a;
     if (!PyArg_ParseTuple(args, "OOp:dict_new", &ctx_obj, &atoms_obj, &double_precision) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0 ||
-        atoms_view_in(atoms_obj, "dictionary", 2, VIEW_FLOATS, &a) < 0)
+        atoms_get_ctx(ctx_obj, &ctx) < 0 || atoms_view_in(atoms_obj, "dictionary", 2, VIEW_FLOATS, &a) < 0)
         return NULL;
     atoms_dict *dict = NULL;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_dict_new(ctx, a.shape[0], a.shape[1], a.data, a.dtype, a.stride[0], a.stride[1],
-                            double_precision ? ATOMS_F64 : ATOMS_F32, &dict);
-    Py_END_ALLOW_THREADS
-    atoms_view_clear(&a);
+    Py_BEGIN_ALLOW_THREADS status = atoms_dict_new(ctx, a.shape[0], a.shape[1], a.data, a.dtype, a.stride[0],
+                                                   a.stride[1], double_precision ? ATOMS_F64 : ATOMS_F32, &dict);
+    Py_END_ALLOW_THREADS atoms_view_clear(&a);
     if (status < 0)
         return atoms_raise(status, "dict_new");
     PyObject *capsule = PyCapsule_New(dict, DICT, dict_destroy);
@@ -55,17 +51,14 @@ static PyObject *py_dict_gram(PyObject *self, PyObject *args)
         atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
         return NULL;
     atoms_status status = ATOMS_OK;
-    Py_BEGIN_ALLOW_THREADS
-    if (coarse)
-        status = atoms_dict_coarse(ctx, dict);
+    Py_BEGIN_ALLOW_THREADS if (coarse) status = atoms_dict_coarse(ctx, dict);
     if (status == ATOMS_OK && units)
         status = atoms_dict_units(ctx, dict);
     if (status == ATOMS_OK && !(coarse && atoms_dict_has_coarse(dict)))
         status = atoms_dict_gram(ctx, dict);
     if (status == ATOMS_OK && units)
         status = atoms_dict_fine(ctx, dict);
-    Py_END_ALLOW_THREADS
-    return atoms_raise(status, "dict_gram");
+    Py_END_ALLOW_THREADS return atoms_raise(status, "dict_gram");
 }
 
 static PyObject *py_dict_units(PyObject *self, PyObject *args)
@@ -78,10 +71,9 @@ static PyObject *py_dict_units(PyObject *self, PyObject *args)
         !(dict = get_dict(dict_obj)))
         return NULL;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_dict_units(ctx, dict);
-    Py_END_ALLOW_THREADS
-    return status < 0 ? atoms_raise(status, "dict_units") : PyBool_FromLong(atoms_dict_has_units(dict));
+    Py_BEGIN_ALLOW_THREADS status = atoms_dict_units(ctx, dict);
+    Py_END_ALLOW_THREADS return status < 0 ? atoms_raise(status, "dict_units")
+                                           : PyBool_FromLong(atoms_dict_has_units(dict));
 }
 
 static PyObject *py_dict_has_gram(PyObject *self, PyObject *obj)
@@ -121,8 +113,8 @@ static atoms_view *signals(views *v, PyObject *obj, const atoms_dict *dict)
 }
 
 /* A contiguous array; None is allowed where `optional` and leaves *data NULL. */
-static int typed(views *v, PyObject *obj, const char *name, int typenum, int writeable, int ndim,
-                 int64_t rows, int64_t cols, int optional, void **data)
+static int typed(views *v, PyObject *obj, const char *name, int typenum, int writeable, int ndim, int64_t rows,
+                 int64_t cols, int optional, void **data)
 {
     *data = NULL;
     if (optional && obj == Py_None)
@@ -145,8 +137,7 @@ static int value_type(const atoms_dict *dict)
 }
 
 /* indptr (n + 1) must grow from 0 to the number of indices, all of them atoms. */
-static int check_support(int64_t n, const int64_t *indptr, const int32_t *indices, int64_t size,
-                         int64_t n_atoms)
+static int check_support(int64_t n, const int64_t *indptr, const int32_t *indices, int64_t size, int64_t n_atoms)
 {
     int bad = indptr[0] != 0 || indptr[n] != size;
     for (int64_t i = 0; i < n; i++)
@@ -168,9 +159,8 @@ static PyObject *py_omp(PyObject *self, PyObject *args)
     long long n_nonzero;
     const atoms_ctx *ctx;
     const atoms_dict *dict;
-    if (!PyArg_ParseTuple(args, "OOOLdppOOOOOOOO:omp", &ctx_obj, &dict_obj, &o[0], &n_nonzero,
-                          &p.tol, &p.ols, &p.nonnegative, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6],
-                          &o[7], &o[8]) ||
+    if (!PyArg_ParseTuple(args, "OOOLdppOOOOOOOO:omp", &ctx_obj, &dict_obj, &o[0], &n_nonzero, &p.tol, &p.ols,
+                          &p.nonnegative, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7], &o[8]) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
         return NULL;
     p.n_nonzero = n_nonzero;
@@ -181,8 +171,7 @@ static PyObject *py_omp(PyObject *self, PyObject *args)
     int64_t n = x ? x->shape[0] : 0;
     if (!x || typed(&v, o[1], "indptr", NPY_INT64, 0, 1, n + 1, 0, 1, &indptr) < 0 ||
         typed(&v, o[2], "support", NPY_INT32, 0, 1, -1, 0, !indptr, &support) < 0 ||
-        (indptr && check_support(n, indptr, support, v.view[2].shape[0],
-                                 atoms_dict_n_atoms(dict)) < 0) ||
+        (indptr && check_support(n, indptr, support, v.view[2].shape[0], atoms_dict_n_atoms(dict)) < 0) ||
         typed(&v, o[3], "indices", NPY_INT32, 1, 2, n, n_nonzero, 0, &indices) < 0 ||
         typed(&v, o[4], "values", value_type(dict), 1, 2, n, n_nonzero, 0, &values) < 0 ||
         typed(&v, o[5], "counts", NPY_INT32, 1, 1, n, 0, 0, &counts) < 0 ||
@@ -191,11 +180,9 @@ static PyObject *py_omp(PyObject *self, PyObject *args)
         typed(&v, o[8], "residual", NPY_FLOAT64, 1, 1, n, 0, 1, &residual) < 0)
         goto done;
     atoms_status outcome;
-    Py_BEGIN_ALLOW_THREADS
-    outcome = atoms_omp(ctx, dict, n, x->data, x->dtype, x->stride[0], x->stride[1], indptr,
-                        support, &p, indices, values, counts, status, steps, residual);
-    Py_END_ALLOW_THREADS
-    result = atoms_raise(outcome, "omp");
+    Py_BEGIN_ALLOW_THREADS outcome = atoms_omp(ctx, dict, n, x->data, x->dtype, x->stride[0], x->stride[1], indptr,
+                                               support, &p, indices, values, counts, status, steps, residual);
+    Py_END_ALLOW_THREADS result = atoms_raise(outcome, "omp");
 done:
     clear(&v);
     return result;
@@ -215,8 +202,7 @@ typedef struct {
 
 /* o: X, indices, values, counts, status, steps, residual, gap. Rows of the outputs: n * repeat;
  * their width is `width`, or the number of atoms where that is 0. */
-static int open_call(call *c, PyObject *ctx_obj, PyObject *dict_obj, PyObject **o, int64_t repeat,
-                     int64_t width)
+static int open_call(call *c, PyObject *ctx_obj, PyObject *dict_obj, PyObject **o, int64_t repeat, int64_t width)
 {
     memset(c, 0, sizeof *c);
     if (atoms_get_ctx(ctx_obj, &c->ctx) < 0 || !(c->dict = get_dict(dict_obj)) ||
@@ -226,8 +212,7 @@ static int open_call(call *c, PyObject *ctx_obj, PyObject *dict_obj, PyObject **
     int64_t rows = c->n * repeat;
     width = width ? width : atoms_dict_n_atoms(c->dict);
     return typed(&c->v, o[1], "indices", NPY_INT32, 1, 2, rows, width, 0, &c->indices) < 0 ||
-                   typed(&c->v, o[2], "values", value_type(c->dict), 1, 2, rows, width, 0,
-                         &c->values) < 0 ||
+                   typed(&c->v, o[2], "values", value_type(c->dict), 1, 2, rows, width, 0, &c->values) < 0 ||
                    typed(&c->v, o[3], "counts", NPY_INT32, 1, 1, rows, 0, 0, &c->counts) < 0 ||
                    typed(&c->v, o[4], "status", NPY_INT8, 1, 1, rows, 0, 0, &c->status) < 0 ||
                    typed(&c->v, o[5], "steps", NPY_INT32, 1, 1, rows, 0, 0, &c->steps) < 0 ||
@@ -245,9 +230,8 @@ static PyObject *py_lasso(PyObject *self, PyObject *args)
     atoms_view alphas;
     call c = {.n = 0};
     long long max_rounds;
-    if (!PyArg_ParseTuple(args, "OOOOpdLOOOOOOO:lasso", &ctx_obj, &dict_obj, &o[0], &alphas_obj,
-                          &p.positive, &p.tol, &max_rounds, &o[1], &o[2], &o[3], &o[4], &o[5],
-                          &o[6], &o[7]) ||
+    if (!PyArg_ParseTuple(args, "OOOOpdLOOOOOOO:lasso", &ctx_obj, &dict_obj, &o[0], &alphas_obj, &p.positive, &p.tol,
+                          &max_rounds, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7]) ||
         atoms_view_typed(alphas_obj, "alphas", NPY_FLOAT64, 0, 1, NULL, &alphas) < 0)
         return NULL;
     p.alphas = alphas.data;
@@ -255,12 +239,10 @@ static PyObject *py_lasso(PyObject *self, PyObject *args)
     p.max_rounds = max_rounds;
     if (open_call(&c, ctx_obj, dict_obj, o, p.n_alphas, 0) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_lasso(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
-                              c.x->stride[1], &p, c.indices, c.values, c.counts, c.status, c.steps,
-                              c.residual, c.gap);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "lasso");
+        Py_BEGIN_ALLOW_THREADS outcome =
+            atoms_lasso(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
+                        c.values, c.counts, c.status, c.steps, c.residual, c.gap);
+        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "lasso");
     }
     clear(&c.v);
     atoms_view_clear(&alphas);
@@ -274,18 +256,16 @@ static PyObject *py_basis(PyObject *self, PyObject *args)
     atoms_basis_params p;
     call c = {.n = 0};
     long long max_steps;
-    if (!PyArg_ParseTuple(args, "OOOddLOOOOOOO:basis", &ctx_obj, &dict_obj, &o[0], &p.sigma, &p.tol,
-                          &max_steps, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7]))
+    if (!PyArg_ParseTuple(args, "OOOddLOOOOOOO:basis", &ctx_obj, &dict_obj, &o[0], &p.sigma, &p.tol, &max_steps, &o[1],
+                          &o[2], &o[3], &o[4], &o[5], &o[6], &o[7]))
         return NULL;
     p.max_steps = max_steps;
     if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_basis(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
-                              c.x->stride[1], &p, c.indices, c.values, c.counts, c.status, c.steps,
-                              c.residual, c.gap);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "basis");
+        Py_BEGIN_ALLOW_THREADS outcome =
+            atoms_basis(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
+                        c.values, c.counts, c.status, c.steps, c.residual, c.gap);
+        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "basis");
     }
     clear(&c.v);
     return result;
@@ -299,8 +279,8 @@ static PyObject *py_pursuit(PyObject *self, PyObject *args)
     call c = {.n = 0};
     int method;
     long long n_nonzero, max_steps;
-    if (!PyArg_ParseTuple(args, "OOOiLLdOOOOOO:pursuit", &ctx_obj, &dict_obj, &o[0], &method,
-                          &n_nonzero, &max_steps, &p.tol, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]))
+    if (!PyArg_ParseTuple(args, "OOOiLLdOOOOOO:pursuit", &ctx_obj, &dict_obj, &o[0], &method, &n_nonzero, &max_steps,
+                          &p.tol, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]))
         return NULL;
     if (method < 0 || method > ATOMS_PURSUIT_IHT || n_nonzero < 1)
         return PyErr_Format(PyExc_ValueError, "pursuit: unknown method or n_nonzero below 1");
@@ -310,12 +290,10 @@ static PyObject *py_pursuit(PyObject *self, PyObject *args)
     o[7] = Py_None;
     if (open_call(&c, ctx_obj, dict_obj, o, 1, n_nonzero) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_pursuit(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
-                                c.x->stride[1], &p, c.indices, c.values, c.counts, c.status,
-                                c.steps, c.residual);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "pursuit");
+        Py_BEGIN_ALLOW_THREADS outcome =
+            atoms_pursuit(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
+                          c.values, c.counts, c.status, c.steps, c.residual);
+        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "pursuit");
     }
     clear(&c.v);
     return result;
@@ -328,19 +306,17 @@ static PyObject *py_threshold(PyObject *self, PyObject *args)
     call c = {.n = 0};
     int signed_codes;
     void *tau;
-    if (!PyArg_ParseTuple(args, "OOOOpOOOOOO:threshold", &ctx_obj, &dict_obj, &o[0], &tau_obj,
-                          &signed_codes, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]))
+    if (!PyArg_ParseTuple(args, "OOOOpOOOOOO:threshold", &ctx_obj, &dict_obj, &o[0], &tau_obj, &signed_codes, &o[1],
+                          &o[2], &o[3], &o[4], &o[5], &o[6]))
         return NULL;
     o[7] = Py_None;
     if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0 &&
         typed(&c.v, tau_obj, "tau", NPY_FLOAT64, 0, 1, c.n, 0, 0, &tau) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_threshold(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0],
-                                  c.x->stride[1], tau, signed_codes, c.indices, c.values, c.counts,
-                                  c.status, c.steps, c.residual);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "threshold");
+        Py_BEGIN_ALLOW_THREADS outcome =
+            atoms_threshold(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], tau,
+                            signed_codes, c.indices, c.values, c.counts, c.status, c.steps, c.residual);
+        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "threshold");
     }
     clear(&c.v);
     return result;
@@ -358,14 +334,11 @@ static PyObject *py_correlation_max(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOOO:correlation_max", &ctx_obj, &dict_obj, &x_obj, &top_obj) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
         return NULL;
-    if ((x = signals(&v, x_obj, dict)) &&
-        typed(&v, top_obj, "top", NPY_FLOAT64, 1, 1, x->shape[0], 0, 0, &top) == 0) {
+    if ((x = signals(&v, x_obj, dict)) && typed(&v, top_obj, "top", NPY_FLOAT64, 1, 1, x->shape[0], 0, 0, &top) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_correlation_max(ctx, dict, x->shape[0], x->data, x->dtype, x->stride[0],
-                                        x->stride[1], top);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "correlation_max");
+        Py_BEGIN_ALLOW_THREADS outcome =
+            atoms_correlation_max(ctx, dict, x->shape[0], x->data, x->dtype, x->stride[0], x->stride[1], top);
+        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "correlation_max");
     }
     clear(&v);
     return result;
@@ -394,8 +367,8 @@ static PyObject *py_pack_codes(PyObject *self, PyObject *args)
     for (int64_t i = 0; i < n; i++) {
         int32_t count = ((int32_t *)counts)[i];
         if (count < 0 || count > width) {
-            PyErr_Format(PyExc_ValueError, "counts: expected 0 to %lld, got %d in row %lld",
-                         (long long)width, (int)count, (long long)i);
+            PyErr_Format(PyExc_ValueError, "counts: expected 0 to %lld, got %d in row %lld", (long long)width,
+                         (int)count, (long long)i);
             goto done;
         }
         total += count;
@@ -438,6 +411,5 @@ PyMethodDef atoms_recovery_methods[] = {
     {"threshold", py_threshold, METH_VARARGS,
      "threshold(ctx, handle, X, tau, signed, indices, values, counts, status, steps, residual)"},
     {"correlation_max", py_correlation_max, METH_VARARGS, "correlation_max(ctx, handle, X, top)"},
-    {"pack_codes", py_pack_codes, METH_VARARGS,
-     "pack_codes(indices, values, counts, out_indices, out_values)"},
+    {"pack_codes", py_pack_codes, METH_VARARGS, "pack_codes(indices, values, counts, out_indices, out_values)"},
     {NULL, NULL, 0, NULL}};

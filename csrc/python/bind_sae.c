@@ -23,8 +23,7 @@ static handle *get_handle(PyObject *obj, int writes)
 {
     handle *h = PyCapsule_GetPointer(obj, CAPSULE);
     if (h && (h->writers || (writes && h->readers))) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "this autoencoder is in use by another thread; train one at a time");
+        PyErr_SetString(PyExc_RuntimeError, "this autoencoder is in use by another thread; train one at a time");
         return NULL;
     }
     return h;
@@ -33,17 +32,17 @@ static handle *get_handle(PyObject *obj, int writes)
 static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"ctx",       "d_in",      "d_sae", "activation", "k",       "tied", "bandwidth",
-                            "beta1",     "beta2", "epsilon",    "clip",    "screen", "prefixes", NULL};
+    static char *names[] = {"ctx",   "d_in",  "d_sae",   "activation", "k",      "tied",     "bandwidth",
+                            "beta1", "beta2", "epsilon", "clip",       "screen", "prefixes", NULL};
     atoms_sae_params p;
     atoms_sae_params_init(&p);
     long long d_in, d_sae, k = 0;
     int activation = 0, tied = 0, screen = 0;
     const atoms_ctx *ctx;
     PyObject *ctx_obj, *prefixes = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiO:sae_new", names, &ctx_obj, &d_in,
-                                     &d_sae, &activation, &k, &tied, &p.bandwidth, &p.beta1,
-                                     &p.beta2, &p.epsilon, &p.clip, &screen, &prefixes) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiO:sae_new", names, &ctx_obj, &d_in, &d_sae,
+                                     &activation, &k, &tied, &p.bandwidth, &p.beta1, &p.beta2, &p.epsilon, &p.clip,
+                                     &screen, &prefixes) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     if (prefixes != Py_None) {
@@ -89,15 +88,13 @@ static PyObject *access_field(PyObject *args, int set)
     if (!h)
         return NULL;
     if (field < 0 || field > ATOMS_COUNTERS)
-        return PyErr_Format(PyExc_ValueError, "field: expected 0 to %d, got %d",
-                            (int)ATOMS_COUNTERS, field);
+        return PyErr_Format(PyExc_ValueError, "field: expected 0 to %d, got %d", (int)ATOMS_COUNTERS, field);
     int64_t shape[2];
     atoms_sae_shape(h->sae, (atoms_sae_field)field, shape);
     int type = field >= ATOMS_LAST_FIRED ? NPY_INT64 : NPY_FLOAT32;
     int is_matrix = field < ATOMS_LAST_FIRED && field % 5 <= ATOMS_W_DEC;
     atoms_view v;
-    if (atoms_view_typed(array, set ? "values" : "out", type, !set, is_matrix ? 2 : 1, shape, &v) <
-        0)
+    if (atoms_view_typed(array, set ? "values" : "out", type, !set, is_matrix ? 2 : 1, shape, &v) < 0)
         return NULL;
     if (set)
         atoms_sae_set(h->sae, (atoms_sae_field)field, v.data);
@@ -131,8 +128,7 @@ static PyObject *sae_reset(PyObject *self, PyObject *args)
     (void)self;
     PyObject *ctx_obj, *capsule, *idx_obj, *rows_obj, *scales_obj, *thr_obj, *result = NULL;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOOOO:sae_reset", &ctx_obj, &capsule, &idx_obj, &rows_obj,
-                          &scales_obj, &thr_obj) ||
+    if (!PyArg_ParseTuple(args, "OOOOOO:sae_reset", &ctx_obj, &capsule, &idx_obj, &rows_obj, &scales_obj, &thr_obj) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 1);
@@ -146,10 +142,8 @@ static PyObject *sae_reset(PyObject *self, PyObject *args)
     if (atoms_view_typed(rows_obj, "rows", NPY_FLOAT32, 0, 2, shape, &rows) == 0 &&
         atoms_view_typed(scales_obj, "scales", NPY_FLOAT32, 0, 1, shape, &scales) == 0 &&
         atoms_view_typed(thr_obj, "thresholds", NPY_FLOAT32, 0, 1, shape, &thr) == 0)
-        result = atoms_raise(
-            atoms_sae_reset(ctx, idx.shape[0], h->sae, idx.data, rows.data, scales.data,
-                            thr.data),
-            "sae_reset");
+        result = atoms_raise(atoms_sae_reset(ctx, idx.shape[0], h->sae, idx.data, rows.data, scales.data, thr.data),
+                             "sae_reset");
     atoms_view_clear(&idx);
     atoms_view_clear(&rows);
     atoms_view_clear(&scales);
@@ -170,18 +164,17 @@ static PyObject *raise_row(atoms_status status, const atoms_sae_stats *stats, co
 static PyObject *stats_dict(const atoms_sae_stats *s)
 {
     const double *t = s->seconds;
-    return Py_BuildValue(
-        "{s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:{s:d,s:d,s:d,s:d,s:d,s:d}}", "squared_error",
-        s->squared_error, "total_variance", s->total_variance, "penalty", s->penalty, "l0", s->l0,
-        "band", s->band, "band_gain", s->band_gain, "lowest", s->lowest, "candidates",
-        s->candidates, "seconds", "prepare", t[0], "screen", t[1], "exact", t[2], "decode", t[3],
-        "sort", t[4], "update", t[5]);
+    return Py_BuildValue("{s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:{s:d,s:d,s:d,s:d,s:d,s:d}}", "squared_error",
+                         s->squared_error, "total_variance", s->total_variance, "penalty", s->penalty, "l0", s->l0,
+                         "band", s->band, "band_gain", s->band_gain, "lowest", s->lowest, "candidates", s->candidates,
+                         "seconds", "prepare", t[0], "screen", t[1], "exact", t[2], "decode", t[3], "sort", t[4],
+                         "update", t[5]);
 }
 
 /* A caller's rows: X of any float type and strides, and what the model reads of them. */
 typedef struct {
     atoms_view x, index, shift;
-    atoms_rows rows;
+    atoms_batch rows;
     int64_t n;
 } row_views;
 
@@ -193,8 +186,7 @@ static void rows_clear(row_views *r)
 }
 
 /* (X, index or None, shift or None, scale) */
-static int rows_parse(PyObject *x, PyObject *index, PyObject *shift, float scale, const handle *h,
-                      row_views *r)
+static int rows_parse(PyObject *x, PyObject *index, PyObject *shift, float scale, const handle *h, row_views *r)
 {
     memset(r, 0, sizeof *r);
     int64_t d = atoms_sae_get_params(h->sae)->d_in, any = -1;
@@ -212,12 +204,11 @@ static int rows_parse(PyObject *x, PyObject *index, PyObject *shift, float scale
     r->n = at ? r->index.shape[0] : r->x.shape[0];
     for (int64_t i = 0; at && i < r->n; i++)
         if (at[i] < 0 || at[i] >= r->x.shape[0]) {
-            PyErr_Format(PyExc_IndexError, "index: row %lld lies outside X with %lld rows",
-                         (long long)at[i], (long long)r->x.shape[0]);
+            PyErr_Format(PyExc_IndexError, "index: row %lld lies outside X with %lld rows", (long long)at[i],
+                         (long long)r->x.shape[0]);
             goto failed;
         }
-    r->rows = (atoms_rows){r->x.data,      r->x.dtype, r->x.stride[0], r->x.stride[1], at,
-                           r->shift.data, scale};
+    r->rows = (atoms_batch){r->x.data, r->x.dtype, r->x.stride[0], r->x.stride[1], at, r->shift.data, scale};
     return 0;
 failed:
     rows_clear(r);
@@ -232,11 +223,10 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     long long k, silent_after = 0, aux_k = 0, dead_after = 0, rise_after = 0;
     float scale = 1;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLfLfOOf:sae_step", &ctx_obj, &capsule, &x_obj,
-                          &sp.learning_rate, &sp.threshold_rate, &sp.l0_coefficient,
-                          &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj, &silent_after,
-                          &sp.silent_factor, &aux_k, &dead_after, &sp.aux_coefficient,
-                          &rise_after, &sp.rise, &index, &shift, &scale) ||
+    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLfLfOOf:sae_step", &ctx_obj, &capsule, &x_obj, &sp.learning_rate,
+                          &sp.threshold_rate, &sp.l0_coefficient, &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj,
+                          &silent_after, &sp.silent_factor, &aux_k, &dead_after, &sp.aux_coefficient, &rise_after,
+                          &sp.rise, &index, &shift, &scale) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 1);
@@ -252,9 +242,8 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     if (rows_parse(x_obj, index, shift, scale, h, &r) < 0)
         return NULL;
     int64_t shape[2] = {r.n, r.x.shape[1]};
-    if (err_obj != Py_None &&
-        (atoms_view_typed(err_obj, "err", NPY_FLOAT32, 1, 2, shape, &err) < 0 ||
-         atoms_views_overlap(&r.x, "X", &err, "err"))) {
+    if (err_obj != Py_None && (atoms_view_typed(err_obj, "err", NPY_FLOAT32, 1, 2, shape, &err) < 0 ||
+                               atoms_views_overlap(&r.x, "X", &err, "err"))) {
         rows_clear(&r);
         atoms_view_clear(&err);
         return NULL;
@@ -262,10 +251,8 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     atoms_sae_stats stats;
     atoms_status status;
     h->writers++;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_sae_step(ctx, r.n, h->sae, &r.rows, &sp, err.data, &stats);
-    Py_END_ALLOW_THREADS
-    h->writers--;
+    Py_BEGIN_ALLOW_THREADS status = atoms_sae_step(ctx, r.n, h->sae, &r.rows, &sp, err.data, &stats);
+    Py_END_ALLOW_THREADS h->writers--;
     rows_clear(&r);
     atoms_view_clear(&err);
     return status < 0 ? raise_row(status, &stats, "sae_step") : stats_dict(&stats);
@@ -277,8 +264,7 @@ static PyObject *sae_encode(PyObject *self, PyObject *args)
     PyObject *ctx_obj, *capsule, *x_obj, *index = Py_None, *shift = Py_None;
     const atoms_ctx *ctx;
     float scale = 1;
-    if (!PyArg_ParseTuple(args, "OOO|OOf:sae_encode", &ctx_obj, &capsule, &x_obj, &index, &shift,
-                          &scale) ||
+    if (!PyArg_ParseTuple(args, "OOO|OOf:sae_encode", &ctx_obj, &capsule, &x_obj, &index, &shift, &scale) ||
         atoms_get_ctx(ctx_obj, &ctx) < 0)
         return NULL;
     handle *h = get_handle(capsule, 0);
@@ -291,10 +277,8 @@ static PyObject *sae_encode(PyObject *self, PyObject *args)
     atoms_sae_stats stats;
     atoms_status status;
     h->readers++;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_sae_encode(ctx, r.n, h->sae, &r.rows, &codes, &stats);
-    Py_END_ALLOW_THREADS
-    h->readers--;
+    Py_BEGIN_ALLOW_THREADS status = atoms_sae_encode(ctx, r.n, h->sae, &r.rows, &codes, &stats);
+    Py_END_ALLOW_THREADS h->readers--;
     npy_intp rows = r.n + 1;
     rows_clear(&r);
     if (status < 0)
@@ -304,8 +288,7 @@ static PyObject *sae_encode(PyObject *self, PyObject *args)
     PyObject *indices = PyArray_SimpleNew(1, &nnz, NPY_INT32);
     PyObject *values = PyArray_SimpleNew(1, &nnz, NPY_FLOAT32);
     if (indptr && indices && values)
-        atoms_codes_copy(codes, PyArray_DATA((PyArrayObject *)indptr),
-                         PyArray_DATA((PyArrayObject *)indices),
+        atoms_codes_copy(codes, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
                          PyArray_DATA((PyArrayObject *)values));
     atoms_codes_free(codes);
     PyObject *dict = indptr && indices && values ? stats_dict(&stats) : NULL;
@@ -323,8 +306,7 @@ static PyObject *decode(PyObject *self, PyObject *args)
     (void)self;
     PyObject *o[7], *result = NULL;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOOOOO:decode", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5],
-                          &o[6]) ||
+    if (!PyArg_ParseTuple(args, "OOOOOOO:decode", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]) ||
         atoms_get_ctx(o[0], &ctx) < 0)
         return NULL;
     atoms_view indptr = {0}, indices = {0}, values = {0}, w = {0}, bias = {0}, out = {0};
@@ -347,19 +329,14 @@ static PyObject *decode(PyObject *self, PyObject *args)
             goto done;
         }
     if (atoms_view_typed(o[6], "out", NPY_FLOAT32, 1, 2, shape, &out) < 0 ||
-        atoms_views_overlap(&w, "W_dec", &out, "out") ||
-        atoms_views_overlap(&values, "values", &out, "out"))
+        atoms_views_overlap(&w, "W_dec", &out, "out") || atoms_views_overlap(&values, "values", &out, "out"))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_decode(ctx, shape[0], shape[1], w.shape[0], indptr.data, indices.data,
-                          values.data, w.data, bias.data, out.data);
-    Py_END_ALLOW_THREADS
-    if (status == ATOMS_ERR_ARGUMENT)
-        PyErr_Format(PyExc_ValueError, "codes: a column index lies outside 0..%lld",
-                     (long long)w.shape[0] - 1);
-    else
-        result = atoms_raise(status, "decode");
+    Py_BEGIN_ALLOW_THREADS status = atoms_decode(ctx, shape[0], shape[1], w.shape[0], indptr.data, indices.data,
+                                                 values.data, w.data, bias.data, out.data);
+    Py_END_ALLOW_THREADS if (status == ATOMS_ERR_ARGUMENT)
+        PyErr_Format(PyExc_ValueError, "codes: a column index lies outside 0..%lld", (long long)w.shape[0] - 1);
+    else result = atoms_raise(status, "decode");
 done:
     atoms_view_clear(&indptr);
     atoms_view_clear(&indices);

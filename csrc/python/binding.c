@@ -15,8 +15,7 @@ static int float_type(PyArrayObject *a, atoms_dtype *dtype)
     }
     /* ml_dtypes registers bfloat16 under a type number of its own: known by its name */
     PyArray_Descr *descr = PyArray_DESCR(a);
-    if (PyDataType_ELSIZE(descr) == 2 && descr->typeobj &&
-        strstr(descr->typeobj->tp_name, "bfloat16")) {
+    if (PyDataType_ELSIZE(descr) == 2 && descr->typeobj && strstr(descr->typeobj->tp_name, "bfloat16")) {
         *dtype = ATOMS_BF16;
         return VIEW_BF16;
     }
@@ -29,8 +28,7 @@ static int fill(PyArrayObject *a, const char *name, atoms_view *view)
     for (int i = 0; i < view->ndim; i++) {
         view->shape[i] = PyArray_DIM(a, i);
         if (view->shape[i] > 1 && PyArray_STRIDE(a, i) % size) {
-            PyErr_Format(PyExc_ValueError,
-                         "%s: the strides are not whole elements; pass numpy.ascontiguousarray(%s)",
+            PyErr_Format(PyExc_ValueError, "%s: the strides are not whole elements; pass numpy.ascontiguousarray(%s)",
                          name, name);
             return -1;
         }
@@ -45,19 +43,16 @@ static int fill(PyArrayObject *a, const char *name, atoms_view *view)
 static PyArrayObject *as_array(PyObject *obj, const char *name, int ndim)
 {
     if (!PyArray_Check(obj)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected a NumPy array, got %.100s", name,
-                     Py_TYPE(obj)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s: expected a NumPy array, got %.100s", name, Py_TYPE(obj)->tp_name);
         return NULL;
     }
     PyArrayObject *a = (PyArrayObject *)obj;
     if (PyArray_NDIM(a) != ndim) {
-        PyErr_Format(PyExc_ValueError, "%s: expected %d dimension(s), got %d", name, ndim,
-                     PyArray_NDIM(a));
+        PyErr_Format(PyExc_ValueError, "%s: expected %d dimension(s), got %d", name, ndim, PyArray_NDIM(a));
         return NULL;
     }
     if (!PyArray_ISALIGNED(a) || !PyArray_ISNOTSWAPPED(a)) {
-        PyErr_Format(PyExc_ValueError,
-                     "%s: expected an aligned array in native byte order; pass a copy of it", name);
+        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array in native byte order; pass a copy of it", name);
         return NULL;
     }
     return a;
@@ -70,8 +65,8 @@ int atoms_view_in(PyObject *obj, const char *name, int ndim, int types, atoms_vi
     if (!a)
         return -1;
     if (!(float_type(a, &view->dtype) & types)) {
-        PyErr_Format(PyExc_TypeError, "%s: unsupported dtype %R; pass %s%s", name,
-                     (PyObject *)PyArray_DESCR(a), types & VIEW_F32 ? "float32" : "float64",
+        PyErr_Format(PyExc_TypeError, "%s: unsupported dtype %R; pass %s%s", name, (PyObject *)PyArray_DESCR(a),
+                     types & VIEW_F32 ? "float32" : "float64",
                      types == VIEW_FLOATS ? ", float64, float16 or bfloat16" : "");
         return -1;
     }
@@ -85,16 +80,15 @@ int atoms_view_in_c(PyObject *obj, const char *name, int ndim, int types, atoms_
         return -1;
     if (!PyArray_IS_C_CONTIGUOUS(view->array)) {
         atoms_view_clear(view);
-        PyErr_Format(PyExc_ValueError,
-                     "%s: expected a C-contiguous array; pass numpy.ascontiguousarray(%s)", name,
+        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous array; pass numpy.ascontiguousarray(%s)", name,
                      name);
         return -1;
     }
     return 0;
 }
 
-int atoms_view_typed(PyObject *obj, const char *name, int typenum, int writeable, int ndim,
-                     const int64_t *shape, atoms_view *view)
+int atoms_view_typed(PyObject *obj, const char *name, int typenum, int writeable, int ndim, const int64_t *shape,
+                     atoms_view *view)
 {
     memset(view, 0, sizeof *view);
     PyArrayObject *a = as_array(obj, name, ndim);
@@ -125,8 +119,7 @@ int atoms_view_typed(PyObject *obj, const char *name, int typenum, int writeable
     return fill(a, name, view);
 }
 
-int atoms_views_overlap(const atoms_view *a, const char *name_a, const atoms_view *b,
-                        const char *name_b)
+int atoms_views_overlap(const atoms_view *a, const char *name_a, const atoms_view *b, const char *name_b)
 {
     /* Bounds are enough: outputs are contiguous, so touching bounds means shared memory or a
      * strided input interleaved with an output, which nobody wants. */
@@ -145,8 +138,7 @@ int atoms_views_overlap(const atoms_view *a, const char *name_a, const atoms_vie
     }
     if (lo[0] >= hi[1] || lo[1] >= hi[0])
         return 0;
-    PyErr_Format(PyExc_ValueError, "%s and %s share memory; pass a separate output array", name_a,
-                 name_b);
+    PyErr_Format(PyExc_ValueError, "%s and %s share memory; pass a separate output array", name_a, name_b);
     return 1;
 }
 
@@ -158,8 +150,7 @@ void atoms_view_clear(atoms_view *view)
 /* --------------------------------------------------------------- context */
 
 typedef struct {
-    PyObject_HEAD
-    atoms_ctx *ctx;
+    PyObject_HEAD atoms_ctx *ctx;
     atoms_ctx *serial; /* the same with one thread */
     int scipy;
 } ContextObject;
@@ -224,15 +215,12 @@ static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     static char *names[] = {"num_threads", "isa", "blas", NULL};
     int num_threads, isa = ATOMS_ISA_AVX512_BF16;
     const char *blas = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|iz:Context", names, &num_threads, &isa,
-                                     &blas))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|iz:Context", names, &num_threads, &isa, &blas))
         return NULL;
     if (num_threads < 1)
-        return PyErr_Format(PyExc_ValueError, "num_threads: expected at least 1, got %d",
-                            num_threads);
+        return PyErr_Format(PyExc_ValueError, "num_threads: expected at least 1, got %d", num_threads);
     if (isa < 0 || isa > ATOMS_ISA_AVX512_BF16)
-        return PyErr_Format(PyExc_ValueError, "isa: expected 0 to %d, got %d",
-                            (int)ATOMS_ISA_AVX512_BF16, isa);
+        return PyErr_Format(PyExc_ValueError, "isa: expected 0 to %d, got %d", (int)ATOMS_ISA_AVX512_BF16, isa);
     atoms_ctx_params params;
     atoms_ctx_params_init(&params);
     params.num_threads = num_threads;
@@ -333,6 +321,5 @@ PyObject *atoms_raise(atoms_status status, const char *where)
     }
     if (status == ATOMS_ERR_MEMORY)
         return PyErr_Format(PyExc_MemoryError, "%s: out of memory", where);
-    PyObject *type = status == ATOMS_ERR_SINGULAR ? PyExc_ArithmeticError : PyExc_ValueError;
-    return PyErr_Format(type, "%s: %s", where, atoms_status_message(status));
+    return PyErr_Format(PyExc_ValueError, "%s: %s", where, atoms_status_message(status));
 }

@@ -37,11 +37,10 @@ int atoms_view_in(PyObject *obj, const char *name, int ndim, int types, atoms_vi
 int atoms_view_in_c(PyObject *obj, const char *name, int ndim, int types, atoms_view *view);
 /* Contiguous array of one NumPy type number (NPY_INT32, NPY_INT64, NPY_FLOAT32...), input or,
  * with `writeable`, output of a given shape (-1: any length). dtype is unset. */
-int atoms_view_typed(PyObject *obj, const char *name, int typenum, int writeable, int ndim,
-                     const int64_t *shape, atoms_view *view);
+int atoms_view_typed(PyObject *obj, const char *name, int typenum, int writeable, int ndim, const int64_t *shape,
+                     atoms_view *view);
 /* 1 and ValueError when the two share memory. */
-int atoms_views_overlap(const atoms_view *a, const char *name_a, const atoms_view *b,
-                        const char *name_b);
+int atoms_views_overlap(const atoms_view *a, const char *name_a, const atoms_view *b, const char *name_b);
 void atoms_view_clear(atoms_view *view);
 
 /* 0 and the borrowed context of a _core.Context, or -1 with an exception. In a forked child it is

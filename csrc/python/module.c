@@ -17,13 +17,11 @@ static PyObject *build_info(PyObject *self, PyObject *unused)
 #endif
     return Py_BuildValue("{s:i,s:s,s:s,s:s,s:i,s:s}", "has_blis", atoms_has_blis(), "blis_version",
                          atoms_blis_version(), "blis_kernels", atoms_blis_kernels(), "cpu_isa",
-                         atoms_isa_name(atoms_cpu_isa()), "openmp", openmp, "compiler",
-                         __VERSION__);
+                         atoms_isa_name(atoms_cpu_isa()), "openmp", openmp, "compiler", __VERSION__);
 }
 
 static PyMethodDef module_methods[] = {
-    {"build_info", build_info, METH_NOARGS, "what this extension was built with and found"},
-    {NULL, NULL, 0, NULL}};
+    {"build_info", build_info, METH_NOARGS, "what this extension was built with and found"}, {NULL, NULL, 0, NULL}};
 
 static int module_exec(PyObject *module)
 {
@@ -32,8 +30,7 @@ static int module_exec(PyObject *module)
     PyObject *type = PyType_FromModuleAndSpec(module, &atoms_context_spec, NULL);
     int failed = !type || PyModule_AddType(module, (PyTypeObject *)type) < 0;
     Py_XDECREF(type);
-    PyMethodDef *rooms[] = {atoms_metric_methods, atoms_sae_methods, atoms_theory_methods,
-                            atoms_recovery_methods};
+    PyMethodDef *rooms[] = {atoms_metric_methods, atoms_sae_methods, atoms_theory_methods, atoms_recovery_methods};
     for (size_t i = 0; !failed && i < sizeof rooms / sizeof *rooms; i++)
         failed = PyModule_AddFunctions(module, rooms[i]) < 0;
     return failed ? -1 : 0;

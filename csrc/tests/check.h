@@ -3,7 +3,7 @@
 #ifndef ATOMS_CHECK_H
 #define ATOMS_CHECK_H
 
-#include "internal.h"
+#include "base/core.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -17,18 +17,17 @@ typedef struct atoms_test {
 void atoms_test_add(atoms_test *test);
 void atoms_test_failed(const char *file, int line, const char *condition);
 
-#define TEST(name)                                                                                 \
-    static void name(void);                                                                        \
-    __attribute__((constructor)) static void name##_add(void)                                      \
-    {                                                                                              \
-        static atoms_test test = {#name, name, NULL};                                              \
-        atoms_test_add(&test);                                                                     \
-    }                                                                                              \
+#define TEST(name)                                                                                                     \
+    static void name(void);                                                                                            \
+    __attribute__((constructor)) static void name##_add(void)                                                          \
+    {                                                                                                                  \
+        static atoms_test test = {#name, name, NULL};                                                                  \
+        atoms_test_add(&test);                                                                                         \
+    }                                                                                                                  \
     static void name(void)
 
 /* Counts the failure, says where, goes on. */
-#define CHECK(condition)                                                                           \
-    ((condition) ? (void)0 : atoms_test_failed(__FILE__, __LINE__, #condition))
+#define CHECK(condition) ((condition) ? (void)0 : atoms_test_failed(__FILE__, __LINE__, #condition))
 
 /* Contexts of every kind that this build and CPU have: BLAS x instruction set x threads. */
 int atoms_test_contexts(void);
@@ -36,10 +35,10 @@ atoms_ctx *atoms_test_context(int i); /* the caller frees it */
 
 /* A plain Fortran-style sgemm and dgemm, and how often they were called. */
 extern int atoms_test_fortran_calls;
-void atoms_test_sgemm(char *ta, char *tb, int *m, int *n, int *k, float *alpha, float *a, int *lda,
-                      float *b, int *ldb, float *beta, float *c, int *ldc);
-void atoms_test_dgemm(char *ta, char *tb, int *m, int *n, int *k, double *alpha, double *a,
-                      int *lda, double *b, int *ldb, double *beta, double *c, int *ldc);
+void atoms_test_sgemm(char *ta, char *tb, int *m, int *n, int *k, float *alpha, float *a, int *lda, float *b, int *ldb,
+                      float *beta, float *c, int *ldc);
+void atoms_test_dgemm(char *ta, char *tb, int *m, int *n, int *k, double *alpha, double *a, int *lda, double *b,
+                      int *ldb, double *beta, double *c, int *ldc);
 
 /* From now on the nth allocation (1: the next) of the core fails, then all is well again; 0: none
  * does. Tells whether a failure was served since the last call. */
@@ -47,14 +46,14 @@ bool atoms_test_fail_alloc(int nth);
 
 /* The call again and again, its first, second, ... allocation failing, until none does: so it must say, and nothing
  * else. `nth`, an int of the caller's, ends as the one that was not needed, or `most`. */
-#define CHECK_SHORT_MEMORY(nth, most, ...)                                                         \
-    for (nth = 1; nth < (most); nth++) {                                                           \
-        atoms_test_fail_alloc(nth);                                                                \
-        atoms_status status = __VA_ARGS__;                                                         \
-        bool served = atoms_test_fail_alloc(0);                                                    \
-        CHECK(status == (served ? ATOMS_ERR_MEMORY : ATOMS_OK));                                   \
-        if (!served)                                                                               \
-            break;                                                                                 \
+#define CHECK_SHORT_MEMORY(nth, most, ...)                                                                             \
+    for (nth = 1; nth < (most); nth++) {                                                                               \
+        atoms_test_fail_alloc(nth);                                                                                    \
+        atoms_status status = __VA_ARGS__;                                                                             \
+        bool served = atoms_test_fail_alloc(0);                                                                        \
+        CHECK(status == (served ? ATOMS_ERR_MEMORY : ATOMS_OK));                                                       \
+        if (!served)                                                                                                   \
+            break;                                                                                                     \
     }
 
 /* A repeatable number in [-1, 1). */

@@ -23,19 +23,19 @@ void atoms_test_failed(const char *file, int line, const char *condition)
 
 int atoms_test_fortran_calls;
 
-#define FORTRAN_GEMM(name, T)                                                                      \
-    void name(char *ta, char *tb, int *m, int *n, int *k, T *alpha, T *a, int *lda, T *b,          \
-              int *ldb, T *beta, T *c, int *ldc)                                                   \
-    {                                                                                              \
-        _Pragma("omp atomic") atoms_test_fortran_calls++;                                          \
-        for (int j = 0; j < *n; j++)                                                               \
-            for (int i = 0; i < *m; i++) {                                                         \
-                T sum = 0, *out = &c[i + (int64_t)j * *ldc];                                       \
-                for (int p = 0; p < *k; p++)                                                       \
-                    sum += (*ta == 'N' ? a[i + (int64_t)p * *lda] : a[p + (int64_t)i * *lda]) *    \
-                           (*tb == 'N' ? b[p + (int64_t)j * *ldb] : b[j + (int64_t)p * *ldb]);     \
-                *out = *alpha * sum + (*beta == 0 ? 0 : *beta * *out);                             \
-            }                                                                                      \
+#define FORTRAN_GEMM(name, T)                                                                                          \
+    void name(char *ta, char *tb, int *m, int *n, int *k, T *alpha, T *a, int *lda, T *b, int *ldb, T *beta, T *c,     \
+              int *ldc)                                                                                                \
+    {                                                                                                                  \
+        _Pragma("omp atomic") atoms_test_fortran_calls++;                                                              \
+        for (int j = 0; j < *n; j++)                                                                                   \
+            for (int i = 0; i < *m; i++) {                                                                             \
+                T sum = 0, *out = &c[i + (int64_t)j * *ldc];                                                           \
+                for (int p = 0; p < *k; p++)                                                                           \
+                    sum += (*ta == 'N' ? a[i + (int64_t)p * *lda] : a[p + (int64_t)i * *lda]) *                        \
+                           (*tb == 'N' ? b[p + (int64_t)j * *ldb] : b[j + (int64_t)p * *ldb]);                         \
+                *out = *alpha * sum + (*beta == 0 ? 0 : *beta * *out);                                                 \
+            }                                                                                                          \
     }
 FORTRAN_GEMM(atoms_test_sgemm, float)
 FORTRAN_GEMM(atoms_test_dgemm, double)

@@ -8,8 +8,7 @@ TEST(core_status_messages)
     for (int s = ATOMS_ERR_CANCELLED; s <= ATOMS_OK; s++) {
         CHECK(strcmp(atoms_status_message((atoms_status)s), "unknown status"));
         for (int t = s + 1; t <= ATOMS_OK; t++)
-            CHECK(strcmp(atoms_status_message((atoms_status)s),
-                         atoms_status_message((atoms_status)t)));
+            CHECK(strcmp(atoms_status_message((atoms_status)s), atoms_status_message((atoms_status)t)));
     }
     CHECK(!strcmp(atoms_status_message((atoms_status)-99), "unknown status"));
 }
@@ -61,8 +60,7 @@ TEST(core_blis_families)
     CHECK(!atoms_blis_families("AuthenticAMD", 0x1a, ATOMS_ISA_PORTABLE));
     CHECK(!atoms_blis_families("GenuineIntel", 6, ATOMS_ISA_AVX2));
     CHECK(!atoms_blis_families("GenuineIntel", 6, ATOMS_ISA_AVX512_VNNI));
-    CHECK((f = atoms_blis_families("GenuineIntel", 6, ATOMS_ISA_AVX512_BF16)) &&
-          !strcmp(f[0], "skx"));
+    CHECK((f = atoms_blis_families("GenuineIntel", 6, ATOMS_ISA_AVX512_BF16)) && !strcmp(f[0], "skx"));
     CHECK((f = atoms_blis_families("HygonGenuine", 0x18, ATOMS_ISA_AVX2)) && !strcmp(f[0], "zen3"));
     CHECK((f = atoms_blis_families("AuthenticAMD", 0x19, ATOMS_ISA_AVX2)) && !strcmp(f[0], "zen3"));
     /* no CPU is given a family beyond its instructions */
@@ -168,13 +166,11 @@ static float *to_float(const layout *a)
     return f;
 }
 
-/* C = alpha A B + beta C of every kind of layout against plain loops in double, the elements
+/* C = A B + beta C of every kind of layout against plain loops in double, the elements
  * between C's rows left alone. */
-static void check_gemm(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, int ka, int kb,
-                       int kc, double beta)
+static void check_gemm(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, int ka, int kb, int kc, double beta)
 {
     uint64_t seed = 7;
-    const double alpha = -1.5;
     layout a = make(ka, m, k, &seed), b = make(kb, k, n, &seed), c = make(kc, m, n, &seed);
     float *fa = to_float(&a), *fb = to_float(&b), *fc = to_float(&c);
     double *want = atoms_alloc(c.size, sizeof *want);
@@ -185,14 +181,14 @@ static void check_gemm(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, in
             double sum = 0;
             for (int64_t p = 0; p < k; p++)
                 sum += a.data[i * a.rs + p * a.cs] * b.data[p * b.rs + j * b.cs];
-            want[at] = alpha * sum + beta * want[at];
+            want[at] = sum + beta * want[at];
             if (beta == 0) /* what was there does not count */
                 c.data[at] = fc[at] = NAN;
         }
-    atoms_gemm_f64(ctx, m, n, k, alpha, a.data, a.rs, a.cs, b.data, b.rs, b.cs, beta, c.data, c.rs,
-                   c.cs);
-    atoms_gemm_f32(ctx, m, n, k, (float)alpha, fa, a.rs, a.cs, fb, b.rs, b.cs, (float)beta, fc,
-                   c.rs, c.cs);
+    atoms_gemm_f64(ctx, (atoms_mnk){m, n, k}, (atoms_f64_in){a.data, a.rs, a.cs}, (atoms_f64_in){b.data, b.rs, b.cs},
+                   beta, (atoms_f64_out){c.data, c.rs, c.cs});
+    atoms_gemm_f32(ctx, (atoms_mnk){m, n, k}, (atoms_f32_in){fa, a.rs, a.cs}, (atoms_f32_in){fb, b.rs, b.cs},
+                   (float)beta, (atoms_f32_out){fc, c.rs, c.cs});
     double worst64 = 0, worst32 = 0; /* fmax would drop a NaN, so it is asked for */
     for (int64_t i = 0; i < c.size; i++) {
         CHECK(!isnan(c.data[i]) && !isnan(fc[i]));
@@ -206,17 +202,15 @@ static void check_gemm(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, in
 
 TEST(core_gemm)
 {
-    static const int64_t shapes[][3] = {{1, 1, 1},   {1, 17, 5},  {17, 1, 5},   {5, 3, 1},
-                                        {1, 1, 33},  {1, 9, 1},   {9, 1, 1},    {33, 15, 97},
-                                        {97, 65, 3}, {3, 4, 0},   {0, 3, 4},    {3, 0, 4}};
+    static const int64_t shapes[][3] = {{1, 1, 1}, {1, 17, 5},   {17, 1, 5},  {5, 3, 1}, {1, 1, 33}, {1, 9, 1},
+                                        {9, 1, 1}, {33, 15, 97}, {97, 65, 3}, {3, 4, 0}, {0, 3, 4},  {3, 0, 4}};
     for (int i = 0; i < atoms_test_contexts(); i += 2 * (atoms_cpu_isa() + 1)) {
         atoms_ctx *ctx = atoms_test_context(i);
         atoms_test_fortran_calls = 0;
         for (int s = 0; s < 12; s++)
             for (int kinds = 0; kinds < LAYOUTS * LAYOUTS * LAYOUTS; kinds++)
-                check_gemm(ctx, shapes[s][0], shapes[s][1], shapes[s][2], kinds % LAYOUTS,
-                           kinds / LAYOUTS % LAYOUTS, kinds / (LAYOUTS * LAYOUTS),
-                           kinds % 2 ? 0 : 0.5);
+                check_gemm(ctx, shapes[s][0], shapes[s][1], shapes[s][2], kinds % LAYOUTS, kinds / LAYOUTS % LAYOUTS,
+                           kinds / (LAYOUTS * LAYOUTS), kinds % 2 ? 0 : 0.5);
         CHECK((atoms_test_fortran_calls > 0) == (ctx->p.blas == ATOMS_BLAS_FORTRAN));
         atoms_ctx_free(ctx);
     }
@@ -230,13 +224,16 @@ TEST(core_gemm_odd_strides)
         a[i] = i;
     for (int i = 0; i < atoms_test_contexts(); i += 2 * (atoms_cpu_isa() + 1)) {
         atoms_ctx *ctx = atoms_test_context(i);
-        atoms_gemm_f64(ctx, 4, 2, 3, 1, a, 0, 1, b, 2, 1, 0, c, 2, 1); /* four times row 0 */
+        atoms_gemm_f64(ctx, (atoms_mnk){4, 2, 3}, (atoms_f64_in){a, 0, 1}, (atoms_f64_in){b, 2, 1}, 0,
+                       (atoms_f64_out){c, 2, 1}); /* four times row 0 */
         for (int r = 0; r < 4; r++)
             CHECK(c[2 * r] == 0 * 1 + 1 * 3 + 2 * 5 && c[2 * r + 1] == 0 * 2 + 1 * 4 + 2 * 6);
-        atoms_gemm_f64(ctx, 4, 2, 3, 1, a, 1, 1, b, 2, 1, 0, c, 2, 1); /* a Hankel matrix */
+        atoms_gemm_f64(ctx, (atoms_mnk){4, 2, 3}, (atoms_f64_in){a, 1, 1}, (atoms_f64_in){b, 2, 1}, 0,
+                       (atoms_f64_out){c, 2, 1}); /* a Hankel matrix */
         for (int r = 0; r < 4; r++)
             CHECK(c[2 * r] == r * 1 + (r + 1) * 3 + (r + 2) * 5);
-        atoms_gemm_f64(ctx, 1, 2, 3, 1, a + 2, 9, -1, b, 2, 1, 0, c, 2, 1); /* a row, backwards */
+        atoms_gemm_f64(ctx, (atoms_mnk){1, 2, 3}, (atoms_f64_in){a + 2, 9, -1}, (atoms_f64_in){b, 2, 1}, 0,
+                       (atoms_f64_out){c, 2, 1}); /* a row, backwards */
         CHECK(c[0] == 2 * 1 + 1 * 3 + 0 * 5);
         atoms_ctx_free(ctx);
     }
@@ -254,7 +251,8 @@ TEST(core_gemm_in_parallel)
         atoms_ctx *ctx = atoms_test_context(i);
 #pragma omp parallel for num_threads(4) schedule(dynamic)
         for (int t = 0; t < TILES; t++)
-            atoms_gemm_f32(ctx, N, N, N, 1, a, N, 1, a, 1, N, 0, c + (int64_t)t * N * N, N, 1);
+            atoms_gemm_f32(ctx, (atoms_mnk){N, N, N}, (atoms_f32_in){a, N, 1}, (atoms_f32_in){a, 1, N}, 0,
+                           (atoms_f32_out){c + (int64_t)t * N * N, N, 1});
         for (int t = 1; t < TILES; t++)
             CHECK(!memcmp(c, c + (int64_t)t * N * N, N * N * 4));
         atoms_ctx_free(ctx);
@@ -297,11 +295,11 @@ TEST(core_convert_16_bit)
                 int rows = N / width, last = N - rows * width;
                 for (int i = 0; i < N; i++)
                     x[i * cs] = (uint16_t)i;
-                atoms_rows_to_f32(rows, width, x, (atoms_dtype)type, width * cs, cs, f);
-                atoms_rows_to_f64(rows, width, x, (atoms_dtype)type, width * cs, cs, d);
+                atoms_to_f32((atoms_rows){x, (atoms_dtype)type, rows, width, width * cs, cs}, f);
+                atoms_to_f64((atoms_rows){x, (atoms_dtype)type, rows, width, width * cs, cs}, d);
                 const uint16_t *rest = x + rows * width * cs;
-                atoms_rows_to_f32(1, last, rest, (atoms_dtype)type, 0, cs, f + rows * width);
-                atoms_rows_to_f64(1, last, rest, (atoms_dtype)type, 0, cs, d + rows * width);
+                atoms_to_f32((atoms_rows){rest, (atoms_dtype)type, 1, last, 0, cs}, f + rows * width);
+                atoms_to_f64((atoms_rows){rest, (atoms_dtype)type, 1, last, 0, cs}, d + rows * width);
                 int wrong = 0;
                 for (int i = 0; i < N; i++) {
                     double want = meaning((unsigned)i, type == ATOMS_F16 ? 5 : 8);
@@ -322,19 +320,19 @@ TEST(core_convert_strides)
     for (int cs = 1; cs <= 2; cs++)
         for (int type = ATOMS_F32; type <= ATOMS_F64; type++) {
             const void *x = type == ATOMS_F32 ? (void *)x32 : (void *)x64;
-            atoms_rows_to_f32(N, D, x, (atoms_dtype)type, D * cs, cs, f);
-            atoms_rows_to_f64(N, D, x, (atoms_dtype)type, D * cs, cs, d);
+            atoms_to_f32((atoms_rows){x, (atoms_dtype)type, N, D, D * cs, cs}, f);
+            atoms_to_f64((atoms_rows){x, (atoms_dtype)type, N, D, D * cs, cs}, d);
             for (int i = 0; i < N * D; i++) {
                 int at = i / D * D * cs + i % D * cs;
                 CHECK(f[i] == x32[at] && d[i] == (type == ATOMS_F32 ? x32[at] : x64[at]));
             }
         }
     /* rows and columns backwards, and one row repeated */
-    atoms_rows_to_f32(N, D, x32 + N * D - 1, ATOMS_F32, -D, -1, f);
+    atoms_to_f32((atoms_rows){x32 + N * D - 1, ATOMS_F32, N, D, -D, -1}, f);
     for (int i = 0; i < N * D; i++)
         CHECK(f[i] == x32[N * D - 1 - i]);
-    atoms_rows_to_f32(N, D, x32, ATOMS_F32, 0, 1, f);
+    atoms_to_f32((atoms_rows){x32, ATOMS_F32, N, D, 0, 1}, f);
     for (int i = 0; i < N * D; i++)
         CHECK(f[i] == x32[i % D]);
-    atoms_rows_to_f32(0, D, NULL, ATOMS_F32, 0, 1, f);
+    atoms_to_f32((atoms_rows){NULL, ATOMS_F32, 0, D, 0, 1}, f);
 }

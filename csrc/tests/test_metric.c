@@ -37,8 +37,7 @@ static atoms_status run_angles(const atoms_ctx *ctx, data *t)
     return atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, BINS, t->counts, t->sums);
 }
 
-static atoms_status (*const runs[])(const atoms_ctx *, data *) = {run_moments, run_product,
-                                                                  run_angles};
+static atoms_status (*const runs[])(const atoms_ctx *, data *) = {run_moments, run_product, run_angles};
 
 TEST(metric_moments)
 {
@@ -91,12 +90,11 @@ TEST(metric_angles)
         for (int k = 0; k < BINS; k++)
             total += t->counts[k];
         CHECK(total == N * (N - 1) / 2);
-        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts,
-                           t->sums) == ATOMS_OK);
+        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts, t->sums) == ATOMS_OK);
         CHECK(t->sums[0] == 2 && t->counts[0] == 1);
         second[1] = N;
-        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts,
-                           t->sums) == ATOMS_ERR_ARGUMENT);
+        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts, t->sums) ==
+              ATOMS_ERR_ARGUMENT);
         second[1] = 5;
         atoms_ctx_free(ctx);
     }
@@ -107,19 +105,14 @@ TEST(metric_arguments_and_nothing)
 {
     data *t = new_data();
     atoms_ctx *ctx = atoms_test_context(0);
-    CHECK(atoms_moments(ctx, -1, D, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) ==
-          ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_moments(ctx, 1, 0, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) ==
-          ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_moments(ctx, -1, D, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_moments(ctx, 1, 0, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_moments(ctx, 0, D, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) == ATOMS_OK);
     CHECK(t->sum[0] == 0 && t->second[D * D - 1] == 0);
-    CHECK(atoms_product(ctx, -1, D, M, t->x, ATOMS_F64, D, 1, NULL, t->w, NULL, t->out) ==
-          ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_product(ctx, -1, D, M, t->x, ATOMS_F64, D, 1, NULL, t->w, NULL, t->out) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_product(ctx, 0, D, M, t->x, ATOMS_F64, D, 1, NULL, t->w, NULL, t->out) == ATOMS_OK);
-    CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, 0, t->counts, t->sums) ==
-          ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_angles(ctx, 0, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, BINS, t->counts, t->sums) ==
-          ATOMS_OK);
+    CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, 0, t->counts, t->sums) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_angles(ctx, 0, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, BINS, t->counts, t->sums) == ATOMS_OK);
     atoms_ctx_free(ctx);
     free(t);
 }

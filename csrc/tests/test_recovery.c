@@ -1,6 +1,6 @@
 /* test_recovery.c: codes of known supports, and short memory, under the sanitizers. */
 #include "check.h"
-#include "recovery.h"
+#include "recovery/recovery.h"
 
 enum { ATOMS = 70, D = 33, N = 19, K = 4 };
 
@@ -24,29 +24,28 @@ static void plant(const double *atoms, double *x)
             x[i * D + j] = 2 * atoms[i * D + j] + 1.5 * atoms[(i + 20) * D + j];
 }
 
-static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, int method, const double *x,
-                        codes *c)
+static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, int method, const double *x, codes *c)
 {
     memset(c, 0, sizeof *c);
     double alpha = 1e-3;
     if (method == 0) {
         atoms_omp_params p = {.n_nonzero = K, .tol = 1e-6};
-        return atoms_omp(ctx, dict, N, x, ATOMS_F64, D, 1, NULL, NULL, &p, c->indices, c->values,
-                         c->counts, c->status, c->steps, c->residual);
+        return atoms_omp(ctx, dict, N, x, ATOMS_F64, D, 1, NULL, NULL, &p, c->indices, c->values, c->counts, c->status,
+                         c->steps, c->residual);
     }
     if (method == 1) {
         atoms_lasso_params p = {1, &alpha, 0, 1e-8, 100};
-        return atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts,
-                           c->status, c->steps, c->residual, c->gap);
+        return atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts, c->status, c->steps,
+                           c->residual, c->gap);
     }
     if (method == 2) {
         atoms_basis_params p = {0, 1e-7, 200};
-        return atoms_basis(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts,
-                           c->status, c->steps, c->residual, c->gap);
+        return atoms_basis(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts, c->status, c->steps,
+                           c->residual, c->gap);
     }
     atoms_pursuit_params p = {(atoms_pursuit_method)(method - 3), K, 60, 1e-6};
-    return atoms_pursuit(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts,
-                         c->status, c->steps, c->residual);
+    return atoms_pursuit(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts, c->status, c->steps,
+                         c->residual);
 }
 
 enum { METHODS = 7 };
@@ -62,8 +61,7 @@ TEST(recovery_same_bits_for_any_threads)
         atoms_ctx *a = atoms_test_context(i), *b = atoms_test_context(i + 1);
         for (int gram = 0; gram < 2; gram++) {
             atoms_dict *dict = NULL;
-            CHECK(atoms_dict_new(a, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict) ==
-                  ATOMS_OK);
+            CHECK(atoms_dict_new(a, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict) == ATOMS_OK);
             CHECK(!gram || atoms_dict_gram(b, dict) == ATOMS_OK);
             for (int method = 0; method < METHODS; method++) {
                 CHECK(run(a, dict, method, x, &one) == ATOMS_OK);
@@ -188,10 +186,11 @@ TEST(recovery_lasso_screened)
     for (int a = 0; a < 2; a++) {
         atoms_lasso_params p = {1, &alphas[a], 0, 1e-5, 1000};
         int nth;
-        CHECK_SHORT_MEMORY(nth, 200, atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c.indices, c.values, c.counts,
-                                                 c.status, c.steps, c.residual, c.gap));
-        CHECK(atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, again.indices, again.values, again.counts,
-                          again.status, again.steps, again.residual, again.gap) == ATOMS_OK);
+        CHECK_SHORT_MEMORY(nth, 200,
+                           atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c.indices, c.values, c.counts, c.status,
+                                       c.steps, c.residual, c.gap));
+        CHECK(atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, again.indices, again.values, again.counts, again.status,
+                          again.steps, again.residual, again.gap) == ATOMS_OK);
         for (int i = 0; i < N; i++)
             CHECK(c.status[i] == ATOMS_SIGNAL_CONVERGED && c.counts[i] == again.counts[i] && c.gap[i] == again.gap[i]);
     }

@@ -24,9 +24,9 @@ static void fill(void)
     }
 }
 
-static atoms_rows rows_of(const float *from)
+static atoms_batch rows_of(const float *from)
 {
-    return (atoms_rows){.x = from, .dtype = ATOMS_F32, .row_stride = D, .col_stride = 1};
+    return (atoms_batch){.x = from, .dtype = ATOMS_F32, .row_stride = D, .col_stride = 1};
 }
 
 /* `wide`: Matryoshka of two widths, and AuxK's room. */
@@ -73,7 +73,7 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
     int64_t indptr[N + 1];
     atoms_codes *codes = NULL;
     atoms_sae_stats stats;
-    atoms_rows from = rows_of(x);
+    atoms_batch from = rows_of(x);
     CHECK(atoms_sae_encode(ctx, N, sae, &from, &codes, &stats) == ATOMS_OK);
     CHECK(atoms_codes_nnz(codes) > 0);
     atoms_codes_copy(codes, indptr, indices, values);
@@ -92,7 +92,7 @@ TEST(sae_learns_on_every_context)
     fill();
     for (int i = 0; i < atoms_test_contexts(); i++) {
         atoms_ctx *ctx = atoms_test_context(i);
-        atoms_rows from = rows_of(x);
+        atoms_batch from = rows_of(x);
         for (int a = ATOMS_JUMPRELU; a <= ATOMS_BATCHTOPK; a++)
             for (int tied = 0; tied < 2; tied++) {
                 atoms_sae *sae = new_sae(ctx, (atoms_activation)a, tied, tied);
@@ -114,8 +114,7 @@ TEST(sae_learns_on_every_context)
                 float scales[2] = {0.5f, 1}, thresholds[2] = {0.1f, 0.2f};
                 CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, scales, thresholds) == ATOMS_OK);
                 idx[0] = S;
-                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, scales, thresholds) ==
-                      ATOMS_ERR_ARGUMENT);
+                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, scales, thresholds) == ATOMS_ERR_ARGUMENT);
                 atoms_sae_free(sae);
             }
         atoms_ctx_free(ctx);
@@ -146,7 +145,7 @@ TEST(sae_refuses_what_it_cannot_train)
     static float bad[N * D];
     memcpy(bad, x, sizeof bad);
     bad[77 * D + 3] = NAN;
-    atoms_rows from = rows_of(bad);
+    atoms_batch from = rows_of(bad);
     CHECK(atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
     CHECK(stats.bad_row == 77);
     const int64_t index[3] = {5, 77, 6};
@@ -173,7 +172,7 @@ TEST(sae_survives_running_out_of_memory)
     atoms_ctx *ctx = atoms_test_context(0);
     for (int nth = 1; nth < 60; nth++) {
         atoms_sae *sae = new_sae(ctx, ATOMS_TOPK, false, true);
-        atoms_rows from = rows_of(x);
+        atoms_batch from = rows_of(x);
         atoms_sae_stats stats;
         atoms_codes *codes = NULL;
         atoms_test_fail_alloc(nth);

@@ -3,9 +3,9 @@
 
 enum { N = 140, D = 7, K = N - 1 };
 
-static atoms_matrix plain(const float *x)
+static atoms_rows plain(const float *x)
 {
-    return (atoms_matrix){x, ATOMS_F32, D, 1};
+    return (atoms_rows){x, ATOMS_F32, 0, D, D, 1};
 }
 
 static void fill(float *x, int64_t n, uint64_t seed)
@@ -52,8 +52,8 @@ TEST(theory_explained_variance_sums)
             double scale = whiten ? 2 : 1;
             int64_t bad;
             memset(sums, 0, sizeof sums);
-            CHECK(atoms_ev_update(ctx, N, D, plain(x), plain(h), whiten ? eye : NULL, mean, 50,
-                                  &sums[0][0][0], &tokens[0][0], &bad) == ATOMS_OK);
+            CHECK(atoms_ev_update(ctx, N, D, plain(x), plain(h), whiten ? eye : NULL, mean, 50, &sums[0][0][0],
+                                  &tokens[0][0], &bad) == ATOMS_OK);
             CHECK(bad == -1);
             for (int j = 0; j < D; j++) {
                 double sx = 0, qe = 0;
@@ -85,8 +85,8 @@ TEST(theory_rows_that_are_not_finite)
     x[133 * D] = INFINITY;
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
-        CHECK(atoms_ev_update(ctx, N, D, plain(x), plain(NULL), NULL, NULL, INFINITY, sums, tokens,
-                              &bad) == ATOMS_ERR_NONFINITE);
+        CHECK(atoms_ev_update(ctx, N, D, plain(x), plain(NULL), NULL, NULL, INFINITY, sums, tokens, &bad) ==
+              ATOMS_ERR_NONFINITE);
         CHECK(bad == 131);
         CHECK(atoms_unit_rows(ctx, N, D, plain(x), NULL, unit, norms, &bad) == ATOMS_ERR_NONFINITE);
         CHECK(bad == 131);
@@ -152,8 +152,7 @@ TEST(theory_nearest_and_babel)
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
         for (int absolute = 0; absolute < 2; absolute++) {
-            CHECK(atoms_nearest(ctx, N, N - 3, D, a, a + 3 * D, absolute, index, values) ==
-                  ATOMS_OK);
+            CHECK(atoms_nearest(ctx, N, N - 3, D, a, a + 3 * D, absolute, index, values) == ATOMS_OK);
             for (int i = 0; i < N; i++) {
                 float best = -INFINITY;
                 int where = 0;
@@ -200,15 +199,14 @@ static void call_all(atoms_ctx *ctx, atoms_status expect, int allocations)
     fill(x, N * D, 6);
     for (int i = 1; i <= allocations || i == 1; i++) {
         int at = allocations ? i : 0;
-#define CALL(...)                                                                                  \
-    do {                                                                                           \
-        atoms_test_fail_alloc(at);                                                                 \
-        atoms_status status = __VA_ARGS__;                                                         \
-        bool served = atoms_test_fail_alloc(0);                                                    \
-        CHECK(status == (allocations && !served ? ATOMS_OK : expect));                             \
+#define CALL(...)                                                                                                      \
+    do {                                                                                                               \
+        atoms_test_fail_alloc(at);                                                                                     \
+        atoms_status status = __VA_ARGS__;                                                                             \
+        bool served = atoms_test_fail_alloc(0);                                                                        \
+        CHECK(status == (allocations && !served ? ATOMS_OK : expect));                                                 \
     } while (0)
-        CALL(atoms_ev_update(ctx, N, D, plain(x), plain(NULL), NULL, NULL, INFINITY, sums, tokens,
-                             &bad));
+        CALL(atoms_ev_update(ctx, N, D, plain(x), plain(NULL), NULL, NULL, INFINITY, sums, tokens, &bad));
         CALL(atoms_unit_rows(ctx, N, D, plain(x), NULL, unit, norms, &bad));
         CALL(atoms_cosine_histogram(ctx, N, D, x, counts));
         CALL(atoms_cosine_refine(ctx, N, D, x, slot, 1, fine));
@@ -236,10 +234,8 @@ TEST(theory_arguments)
     double numbers[2 * ATOMS_EV_ROWS * D], tokens[4];
     int64_t bad, index;
     atoms_ctx *ctx = atoms_test_context(0);
-    CHECK(atoms_ev_update(ctx, -1, D, plain(x), plain(x), NULL, NULL, 1, numbers, tokens, &bad) ==
-          ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_ev_update(ctx, 1, D, plain(x), plain(x), NULL, NULL, NAN, numbers, tokens, &bad) ==
-          ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_ev_update(ctx, -1, D, plain(x), plain(x), NULL, NULL, 1, numbers, tokens, &bad) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_ev_update(ctx, 1, D, plain(x), plain(x), NULL, NULL, NAN, numbers, tokens, &bad) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_unit_rows(ctx, 1, 0, plain(x), NULL, x, numbers, &bad) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_cosine_histogram(ctx, 0, D, x, NULL) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_cosine_refine(ctx, 1, D, x, NULL, 0, NULL) == ATOMS_ERR_ARGUMENT);

@@ -1,0 +1,219 @@
+/* blas.c: the one file that knows which BLAS there is. */
+#define _POSIX_C_SOURCE 200809L /* setenv; and blis.h uses POSIX thread types */
+#include "core.h"
+
+#include <limits.h>
+
+#ifdef ATOMS_WITH_BLIS
+#include <blis.h>
+#include <pthread.h>
+#include <stdio.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#endif
+
+/* --------------------------------------------------------- kernel family */
+
+/* BLIS picks its kernels by CPU model. To a release older than the CPU an AMD model is unknown,
+ * and it falls back to generic kernels at a third of the speed; on an Intel model whose name it
+ * cannot read it does not dare to use AVX-512. So: where BLIS is known to choose badly, these are
+ * the families to try, best first. */
+const char *const *atoms_blis_families(const char *vendor, int family, atoms_isa isa)
+{
+    /* AMD: 512-bit kernels pay from Zen 5 (family 1Ah) on; on Zen 4, whose vector units are 256
+     * bits wide, the 256-bit kernels measured faster. A zen4 of a newer release knows better. */
+    static const char *const zen5[] = {"zen5", "zen4", "skx", "zen3", "zen2", "zen", "haswell", NULL};
+    static const char *const zen4[] = {"zen4", "zen3", "zen2", "zen", "haswell", NULL};
+    static const char *const avx2[] = {"zen3", "zen2", "zen", "haswell", NULL};
+    static const char *const skx[] = {"skx", "haswell", NULL};
+    if (isa < ATOMS_ISA_AVX2)
+        return NULL;
+    if (!strcmp(vendor, "GenuineIntel")) /* with bfloat16: a server with two 512-bit units */
+        return isa >= ATOMS_ISA_AVX512_BF16 ? skx : NULL;
+    if (!strcmp(vendor, "AuthenticAMD") && family < 0x19)
+        return NULL; /* Zen 2 and older: any release knows them */
+    return isa < ATOMS_ISA_AVX512 ? avx2 : family < 0x1a ? zen4 : zen5;
+}
+
+#ifdef ATOMS_WITH_BLIS
+
+/* The kernel families that this BLIS was configured with, by name, with the numbers under which
+ * its environment variable BLIS_ARCH_TYPE knows them. */
+static const struct {
+    const char *name;
+    int id;
+} configured[] = {
+#ifdef BLIS_CONFIG_ZEN5
+    {"zen5", BLIS_ARCH_ZEN5},
+#endif
+#ifdef BLIS_CONFIG_ZEN4
+    {"zen4", BLIS_ARCH_ZEN4},
+#endif
+#ifdef BLIS_CONFIG_ZEN3
+    {"zen3", BLIS_ARCH_ZEN3},
+#endif
+#ifdef BLIS_CONFIG_ZEN2
+    {"zen2", BLIS_ARCH_ZEN2},
+#endif
+#ifdef BLIS_CONFIG_ZEN
+    {"zen", BLIS_ARCH_ZEN},
+#endif
+#ifdef BLIS_CONFIG_SKX
+    {"skx", BLIS_ARCH_SKX},
+#endif
+#ifdef BLIS_CONFIG_HASWELL
+    {"haswell", BLIS_ARCH_HASWELL},
+#endif
+    {"generic", BLIS_ARCH_GENERIC},
+};
+
+/* The number of the first of these families that BLIS has, or -1. The library that was loaded may
+ * number them otherwise than the header did, so it is asked for the name. */
+static int first_configured(const char *const *families)
+{
+    for (; families && *families; families++)
+        for (size_t i = 0; i < sizeof configured / sizeof *configured; i++)
+            if (!strcmp(configured[i].name, *families) && !strcmp(bli_arch_string(configured[i].id), *families))
+                return configured[i].id;
+    return -1;
+}
+
+/* BLIS aborts the process on a BLIS_ARCH_TYPE it was not configured with (and reads a word as 0,
+ * whatever that is): only numbers it has may reach it. */
+static bool usable(const char *value)
+{
+    char *end;
+    long id = strtol(value, &end, 10);
+    for (size_t i = 0; end != value && !*end && i < sizeof configured / sizeof *configured; i++)
+        if (configured[i].id == id)
+            return true;
+    return false;
+}
+
+static int wanted_family(void)
+{
+#if defined(__x86_64__)
+    unsigned eax, word[4] = {0};
+    char vendor[13] = {0};
+    __cpuid(0, eax, word[0], word[2], word[1]);
+    memcpy(vendor, word, 12);
+    __cpuid(1, eax, word[0], word[1], word[2]);
+    int family = (int)(eax >> 8 & 15);
+    if (family == 15)
+        family += (int)(eax >> 20 & 255);
+    return first_configured(atoms_blis_families(vendor, family, atoms_cpu_isa()));
+#else
+    return -1;
+#endif
+}
+
+/* BLIS reads its environment once, at its first call: set what is wanted, start it, and put the
+ * environment back. A usable choice of the user's stands. */
+static void start_blis(void)
+{
+    const char *name = "BLIS_ARCH_TYPE", *value = getenv(name);
+    char number[16], *saved = value ? strdup(value) : NULL;
+    if (!value || !usable(value)) {
+        int family = wanted_family();
+        snprintf(number, sizeof number, "%d", family);
+        if (family < 0)
+            unsetenv(name);
+        else
+            setenv(name, number, 1);
+    }
+    bli_init();
+    if (saved)
+        setenv(name, saved, 1);
+    else
+        unsetenv(name);
+    free(saved);
+}
+
+void atoms_blas_start(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, start_blis);
+}
+
+int atoms_has_blis(void)
+{
+    return 1;
+}
+
+const char *atoms_blis_version(void)
+{
+    atoms_blas_start();
+    return bli_info_get_version_str();
+}
+
+const char *atoms_blis_kernels(void)
+{
+    atoms_blas_start();
+    return bli_arch_string(bli_arch_query_id());
+}
+
+#else
+
+void atoms_blas_start(void)
+{
+}
+
+int atoms_has_blis(void)
+{
+    return 0;
+}
+
+const char *atoms_blis_version(void)
+{
+    return "";
+}
+
+const char *atoms_blis_kernels(void)
+{
+    return "";
+}
+
+#endif
+
+/* -------------------------------------------------------------- products */
+
+/* BLIS ends the process, and Fortran BLAS returns without a word, when the strides of a matrix
+ * do not fit its shape. Brings those of a (m, n) matrix into the form that every BLAS takes: one
+ * is 1, the other at least the length it steps over; along an axis of length 1 it is never used,
+ * so it may be anything. False when the matrix has some other layout. */
+static bool tidy_strides(int64_t m, int64_t n, int64_t *rs, int64_t *cs)
+{
+    if (n == 1)
+        *cs = m == 1 || *rs != 1 ? 1 : m;
+    if (m == 1)
+        *rs = *cs == 1 ? n : 1;
+    return (*cs == 1 && *rs >= n) || (*rs == 1 && *cs >= m);
+}
+
+static bool fits_int(int64_t x, int64_t y, int64_t z)
+{
+    return x <= INT_MAX && y <= INT_MAX && z <= INT_MAX;
+}
+
+#define T float
+#define IN atoms_f32_in
+#define OUT atoms_f32_out
+#define GEMM atoms_gemm_f32
+#define BLIS_GEMM bli_sgemm_ex
+#define FORTRAN f_sgemm
+#include "gemm.inc"
+#undef T
+#undef IN
+#undef OUT
+#undef GEMM
+#undef BLIS_GEMM
+#undef FORTRAN
+
+#define T double
+#define IN atoms_f64_in
+#define OUT atoms_f64_out
+#define GEMM atoms_gemm_f64
+#define BLIS_GEMM bli_dgemm_ex
+#define FORTRAN f_dgemm
+#include "gemm.inc"

@@ -1,0 +1,55 @@
+/* context.c: what a call is given to work with, checked once: threads, instruction set, BLAS. */
+#include "core.h"
+
+const char *atoms_status_message(atoms_status status)
+{
+    switch (status) {
+    case ATOMS_OK: return "ok";
+    case ATOMS_ERR_ARGUMENT: return "argument outside its documented range";
+    case ATOMS_ERR_MEMORY: return "out of memory";
+    case ATOMS_ERR_NONFINITE: return "NaN or infinity met";
+    case ATOMS_ERR_CANCELLED: return "cancelled";
+    }
+    return "unknown status";
+}
+
+void atoms_ctx_params_init(atoms_ctx_params *params)
+{
+    memset(params, 0, sizeof *params);
+    params->num_threads = 1;
+    params->max_isa = ATOMS_ISA_AVX512_BF16;
+    params->blas = atoms_has_blis() ? ATOMS_BLAS_BLIS : ATOMS_BLAS_FORTRAN;
+}
+
+atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx)
+{
+    if (params->num_threads < 1 || (unsigned)params->max_isa > ATOMS_ISA_AVX512_BF16 ||
+        (unsigned)params->blas > ATOMS_BLAS_FORTRAN)
+        return ATOMS_ERR_ARGUMENT;
+    if (params->blas == ATOMS_BLAS_BLIS ? !atoms_has_blis() : !params->f_sgemm || !params->f_dgemm)
+        return ATOMS_ERR_ARGUMENT;
+    atoms_ctx *c = calloc(1, sizeof *c);
+    if (!c)
+        return ATOMS_ERR_MEMORY;
+    atoms_blas_start();
+    c->p = *params;
+    c->isa = ATOMS_MIN(params->max_isa, atoms_cpu_isa());
+    c->kernels = atoms_instances_for(c->isa);
+    *ctx = c;
+    return ATOMS_OK;
+}
+
+void atoms_ctx_free(atoms_ctx *ctx)
+{
+    free(ctx);
+}
+
+int atoms_ctx_num_threads(const atoms_ctx *ctx)
+{
+    return ctx->p.num_threads;
+}
+
+atoms_isa atoms_ctx_isa(const atoms_ctx *ctx)
+{
+    return ctx->isa;
+}

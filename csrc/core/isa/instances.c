@@ -1,0 +1,55 @@
+/* instances.c: which instance of each room's kernels goes with which instruction set. */
+#include "instances.h"
+
+#define DECLARE(isa)                                                                                                   \
+    extern const struct metric_kernels atoms_metric_##isa;                                                             \
+    extern const struct theory_kernels atoms_theory_##isa;                                                             \
+    extern const struct omp_kernels atoms_omp_##isa##_f32, atoms_omp_##isa##_f64;                                      \
+    extern const struct code_kernels atoms_codes_##isa##_f32, atoms_codes_##isa##_f64;                                 \
+    extern const struct sae_kernels atoms_sae_##isa;
+
+#define ROOMS(isa)                                                                                                     \
+    .metric = &atoms_metric_##isa, .theory = &atoms_theory_##isa, .omp_f32 = &atoms_omp_##isa##_f32,                   \
+    .omp_f64 = &atoms_omp_##isa##_f64, .codes_f32 = &atoms_codes_##isa##_f32, .codes_f64 = &atoms_codes_##isa##_f64,   \
+    .sae = &atoms_sae_##isa
+
+DECLARE(portable)
+extern const struct sae_screens atoms_screens_portable;
+
+static const atoms_instances portable = {ROOMS(portable), .screens = &atoms_screens_portable};
+
+#if defined(__x86_64__)
+DECLARE(avx2)
+DECLARE(avx512)
+extern const struct sae_screens atoms_screens_avx2, atoms_screens_vnni;
+extern const struct omp_kernels atoms_omp_vnni_f32;
+
+static const atoms_instances avx2 = {ROOMS(avx2), .screens = &atoms_screens_avx2};
+static const atoms_instances avx512 = {ROOMS(avx512), .screens = &atoms_screens_avx2};
+
+/* of float32's OMP and of the integer screen alone there is a version with VNNI */
+static const atoms_instances vnni = {
+    .metric = &atoms_metric_avx512,
+    .theory = &atoms_theory_avx512,
+    .omp_f32 = &atoms_omp_vnni_f32,
+    .omp_f64 = &atoms_omp_avx512_f64,
+    .codes_f32 = &atoms_codes_avx512_f32,
+    .codes_f64 = &atoms_codes_avx512_f64,
+    .sae = &atoms_sae_avx512,
+    .screens = &atoms_screens_vnni,
+};
+#endif
+
+const atoms_instances *atoms_instances_for(atoms_isa isa)
+{
+#if defined(__x86_64__)
+    if (isa >= ATOMS_ISA_AVX512_VNNI)
+        return &vnni;
+    if (isa >= ATOMS_ISA_AVX512)
+        return &avx512;
+    if (isa >= ATOMS_ISA_AVX2)
+        return &avx2;
+#endif
+    (void)isa;
+    return &portable;
+}

@@ -1,0 +1,9 @@
+/* sae_kernels_avx512.c: the vector loops of SAE training for one instruction set. */
+#if defined(__x86_64__)
+#include "isa/avx512.h"
+#pragma GCC target("prefer-vector-width=512")
+#define K(name) name##_avx512
+#define LANES 16
+#include "kernels.inc"
+
+#endif

@@ -1,0 +1,10 @@
+/* theory_avx512.c: the loops of theory_kernels.h for AVX-512 F, BW, DQ and VL. */
+#if defined(__x86_64__)
+#include "isa/avx512.h"
+#pragma GCC target("prefer-vector-width=512")
+#pragma GCC optimize("fp-contract=off")
+#define KERNELS atoms_theory_avx512
+#include "kernels.inc"
+#else
+typedef int atoms_theory_avx512_is_for_x86;
+#endif

@@ -1,9 +1,0 @@
-/* theory_avx2.c: the loops of theory_kernels.h for AVX2 and FMA. */
-#if defined(__x86_64__)
-#pragma GCC target("avx2,fma")
-#pragma GCC optimize("fp-contract=off")
-#define KERNELS atoms_theory_avx2
-#include "theory_kernels.h"
-#else
-typedef int atoms_theory_avx2_is_for_x86;
-#endif

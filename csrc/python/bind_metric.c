@@ -30,9 +30,11 @@ static PyObject *moments(PyObject *self, PyObject *args)
         (atoms_views_overlap(&shift, "shift", &sum, "sum") || atoms_views_overlap(&shift, "shift", &second, "second")))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status =
+    Py_BEGIN_ALLOW_THREADS
+    status =
         atoms_moments(ctx, x.shape[0], d, x.data, x.dtype, x.stride[0], x.stride[1], shift.data, sum.data, second.data);
-    Py_END_ALLOW_THREADS result = atoms_raise(status, "moments");
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "moments");
 done:
     atoms_view_clear(&x);
     atoms_view_clear(&shift);
@@ -62,9 +64,11 @@ static PyObject *product(PyObject *self, PyObject *args)
         atoms_views_overlap(&x, "X", &out, "out") || atoms_views_overlap(&w, "w", &out, "out"))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status = atoms_product(ctx, x.shape[0], d, m, x.data, x.dtype, x.stride[0], x.stride[1],
-                                                  center.data, w.data, offset.data, out.data);
-    Py_END_ALLOW_THREADS result = atoms_raise(status, "product");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_product(ctx, x.shape[0], d, m, x.data, x.dtype, x.stride[0], x.stride[1], center.data, w.data,
+                           offset.data, out.data);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "product");
 done:
     atoms_view_clear(&x);
     atoms_view_clear(&center);
@@ -92,10 +96,11 @@ static PyObject *angles(PyObject *self, PyObject *args)
                                atoms_view_typed(o_second, "second", NPY_INT64, 0, 1, first.shape, &second) < 0))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        atoms_angles(ctx, x.shape[0], x.shape[1], x.data, x.dtype, x.stride[0], x.stride[1], first.shape[0], first.data,
-                     second.data, counts.shape[0], counts.data, sums.data);
-    Py_END_ALLOW_THREADS result = atoms_raise(status, "angles");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_angles(ctx, x.shape[0], x.shape[1], x.data, x.dtype, x.stride[0], x.stride[1], first.shape[0],
+                          first.data, second.data, counts.shape[0], counts.data, sums.data);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "angles");
 done:
     atoms_view_clear(&x);
     atoms_view_clear(&first);

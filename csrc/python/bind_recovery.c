@@ -29,9 +29,11 @@ static PyObject *py_dict_new(PyObject *self, PyObject *args)
         return NULL;
     atoms_dict *dict = NULL;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status = atoms_dict_new(ctx, a.shape[0], a.shape[1], a.data, a.dtype, a.stride[0],
-                                                   a.stride[1], double_precision ? ATOMS_F64 : ATOMS_F32, &dict);
-    Py_END_ALLOW_THREADS atoms_view_clear(&a);
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_dict_new(ctx, a.shape[0], a.shape[1], a.data, a.dtype, a.stride[0], a.stride[1],
+                            double_precision ? ATOMS_F64 : ATOMS_F32, &dict);
+    Py_END_ALLOW_THREADS
+    atoms_view_clear(&a);
     if (status < 0)
         return atoms_raise(status, "dict_new");
     PyObject *capsule = PyCapsule_New(dict, DICT, dict_destroy);
@@ -51,14 +53,17 @@ static PyObject *py_dict_gram(PyObject *self, PyObject *args)
         atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
         return NULL;
     atoms_status status = ATOMS_OK;
-    Py_BEGIN_ALLOW_THREADS if (coarse) status = atoms_dict_coarse(ctx, dict);
+    Py_BEGIN_ALLOW_THREADS
+    if (coarse)
+        status = atoms_dict_coarse(ctx, dict);
     if (status == ATOMS_OK && units)
         status = atoms_dict_units(ctx, dict);
     if (status == ATOMS_OK && !(coarse && atoms_dict_has_coarse(dict)))
         status = atoms_dict_gram(ctx, dict);
     if (status == ATOMS_OK && units)
         status = atoms_dict_fine(ctx, dict);
-    Py_END_ALLOW_THREADS return atoms_raise(status, "dict_gram");
+    Py_END_ALLOW_THREADS
+    return atoms_raise(status, "dict_gram");
 }
 
 static PyObject *py_dict_units(PyObject *self, PyObject *args)
@@ -71,9 +76,10 @@ static PyObject *py_dict_units(PyObject *self, PyObject *args)
         !(dict = get_dict(dict_obj)))
         return NULL;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status = atoms_dict_units(ctx, dict);
-    Py_END_ALLOW_THREADS return status < 0 ? atoms_raise(status, "dict_units")
-                                           : PyBool_FromLong(atoms_dict_has_units(dict));
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_dict_units(ctx, dict);
+    Py_END_ALLOW_THREADS
+    return status < 0 ? atoms_raise(status, "dict_units") : PyBool_FromLong(atoms_dict_has_units(dict));
 }
 
 static PyObject *py_dict_has_gram(PyObject *self, PyObject *obj)
@@ -180,9 +186,11 @@ static PyObject *py_omp(PyObject *self, PyObject *args)
         typed(&v, o[8], "residual", NPY_FLOAT64, 1, 1, n, 0, 1, &residual) < 0)
         goto done;
     atoms_status outcome;
-    Py_BEGIN_ALLOW_THREADS outcome = atoms_omp(ctx, dict, n, x->data, x->dtype, x->stride[0], x->stride[1], indptr,
-                                               support, &p, indices, values, counts, status, steps, residual);
-    Py_END_ALLOW_THREADS result = atoms_raise(outcome, "omp");
+    Py_BEGIN_ALLOW_THREADS
+    outcome = atoms_omp(ctx, dict, n, x->data, x->dtype, x->stride[0], x->stride[1], indptr, support, &p, indices,
+                        values, counts, status, steps, residual);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(outcome, "omp");
 done:
     clear(&v);
     return result;
@@ -239,10 +247,11 @@ static PyObject *py_lasso(PyObject *self, PyObject *args)
     p.max_rounds = max_rounds;
     if (open_call(&c, ctx_obj, dict_obj, o, p.n_alphas, 0) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS outcome =
-            atoms_lasso(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
-                        c.values, c.counts, c.status, c.steps, c.residual, c.gap);
-        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "lasso");
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_lasso(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
+                              c.values, c.counts, c.status, c.steps, c.residual, c.gap);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "lasso");
     }
     clear(&c.v);
     atoms_view_clear(&alphas);
@@ -262,10 +271,11 @@ static PyObject *py_basis(PyObject *self, PyObject *args)
     p.max_steps = max_steps;
     if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS outcome =
-            atoms_basis(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
-                        c.values, c.counts, c.status, c.steps, c.residual, c.gap);
-        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "basis");
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_basis(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
+                              c.values, c.counts, c.status, c.steps, c.residual, c.gap);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "basis");
     }
     clear(&c.v);
     return result;
@@ -290,10 +300,11 @@ static PyObject *py_pursuit(PyObject *self, PyObject *args)
     o[7] = Py_None;
     if (open_call(&c, ctx_obj, dict_obj, o, 1, n_nonzero) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS outcome =
-            atoms_pursuit(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
-                          c.values, c.counts, c.status, c.steps, c.residual);
-        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "pursuit");
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_pursuit(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p,
+                                c.indices, c.values, c.counts, c.status, c.steps, c.residual);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "pursuit");
     }
     clear(&c.v);
     return result;
@@ -313,10 +324,11 @@ static PyObject *py_threshold(PyObject *self, PyObject *args)
     if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0 &&
         typed(&c.v, tau_obj, "tau", NPY_FLOAT64, 0, 1, c.n, 0, 0, &tau) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS outcome =
-            atoms_threshold(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], tau,
-                            signed_codes, c.indices, c.values, c.counts, c.status, c.steps, c.residual);
-        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "threshold");
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_threshold(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], tau,
+                                  signed_codes, c.indices, c.values, c.counts, c.status, c.steps, c.residual);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "threshold");
     }
     clear(&c.v);
     return result;
@@ -336,9 +348,10 @@ static PyObject *py_correlation_max(PyObject *self, PyObject *args)
         return NULL;
     if ((x = signals(&v, x_obj, dict)) && typed(&v, top_obj, "top", NPY_FLOAT64, 1, 1, x->shape[0], 0, 0, &top) == 0) {
         atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS outcome =
-            atoms_correlation_max(ctx, dict, x->shape[0], x->data, x->dtype, x->stride[0], x->stride[1], top);
-        Py_END_ALLOW_THREADS result = atoms_raise(outcome, "correlation_max");
+        Py_BEGIN_ALLOW_THREADS
+        outcome = atoms_correlation_max(ctx, dict, x->shape[0], x->data, x->dtype, x->stride[0], x->stride[1], top);
+        Py_END_ALLOW_THREADS
+        result = atoms_raise(outcome, "correlation_max");
     }
     clear(&v);
     return result;

@@ -251,8 +251,10 @@ static PyObject *sae_step(PyObject *self, PyObject *args)
     atoms_sae_stats stats;
     atoms_status status;
     h->writers++;
-    Py_BEGIN_ALLOW_THREADS status = atoms_sae_step(ctx, r.n, h->sae, &r.rows, &sp, err.data, &stats);
-    Py_END_ALLOW_THREADS h->writers--;
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_sae_step(ctx, r.n, h->sae, &r.rows, &sp, err.data, &stats);
+    Py_END_ALLOW_THREADS
+    h->writers--;
     rows_clear(&r);
     atoms_view_clear(&err);
     return status < 0 ? raise_row(status, &stats, "sae_step") : stats_dict(&stats);
@@ -277,8 +279,10 @@ static PyObject *sae_encode(PyObject *self, PyObject *args)
     atoms_sae_stats stats;
     atoms_status status;
     h->readers++;
-    Py_BEGIN_ALLOW_THREADS status = atoms_sae_encode(ctx, r.n, h->sae, &r.rows, &codes, &stats);
-    Py_END_ALLOW_THREADS h->readers--;
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_sae_encode(ctx, r.n, h->sae, &r.rows, &codes, &stats);
+    Py_END_ALLOW_THREADS
+    h->readers--;
     npy_intp rows = r.n + 1;
     rows_clear(&r);
     if (status < 0)
@@ -332,11 +336,14 @@ static PyObject *decode(PyObject *self, PyObject *args)
         atoms_views_overlap(&w, "W_dec", &out, "out") || atoms_views_overlap(&values, "values", &out, "out"))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status = atoms_decode(ctx, shape[0], shape[1], w.shape[0], indptr.data, indices.data,
-                                                 values.data, w.data, bias.data, out.data);
-    Py_END_ALLOW_THREADS if (status == ATOMS_ERR_ARGUMENT)
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_decode(ctx, shape[0], shape[1], w.shape[0], indptr.data, indices.data, values.data, w.data,
+                          bias.data, out.data);
+    Py_END_ALLOW_THREADS
+    if (status == ATOMS_ERR_ARGUMENT)
         PyErr_Format(PyExc_ValueError, "codes: a column index lies outside 0..%lld", (long long)w.shape[0] - 1);
-    else result = atoms_raise(status, "decode");
+    else
+        result = atoms_raise(status, "decode");
 done:
     atoms_view_clear(&indptr);
     atoms_view_clear(&indices);

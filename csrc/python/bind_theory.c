@@ -72,10 +72,14 @@ static PyObject *ev_update(PyObject *self, PyObject *args)
                 goto done;
     atoms_status status;
     int64_t bad;
-    Py_BEGIN_ALLOW_THREADS status = atoms_ev_update(ctx, n, d, matrix(&in.v[0]), matrix(&in.v[1]), in.v[2].data,
-                                                    in.v[3].data, massive_norm, out.v[0].data, out.v[1].data, &bad);
-    Py_END_ALLOW_THREADS if (status == ATOMS_OK || status == ATOMS_ERR_NONFINITE) result = PyLong_FromLongLong(bad);
-    else result = atoms_raise(status, "ev_update");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_ev_update(ctx, n, d, matrix(&in.v[0]), matrix(&in.v[1]), in.v[2].data, in.v[3].data, massive_norm,
+                             out.v[0].data, out.v[1].data, &bad);
+    Py_END_ALLOW_THREADS
+    if (status == ATOMS_OK || status == ATOMS_ERR_NONFINITE)
+        result = PyLong_FromLongLong(bad);
+    else
+        result = atoms_raise(status, "ev_update");
 done:
     clear(&in);
     clear(&out);
@@ -98,10 +102,13 @@ static PyObject *unit_rows(PyObject *self, PyObject *args)
         atoms_view_typed(onorms, "norms", NPY_FLOAT64, 1, 1, &n, &a.v[3]) < 0 || overlapping(&a, 2, names))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        atoms_unit_rows(ctx, n, d, matrix(&a.v[0]), a.v[1].data, a.v[2].data, a.v[3].data, &bad);
-    Py_END_ALLOW_THREADS if (status == ATOMS_OK || status == ATOMS_ERR_NONFINITE) result = PyLong_FromLongLong(bad);
-    else result = atoms_raise(status, "unit_rows");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_unit_rows(ctx, n, d, matrix(&a.v[0]), a.v[1].data, a.v[2].data, a.v[3].data, &bad);
+    Py_END_ALLOW_THREADS
+    if (status == ATOMS_OK || status == ATOMS_ERR_NONFINITE)
+        result = PyLong_FromLongLong(bad);
+    else
+        result = atoms_raise(status, "unit_rows");
 done:
     clear(&a);
     return result;
@@ -121,9 +128,10 @@ static PyObject *cosine_histogram(PyObject *self, PyObject *args)
         atoms_views_overlap(&a.v[0], "unit", &a.v[1], "counts"))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        atoms_cosine_histogram(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data);
-    Py_END_ALLOW_THREADS result = atoms_raise(status, "cosine_histogram");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_cosine_histogram(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "cosine_histogram");
 done:
     clear(&a);
     return result;
@@ -144,9 +152,11 @@ static PyObject *cosine_refine(PyObject *self, PyObject *args)
         atoms_view_typed(ocounts, "counts", NPY_INT64, 1, 2, counts, &a.v[2]) < 0 || overlapping(&a, 2, names))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status = atoms_cosine_refine(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data,
-                                                        a.v[2].shape[0], a.v[2].data);
-    Py_END_ALLOW_THREADS result = atoms_raise(status, "cosine_refine");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_cosine_refine(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data, a.v[2].shape[0],
+                                 a.v[2].data);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "cosine_refine");
 done:
     clear(&a);
     return result;
@@ -175,9 +185,11 @@ static PyObject *nearest(PyObject *self, PyObject *args)
         atoms_view_typed(ovalue, "value", NPY_FLOAT32, 1, 1, &n, &a.v[3]) < 0 || overlapping(&a, 2, names))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status = atoms_nearest(ctx, n, a.v[1].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data,
-                                                  absolute, a.v[2].data, a.v[3].data);
-    Py_END_ALLOW_THREADS result = atoms_raise(status, "nearest");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_nearest(ctx, n, a.v[1].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data, absolute, a.v[2].data,
+                           a.v[3].data);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "nearest");
 done:
     clear(&a);
     return result;
@@ -196,9 +208,10 @@ static PyObject *babel(PyObject *self, PyObject *args)
         atoms_views_overlap(&a.v[0], "unit", &a.v[1], "babel"))
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        atoms_babel(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].shape[0], a.v[1].data);
-    Py_END_ALLOW_THREADS result = atoms_raise(status, "babel");
+    Py_BEGIN_ALLOW_THREADS
+    status = atoms_babel(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].shape[0], a.v[1].data);
+    Py_END_ALLOW_THREADS
+    result = atoms_raise(status, "babel");
 done:
     clear(&a);
     return result;

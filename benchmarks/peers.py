@@ -40,7 +40,7 @@ def threshold_at(pre: torch.Tensor, l0: float) -> torch.Tensor:
 class Peer:
     """What all have in common. `l0` is the number of active latents asked for."""
 
-    exact_k = False  # TopK: exactly k latents for each sample, no threshold
+    exact_k = False  # True for TopK, which has exactly k latents for each sample and no threshold
 
     def __init__(self, d_in, d_sae, l0, *, batch_size, steps, lr, seed=0, autocast=False, **options):
         self.d_in, self.d_sae, self.l0 = d_in, d_sae, l0
@@ -82,7 +82,7 @@ class SAELens(Peer):
             from sae_lens.config import LoggingConfig, SAETrainerConfig
             from sae_lens.training.sae_trainer import SAETrainer
         self.sae = self.build()
-        decay = self.steps // 5  # its guide: the last fifth of training
+        decay = self.steps // 5  # the last fifth of training, as SAELens's guide recommends
         config = SAETrainerConfig(
             total_training_samples=self.steps * self.batch_size,
             train_batch_size_samples=self.batch_size,
@@ -327,7 +327,7 @@ class DictionaryLearningBatchTopK(DictionaryLearning):
             threshold_start_step=self.steps // 2,
             threshold_beta=0.99,
         )
-        trainer.dead_feature_threshold = 50_000  # its ten million would never be reached here
+        trainer.dead_feature_threshold = 50_000  # samples; its own ten million would never be reached here
         return trainer
 
     @torch.no_grad()

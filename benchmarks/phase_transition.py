@@ -62,7 +62,7 @@ def grid(draw, d_of, deltas, rhos, trials, seed):
                 k = max(1, round(rho * d))
                 tables[name][i, j] = success(solve, D, k, trials, g, "NN" in name)
                 if tables[name][i, j] == 0 and i and tables[name][i - 1, j] == 0:
-                    break  # two empty cells: the rest is empty
+                    break  # no success at two sparsities in a row: none at larger ones
     return tables, bound
 
 

@@ -80,7 +80,7 @@ def plot(record: dict, path: Path) -> None:
         x = np.array([p[name] for p in points], float)
         y = np.array([1e3 * p["seconds"] for p in points])
         axis.loglog(x, y, "o-", color="#1f4e79", label="measured")
-        slope = 1.0 if name == "l0" else float(EXPECTED[name])  # of L0 the steepest that is expected
+        slope = 1.0 if name == "l0" else float(EXPECTED[name])  # L0: anything from 0 to 1, so 1 is drawn
         label = f"slope {EXPECTED[name]}" if name != "l0" else "slope 1: the most expected"
         axis.loglog(x, y[-1] * (x / x[-1]) ** slope, "--", color="#999999", label=label)
         axis.set_xlabel(name)

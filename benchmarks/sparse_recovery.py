@@ -49,8 +49,8 @@ def timed(function):
 def in_turns(functions, repeats):
     """Median seconds and last result of each function, called in turns.
 
-    The order is another one each time, with pauses: whoever follows SPAMS finds its threads still spinning, and
-    pays for the huge pages that its many small ones have broken up."""
+    The order changes each time, with pauses between: a function that runs right after SPAMS competes with its
+    threads, which still spin, and finds few huge pages, for SPAMS's many small blocks have broken them up."""
     times, results = [[] for _ in functions], [None] * len(functions)
     orders = itertools.cycle(itertools.permutations(range(len(functions))))
     for order in itertools.islice(orders, repeats):
@@ -204,7 +204,7 @@ def lasso_part(args):
         target = worst_gap(X, D, theirs(), alpha)
         tol, gap = at_gap(ours, X, D, alpha, target)
         wide = tol is None
-        if wide:  # float32 does not get there: float64
+        if wide:  # float32 does not reach SPAMS's gap: ours in float64 then
             X64, D64 = X.astype(float), D.astype(float)
 
             def ours(tol, X=X64, D=D64, alpha=alpha):

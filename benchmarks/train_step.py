@@ -175,7 +175,7 @@ def work_ours(pipe, task: dict) -> None:
 def worker(pipe, task: dict) -> None:
     try:
         (work_ours if task["name"] in OURS else work_peer)(pipe, task)
-    except Exception as error:  # reported by the parent: one competitor less, not a run less
+    except Exception as error:  # the parent reports it and goes on with the others
         pipe.send({"error": f"{type(error).__name__}: {error}"})
 
 

@@ -27,7 +27,7 @@ for _ in range(60):
     loss().backward()
     optimizer.step()
 
-# ---- out: a hook collects what a module returns, one row for each token; noise, for tokens alone are only fifty
+# ---- out: a hook collects what a module returns. 50 different tokens give 50 different rows: noise makes more of them
 rows = []
 hook = block.register_forward_hook(lambda module, inputs, x: rows.append(x.detach().flatten(0, 1)))
 with torch.no_grad():

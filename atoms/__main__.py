@@ -43,6 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"atoms {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     commands.add_parser("show-config", help="print BLAS, instruction sets and threads in use")
+    _add_convert(commands)
+    _add_demo(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
         "convert",
         help="a sparse autoencoder from one tool's format to another's",
@@ -51,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("source", metavar="IN", help="folder or file, of a format that is recognised")
     convert.add_argument("target", metavar="OUT", help="a new .npz file, or else a new folder for SAELens")
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="find the atoms of a real language model, in minutes",
@@ -59,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         "controls: a table, a picture and three sentences.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    _add_data(demo)
+    _add_training(demo)
+    demo.add_argument(
+        "--out", default="demo-out", metavar="FOLDER", help="where the picture, table and figures go"
+    )
+
+
+def _add_data(demo: argparse.ArgumentParser) -> None:
     data = demo.add_argument_group("data")
     data.add_argument(
         "--model",
@@ -88,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep tokens with a norm above 10 times the median; by default they are counted and left out",
     )
+
+
+def _add_training(demo: argparse.ArgumentParser) -> None:
     training = demo.add_argument_group("training")
     training.add_argument(
         "--d-sae", type=_positive, metavar="N", help="latents per layer (default: 4 times d_in)"
@@ -105,9 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--batch-size", type=_positive, default=1024, metavar="N", help="samples per step")
     training.add_argument("--seed", type=int, default=0, help="of everything random")
     training.add_argument("--threads", type=_positive, metavar="N", help="default: all this process may use")
-    demo.add_argument(
-        "--out", default="demo-out", metavar="FOLDER", help="where the picture, table and figures go"
-    )
+
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="the paper's tables and figures for a model, with controls",
@@ -131,7 +152,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--threads", type=_positive, default=1, metavar="N", help="threads of each job")
     report.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that is to do the jobs")
     report.add_argument("--estimate", action="store_true", help="print what it would cost, and stop")
-    return parser
 
 
 def _report(

@@ -171,7 +171,6 @@ def study(
             "capture more tokens (--tokens, or a longer --text)"
         )
     n_atoms = d_sae or 4 * d_in
-    rng = np.random.default_rng(seed)
     aip = AtomicInnerProduct().fit(train)
     euclidean = aip.angles(held_out, geometry="euclidean")
     atomic = aip.angles(held_out)
@@ -192,28 +191,61 @@ def study(
         sae.save(model_file)
 
     parts = {"train": train, "held_out": held_out}
+    atoms = _scored("atoms", sae.W_dec, aip, parts, _through(sae, parts))
+    controls, curve_l0, curves = _controls(sae, atoms, aip, parts, seed)
+    return LayerReport(
+        layer=layer,
+        n_train=len(train),
+        n_held_out=len(held_out),
+        n_massive=n_massive,
+        euclidean=euclidean,
+        atomic=atomic,
+        scores=[atoms, *controls],
+        history={name: list(values) for name, values in sae.history_.items()},
+        curve_l0=curve_l0,
+        curves=curves,
+        condition_number=aip.condition_number_,
+        seconds=time.perf_counter() - started,
+        seconds_training=training,
+        peak_memory=peak_memory(),
+    )
 
-    def scored(name: str, D: np.ndarray, coded: dict[str, tuple[Any, Any]]) -> Score:
-        return score(name, D, aip, {part: (parts[part], *found) for part, found in coded.items()})[0]
 
-    def through(dictionary: Any) -> dict[str, tuple[Any, Any]]:
-        codes = {part: dictionary.transform(X) for part, X in parts.items()}
-        return {part: (c, dictionary.inverse_transform(c)) for part, c in codes.items()}
+_Coded = dict[str, tuple[Any, Any]]  # part -> codes, and what they rebuild
 
-    scores = [scored("atoms", sae.W_dec, through(sae))]
 
+def _through(dictionary: Any, parts: dict[str, np.ndarray]) -> _Coded:
+    """The parts coded by a dictionary's own encoder."""
+    codes = {part: dictionary.transform(X) for part, X in parts.items()}
+    return {part: (c, dictionary.inverse_transform(c)) for part, c in codes.items()}
+
+
+def _scored(
+    name: str, D: np.ndarray, aip: AtomicInnerProduct, parts: dict[str, np.ndarray], coded: _Coded
+) -> Score:
+    return score(name, D, aip, {part: (parts[part], *found) for part, found in coded.items()})[0]
+
+
+def _controls(
+    sae: SparseAutoencoder, atoms: Score, aip: AtomicInnerProduct, parts: dict[str, np.ndarray], seed: int
+) -> tuple[list[Score], list[int], dict[str, list[float]]]:
+    """Scores of random directions and of the training tokens themselves; the curves of both and of the atoms."""
+    train = parts["train"]
+    rng = np.random.default_rng(seed)
     parts = {part: X[sample(len(X), _CONTROL_ROWS, rng)] for part, X in parts.items()}
-    random = RandomDictionary(n_atoms, metric=aip, random_state=seed).fit(train)
-    k = max(1, round(scores[0].l0_mean))
+    random = RandomDictionary(atoms.d_sae, metric=aip, random_state=seed).fit(train)
+    k = max(1, round(atoms.l0_mean))
     directions = recovery.Dictionary(random.W_dec, metric=aip)
     coded = {part: pursued(X, directions, random.W_dec, k, random.b_dec) for part, X in parts.items()}
-    scores.append(scored("random", random.W_dec, coded))
     memory = MemorizingDictionary(metric=aip).fit(train)
-    some = memory.W_dec[sample(len(memory.W_dec), n_atoms, rng)]
-    scores.append(scored("memorizing", some, through(memory)))
+    some = memory.W_dec[sample(len(memory.W_dec), atoms.d_sae, rng)]
+    scores = [
+        _scored("random", random.W_dec, aip, parts, coded),
+        _scored("memorizing", some, aip, parts, _through(memory, parts)),
+    ]
 
     rows = parts["held_out"][:_CURVE_ROWS]
-    curve_l0 = [k for k in _CURVE_L0 if k <= min(d_in, n_atoms)]
+    curve_l0 = [k for k in _CURVE_L0 if k <= min(train.shape[1], atoms.d_sae)]
     curves = {}
     for name, D, b in (
         ("atoms", sae.W_dec, sae.b_dec),
@@ -223,22 +255,7 @@ def study(
         ready = recovery.Dictionary(D, metric=aip)
         rebuilt = (pursued(rows, ready, D, k, b)[1] for k in curve_l0)
         curves[name] = [theory.explained_variance(rows, x, CONVENTION, metric=aip).total for x in rebuilt]
-    return LayerReport(
-        layer=layer,
-        n_train=len(train),
-        n_held_out=len(held_out),
-        n_massive=n_massive,
-        euclidean=euclidean,
-        atomic=atomic,
-        scores=scores,
-        history={name: list(values) for name, values in sae.history_.items()},
-        curve_l0=curve_l0,
-        curves=curves,
-        condition_number=aip.condition_number_,
-        seconds=time.perf_counter() - started,
-        seconds_training=training,
-        peak_memory=peak_memory(),
-    )
+    return scores, curve_l0, curves
 
 
 # ------------------------------------------------------------------ what was found
@@ -289,47 +306,58 @@ def _wins(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return f"{n} of {len(ours)} layers" if n else "no layer"
 
 
+def _train(scores: Sequence[Score]) -> list[float]:
+    return [s.train[CONVENTION][0] for s in scores]
+
+
+def _held(scores: Sequence[Score]) -> list[float]:
+    return [s.held_out[CONVENTION][0] for s in scores]
+
+
 def sentences(reports: Sequence[LayerReport]) -> list[str]:
     """Three sentences that say what was found, computed from the figures."""
     atoms, random, memory = ([r.scores[i] for r in reports] for i in range(3))
+    return [_on_angles(reports), _on_variance(atoms, random, memory), _on_stability(atoms, random, memory)]
+
+
+def _on_angles(reports: Sequence[LayerReport]) -> str:
     where = "layer" + ("s " if len(reports) > 1 else " ") + ", ".join(str(r.layer) for r in reports)
-
-    def held(scores: Sequence[Score]) -> list[float]:
-        return [s.held_out[CONVENTION][0] for s in scores]
-
-    def train(scores: Sequence[Score]) -> list[float]:
-        return [s.train[CONVENTION][0] for s in scores]
-
-    shift = max(abs(90 - r.euclidean.mean) for r in reports), max(abs(90 - r.atomic.mean) for r in reports)
-    first = (
-        f"At {where} the mean angle between two activations is {span([r.euclidean.mean for r in reports], '°', 1)} "
-        f"in Euclidean geometry and {span([r.atomic.mean for r in reports], '°', 1)} under the atomic inner product: "
+    before, after = [r.euclidean.mean for r in reports], [r.atomic.mean for r in reports]
+    shift = max(abs(90 - angle) for angle in before), max(abs(90 - angle) for angle in after)
+    said = (
+        f"At {where} the mean angle between two activations is {span(before, '°', 1)} "
+        f"in Euclidean geometry and {span(after, '°', 1)} under the atomic inner product: "
     )
-    first += (
+    return said + (
         f"a shift of up to {shift[0]:.0f}° from the right angle, of which {shift[1]:.1f}° is left."
         if shift[1] < shift[0]
         else "here it corrects nothing."
     )
-    gap = max(a - b for a, b in zip(train(atoms), held(atoms)))
-    second = (
+
+
+def _on_variance(atoms: Sequence[Score], random: Sequence[Score], memory: Sequence[Score]) -> str:
+    gap = max(a - b for a, b in zip(_train(atoms), _held(atoms)))
+    return (
         f"With {span([a.l0_mean for a in atoms], '', 1)} of {atoms[0].d_sae:,} atoms per token, the autoencoder "
-        f"explains {span(held(atoms))} of held-out text, {100 * gap:.1f} points or less below its training text; as "
-        f"many random directions explain {span(held(random))}, and a dictionary of all training tokens, coding with one, "
-        f"{span(held(memory))} ({span(train(memory))} of the training text): the atoms beat random directions at "
-        f"{_wins(held(atoms), held(random))} and the memorized text at {_wins(held(atoms), held(memory))}."
+        f"explains {span(_held(atoms))} of held-out text, {100 * gap:.1f} points or less below its training text; as "
+        f"many random directions explain {span(_held(random))}, and a dictionary of all training tokens, coding with one, "
+        f"{span(_held(memory))} ({span(_train(memory))} of the training text): the atoms beat random directions at "
+        f"{_wins(_held(atoms), _held(random))} and the memorized text at {_wins(_held(atoms), _held(memory))}."
     )
+
+
+def _on_stability(atoms: Sequence[Score], random: Sequence[Score], memory: Sequence[Score]) -> str:
     over = max(a.q_star - a.q_star_random for a in atoms)
-    third = (
+    said = (
         f"The stability q* of the atoms is {span([a.q_star for a in atoms])}, that of random directions at the "
         f"same L0 {span([a.q_star_random for a in atoms])}, that of the memorizing dictionary "
         f"{span([m.q_star for m in memory])}: "
     )
-    third += (
+    return said + (
         f"q* tells how sparse the codes are, and no more than {max(0.0, 100 * over):.1f} points of it about what was learnt."
         if over < 0.02
         else f"the atoms are up to {100 * over:.1f} points more stable than their sparsity alone makes them."
     )
-    return [first, second, third]
 
 
 def picture(reports: Sequence[LayerReport], path: str | os.PathLike[str], title: str = "") -> None:

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ._attribution import LogitAttribution, logit_attribution
 from .activations._hooks import Forward, Model, Pass, _check_shape
 from .activations._table import Key
 from .theory import ExplainedVariance, Interval
 
 __all__ = ["DictionaryEvaluation", "Evaluation", "LogitAttribution", "evaluate", "logit_attribution"]
-
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "ln_final")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,31 +105,7 @@ class Evaluation:
         return plain(self)  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
-        blank = [""] * 3
-        ones = list(self.dictionaries.values())
-        conventions = list(ones[0].explained_variance)
-        lines = [
-            ["", "model", "zeros", "mean", *self.dictionaries],
-            ["cross-entropy (nats)"]
-            + [_cell(i) for i in (self.cross_entropy, self.cross_entropy_zero, self.cross_entropy_mean)]
-            + [_cell(d.cross_entropy) for d in ones],
-            ["recovered, against zeros", *blank, *(_cell(d.recovered_zero) for d in ones)],
-            ["recovered, against mean", *blank, *(_cell(d.recovered_mean) for d in ones)],
-            [
-                "KL of logits (nats)",
-                "0",
-                _cell(self.kl_zero),
-                _cell(self.kl_mean),
-                *(_cell(d.kl) for d in ones),
-            ],
-            *(
-                [f"explained variance, {c}", *blank, *(_cell(d.explained_variance[c]) for d in ones)]
-                for c in conventions
-            ),
-            ["L0", *blank, *(_cell(d.l0) for d in ones)],
-            ["dead latents", *blank, *(f"{d.dead:,} of {len(d.density):,}" for d in ones)],
-            [f"dense latents (> {self.dense_above:g})", *blank, *(f"{d.dense:,}" for d in ones)],
-        ]
+        lines = self._lines()
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         table = "\n".join(
             "  ".join(
@@ -143,6 +118,34 @@ class Evaluation:
             f"{'layer ' if isinstance(self.place[0], int) else ''}{self.place[0]} {self.place[1]}: {self.n_tokens:,} tokens "
             f"in {self.n_contexts:,} contexts; brackets: {100 * level:g}% bootstrap intervals over contexts\n{table}"
         )
+
+    def _lines(self) -> list[list[str]]:
+        """The cells of the table: the model with and without ablation, then the dictionaries."""
+        ones = list(self.dictionaries.values())
+
+        def line(
+            label: str,
+            figure: Callable[[DictionaryEvaluation], Interval | str],
+            model: Sequence[Interval | str] = ("", "", ""),
+        ) -> list[str]:
+            cells = [*model, *(figure(d) for d in ones)]
+            return [label, *(_cell(c) if isinstance(c, Interval) else c for c in cells)]
+
+        losses = self.cross_entropy, self.cross_entropy_zero, self.cross_entropy_mean
+        return [
+            ["", "model", "zeros", "mean", *self.dictionaries],
+            line("cross-entropy (nats)", lambda d: d.cross_entropy, losses),
+            line("recovered, against zeros", lambda d: d.recovered_zero),
+            line("recovered, against mean", lambda d: d.recovered_mean),
+            line("KL of logits (nats)", lambda d: d.kl, ("0", self.kl_zero, self.kl_mean)),
+            *(
+                line(f"explained variance, {c}", lambda d: d.explained_variance[c])
+                for c in ones[0].explained_variance
+            ),
+            line("L0", lambda d: d.l0),
+            line("dead latents", lambda d: f"{d.dead:,} of {len(d.density):,}"),
+            line(f"dense latents (> {self.dense_above:g})", lambda d: f"{d.dense:,}"),
+        ]
 
 
 def _cell(interval: Interval) -> str:
@@ -314,7 +317,7 @@ def evaluate(
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
     if n_boot < 1:
         raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
-    key, torch = plan.keys[0], plan.model.torch
+    key = plan.keys[0]
     conventions = _conventions(named, conventions)
 
     from tqdm import tqdm
@@ -324,47 +327,27 @@ def evaluate(
     ) as bar:
         mean = _mean(plan, key, bar)
         _check_widths(named, len(mean))
-        variances = {
-            name: {c: ExplainedVariance(c, getattr(sae, "metric", None), mean=mean) for c in conventions}
-            for name, sae in named.items()
-        }
-        fired = {name: np.zeros(int(sae.d_sae), np.int64) for name, sae in named.items()}
-        columns: dict[Any, list[np.ndarray]] = {}  # per token: contexts, losses, L0
+        tally = _Tally(named, conventions, mean)
         spliced = _Spliced(plan.model, key)
-        ablations: dict[Any, np.ndarray] = {"zero": np.zeros_like(mean), "mean": mean}
         with plan.model.evaluating():
             for number, batch in enumerate(plan.batches):
-                padded = plan.padded(number)
-                clean, rows = spliced.logits(padded)
-                X = rows.to(torch.float32).cpu().numpy()
-                replacements: dict[Any, np.ndarray] = {
-                    name: np.broadcast_to(value.astype(np.float32), X.shape)
-                    for name, value in ablations.items()
-                }
-                for name, sae in named.items():
-                    codes, X_hat = _reconstruction(sae, X)
-                    codes.eliminate_zeros()
-                    columns.setdefault((name, "l0"), []).append(np.diff(codes.indptr))
-                    fired[name] += np.bincount(codes.indices, minlength=len(fired[name]))
-                    for variance in variances[name].values():
-                        variance.update(X, X_hat)
-                    replacements[name,] = X_hat
-                kept = torch.from_numpy(padded[2]).to(clean.device)
-                targets = torch.from_numpy(_targets(*padded)).to(clean.device)
-                own = clean[kept]
-                del clean
-                columns.setdefault("target", []).append(targets.cpu().numpy())
-                columns.setdefault("context", []).append(np.repeat(batch, plan.lengths[batch]))
-                columns.setdefault(("clean", "ce"), []).append(_losses(torch, own, own, targets)[0])
-                for name, values in replacements.items():
-                    change = torch.from_numpy(np.array(values, np.float32)).to(plan.model.device)
-                    logits, _ = spliced.logits(padded, lambda rows: change)
-                    entropy, divergence = _losses(torch, own, logits[kept], targets)
-                    del logits
-                    columns.setdefault((name, "ce"), []).append(entropy)
-                    columns.setdefault((name, "kl"), []).append(divergence)
+                tally.add("context", np.repeat(batch, plan.lengths[batch]))
+                _run(spliced, plan.padded(number), tally)
                 bar.update(int(plan.sizes[number]))
-    return _summary(plan, key, named, columns, variances, fired, dense_above, level, n_boot, random_state)
+    bootstrap = _Bootstrap(tally, level, n_boot, random_state)
+    return Evaluation(
+        dictionaries={name: bootstrap.judged(name, dense_above) for name in named},
+        cross_entropy=bootstrap.cross_entropy("clean"),
+        cross_entropy_zero=bootstrap.cross_entropy("zero"),
+        cross_entropy_mean=bootstrap.cross_entropy("mean"),
+        kl_zero=bootstrap.kl("zero"),
+        kl_mean=bootstrap.kl("mean"),
+        place=key,
+        n_contexts=bootstrap.n_contexts,
+        n_tokens=bootstrap.n_tokens,
+        n_predictions=bootstrap.n_predictions,
+        dense_above=float(dense_above),
+    )
 
 
 def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) -> list[str]:
@@ -411,217 +394,133 @@ def _targets(ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return np.asarray(following[keep])
 
 
-def _summary(
-    plan: Pass,
-    key: Key,
-    named: Mapping[str, Any],
-    columns: dict[Any, list[np.ndarray]],
-    variances: Mapping[str, Mapping[str, ExplainedVariance]],
-    fired: Mapping[str, np.ndarray],
-    dense_above: float,
-    level: float,
-    n_boot: int,
-    random_state: int,
-) -> Evaluation:
-    """From figures of tokens to sums of contexts, and from these to estimates and their intervals."""
-    whole = {name: np.concatenate(parts) for name, parts in columns.items()}
-    used, context = np.unique(whole.pop("context"), return_inverse=True)
-    n = len(used)
-    predicted = whole.pop("target") >= 0
-    if not predicted.any():
-        raise ValueError("tokens: no context has a next token to predict; give longer contexts")
+class _Tally:
+    """What the passes leave: figures of each token, and of each dictionary its firings and variances.
 
-    def of_contexts(values: np.ndarray) -> np.ndarray:
-        return np.bincount(context, values, minlength=n)
+    ``columns`` has arrays, one for each batch, under "context", "target", (name, "l0"), (what, "ce") and
+    (what, "kl"). There, what is "clean", "zero", "mean" or, of a dictionary, the tuple (name,): one that is
+    called "zero" is not taken for the ablation.
+    """
 
-    sums = {
-        name: of_contexts(np.where(predicted, v, 0) if name[1] == "ce" else v) for name, v in whole.items()
-    }
-    tokens, predictions = of_contexts(np.ones(len(context))), of_contexts(predicted.astype(float))
-    draws = np.random.default_rng(random_state).multinomial(n, np.full(n, 1 / n), size=n_boot)
+    def __init__(self, named: Mapping[str, Any], conventions: Sequence[str], mean: np.ndarray):
+        self.named, self.mean = named, mean
+        self.variances = {
+            name: {c: ExplainedVariance(c, getattr(sae, "metric", None), mean=mean) for c in conventions}
+            for name, sae in named.items()
+        }
+        self.fired = {name: np.zeros(int(sae.d_sae), np.int64) for name, sae in named.items()}
+        self.columns: dict[Any, list[np.ndarray]] = {}
 
-    def figure(of: Callable[[Callable[[np.ndarray], Any]], Any], estimate: float | None = None) -> Interval:
+    def add(self, column: Any, values: np.ndarray) -> None:
+        self.columns.setdefault(column, []).append(values)
+
+    def replacements(self, X: np.ndarray) -> dict[Any, np.ndarray]:
+        """What takes X's place in turn: the ablations, and what each dictionary makes of X, which is counted."""
+        out: dict[Any, np.ndarray] = {
+            name: np.broadcast_to(value.astype(np.float32), X.shape)
+            for name, value in (("zero", np.zeros_like(self.mean)), ("mean", self.mean))
+        }
+        for name, sae in self.named.items():
+            codes, X_hat = _reconstruction(sae, X)
+            codes.eliminate_zeros()
+            self.add((name, "l0"), np.diff(codes.indptr))
+            self.fired[name] += np.bincount(codes.indices, minlength=len(self.fired[name]))
+            for variance in self.variances[name].values():
+                variance.update(X, X_hat)
+            out[name,] = X_hat
+        return out
+
+
+def _run(spliced: _Spliced, padded: tuple[np.ndarray, np.ndarray, np.ndarray], tally: _Tally) -> None:
+    """One batch: the model as it is, then with each replacement, and the losses of all."""
+    torch = spliced.torch
+    clean, rows = spliced.logits(padded)
+    replacements = tally.replacements(rows.to(torch.float32).cpu().numpy())
+    kept = torch.from_numpy(padded[2]).to(clean.device)
+    targets = torch.from_numpy(_targets(*padded)).to(clean.device)
+    own = clean[kept]
+    del clean  # logits are what fills memory
+    tally.add("target", targets.cpu().numpy())
+    tally.add(("clean", "ce"), _losses(torch, own, own, targets)[0])
+    for name, values in replacements.items():
+        change = torch.from_numpy(np.array(values, np.float32)).to(spliced.model.device)
+        logits, _ = spliced.logits(padded, lambda rows: change)
+        entropy, divergence = _losses(torch, own, logits[kept], targets)
+        del logits
+        tally.add((name, "ce"), entropy)
+        tally.add((name, "kl"), divergence)
+
+
+class _Bootstrap:
+    """From figures of tokens to sums of contexts, and from these to estimates and their intervals.
+
+    All intervals come of the same draws of contexts. What is asked about is named as in `_Tally`.
+    """
+
+    def __init__(self, tally: _Tally, level: float, n_boot: int, random_state: int):
+        self.tally, self.level = tally, level
+        whole = {name: np.concatenate(parts) for name, parts in tally.columns.items()}
+        used, self.context = np.unique(whole.pop("context"), return_inverse=True)
+        n = self.n_contexts = len(used)
+        predicted = whole.pop("target") >= 0
+        if not predicted.any():
+            raise ValueError("tokens: no context has a next token to predict; give longer contexts")
+        self.n_tokens, self.n_predictions = len(self.context), int(predicted.sum())
+        self.sums = {
+            name: self.of_contexts(np.where(predicted, v, 0) if name[1] == "ce" else v)
+            for name, v in whole.items()
+        }
+        self.tokens = self.of_contexts(np.ones(self.n_tokens))
+        self.predictions = self.of_contexts(predicted.astype(float))
+        self.draws = np.random.default_rng(random_state).multinomial(n, np.full(n, 1 / n), size=n_boot)
+
+    def of_contexts(self, values: np.ndarray) -> np.ndarray:
+        """Sum of the values of each context's tokens."""
+        return np.bincount(self.context, values, minlength=self.n_contexts)
+
+    def ratio(self, above: np.ndarray, below: np.ndarray) -> Interval:
+        """One sum over contexts by another."""
+        return self._figure(lambda total: total(above) / total(below))
+
+    def _figure(
+        self, of: Callable[[Callable[[np.ndarray], Any]], Any], estimate: float | None = None
+    ) -> Interval:
+        """`of` makes the figure of sums over contexts, which it asks for, all or as drawn."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.asarray(of(lambda column: draws @ column), float)
+            found = np.asarray(of(lambda column: self.draws @ column), float)
             value = float(of(lambda column: column.sum())) if estimate is None else estimate
-            low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])  # NaN stays NaN
-        return Interval(float(low), float(high), value, level, found)
+            low, high = np.quantile(found, [(1 - self.level) / 2, (1 + self.level) / 2])  # NaN stays NaN
+        return Interval(float(low), float(high), value, self.level, found)
 
-    def mean_ce(name: Any) -> Interval:
-        return figure(lambda total: total(sums[name, "ce"]) / total(predictions))
+    def cross_entropy(self, what: Any) -> Interval:
+        return self.ratio(self.sums[what, "ce"], self.predictions)
 
-    def mean_kl(name: Any) -> Interval:
-        return figure(lambda total: total(sums[name, "kl"]) / total(tokens))
+    def kl(self, what: Any) -> Interval:
+        return self.ratio(self.sums[what, "kl"], self.tokens)
 
-    def recovered(name: Any, ablation: str) -> Interval:
-        worst, own, clean = sums[ablation, "ce"], sums[name, "ce"], sums["clean", "ce"]
-        return figure(lambda total: total(worst - own) / total(worst - clean))
+    def recovered(self, what: Any, ablation: str) -> Interval:
+        worst, own, clean = (self.sums[name, "ce"] for name in (ablation, what, "clean"))
+        return self.ratio(worst - own, worst - clean)
 
-    def explained(variance: ExplainedVariance) -> Interval:
+    def explained(self, variance: ExplainedVariance) -> Interval:
         result = variance.result()
         if result.squared_deviation is None:  # it has no form for single tokens
-            return Interval(np.nan, np.nan, result.total, level, np.empty(0))
-        error, deviation = of_contexts(result.squared_error), of_contexts(result.squared_deviation)
-        return figure(lambda total: 1 - total(error) / total(deviation), result.total)
+            return Interval(np.nan, np.nan, result.total, self.level, np.empty(0))
+        error, deviation = self.of_contexts(result.squared_error), self.of_contexts(result.squared_deviation)
+        return self._figure(lambda total: 1 - total(error) / total(deviation), result.total)
 
-    found = {}
-    for name in named:
-        density = fired[name] / len(context)
-        found[name] = DictionaryEvaluation(
-            cross_entropy=mean_ce((name,)),
-            recovered_zero=recovered((name,), "zero"),
-            recovered_mean=recovered((name,), "mean"),
-            kl=mean_kl((name,)),
-            kl_recovered_zero=figure(
-                lambda total: total(sums["zero", "kl"] - sums[(name,), "kl"]) / total(sums["zero", "kl"])
-            ),
-            explained_variance={c: explained(v) for c, v in variances[name].items()},
-            l0=figure(lambda total: total(sums[name, "l0"]) / total(tokens)),
+    def judged(self, name: str, dense_above: float) -> DictionaryEvaluation:
+        what, zero = (name,), self.sums["zero", "kl"]
+        density = self.tally.fired[name] / self.n_tokens
+        return DictionaryEvaluation(
+            cross_entropy=self.cross_entropy(what),
+            recovered_zero=self.recovered(what, "zero"),
+            recovered_mean=self.recovered(what, "mean"),
+            kl=self.kl(what),
+            kl_recovered_zero=self.ratio(zero - self.sums[what, "kl"], zero),
+            explained_variance={c: self.explained(v) for c, v in self.tally.variances[name].items()},
+            l0=self.ratio(self.sums[name, "l0"], self.tokens),
             density=density,
             dead=int((density == 0).sum()),
             dense=int((density > dense_above).sum()),
         )
-    return Evaluation(
-        dictionaries=found,
-        cross_entropy=mean_ce("clean"),
-        cross_entropy_zero=mean_ce("zero"),
-        cross_entropy_mean=mean_ce("mean"),
-        kl_zero=mean_kl("zero"),
-        kl_mean=mean_kl("mean"),
-        place=key,
-        n_contexts=n,
-        n_tokens=len(context),
-        n_predictions=int(predicted.sum()),
-        dense_above=float(dense_above),
-    )
-
-
-# ------------------------------------------------------------------ what latents say
-
-
-@dataclasses.dataclass(frozen=True)
-class LogitAttribution:
-    """Words that latents speak for and against: see :func:`logit_attribution`.
-
-    Attributes
-    ----------
-    latents : ndarray (n,)
-    top_ids, bottom_ids : ndarray (n, k)
-        Tokens, the most strongly raised, or lowered, first.
-    top_values, bottom_values : ndarray (n, k)
-        Their logits' change for a unit of the latent at a final norm of scale 1.
-    """
-
-    latents: np.ndarray
-    top_ids: np.ndarray
-    top_values: np.ndarray
-    bottom_ids: np.ndarray
-    bottom_values: np.ndarray
-
-
-def logit_attribution(model: Any, dictionary: Any, latents: Any = None, *, k: int = 10) -> LogitAttribution:
-    r"""Direct effect of latents on the logits: ``W_dec`` through the final norm and the unembedding.
-
-    The final norm maps the stream x to ``gain * (x - mean(x)) / scale(x) + bias`` (RMSNorm: without
-    the mean). A latent of activation a adds ``a W_dec[j]`` to x, which at the scale of that token adds
-    ``a / scale(x)`` times
-
-        ``(gain * (W_dec[j] - mean(W_dec[j]))) @ W_U``
-
-    to the logits. That is what is reported, less its mean over the vocabulary, which softmax does not see.
-    The norm's gain is thus folded in; the number scale(x) > 0, which differs from token to token
-    and not from word to word, is left out; later blocks' answers to the latent are not part of it.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        With its head, as for :func:`evaluate`.
-    dictionary : object with W_dec (d_sae, d_model)
-        Of the residual stream.
-    latents : array of int, optional
-        By default all.
-    k : int
-        Words for each.
-
-    Returns
-    -------
-    LogitAttribution
-
-    Raises
-    ------
-    ValueError
-        No head or final norm is found, or another width.
-
-    Notes
-    -----
-    2 n d_model vocabulary operations; n vocabulary float32 numbers are held for 256 latents at a time.
-    """
-    wrapped = Model(model)
-    torch = wrapped.torch
-    U = _unembedding(wrapped)  # (d_model, vocabulary)
-    W = np.asarray(dictionary.W_dec)
-    if W.shape[1] != U.shape[0]:
-        raise ValueError(
-            f"dictionary: W_dec has {W.shape[1]} columns, the unembedding {U.shape[0]} rows; take one of the residual stream"
-        )
-    chosen = np.arange(len(W)) if latents is None else np.asarray(latents)
-    if (
-        chosen.ndim != 1
-        or chosen.dtype.kind not in "iu"
-        or (len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(W))
-    ):
-        raise ValueError(f"latents: expected numbers from 0 to {len(W) - 1}, got {latents!r}")
-    if not 1 <= k <= U.shape[1]:
-        raise ValueError(f"k: expected 1 to {U.shape[1]}, got {k}")
-    with torch.no_grad():
-        gain, centred = _final_norm(wrapped, U.shape[0])
-        parts = []
-        for start in range(0, len(chosen), 256):
-            D = torch.from_numpy(W[chosen[start : start + 256]]).to(U.device, torch.float32)
-            D = (D - D.mean(dim=1, keepdim=True) if centred else D) * gain
-            logits = D @ U
-            logits -= logits.mean(dim=1, keepdim=True)
-            ends = [logits.topk(k, dim=1, largest=largest) for largest in (True, False)]
-            parts.append([a.cpu().numpy() for end in ends for a in (end.indices, end.values)])
-    columns = [np.concatenate(c) for c in zip(*parts)] if parts else [np.empty((0, k))] * 4
-    return LogitAttribution(chosen, *columns)
-
-
-def _unembedding(model: Model) -> Any:
-    if model.kind == "hooked" and hasattr(model.model, "W_U"):
-        return model.model.W_U.detach().to(model.torch.float32)
-    head = getattr(model.model, "get_output_embeddings", lambda: None)()
-    if head is None:
-        raise ValueError(
-            f"model: {type(model.model).__name__} has no language-model head; load_model(name, head=True) loads one"
-        )
-    return head.weight.detach().to(model.torch.float32).T
-
-
-def _final_norm(model: Model, d: int) -> tuple[Any, bool]:
-    """The norm's gain, and whether it subtracts the mean, from what it makes of probes: each
-    architecture has a class of its own, some of which keep gain - 1."""
-    torch = model.torch
-    base = model.model if model.kind == "hooked" else getattr(model.model, "base_model", model.model)
-    known = [getattr(base, name) for name in _NORMS if isinstance(getattr(base, name, None), torch.nn.Module)]
-    known += [getattr(getattr(base, "decoder", None), name, None) for name in _NORMS]
-    norm = next((m for m in known if m is not None), None)
-    if norm is None:
-        raise ValueError(
-            f"model: {type(base).__name__} has no final norm known as one of {', '.join(_NORMS)}"
-        )
-    probe = torch.ones(d, device=model.device)
-    probe[1::2] = -1
-    if d % 2:
-        probe[-3:] = torch.tensor([1.0, 1.0, -2.0])
-        probe[:-3][1::2] = -1
-    probe = 1e3 * probe / probe.square().mean().sqrt()  # eps is nothing beside it
-    shift = 1e3 * torch.ones_like(probe)
-    dtype = next((p.dtype for p in norm.parameters()), torch.float32)
-
-    def through(x: Any) -> Any:
-        return norm(x.to(dtype)[None, None])[0, 0].to(torch.float32)
-
-    gain = 1e3 * (through(probe) - through(-probe)) / (2 * probe)
-    centred = bool(torch.allclose(through(probe + shift), through(probe), rtol=1e-3, atol=1e-5))
-    return gain, centred

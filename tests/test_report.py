@@ -18,7 +18,7 @@ from atoms.__main__ import main
 from atoms.report import READY, Config, Context, EmbeddingJudge, cells, estimate, jobs, load
 from atoms.report import data as report_data
 from atoms.report.monosemanticity import auroc
-from atoms.report.run import plan
+from atoms.report.plan import plan
 from atoms.report.scoring import hold_l0
 
 DICTIONARIES = ("atoms", "batchtopk", "neurons-all", "pca-all", "random", "memorizing", "shuffled")

@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -16,7 +16,8 @@ from .. import controls, recovery, theory
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
 from .data import Data
-from .scoring import CONVENTION, hold_l0, plain, pursued, score
+from .kinds import KINDS
+from .scoring import CONVENTION, Score, hold_l0, plain, pursued, score
 
 Progress = Callable[..., None]
 Found = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -93,42 +94,52 @@ def _some(X: np.ndarray, n: int) -> np.ndarray:
 def _build(
     params: dict[str, Any], d_in: int, reference: AtomicInnerProduct, metric: AtomicInnerProduct
 ) -> Any:
-    kind, seed, k = params["dictionary"], params["seed"], max(1, round(params["l0"]))
+    """The dictionary that a job asks for, not fitted yet; `metric` is what an autoencoder is trained under."""
+    name, seed, l0 = params["dictionary"], params["seed"], max(1, round(params["l0"]))
+    kind = KINDS[name]
     d_sae = max(1, round(params["width"] * d_in))
-    if kind == "random":
-        return controls.RandomDictionary(d_sae, min(k, d_in), reference, random_state=seed)
-    if kind == "memorizing":
+    kept = min(l0, d_in) if kind.codes == "l0" else None  # None: all
+    if kind.activation is not None:
+        return SparseAutoencoder(
+            d_sae,
+            kind.activation,
+            metric if kind.in_metric else None,
+            params["l0"],
+            tied=params["tied"],
+            batch_size=params["batch_size"],
+            max_steps=max(1, round(params["samples"] / params["batch_size"])),
+            random_state=seed,
+            verbose=False,
+        )
+    if name == "random":
+        return controls.RandomDictionary(d_sae, min(l0, d_in), reference, random_state=seed)
+    if name == "memorizing":
         return controls.MemorizingDictionary(params.get("memories"), reference, random_state=seed)
-    if kind == "kmeans":
+    if name == "kmeans":
         return controls.KMeansDictionary(d_sae, reference, max_iter=5, random_state=seed)
-    if kind in ("pca", "pca-all"):
-        return controls.PCADictionary(min(k, d_in) if kind == "pca" else None, reference)
-    if kind in ("neurons", "neurons-all"):
-        return controls.NeuronBasis(min(k, d_in) if kind == "neurons" else None, reference)
-    activation = {"relu": "relu", "topk": "topk", "batchtopk": "batchtopk"}.get(kind, "jumprelu")
-    return SparseAutoencoder(
-        d_sae,
-        activation,
-        metric if kind in ("atoms", "shuffled", "random-model") else None,
-        params["l0"],
-        tied=params["tied"],
-        batch_size=params["batch_size"],
-        max_steps=max(1, round(params["samples"] / params["batch_size"])),
-        random_state=seed,
-        verbose=False,
-    )
+    if name in ("pca", "pca-all"):
+        return controls.PCADictionary(kept, reference)
+    return controls.NeuronBasis(kept, reference)
 
 
-def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress: Progress) -> Found:
-    """Train or fit one dictionary, and score it on what it saw and on what it did not.
+class _Rows(NamedTuple):
+    """What one dictionary is fitted and judged on, and the metrics of these rows.
 
-    The metric that judges is the uncentred one without shrinkage, whatever it was trained under. With
-    "hold_l0", the first quarter of the held-out rows (chunks of their own) sets the thresholds' common
-    shift; nothing is judged on that quarter, of any dictionary.
+    ``reference`` judges: uncentred, without shrinkage. An autoencoder is trained under ``metric``, by the job's
+    parameters. ``tuned`` rows, held out, set thresholds and judge nothing. ``judged`` has the other parts by name.
     """
-    data, layer, kind = Data(data_folder, params["data"]), params["layer"], params["dictionary"]
-    shuffled, prefix = kind == "shuffled", "random/" if kind == "random-model" else ""
-    place = str(data_folder), params["data"], layer, prefix, shuffled
+
+    train: np.ndarray
+    tuned: np.ndarray
+    judged: dict[str, np.ndarray]
+    reference: AtomicInnerProduct
+    metric: AtomicInnerProduct
+
+
+def _rows(params: dict[str, Any], data: Data) -> _Rows:
+    layer, kind = params["layer"], KINDS[params["dictionary"]]
+    shuffled, prefix = kind.rows == "shuffled", "random/" if kind.rows == "random model" else ""
+    place = str(data.folder), data.key, layer, prefix, shuffled
     reference = _metric(*place, False, None)
     metric = _metric(*place, params["centered"], params["shrinkage"])
     train = data.rows(f"{prefix}train", layer)
@@ -138,82 +149,130 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
     held = data.rows(f"{prefix}held_out", layer)
     tuned, judged = np.split(held, [len(held) // 4])
     parts = {"held_out": _some(judged, params["eval_rows"])}
-    if data.has("text") and not prefix and not shuffled:
+    if data.has("text") and kind.rows == "own":
         parts["text"] = data.rows("text", layer, params["eval_rows"])
     if shuffled:
         train = controls.shuffle_coordinates(train, random_state=1)
         parts["held_out"] = controls.shuffle_coordinates(parts["held_out"], random_state=2)
-    d_in = train.shape[1]
+        if params["hold_l0"]:
+            tuned = controls.shuffle_coordinates(tuned, random_state=3)
     if len(train) < 2:
         raise ValueError(f"layer {layer}: {len(train)} training rows are too few; capture more tokens")
+    return _Rows(train, tuned, parts, reference, metric)
 
-    model, shift = _build(params, d_in, reference, metric), None
+
+def _fit(model: Any, params: dict[str, Any], rows: _Rows, progress: Progress) -> float | None:
+    """Train or fit the model; the shift of its thresholds that holds L0, where one is asked for."""
+    if not isinstance(model, SparseAutoencoder):
+        model.fit(rows.train)
+        return None
+
+    def advance(sae: SparseAutoencoder, figures: dict[str, Any]) -> None:
+        progress(figures["step"] / sae.max_steps, f"L0 {figures['l0']:.1f}")
+
+    model.fit(rows.train, callback=advance)
+    if params["hold_l0"] and KINDS[params["dictionary"]].has_thresholds:
+        return hold_l0(model, _some(rows.tuned, _TUNED_ROWS), params["l0"])
+    return None
+
+
+class _Scored(NamedTuple):
+    """A fitted dictionary's score and what it was made of: the coherence of `some` of its atoms, what it
+    made of each part (X, codes, X_hat), and the full results."""
+
+    some: np.ndarray
+    spectrum: theory.Coherence
+    coded: dict[str, tuple[np.ndarray, Any, Any]]
+    score: Score
+    stability: theory.Stability
+    results: dict[str, dict[str, theory.ExplainedVarianceResult]]
+
+
+def _score(model: Any, params: dict[str, Any], rows: _Rows) -> _Scored:
+    coded = {}
+    for part, X in {"train": _some(rows.train, params["eval_rows"]), **rows.judged}.items():
+        codes = model.transform(X)
+        coded[part] = (X, codes, model.inverse_transform(codes))
+    some = _some(model.W_dec, _COHERENCE_ATOMS)
+    spectrum = theory.coherence(some, rows.reference, ())
+    scored = score(params["dictionary"], spectrum, rows.reference, coded, CONVENTIONS)
+    return _Scored(some, spectrum, coded, *scored)
+
+
+def _figures(found: _Scored) -> dict[str, Any]:
+    """What the tables say of every dictionary."""
+    counts = {part: np.diff(codes.indptr) for part, (_, codes, _) in found.coded.items()}
+    used = np.zeros(found.score.d_sae, bool)
+    used[found.coded["train"][1].indices] = True
+    return {
+        **plain(found.score),
+        "n_atoms_measured": len(found.some),
+        "l0_train": np.quantile(counts["train"], [0.05, 0.5, 0.95], method="inverted_cdf").tolist(),
+        "l0_means": {part: float(c.mean()) for part, c in counts.items()},
+        "massive": {part: r[CONVENTION].n_massive for part, r in found.results.items()},
+        "q_star_train": theory.stability(found.spectrum, counts["train"]).q_star,
+        "q_star_ceiling_any": found.stability.ceiling,
+        "q_star_euclidean": theory.stability(found.some, counts["held_out"]).q_star,
+        "unused": float(1 - used.mean()),
+    }
+
+
+def _intervals(found: _Scored, reference: AtomicInnerProduct, d_in: int) -> dict[str, Any]:
+    """Bootstrap intervals of the main figures, and the share of codes that coherence certifies."""
+    record: dict[str, Any] = {}
+    block = 64  # neighbouring tokens are not independent
+    for part, (X, _, X_hat) in found.coded.items():  # without massive tokens, as the tables' R²
+        usual = np.linalg.norm(X, axis=1) <= found.results[part][CONVENTION].massive_norm
+        explained = theory.explained_variance(X[usual], X_hat[usual], CONVENTION, metric=reference)
+        interval = theory.explained_variance_interval(explained, block_size=block, n_boot=400)
+        record[f"interval_{part}"] = [interval.low, interval.high]
+    codes = found.coded["held_out"][1]
+    interval = theory.stability_interval(found.spectrum, np.diff(codes.indptr), block_size=block, n_boot=400)
+    record["interval_q_star"] = [interval.low, interval.high]
+    if len(found.some) == found.score.d_sae and found.score.l0_mean < d_in:
+        record["certified"] = theory.certify(found.spectrum, codes[:_CERTIFIED_ROWS]).shares
+    return record
+
+
+def _pursuit(model: Any, params: dict[str, Any], rows: _Rows) -> dict[str, Any]:
+    """Explained variance of the same atoms, coded by matching pursuit in place of their own encoder."""
+    D, k = model.W_dec, max(1, round(params["l0"]))
+    if KINDS[params["dictionary"]].codes != "l0" or k > min(D.shape):
+        return {}
+    X = rows.judged["held_out"][:: max(1, len(rows.judged["held_out"]) // _PURSUIT_ROWS)]
+    rebuilt = pursued(X, recovery.Dictionary(D, metric=rows.reference), D, k, model.b_dec)[1]
+    explained = theory.explained_variance(X, rebuilt, CONVENTION, metric=rows.reference)
+    return {"pursuit": explained.without_massive}
+
+
+def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress: Progress) -> Found:
+    """Train or fit one dictionary, and score it on what it saw and on what it did not.
+
+    The metric that judges is the uncentred one without shrinkage, whatever it was trained under. With
+    "hold_l0", the first quarter of the held-out rows (chunks of their own) sets the thresholds' common
+    shift; nothing is judged on that quarter, of any dictionary.
+    """
+    data = Data(data_folder, params["data"])
+    rows = _rows(params, data)
+    d_in = rows.train.shape[1]
+    model = _build(params, d_in, rows.reference, rows.metric)
     started = time.perf_counter()
-    if isinstance(model, SparseAutoencoder):
-
-        def advance(sae: SparseAutoencoder, figures: dict[str, Any]) -> None:
-            progress(figures["step"] / sae.max_steps, f"L0 {figures['l0']:.1f}")
-
-        model.fit(train, callback=advance)
-        if params["hold_l0"] and kind not in ("relu", "topk"):
-            if shuffled:
-                tuned = controls.shuffle_coordinates(tuned, random_state=3)
-            shift = hold_l0(model, _some(tuned, _TUNED_ROWS), params["l0"])
-    else:
-        model.fit(train)
+    shift = _fit(model, params, rows, progress)
     seconds = time.perf_counter() - started
     progress(1.0, "scoring")
 
-    n = len(train)
-    seen = _some(train, params["eval_rows"])
-    coded = {}
-    for name, X in {"train": seen, **parts}.items():
-        codes = model.transform(X)
-        coded[name] = (X, codes, model.inverse_transform(codes))
-    D = model.W_dec
-    some = _some(D, _COHERENCE_ATOMS)
-    spectrum = theory.coherence(some, reference, ())
-    found, stability, results = score(kind, spectrum, reference, coded, CONVENTIONS)
-    counts = {name: np.diff(codes.indptr) for name, (_, codes, _) in coded.items()}
-    record: dict[str, Any] = {
-        **plain(found),
-        "n_train": n,
-        "n_atoms_measured": len(some),
+    found = _score(model, params, rows)
+    record = _figures(found) | {
+        "n_train": len(rows.train),
         "threshold_shift": shift,
-        "l0_train": np.quantile(counts["train"], [0.05, 0.5, 0.95], method="inverted_cdf").tolist(),
-        "l0_means": {name: float(c.mean()) for name, c in counts.items()},
-        "massive": {name: r[CONVENTION].n_massive for name, r in results.items()},
-        "q_star_train": theory.stability(spectrum, counts["train"]).q_star,
-        "q_star_ceiling_any": stability.ceiling,
-        "q_star_euclidean": theory.stability(some, counts["held_out"]).q_star,
         "cost": {"seconds_training": seconds},
     }
-    used = np.zeros(len(D), bool)
-    used[coded["train"][1].indices] = True
-    record["unused"] = float(1 - used.mean())
     if params["full"]:
-        block = 64  # neighbouring tokens are not independent
-        for name, (X, _, X_hat) in coded.items():  # without massive tokens, as the tables' R²
-            usual = np.linalg.norm(X, axis=1) <= results[name][CONVENTION].massive_norm
-            found_here = theory.explained_variance(X[usual], X_hat[usual], CONVENTION, metric=reference)
-            interval = theory.explained_variance_interval(found_here, block_size=block, n_boot=400)
-            record[f"interval_{name}"] = [interval.low, interval.high]
-        interval = theory.stability_interval(spectrum, counts["held_out"], block_size=block, n_boot=400)
-        record["interval_q_star"] = [interval.low, interval.high]
-        if len(some) == len(D) and found.l0_mean < d_in:
-            codes = coded["held_out"][1][:_CERTIFIED_ROWS]
-            record["certified"] = theory.certify(spectrum, codes).shares
-    k = max(1, round(params["l0"]))
-    if kind not in ("memorizing", "kmeans", "pca-all", "neurons-all") and k <= min(D.shape):
-        rows = parts["held_out"][:: max(1, len(parts["held_out"]) // _PURSUIT_ROWS)]
-        ready = recovery.Dictionary(D, metric=reference)
-        rebuilt = pursued(rows, ready, D, k, model.b_dec)[1]
-        record["pursuit"] = theory.explained_variance(
-            rows, rebuilt, CONVENTION, metric=reference
-        ).without_massive
+        record |= _intervals(found, rows.reference, d_in)
+    record |= _pursuit(model, params, rows)
     arrays: dict[str, np.ndarray] = {
-        "curve": np.stack(stability.curve),
-        "counts_held_out": counts["held_out"].astype(np.int32),
+        "curve": np.stack(found.stability.curve),
+        "counts_held_out": np.diff(found.coded["held_out"][1].indptr).astype(np.int32),
     }
     if isinstance(model, SparseAutoencoder):
         arrays |= {
@@ -221,9 +280,9 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
             for name in ("samples", "explained_variance", "l0", "dead")
         }
     if params["keep"]:
-        arrays["W_dec"] = D
+        arrays["W_dec"] = model.W_dec
     if params["probe"]:
-        arrays |= _probe(model, data, layer, params["probe"])
+        arrays |= _probe(model, data, params["layer"], params["probe"])
     return record, arrays
 
 

@@ -10,14 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["CONTROLS", "DICTIONARIES", "READY", "Config", "Frontier", "Grid", "Monosemanticity", "load"]
+from .kinds import CONTROLS, DICTIONARIES, VARIANTS
 
-TRAINED = ("atoms", "euclidean", "relu", "topk", "batchtopk")
-ATOMS_OF = ("shuffled", "random-model")  # atoms trained on something else
-CONTROLS = (
-    "neurons", "neurons-all", "pca", "pca-all", "random", "memorizing", "kmeans", "shuffled", "random-model",
-)  # fmt: skip
-DICTIONARIES = (*TRAINED, *CONTROLS)
+__all__ = ["CONTROLS", "DICTIONARIES", "READY", "Config", "Frontier", "Grid", "Monosemanticity", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +155,10 @@ class Config:
             "grid.unit", "grid.l0", "grid.epochs", "monosemanticity.examples", "monosemanticity.candidates",
         ):  # fmt: skip
             expect(_find(self, name) > 0, name, "a number above 0")
-        known = {"tied", "centered", "ledoit_wolf", "shrunk"}
         expect(
-            set(self.frontier.variants) <= known, "frontier.variants", f"some of {', '.join(sorted(known))}"
+            set(self.frontier.variants) <= set(VARIANTS),
+            "frontier.variants",
+            f"some of {', '.join(sorted(VARIANTS))}",
         )
         expect(
             set(self.frontier.dictionaries) <= set(DICTIONARIES),

@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import _config
 from ..sae import SparseAutoencoder
-from .config import ATOMS_OF, TRAINED, Config
+from .config import Config
+from .kinds import KINDS
 
 __all__ = ["Estimate", "estimate"]
 
@@ -122,23 +123,47 @@ def estimate(config: Config, *, workers: int | None = None, threads: int = 1) ->
         )
     workers = workers or max(1, _config._available_cpus() // threads)
     flops = _flops()
-    d, d_sae = config.d_in, round(config.width * config.d_in)
-    rate = _training_rate(d, d_sae, config.l0, threads)
-    tokens: float = config.metric_tokens + config.train_tokens + config.held_out_tokens
-    shift = config.n_layers if config.shift_layers == "all" else len(config.shift_layers)
-    stored: float = config.metric_tokens * max(shift, len(config.layers))
-    stored += (config.train_tokens + config.held_out_tokens) * len(config.layers)
-    if "random-model" in config.dictionaries:
-        share = config.random_share * (config.metric_tokens + config.train_tokens)
-        tokens, stored = tokens + share, stored + share * len(config.layers)
+    rate = _training_rate(config.d_in, round(config.width * config.d_in), config.l0, threads)
+    tokens, stored = _captured(config)
     capture = 0.0 if config.activations else tokens * 2 * config.parameters / (_FORWARD * flops)
     itemsize = 4 if config.dtype == "float32" else 2
-    disk = 0.0 if config.activations else stored * d * itemsize / 1e6
+    disk = 0.0 if config.activations else stored * config.d_in * itemsize / 1e6
+    jobs, samples = _trained(config)
+    training = samples / rate / workers
+    return Estimate(
+        config.name,
+        capture,
+        training,
+        capture + 1.5 * training,
+        _memory(config, workers),
+        disk,
+        flops,
+        rate,
+        jobs,
+    )
 
-    jobs, samples = 0, 0.0  # samples at the table's width; others weigh by theirs
+
+def _shift_layers(config: Config) -> int:
+    return config.n_layers if config.shift_layers == "all" else len(config.shift_layers)
+
+
+def _captured(config: Config) -> tuple[float, float]:
+    """Tokens that the model reads, and rows that are stored, a row for each layer."""
+    tokens: float = config.metric_tokens + config.train_tokens + config.held_out_tokens
+    stored: float = config.metric_tokens * max(_shift_layers(config), len(config.layers))
+    stored += (config.train_tokens + config.held_out_tokens) * len(config.layers)
+    if any(KINDS[name].rows == "random model" for name in config.dictionaries):
+        share = config.random_share * (config.metric_tokens + config.train_tokens)
+        tokens, stored = tokens + share, stored + share * len(config.layers)
+    return tokens, stored
+
+
+def _trained(config: Config) -> tuple[int, float]:
+    """Jobs that train, and their samples at the table's width: those of others weigh by theirs."""
+    jobs, samples = 0, 0.0
     for name in config.dictionaries:
-        if name in (*TRAINED, *ATOMS_OF):
-            seeds = len(config.seeds) if name in TRAINED else 1
+        if KINDS[name].autoencoder:
+            seeds = len(config.seeds) if KINDS[name].seeded else 1
             jobs += seeds * len(config.layers)
             samples += seeds * len(config.layers) * config.samples
     g, f = config.grid, config.frontier
@@ -146,27 +171,22 @@ def estimate(config: Config, *, workers: int | None = None, threads: int = 1) ->
         for m in g.data:
             for n in g.widths:
                 jobs += 1
-                samples += max(g.epochs * m * g.unit * d, g.min_samples) * n * g.unit / config.width
+                samples += max(g.epochs * m * g.unit * config.d_in, g.min_samples) * n * g.unit / config.width
     if f.layer is not None:
-        kinds = sum(name in TRAINED for name in f.dictionaries)
+        kinds = sum(KINDS[name].trained for name in f.dictionaries)
         jobs += kinds * (len(f.l0) + len(f.widths) + len(f.data)) + len(f.variants)
         samples += config.samples * (
             kinds * (len(f.l0) + sum(f.widths) / config.width + len(f.data)) + len(f.variants)
         )
-    training = samples / rate / workers
+    return jobs, samples
+
+
+def _memory(config: Config, workers: int) -> float:
+    """MB: the larger of the model with its batch and of all workers' jobs."""
+    d, g = config.d_in, config.grid
     widest = max([config.width, *(w * g.unit for w in g.widths if g.layer is not None)])
     job_mb = (
         17 * d * widest * d + 4 * d * (config.train_tokens + 3 * config.eval_rows) + 24 * d * d
     ) / 1e6 + 150
-    model_mb = 0.0 if config.activations else (4 * config.parameters + 4 * 1024 * d * shift) / 1e6 + 500
-    return Estimate(
-        config.name,
-        capture,
-        training,
-        capture + 1.5 * training,
-        max(model_mb, workers * job_mb),
-        disk,
-        flops,
-        rate,
-        jobs,
-    )
+    model_mb = (4 * config.parameters + 4 * 1024 * d * _shift_layers(config)) / 1e6 + 500
+    return max(0.0 if config.activations else model_mb, workers * job_mb)

@@ -19,6 +19,7 @@ import numpy as np
 from .. import activations, controls
 from ..activations import Activations, _replacing
 from .config import Config
+from .kinds import KINDS
 
 __all__ = ["Data", "prepare", "prompts"]
 
@@ -90,12 +91,17 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _split(name: str) -> tuple[str, str]:
+    """A name's prefix, "random/" or none, and the text or part that it names."""
+    text = name.removeprefix("random/")
+    return name.removesuffix(text), text
+
+
 class _Sources:
     """The texts and settings of the captures, and the model, loaded when first needed."""
 
     def __init__(self, config: Config, folder: Path, progress: bool):
         self.config, self.folder, self.progress = config, folder, progress
-        self.random = False
         self.texts = {"metric": _read(config, config.metric_text)}
         self.tokens = {"metric": config.metric_tokens}
         if config.texts is not None and config.train_text not in (None, config.metric_text):
@@ -124,23 +130,28 @@ class _Sources:
     def _random(self) -> Any:
         return controls.random_model(self._loaded[0], random_state=0)
 
+    def place(self, name: str) -> Path:
+        """The folder of one capture."""
+        prefix, text = _split(name)
+        return self.folder / f"{'random' if prefix else 'model'}-{text}-{self.keys[name]}"
+
     def capture(self, name: str) -> Activations:
-        kind, text = ("random", name[7:]) if name.startswith("random/") else ("", name)
-        out = self.folder / f"{kind or 'model'}-{text}-{self.keys[name]}"
+        random, text = _split(name)
+        out = self.place(name)
         if not (out / activations._MANIFEST).exists():
             model, tokenizer = self._loaded
-            share = self.config.random_share if kind else 1.0
+            share = self.config.random_share if random else 1.0
             contexts = _contexts(
                 self.texts[text], tokenizer, self.config, max(1, int(share * self.tokens[text]))
             )
             layers: Sequence[int] = self.config.layers
-            if text == "metric" and not kind:
+            if text == "metric" and not random:
                 n = len(activations.decoder_blocks(model))
                 shifted = self.config.shift_layers
                 wanted = range(n) if isinstance(shifted, str) else shifted
                 layers = sorted({*layers, *wanted})
             activations.capture(
-                self._random if kind else model,
+                self._random if random else model,
                 contexts,
                 layers,
                 dtype=self.config.dtype,
@@ -188,8 +199,8 @@ def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str,
 
 def _from_model(config: Config, folder: Path, progress: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     sources = _Sources(config, folder, progress)
-    names = [n for n in sources.keys if not n.startswith("random/") or "random-model" in config.dictionaries]
-    key = _key({n: sources.keys[n] for n in names}, config.held_out)
+    random = any(KINDS[name].rows == "random model" for name in config.dictionaries)
+    names = [n for n in sources.keys if random or not n.startswith("random/")]
     index: dict[str, np.ndarray] = {}
     parts: dict[str, dict[str, Any]] = {}
     counts: dict[str, Any] = {}
@@ -199,39 +210,26 @@ def _from_model(config: Config, folder: Path, progress: bool) -> tuple[dict[str,
     for name in names:
         found = sources.capture(name)
         seconds += found.seconds
-        prefix, text = ("random/", name[7:]) if name.startswith("random/") else ("", name)
-        new = first_of_prefix(found)
-        held = found.held_out(config.held_out) if text != "text" else np.ones(len(found), bool)
-        cut = {
-            "metric": {"metric": ~held, "angles": held},
-            "train": {"train": ~held, "held_out": held},
-            "text": {"text": held},
-        }[text]
-        if text == "metric" and f"{prefix}train" not in sources.keys:
-            cut |= {"train": ~held, "held_out": held}
-        massive = found.massive()
         d_in = found[found.layers[0]].shape[1]
-        folder_name = f"{'random' if prefix else 'model'}-{text}-{sources.keys[name]}"
         layers = layers or found.layers
+        new, massive = first_of_prefix(found), found.massive()
         counts[name] = {
             "tokens": len(found),
             "repeated": int((~new).sum()),
             "massive": {str(layer): int(massive[layer, "residual"].sum()) for layer in found.layers},
         }
-        for part, mask in cut.items():
-            part = prefix + part
-            parts[part] = {"folder": folder_name, "layers": found.layers}
+        for part, mask in _cut(name, found, config, sources).items():
+            parts[part] = {"folder": sources.place(name).name, "layers": found.layers}
             for layer in found.layers:
-                wanted = mask & new
-                if part.removeprefix("random/") in ("metric", "train"):  # fitted on: see `Config`
-                    wanted = wanted & ~massive[layer, "residual"]
-                index[f"{part}-{layer}"] = np.flatnonzero(wanted)
+                heavy = massive[layer, "residual"]
+                fitted = _split(part)[1] in ("metric", "train")  # where massive tokens are left out
+                index[f"{part}-{layer}"] = np.flatnonzero(mask & new & ~heavy if fitted else mask & new)
                 if part == "metric":
-                    index[f"massive-{layer}"] = np.flatnonzero(mask & new & massive[layer, "residual"])
+                    index[f"massive-{layer}"] = np.flatnonzero(mask & new & heavy)
         if name == "metric":
             parts["massive"] = parts["metric"]
     about = {
-        "key": key,
+        "key": _key({n: sources.keys[n] for n in names}, config.held_out),
         "parts": parts,
         "layers": layers,
         "d_in": d_in,
@@ -240,6 +238,20 @@ def _from_model(config: Config, folder: Path, progress: bool) -> tuple[dict[str,
         "seconds": seconds,
     }
     return about, index
+
+
+def _cut(name: str, found: Activations, config: Config, sources: _Sources) -> dict[str, np.ndarray]:
+    """The parts that one source's rows are cut into, as masks."""
+    prefix, text = _split(name)
+    if text == "text":
+        return {name: np.ones(len(found), bool)}
+    held = found.held_out(config.held_out)
+    cut: dict[str, np.ndarray] = {}
+    if text == "metric":
+        cut |= {"metric": ~held, "angles": held}
+    if text == "train" or f"{prefix}train" not in sources.keys:
+        cut |= {"train": ~held, "held_out": held}
+    return {prefix + part: mask for part, mask in cut.items()}
 
 
 def _from_disk(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

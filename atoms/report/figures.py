@@ -4,42 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import plot
 from ..activations import _replacing
 from . import jobs
-from .scoring import CONVENTION, WITHOUT_MASSIVE
-from .tables import LABELS
-
-if TYPE_CHECKING:
-    from .config import Config
-    from .monosemanticity import Judged
-    from .run import Plan
+from .config import Config
+from .kinds import KINDS
+from .monosemanticity import Judged
+from .plan import Plan
+from .tables import Row
 
 __all__ = ["capacity", "frontier", "main", "monosemanticity", "shift"]
 
 _RIDGES = 5  # layers whose histograms are drawn; the means are drawn for all
-COLOURS = {
-    "atoms": plot.AFTER,
-    "euclidean": plot.BEFORE,
-    "relu": "#4a9c8c",
-    "topk": "#7d6bb0",
-    "batchtopk": "#7d6bb0",
-    "memorizing": plot.TOKENS,
-    "random": plot.RANDOM,
-    "pca": "#b05a7a",
-    "pca-all": "#b05a7a",
-}
-
-
 _CHANGES = {"width": " d_in atoms", "data": " of the rows", "variant": ""}
-
-
-def _colour(name: str) -> str:
-    return COLOURS.get(name, plot.SOFT)
 
 
 def _save(figure: Any, folder: Path, name: str, **arrays: Any) -> None:
@@ -50,7 +31,7 @@ def _save(figure: Any, folder: Path, name: str, **arrays: Any) -> None:
         np.savez(file, **arrays)
 
 
-def shift(planned: Plan, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def shift(planned: Plan, out: Path, rows: Sequence[Row]) -> None:
     """Angle histograms of some layers, means and deviations of all."""
     figure, (left, right) = plot.new_figure(1, 2, size=(14, 6))
     layers = list(planned.shift)
@@ -86,7 +67,7 @@ def shift(planned: Plan, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, out / "figures", "shift", layers=np.array(layers), edges=edges, **arrays)
 
 
-def main(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+def main(rows: Sequence[Row], out: Path) -> None:
     """Explained variance on training and held-out rows, and q* beside that of random directions."""
     figure, (left, right) = plot.new_figure(1, 2, size=(14, 0.42 * len(rows) + 2.2), sharey=True)
     names = [r["dictionary"] for r in rows]
@@ -107,10 +88,10 @@ def main(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 at,
                 label,
                 marker,
-                [_colour(n) for n in names],
+                [KINDS[n].colour for n in names],
                 cut=values < low,
             )
-    left.set_yticks(at, [LABELS[n] for n in names])
+    left.set_yticks(at, [KINDS[n].label for n in names])
     plot.finish(left, xlabel="explained variance, centred, in the metric", legend=True)
     left.set_xlim(low - 0.03, 1.03)
     plot.titles(left, "How much they explain", f"mean over layers; arrows: below {low:g}")
@@ -120,97 +101,38 @@ def main(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
         ("q_star_ceiling", "most at its largest cosine", "4"),
     ):
         arrays[field] = np.array([r[field] for r in rows])
-        plot.marks(right, arrays[field], at, label, marker, [_colour(n) for n in names])
+        plot.marks(right, arrays[field], at, label, marker, [KINDS[n].colour for n in names])
     plot.finish(right, xlabel="q*", legend=True)
     right.set_xlim(-0.03, 1.03)
     plot.titles(right, "How stable they are", "q* follows L0: compare with random directions")
     _save(figure, out / "figures", "main", **arrays)
 
 
-def capacity(planned: Plan, out: Path, config: Config) -> dict[str, np.ndarray]:
-    """Heat maps over |M| and |D| for atoms, and the memorizing dictionary beside them; their arrays."""
-    data = sorted({m for _, m, _ in planned.grid})
-    widths = sorted({n for _, _, n in planned.grid})
-    arrays: dict[str, np.ndarray] = {"data": np.array(data), "widths": np.array(widths)}
-    for name in ("atoms", "memorizing"):
-        for field in ("train", "held_out", "q_star"):
-            values = np.full((len(data), len(widths)), np.nan)
-            for i, m in enumerate(data):
-                for j, n in enumerate(widths):
-                    r = jobs.read(out, planned.grid[name, m, n]).record
-                    values[i, j] = (
-                        r["q_star"]
-                        if field == "q_star"
-                        else r["explained"][field][CONVENTION][WITHOUT_MASSIVE]
-                    )
-            arrays[f"{name}_{field}"] = values
+def capacity(arrays: Mapping[str, np.ndarray], out: Path) -> None:
+    """Heat maps over |M| and |D| for atoms, and the memorizing dictionary beside them."""
     figure, axes = plot.new_figure(2, 3, size=(14, 8))
     heads = {"train": "explained, training", "held_out": "explained, held-out", "q_star": "q*"}
-    for i, name in enumerate(("atoms", "memorizing")):
+    widths, data = ([f"{n:,}" for n in arrays[axis]] for axis in ("widths", "data"))
+    for i, (name, label) in enumerate(
+        (("atoms", KINDS["atoms"].label), ("memorizing", "memorizing dictionary"))
+    ):
         for j, (field, head) in enumerate(heads.items()):
-            plot.heat(
-                axes[i, j], arrays[f"{name}_{field}"], [f"{n:,}" for n in widths], [f"{m:,}" for m in data]
-            )
+            plot.heat(axes[i, j], arrays[f"{name}_{field}"], widths, data)
             axes[i, j].set(xlabel="atoms |D|", ylabel="activations |M|" if j == 0 else "")
-            plot.titles(
-                axes[i, j], f"{LABELS[name]}: {head}" if name == "atoms" else f"memorizing dictionary: {head}"
-            )
+            plot.titles(axes[i, j], f"{label}: {head}")
     _save(figure, out / "figures", "capacity", **arrays)
-    return arrays
 
 
-def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
-    """Held-out explained variance against q* and against L0; the points."""
-    points = []
-    for name, what, value, job in planned.frontier:
-        result = jobs.read(out, job)
-        r, l0 = result.record, result.arrays.get("history/l0")
-        points.append(
-            {
-                "dictionary": name,
-                "varies": what,
-                "value": value,
-                "l0": r["l0_mean"],
-                "l0_fitted": None if l0 is None else float(np.mean(l0[-10:])),
-                "R2_train": r["explained"]["train"][CONVENTION][WITHOUT_MASSIVE],
-                "R2_held_out": r["explained"]["held_out"][CONVENTION][WITHOUT_MASSIVE],
-                "raw_held_out": r["explained"]["held_out"]["centered"][WITHOUT_MASSIVE],
-                "pursuit": r.get("pursuit"),
-                "q_star": r["q_star"],
-                "q_star_random": r["q_star_random"],
-                "d_sae": r["d_sae"],
-                "n_train": r["n_train"],
-            }
-        )
+def frontier(points: Sequence[Row], out: Path, config: Config) -> None:
+    """Held-out explained variance against q* and against L0."""
     figure, axes = plot.new_figure(1, 2, size=(14, 6.4), sharey=True)
-    low = -0.3
+    shown = [p for p in points if p["R2_held_out"] >= -0.3]
     for axis, field, label in (
         (axes[0], "q_star", "q*"),
         (axes[1], "l0", "active atoms per held-out token (L0)"),
     ):
-        for name in dict.fromkeys(p["dictionary"] for p in points):
-            mine = [
-                p
-                for p in points
-                if (p["dictionary"], p["varies"]) == (name, "L0") and p["R2_held_out"] >= low
-            ]
-            mine.sort(key=lambda p: p["l0"])
-            if mine:
-                plot.line(
-                    axis,
-                    [p[field] for p in mine],
-                    [p["R2_held_out"] for p in mine],
-                    LABELS[name],
-                    _colour(name),
-                )
-        others = [p for p in points if p["varies"] != "L0" and p["R2_held_out"] >= low]
-        markers = dict(zip(dict.fromkeys((p["varies"], p["value"]) for p in others), "*PXDv^<>hps8" * 3))
-        named = set()
-        for p in others:
-            change = p["varies"], p["value"]
-            name = "" if change in named else f"{p['value']}{_CHANGES[p['varies']]}"
-            named.add(change)
-            plot.star(axis, p[field], p["R2_held_out"], name, markers[change], _colour(p["dictionary"]))
+        _frontier_lines(axis, shown, field)
+        _frontier_marks(axis, [p for p in shown if p["varies"] != "L0"], field)
         plot.finish(
             axis,
             xlabel=label,
@@ -219,11 +141,10 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
         )
     axes[1].set_xscale("log", base=2)
     axes[1].xaxis.set_major_formatter("{x:g}")
-    f = config.frontier
     plot.titles(
         axes[0],
         "The frontier",
-        f"layer {f.layer}; along a line, target L0; marks change one setting at L0 {config.l0:g}",
+        f"layer {config.frontier.layer}; along a line, target L0; marks change one setting at L0 {config.l0:g}",
     )
     plot.titles(axes[1], "The same against sparsity", "")
     columns = {
@@ -232,7 +153,30 @@ def frontier(planned: Plan, out: Path, config: Config) -> list[dict[str, Any]]:
         if key not in ("value",)
     }
     _save(figure, out / "figures", "frontier", value=np.array([str(p["value"]) for p in points]), **columns)
-    return points
+
+
+def _frontier_lines(axis: Any, shown: Sequence[Row], field: str) -> None:
+    """A line along the target L0 for each dictionary."""
+    for name in dict.fromkeys(p["dictionary"] for p in shown):
+        mine = [p for p in shown if (p["dictionary"], p["varies"]) == (name, "L0")]
+        mine.sort(key=lambda p: p["l0"])
+        if mine:
+            kind = KINDS[name]
+            plot.line(
+                axis, [p[field] for p in mine], [p["R2_held_out"] for p in mine], kind.label, kind.colour
+            )
+
+
+def _frontier_marks(axis: Any, points: Sequence[Row], field: str) -> None:
+    """A mark for each point that changes another setting; each change is named once."""
+    markers = dict(zip(dict.fromkeys((p["varies"], p["value"]) for p in points), "*PXDv^<>hps8" * 3))
+    named = set()
+    for p in points:
+        change = p["varies"], p["value"]
+        name = "" if change in named else f"{p['value']}{_CHANGES[p['varies']]}"
+        named.add(change)
+        colour = KINDS[p["dictionary"]].colour
+        plot.star(axis, p[field], p["R2_held_out"], name, markers[change], colour)
 
 
 def monosemanticity(judged: Sequence[Judged], out: Path) -> None:
@@ -250,15 +194,17 @@ def monosemanticity(judged: Sequence[Judged], out: Path) -> None:
                 y + rng.uniform(-0.25, 0.25, len(values)),
                 s=10,
                 alpha=0.35,
-                color=_colour(one.dictionary),
+                color=KINDS[one.dictionary].colour,
                 lw=0,
             )
             if np.isfinite(values).any():  # of some kinds no latent fires often enough
-                axis.plot([np.nanmean(values)] * 2, [y - 0.35, y + 0.35], color=_colour(one.dictionary), lw=3)
+                axis.plot(
+                    [np.nanmean(values)] * 2, [y - 0.35, y + 0.35], color=KINDS[one.dictionary].colour, lw=3
+                )
         axis.axvline(0.5, color=plot.INK, lw=1, ls=(0, (4, 3)), zorder=0)
         plot.finish(axis, xlabel=f"{task} score (AUROC)")
         axis.set_xlim(0, 1.02)
-    axes[0].set_yticks(at, [LABELS[j.dictionary] for j in judged])
+    axes[0].set_yticks(at, [KINDS[j.dictionary].label for j in judged])
     plot.titles(axes[0], "Detection", "does the latent fire at the end of this context? 0.5 is chance")
     plot.titles(axes[1], "Fuzzing", "at this token of the context, or at another?")
     _save(figure, out / "figures", "monosemanticity", **arrays)

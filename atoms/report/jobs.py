@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import _config
 from ..activations import _replacing
+from . import cells
 from .scoring import peak_memory, plain
 
 __all__ = ["Job", "Result", "read", "run"]
@@ -111,8 +112,6 @@ def _peak() -> Iterator[Callable[[], float]]:
 def execute(job: Job, folder: str, data_folder: str, threads: int) -> str:
     """Do one job, unless its result is there; its key."""
     from threadpoolctl import threadpool_limits
-
-    from . import cells
 
     path = _path(Path(folder), job)
     if finished(folder, job):

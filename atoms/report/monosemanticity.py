@@ -11,17 +11,16 @@ import dataclasses
 import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 
 from . import jobs
+from .config import Config
 from .data import Data
-
-if TYPE_CHECKING:
-    from .config import Config
-    from .run import Plan
+from .kinds import KINDS
+from .plan import Plan
 
 __all__ = ["Context", "EmbeddingJudge", "Judged", "auroc", "judge_all", "score", "top_contexts"]
 
@@ -312,10 +311,8 @@ mark {{ color: inherit; border-radius: 2px; padding: 0 1px }} b.focus {{ text-de
 
 
 def _page(judged: Judged, config: Config, shown: int) -> str:
-    from .tables import LABELS
-
     settings = config.monosemanticity
-    label = LABELS[judged.dictionary]
+    label = KINDS[judged.dictionary].label
     title = html.escape(f"{config.name}, layer {settings.layer}: {label}")
     note = (
         f"The {settings.examples} strongest contexts of {min(shown, len(judged.latents))} latents drawn at random among the "

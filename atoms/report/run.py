@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import platform
 import sys
@@ -16,163 +14,12 @@ import numpy as np
 
 from .. import _config, _core, plot
 from .._version import __version__
-from ..activations import _replacing
 from . import cost, data, monosemanticity, writing
 from . import jobs as _jobs
-from .config import ATOMS_OF, TRAINED, Config, load
-from .jobs import Job
-from .scoring import plain
+from .config import Config, load
+from .plan import Plan, plan
 
-__all__ = ["Plan", "plan", "report"]
-
-_SEEDLESS = ("neurons", "neurons-all", "pca", "pca-all", "memorizing", "kmeans", "shuffled", "random-model")
-_LATENTS = ("atoms", "euclidean", "relu", "topk", "batchtopk", "neurons", "pca", "random", "kmeans")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The jobs of a report, by what they are for.
-
-    ``shift``: layer -> job. ``table``: (layer, dictionary, seed) -> job. ``agreement``: (layer, dictionary)
-    -> job. ``grid``: (dictionary, |M|, |D|) -> job. ``frontier``: rows of (dictionary, what varies, value, job).
-    """
-
-    shift: dict[int, Job]
-    table: dict[tuple[int, str, int], Job]
-    agreement: dict[tuple[int, str], Job]
-    grid: dict[tuple[str, int, int], Job]
-    frontier: list[tuple[str, str, Any, Job]]
-
-    @property
-    def first(self) -> list[Job]:
-        """Jobs that need no other's result; further seeds last."""
-        seeds = {seed: n for n, seed in enumerate(dict.fromkeys(seed for *_, seed in self.table))}
-        table = sorted(self.table.items(), key=lambda item: seeds[item[0][2]])
-        ours = [job for (_, _, seed), job in table if not seeds[seed]]
-        others = [job for (_, _, seed), job in table if seeds[seed]]
-        return [*self.shift.values(), *ours, *self.grid.values(), *(row[3] for row in self.frontier), *others]
-
-
-def plan(config: Config, about: Mapping[str, Any]) -> Plan:
-    """What is to be done, from the configuration and what `data.prepare` found."""
-    d_in, key = about["d_in"], about["key"]
-    base: dict[str, Any] = {
-        "data": key,
-        "width": float(config.width),
-        "l0": float(config.l0),
-        "samples": config.samples,
-        "batch_size": config.batch_size,
-        "seed": config.seeds[0],
-        "n_train": None,
-        "tied": False,
-        "centered": False,
-        "shrinkage": None,
-        "eval_rows": config.eval_rows,
-        "hold_l0": True,
-        "full": False,
-        "keep": False,
-        "probe": None,
-    }
-
-    def one(label: str, layer: int, name: str, **changes: Any) -> Job:
-        params = base | {"layer": layer, "dictionary": name} | changes
-        if name not in (*TRAINED, *ATOMS_OF):  # fitted whole: what concerns training does not decide it
-            params |= {"samples": 0, "batch_size": 0, "hold_l0": False}
-        return Job("dictionary", params, f"{label} {name}, layer {layer}")
-
-    names = [n for n in config.dictionaries if n != "random-model" or "random/train" in about["parts"]]
-    mono, first = config.monosemanticity, config.seeds[0]
-    table = {}
-    for layer in config.layers:
-        for name in names:
-            for seed in (first,) if name in _SEEDLESS else config.seeds:
-                probe = None
-                if mono.layer == layer and seed == first and name in _LATENTS and about["words"]:
-                    probe = {
-                        "latents": mono.latents,
-                        "examples": mono.examples,
-                        "candidates": mono.candidates,
-                        "seed": first,
-                    }
-                keep = len(config.seeds) > 1 and name not in _SEEDLESS
-                table[layer, name, seed] = one(
-                    "table", layer, name, seed=seed, full=True, keep=keep, probe=probe
-                )
-    agreement = {}
-    for layer, name in dict.fromkeys((layer, name) for layer, name, _ in table):
-        inputs = [
-            job.key
-            for (at, kind, _), job in table.items()
-            if (at, kind) == (layer, name) and job.params["keep"]
-        ]
-        if len(inputs) > 1:
-            params = {"data": key, "layer": layer, "prefix": "", "shuffled": False, "inputs": inputs}
-            agreement[layer, name] = Job("agreement", params, f"seeds {name}, layer {layer}")
-
-    grid, g = {}, config.grid
-    if g.layer is not None:
-        n_rows = about["rows"]["train"][str(g.layer)]
-        for m in (m * g.unit * d_in for m in g.data):
-            if m > n_rows:
-                continue
-            for n in (n * g.unit for n in g.widths):
-                samples = int(max(g.epochs * m, g.min_samples))
-                changes = {
-                    "n_train": m,
-                    "width": float(n),
-                    "l0": float(g.l0),
-                    "samples": samples,
-                    "batch_size": 256,
-                    "hold_l0": False,
-                }
-                grid["atoms", m, n * d_in] = one("grid", g.layer, "atoms", **changes)
-                grid["memorizing", m, n * d_in] = one(
-                    "grid", g.layer, "memorizing", n_train=m, memories=n * d_in
-                )
-
-    frontier: list[tuple[str, str, Any, Job]] = []
-    f = config.frontier
-    if f.layer is not None:
-        at: int = f.layer
-
-        def point(name: str, what: str, value: Any, **changes: Any) -> None:
-            if (at, name, first) in table and not changes:
-                job = table[at, name, first]
-            else:
-                job = one("frontier", at, name, **changes)
-            frontier.append((name, what, value, job))
-
-        n_rows = about["rows"]["train"][str(f.layer)]
-        for name in f.dictionaries:
-            for l0 in f.l0:
-                if l0 <= d_in:
-                    point(name, "L0", l0, **({} if l0 == config.l0 else {"l0": float(l0)}))
-        for name in f.dictionaries:
-            for width in f.widths if name in (*TRAINED, "random") else ():
-                point(name, "width", width, width=float(width))
-            for share in f.data if name in TRAINED else ():
-                point(name, "data", share, n_train=int(share * n_rows))
-        changes_of: dict[str, dict[str, Any]] = {
-            "tied": {"tied": True},
-            "centered": {"centered": True},
-            "ledoit_wolf": {"shrinkage": "ledoit_wolf"},
-            "shrunk": {"shrinkage": 0.1},
-        }
-        for name in f.variants:
-            point("atoms", "variant", name, **changes_of[name])
-        for name in ("memorizing", "kmeans"):
-            if (f.layer, name, first) in table:
-                point(name, "L0", 1)
-    shift_layers = [
-        layer for layer in about["layers"] if config.shift_layers == "all" or layer in config.shift_layers
-    ]
-    shift = {
-        layer: Job(
-            "shift", {"data": key, "layer": layer, "train": layer in config.layers}, f"angles, layer {layer}"
-        )
-        for layer in shift_layers
-    }
-    return Plan(shift, table, agreement, grid, frontier)
+__all__ = ["report"]
 
 
 def report(
@@ -240,9 +87,9 @@ def report(
     planned = plan(config, about)
     run_jobs(planned, out, n_jobs=workers, threads=threads, client=client, progress=progress)
     judged = monosemanticity.judge_all(config, planned, out, judge=judge)
-    _write_json(out / "config.json", config.as_dict())
+    writing.write_json(out / "config.json", config.as_dict())
     seconds = time.perf_counter() - started
-    _write_json(out / "run.json", _environment(config, about, planned, out, seconds, workers, threads))
+    writing.write_json(out / "run.json", _environment(config, about, planned, out, seconds, workers, threads))
     return writing.write(config, about, planned, judged, out)
 
 
@@ -262,8 +109,7 @@ def _environment(
 ) -> dict[str, Any]:
     import scipy
 
-    every = {job.key: job for job in [*planned.first, *planned.agreement.values()]}.values()
-    costs = [_jobs.read(out, job).cost for job in every]
+    costs = [_jobs.read(out, job).cost for job in planned.every]
     versions = {
         "atoms": __version__,
         "python": platform.python_version(),
@@ -303,8 +149,3 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")

@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
 # the tests of the core: not the slow ones, nor those of language models and pictures
-QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/test_activations.py --ignore=tests/test_demo.py \
-         --ignore=tests/test_notebooks.py --ignore=tests/test_store.py --ignore=tests/test_evaluate.py tests
+QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=tests/demo --ignore=tests/evaluation \
+         --ignore=tests/package/test_notebooks.py tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -60,7 +60,7 @@ $(PEERS)/ready: $(VENV)/ready
 	@touch $@
 
 test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, dictionary_learning and sparsify themselves
-	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py tests/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
+	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/io/test_io_peers.py tests/evaluation/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
 
 # The core and its C tests, compiled once for each flavour into build/FLAVOUR: only what changed is compiled again,
 # on all CPUs. -MMD writes beside each object which headers it read.

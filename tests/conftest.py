@@ -5,16 +5,13 @@ import signal
 
 import numpy as np
 import pytest
+from support import BLAS, ISAS, decoder
 
 from atoms import _config, _core
 
 # A shell starts what it runs in the background with SIGINT ignored, and Python then leaves it so:
 # tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-ISAS = _config._ISAS
-HERE = ISAS.index(_core.build_info()["cpu_isa"])
-BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +21,7 @@ def own_settings():
     _config.set_num_threads(None)
 
 
-@pytest.fixture(params=ISAS[: HERE + 1])
+@pytest.fixture(params=ISAS)
 def isa(request, monkeypatch):
     """Each instruction set of this CPU in turn, in ATOMS_ISA."""
     monkeypatch.setenv("ATOMS_ISA", request.param)
@@ -47,7 +44,7 @@ def contexts():
         yield [
             _core.Context(threads, isa, blas)
             for blas in BLAS
-            for isa in range(HERE + 1)
+            for isa in range(len(ISAS))
             for threads in (1, 2, 3)
         ]
 
@@ -60,7 +57,6 @@ WORDS = "the a of atoms model inner product angle metric text token layer code s
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A folder with a random decoder of width 16 and a tokenizer of whole words."""
-    import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -72,17 +68,7 @@ def tiny(tmp_path_factory):
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", unk_token="<unk>"
     ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        vocab_size=len(WORDS) + 2,
-        max_position_embeddings=128,
-        bos_token_id=0,
-    )
-    transformers.LlamaModel(config).save_pretrained(folder)
+    decoder(head=False, positions=128, vocab_size=len(WORDS) + 2, bos_token_id=0).save_pretrained(folder)
     return folder
 
 

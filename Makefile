@@ -118,7 +118,7 @@ test-scipy: install  ## quick Python tests on a build without BLIS
 
 # The C core is compiled apart, counting lines; the C tests and the quick Python tests run it.
 coverage: install
-	@mkdir -p build/coverage && find build/coverage -name '*.gcda' -delete
+	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(PARALLEL) build/coverage/tests
 	@build/coverage/tests >build/coverage/log
 	@ATOMS_COVERAGE=1 $(BIN)/python setup.py -q build -b build/coverage/py >>build/coverage/log 2>&1

@@ -1,6 +1,8 @@
 """Fixtures that every room's tests share: the core's contexts of every kind."""
 
 import contextlib
+import copy
+import shutil
 import signal
 
 import numpy as np
@@ -78,6 +80,33 @@ def smollm2():
     from atoms import activations
 
     return activations.smollm2()
+
+
+@pytest.fixture
+def loaded_smollm2(smollm2, monkeypatch):
+    """Whatever loads the real model in this process gets the one that is loaded already."""
+    from atoms import activations
+
+    def again(*, dtype="float32", head=False):
+        assert (dtype, head) == ("float32", False)
+        return smollm2
+
+    monkeypatch.setattr(activations, "smollm2", again)
+    monkeypatch.setattr(activations._models, "smollm2", again)  # load_model's
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2, tmp_path_factory):
+    """The real model as load_model takes it, for other processes: the same bits within a second."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    model, tokenizer = smollm2
+    plain = copy.copy(model)  # Transformers saves no model that remembers to have been quantised
+    plain.config = copy.deepcopy(model.config)
+    del plain.hf_quantizer, plain.config.quantization_config
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    yield folder
+    shutil.rmtree(folder)  # 540 MB
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ ORDERS = list(itertools.permutations(together.RUNTIMES))
 
 
 def company(code, **env):
-    """Output of code beside other packages, whose warnings are theirs."""
+    """Output of code or of a script beside other packages, whose warnings are theirs."""
     return run(code, timeout=300, strict=False, PYTHONPATH=HERE, **env)
 
 
@@ -189,7 +189,7 @@ if __name__ == "__main__":
     print("ok")
 """
     )
-    assert run(script, timeout=300, strict=False, PYTHONPATH=HERE) == "ok\n"
+    assert company(script) == "ok\n"
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])
@@ -247,7 +247,7 @@ if __name__ == "__main__":
     print("ok")
 """
     )
-    assert run(script, timeout=300, strict=False, PYTHONPATH=HERE) == "ok\n"
+    assert company(script) == "ok\n"
 
 
 # ------------------------------------------------------------------ Jupyter

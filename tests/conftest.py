@@ -1,4 +1,8 @@
-"""Fixtures that every room's tests share: the core's contexts of every kind."""
+"""Fixtures that every room's tests share: the core's contexts of every kind, and language models.
+
+The folders are the package's rooms (base: threads, forks, the binding; package: what is shipped and what is said about it).
+support.py has what is no fixture. bits.py and smoke.py are run by themselves.
+"""
 
 import contextlib
 import copy

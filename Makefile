@@ -10,12 +10,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
 # the tests of the core: not the slow ones, nor those of language models and pictures
-QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/test_activations.py --ignore=tests/test_demo.py \
-         --ignore=tests/test_notebooks.py --ignore=tests/test_store.py --ignore=tests/test_evaluate.py tests
+QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=tests/demo --ignore=tests/evaluation \
+         --ignore=tests/package/test_notebooks.py tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint types format docs demo report wheel wheel-test bench clean
+.PHONY: always warnings help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint types format docs demo report wheel wheel-test bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,38 +60,56 @@ $(PEERS)/ready: $(VENV)/ready
 	@touch $@
 
 test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, dictionary_learning and sparsify themselves
-	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/test_io_peers.py tests/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
+	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/io/test_io_peers.py tests/evaluation/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
 
-CORE := $(wildcard csrc/core/*/*.c)
-CTESTS := $(wildcard csrc/tests/*.c)
-CHEADERS := $(wildcard csrc/*/*.h csrc/*/*/*.h csrc/*/*/*.inc)
-CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno \
-              -Icsrc/include -Icsrc/core -Wl,--wrap=aligned_alloc
-BLIS = $(shell $(PYTHON) setup.py blis-flags)
-SANITIZE := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+# The core and its C tests, compiled once for each flavour into build/FLAVOUR: only what changed is compiled again,
+# on all CPUs. -MMD writes beside each object which headers it read.
+CSOURCES := $(wildcard csrc/core/*/*.c csrc/tests/*.c)
+CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno -Icsrc/include -Icsrc/core
+LINK := -fopenmp -Wl,--wrap=aligned_alloc
+BLIS = $(eval BLIS := $$(shell $$(PYTHON) setup.py blis-flags))$(BLIS)
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+PARALLEL = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN))
 
-build/asan/tests: $(CORE) $(CTESTS) $(CHEADERS)
-	@mkdir -p $(@D)
-	@$(CC) $(SANITIZE) $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS) $(BLIS) -lm -o $@
+# $(call flavour,NAME,COMPILER,FLAGS OF ITS OWN): objects, and the program that runs the tests. Other flags than the
+# last time, of BLIS for example, compile everything again.
+define flavour
+build/$(1)/flags: always
+	@mkdir -p $$(@D)
+	@echo '$(2) $(3) $$(CFLAGS_ALL)' | cmp -s - $$@ || echo '$(2) $(3) $$(CFLAGS_ALL)' >$$@
+build/$(1)/%.o: %.c build/$(1)/flags
+	@mkdir -p $$(@D)
+	@$(2) $(3) $$(CFLAGS_ALL) -MMD -MP -c $$< -o $$@
+build/$(1)/tests: $(CSOURCES:%.c=build/$(1)/%.o)
+	@$(2) $(3) $$^ $$(LINK) $(3) -lm -o $$@
+-include $(CSOURCES:%.c=build/$(1)/%.d)
+endef
+$(eval $(call flavour,asan,$$(CC),-O1 -fno-omit-frame-pointer $(SANITIZE) $$(BLIS)))
+$(eval $(call flavour,ctest,$$(CC),-O3 $$(BLIS)))
+$(eval $(call flavour,coverage,$$(CC),-O1 --coverage $$(BLIS)))
+$(eval $(call flavour,aarch64,aarch64-linux-gnu-gcc,-static -O2))
 
-asan: build/asan/tests  ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 $<
+asan:  ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(PARALLEL) build/asan/tests
+	@ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 build/asan/tests
 
-build/ctest/tests: $(CORE) $(CTESTS) $(CHEADERS)
-	@mkdir -p $(@D)
-	@$(CC) -O3 $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS) $(BLIS) -lm -o $@
-
-ctest: build/ctest/tests  ## C tests as shipped, without sanitizers
-	@$<
+ctest:  ## C tests as shipped, without sanitizers
+	@$(PARALLEL) build/ctest/tests
+	@build/ctest/tests
 
 # The same tests for another machine: compiled where its compiler is, run where its emulator is.
-build/aarch64/tests: $(CORE) $(CTESTS) $(CHEADERS)
-	@mkdir -p $(@D)
-	@aarch64-linux-gnu-gcc -static -O2 $(CFLAGS_ALL) $(CORE) $(CTESTS) -lm -o $@
+aarch64:  ## C tests cross-compiled for aarch64, run by qemu where it is installed
+	@$(PARALLEL) build/aarch64/tests
+	@file build/aarch64/tests 2>/dev/null || true
+	@if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 build/aarch64/tests; else echo "no qemu-aarch64: built, not run"; fi
 
-aarch64: build/aarch64/tests  ## C tests cross-compiled for aarch64, run by qemu where it is installed
-	@file $< 2>/dev/null || true
-	@if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 $<; else echo "no qemu-aarch64: built, not run"; fi
+# What the compiler warns of, without compiling: a file is looked at again when it or what it includes has changed.
+build/warnings/%.ok: %.c Makefile
+	@mkdir -p $(@D)
+	@$(CC) -fsyntax-only -O1 -Werror $(BLIS) $(CFLAGS_ALL) -MMD -MP -MF $(@:.ok=.d) -MT $@ $<
+	@touch $@
+warnings: $(CSOURCES:%.c=build/warnings/%.ok)
+-include $(CSOURCES:%.c=build/warnings/%.d)
 
 test-scipy: install  ## quick Python tests on a build without BLIS
 	@mkdir -p build/scipy
@@ -101,7 +119,7 @@ test-scipy: install  ## quick Python tests on a build without BLIS
 # The C core is compiled apart, counting lines; the C tests and the quick Python tests run it.
 coverage: install
 	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(CC) -O1 --coverage $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS) $(BLIS) -lm -o build/coverage/tests
+	@$(PARALLEL) build/coverage/tests
 	@build/coverage/tests >build/coverage/log
 	@ATOMS_COVERAGE=1 $(BIN)/python setup.py -q build -b build/coverage/py >>build/coverage/log 2>&1
 	@PYTHONPATH=$$(echo build/coverage/py/lib*) $(BIN)/pytest -q $(QUICK) >>build/coverage/log 2>&1 || { tail -40 build/coverage/log; exit 1; }
@@ -114,7 +132,7 @@ lint:  ## ruff, its format, and the compiler's warnings as errors, changing noth
 	@$(PIP) --group lint
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
-	@$(CC) -fsyntax-only -O1 -Werror $(CFLAGS_ALL) $(BLIS) $(CORE) $(CTESTS)
+	@$(PARALLEL) warnings
 
 types: install  ## mypy --strict and pyright over the package, and whether the extension's stubs are complete
 	@$(PIP) --group types

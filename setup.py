@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 
@@ -56,11 +57,24 @@ from setuptools.command.build_ext import build_ext  # noqa: E402
 
 
 class Build(build_ext):
-    """Compiles every time: no file's date tells whether the last build had BLIS or coverage."""
+    """Compiles every time: no file's date tells whether the last build had BLIS or coverage.
+
+    And all CPUs compile: setuptools' own `parallel` is over extensions, of which there is one.
+    """
 
     def finalize_options(self):
         super().finalize_options()
         self.force = True
+
+    def build_extensions(self):
+        one_by_one = self.compiler.compile
+
+        def at_once(sources, **options):
+            with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+                return list(itertools.chain(*pool.map(lambda file: one_by_one([file], **options), sources)))
+
+        self.compiler.compile = at_once
+        super().build_extensions()
 
 
 cflags = "-std=c11 -O3 -g -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno".split()

@@ -1,20 +1,23 @@
-"""Fixtures that every room's tests share: the core's contexts of every kind."""
+"""Fixtures that every room's tests share: the core's contexts of every kind, and language models.
+
+The folders are the package's rooms (base: threads, forks, the binding; package: what is shipped and what is said about it).
+support.py has what is no fixture. bits.py and smoke.py are run by themselves.
+"""
 
 import contextlib
+import copy
+import shutil
 import signal
 
 import numpy as np
 import pytest
+from support import BLAS, ISAS, decoder
 
 from atoms import _config, _core
 
 # A shell starts what it runs in the background with SIGINT ignored, and Python then leaves it so:
 # tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-ISAS = _config._ISAS
-HERE = ISAS.index(_core.build_info()["cpu_isa"])
-BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +27,7 @@ def own_settings():
     _config.set_num_threads(None)
 
 
-@pytest.fixture(params=ISAS[: HERE + 1])
+@pytest.fixture(params=ISAS)
 def isa(request, monkeypatch):
     """Each instruction set of this CPU in turn, in ATOMS_ISA."""
     monkeypatch.setenv("ATOMS_ISA", request.param)
@@ -47,7 +50,7 @@ def contexts():
         yield [
             _core.Context(threads, isa, blas)
             for blas in BLAS
-            for isa in range(HERE + 1)
+            for isa in range(len(ISAS))
             for threads in (1, 2, 3)
         ]
 
@@ -60,7 +63,6 @@ WORDS = "the a of atoms model inner product angle metric text token layer code s
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A folder with a random decoder of width 16 and a tokenizer of whole words."""
-    import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -72,17 +74,7 @@ def tiny(tmp_path_factory):
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", unk_token="<unk>"
     ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        vocab_size=len(WORDS) + 2,
-        max_position_embeddings=128,
-        bos_token_id=0,
-    )
-    transformers.LlamaModel(config).save_pretrained(folder)
+    decoder(head=False, positions=128, vocab_size=len(WORDS) + 2, bos_token_id=0).save_pretrained(folder)
     return folder
 
 
@@ -92,6 +84,33 @@ def smollm2():
     from atoms import activations
 
     return activations.smollm2()
+
+
+@pytest.fixture
+def loaded_smollm2(smollm2, monkeypatch):
+    """Whatever loads the real model in this process gets the one that is loaded already."""
+    from atoms import activations
+
+    def again(*, dtype="float32", head=False):
+        assert (dtype, head) == ("float32", False)
+        return smollm2
+
+    monkeypatch.setattr(activations, "smollm2", again)
+    monkeypatch.setattr(activations._models, "smollm2", again)  # load_model's
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2, tmp_path_factory):
+    """The real model as load_model takes it, for other processes: the same bits within a second."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    model, tokenizer = smollm2
+    plain = copy.copy(model)  # Transformers saves no model that remembers to have been quantised
+    plain.config = copy.deepcopy(model.config)
+    del plain.hf_quantizer, plain.config.quantization_config
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    yield folder
+    shutil.rmtree(folder)  # 540 MB
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What an installed wheel must do with nothing beside it but what it depends on: `python tests/smoke.py`.
 
-Run on every wheel: by tests/test_package.py, by `make wheel-test` in an empty environment, and by cibuildwheel.
+Run on every wheel: by tests/package/test_package.py, by `make wheel-test` in an empty environment, and by cibuildwheel.
 Prints where the package came from and what it was built with.
 """
 

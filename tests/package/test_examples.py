@@ -1,0 +1,66 @@
+"""The scripts in examples/ run as they stand, warnings being errors, and say what they promise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+from support import ROOT
+
+EXAMPLES = ROOT / "examples"
+pytestmark = pytest.mark.slow
+
+
+def run(name, *args):
+    return support.run(EXAMPLES / name, *args, timeout=300)
+
+
+def number(text, after):
+    return float(text.split(after)[1].split()[0].strip(",;"))
+
+
+def test_every_example_is_tested_and_short():
+    tested = Path(__file__).read_text()
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    assert len(scripts) >= 4
+    for script in scripts:
+        assert f'run("{script.name}"' in tested, script.name
+        assert len(script.read_text().splitlines()) < 60, script.name
+
+
+def test_pytorch_hooks():
+    pytest.importorskip("torch")
+    said = run("pytorch_hooks.py")
+    with_atoms, with_zeros = number(said, "with atoms:"), number(said, "with zeros:")
+    without = number(said, "without a hook:")
+    assert without <= with_atoms < without + 0.5 * (with_zeros - without)
+
+
+def test_gemma_scope(tmp_path):
+    said = run("gemma_scope.py")
+    assert "from gemma_scope" in said
+    assert number(said, "pursuit explains") > number(said, "; explained") > 0.8
+
+    # a file and activations of one's own
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((12, 8)).astype(np.float32)
+    zeros = np.zeros(12, np.float32)
+    np.savez(tmp_path / "params.npz", W_enc=W.T, b_enc=zeros, W_dec=W, b_dec=zeros[:8], threshold=zeros + 1)
+    np.save(tmp_path / "X.npy", rng.standard_normal((50, 8)))
+    said = run("gemma_scope.py", tmp_path / "params.npz", tmp_path / "X.npy")
+    assert "d_in=8, d_sae=12" in said
+
+
+def test_long_run():
+    said = run("long_run.py")
+    assert "killed after step 170" in said
+    assert "went on at step 151 and ended at 300" in said
+    assert "the same bits as without a kill: True" in said
+
+
+def test_cluster_sweep():
+    pytest.importorskip("distributed")
+    rows = [line.split() for line in run("cluster_sweep.py").splitlines()[1:]]
+    assert [row[:3] for row in rows] == [[d, k, "0"] for d in ("48", "96") for k in ("2", "4")]
+    assert all(0 < float(row[3]) < 1 for row in rows)
+    assert all(0.5 * float(row[1]) < float(row[4]) < 2 * float(row[1]) for row in rows)

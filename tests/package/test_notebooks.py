@@ -1,0 +1,49 @@
+"""The notebooks run from their first cell to their last, in a small setting."""
+
+import nbclient
+import nbformat
+import pytest
+from support import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+# smollm2() takes 20 s: the kernels load what the tests have loaded already
+FIRST = """
+import functools
+from atoms import activations
+activations.smollm2 = functools.partial(activations.load_model, {folder!r})
+"""
+
+
+def test_there_are_notebooks():
+    assert [n.name for n in NOTEBOOKS][:1] == ["01_from_model_to_atoms.ipynb"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Jupyter's own machinery, in this process
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, monkeypatch, tmp_path, smollm2_folder):
+    monkeypatch.setenv("ATOMS_NOTEBOOK_SMALL", "1")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST.format(folder=str(smollm2_folder))))
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    nbformat.validate(notebook)
+    said = [o.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert any(said)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_fit_to_be_kept(path):
+    """Small, in order, without errors and without the names of the machine it ran on."""
+    assert path.stat().st_size < 1_000_000
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    counts = [c.execution_count for c in notebook.cells if c.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1)) or counts == [None] * len(counts)
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    for place in ("tmp", "home", "root"):
+        assert f"/{place}/" not in path.read_text()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ..sae._settings import k_of
 from . import _formats
 from ._files import safetensors_metadata
 from ._model import PretrainedSAE
@@ -227,7 +228,7 @@ def _saelens_config(
         config["d_out"] = d_out
     if activation == "topk":
         k = getattr(sae, "k", None)
-        config |= {"k": int(sae._k if k is None else k), "rescale_acts_by_decoder_norm": False}
+        config |= {"k": int(k_of(sae.target_l0) if k is None else k), "rescale_acts_by_decoder_norm": False}
     from .. import __version__
 
     # without a version of 6 or later, SAELens reads the file as a legacy one and drops the metadata

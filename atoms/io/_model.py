@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _core
 from .._config import context
 from .._estimator import check_array
+from ..sae._model import BLOCK, Batch, Model, decode, stacked
 
 __all__ = ["PretrainedSAE"]
 
-_BLOCK = 8192
 _ACTIVATIONS = ("jumprelu", "relu", "topk")
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
@@ -92,6 +91,7 @@ class PretrainedSAE:
     """
 
     metric = None
+    _model: Model | None = None  # made when it is first needed, by each process for itself
 
     def __init__(
         self,
@@ -136,19 +136,23 @@ class PretrainedSAE:
         )
         self.b_enc = _weight(folded, "b_enc", (d_sae,))
         self.is_transcoder = bool(is_transcoder) or W_skip is not None
-        if d_out != d_in and not self.is_transcoder:
-            raise ValueError(f"W_dec: expected {d_in} columns as W_enc has rows, got {d_out}")
-        if self.threshold.min() < 0 or (activation != "jumprelu" and self.threshold.any()):
-            raise ValueError(
-                f"threshold: expected {'zeros' if activation != 'jumprelu' else 'no negative numbers'}"
-            )
-        if (k is None) == (activation == "topk"):
-            raise ValueError(f"k: activation {activation!r} {'needs' if k is None else 'has no'} k")
-        if k is not None and not 1 <= k <= d_sae:
-            raise ValueError(f"k: expected 1 to d_sae = {d_sae}, got {k}")
         self.activation, self.k, self.input_norm = activation, k, input_norm
         self.config, self.source, self.num_threads = dict(config or {}), source, num_threads
-        self._handle: Any = None
+        self._check()
+
+    def _check(self) -> None:
+        """That weights, activation and k go together."""
+        d_in, k = self.n_features_in_, self.k
+        if self.d_out != d_in and not self.is_transcoder:
+            raise ValueError(f"W_dec: expected {d_in} columns as W_enc has rows, got {self.d_out}")
+        if self.threshold.min() < 0 or (self.activation != "jumprelu" and self.threshold.any()):
+            raise ValueError(
+                f"threshold: expected {'zeros' if self.activation != 'jumprelu' else 'no negative numbers'}"
+            )
+        if (k is None) == (self.activation == "topk"):
+            raise ValueError(f"k: activation {self.activation!r} {'needs' if k is None else 'has no'} k")
+        if k is not None and not 1 <= k <= self.d_sae:
+            raise ValueError(f"k: expected 1 to d_sae = {self.d_sae}, got {k}")
 
     def __repr__(self) -> str:
         what = f"{self.activation}, k={self.k}" if self.k else self.activation
@@ -157,24 +161,22 @@ class PretrainedSAE:
         return f"PretrainedSAE(d_in={self.n_features_in_}, d_sae={self.d_sae}, {what}, from {self.source or 'arrays'})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_handle": None}
+        return {name: value for name, value in vars(self).items() if name != "_model"}
 
-    def _core(self) -> Any:
-        if self._handle is None:
-            # one block of weights serves: the core's decoder is not used, for it may have another width
-            handle = _core.sae_new(
-                context(self.num_threads),
-                self.n_features_in_,
-                self.d_sae,
-                activation={"jumprelu": 0, "relu": 1, "topk": 2}[self.activation],
-                k=self.k or 0,
-                tied=True,
-            )
-            for field, value in enumerate([None, self.W_enc.T, self._b_enc, self._center, self.threshold]):
-                if value is not None:
-                    _core.sae_set(handle, field, np.ascontiguousarray(value))
-            self._handle = handle
-        return self._handle
+    def _encode(self, x: np.ndarray) -> sp.csr_array:
+        ctx = context(self.num_threads)
+        if self._model is None:
+            # tied: one block of weights serves, for the core's decoder, which may have another width, is not used
+            model = Model(ctx, self.n_features_in_, self.d_sae, self.activation, k=self.k or 0, tied=True)
+            model.set("W_dec", self.W_enc.T)
+            model.set("b_enc", self._b_enc)
+            model.set("b_dec", self._center)
+            model.set("threshold", self.threshold)
+            self._model = model
+        return self._model.encode(ctx, Batch(x))
+
+    def _decode(self, codes: sp.csr_array) -> np.ndarray:
+        return decode(context(self.num_threads), codes, self.W_dec, self.b_dec)
 
     def _normalised(self, x: np.ndarray) -> tuple[np.ndarray, Any, Any]:
         """n(x) in float32, and the factor and shift that undo it."""
@@ -194,25 +196,8 @@ class PretrainedSAE:
         X = check_array(X)
         if X.shape[1] != self.n_features_in_:
             raise ValueError(f"X has {X.shape[1]} features, but this model expects {self.n_features_in_}")
-        for start in range(0, max(len(X), 1), _BLOCK):
-            yield X[start : start + _BLOCK]
-
-    def _encode(self, x: np.ndarray) -> sp.csr_array:
-        indptr, indices, values, _ = _core.sae_encode(context(self.num_threads), self._core(), x)
-        return sp.csr_array((values, indices, indptr), shape=(len(x), self.d_sae))
-
-    def _decode(self, codes: sp.csr_array) -> np.ndarray:
-        out = np.empty((codes.shape[0], self.d_out), np.float32)
-        _core.decode(
-            context(self.num_threads),
-            codes.indptr.astype(np.int64, copy=False),
-            codes.indices.astype(np.int32, copy=False),
-            np.ascontiguousarray(codes.data, np.float32),
-            self.W_dec,
-            self.b_dec,
-            out,
-        )
-        return out
+        for start in range(0, max(len(X), 1), BLOCK):
+            yield X[start : start + BLOCK]
 
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations (n, d_in): CSR array (n, d_sae) of float32.
@@ -222,8 +207,7 @@ class PretrainedSAE:
         ValueError
             Another number of features, NaN or infinity in X.
         """
-        parts = [self._encode(self._normalised(x)[0]) for x in self._blocks(X)]
-        return sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0]
+        return stacked([self._encode(self._normalised(x)[0]) for x in self._blocks(X)])
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """``codes W_dec + b_dec``, (n, d_out) float32, from codes (n, d_sae), sparse or dense.

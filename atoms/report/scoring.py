@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import recovery, theory
-from ..sae import _THRESHOLD, SparseAutoencoder
+from ..sae import SparseAutoencoder
+from ..sae._autoencoder import set_thresholds
 
 __all__ = [
     "CONVENTION",
@@ -138,18 +139,13 @@ def hold_l0(model: SparseAutoencoder, X: np.ndarray, l0: float) -> float:
     falls below 0. Memory: codes of X with every latent active, 8 len(X) d_sae bytes.
     """
     before = model.threshold.copy()
-    _set_thresholds(model, np.full_like(before, -1e30))
+    set_thresholds(model, np.full_like(before, -1e30))
     codes = model.transform(X)  # every latent's z, by the core's own products
     margins = np.sort(codes.data - before[codes.indices])[::-1]
     k = min(max(1, round(l0 * len(X))), len(margins) - 1)
     shift = np.float32((margins[k - 1] + margins[k]) / 2)
-    _set_thresholds(model, np.maximum(before + shift, 0))
+    set_thresholds(model, np.maximum(before + shift, 0))
     return float(shift)
-
-
-def _set_thresholds(model: SparseAutoencoder, values: np.ndarray) -> None:
-    model._set(_THRESHOLD, values)
-    model._folded = None
 
 
 def sample(n: int, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,7 @@ from support import started
 
 import atoms
 from atoms._rows import Rows, Sampler
+from atoms.sae._model import FIELDS, WEIGHTS
 
 ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
 
@@ -102,7 +103,7 @@ def test_history_and_held_out(X):
 
 
 def state(sae):
-    return [sae._get(f).tobytes() for f in range(17)]
+    return [sae._model.get(name).tobytes() for name in FIELDS]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -206,7 +207,7 @@ def test_killed_at_random_times_and_resumed(X, tmp_path):
         child.stdout.close()
         assert child.wait() == (-signal.SIGKILL if pace == "slow" else 0)
         if path.exists():
-            steps.append(int(atoms.SparseAutoencoder.load(path)._get(16)[0]))
+            steps.append(atoms.SparseAutoencoder.load(path)._model.steps)
     assert (
         steps == sorted(steps) and len(set(steps)) > 5 and steps[-1] == 1500
     )  # killed on the way, and gone on
@@ -238,7 +239,7 @@ def test_interrupt_leaves_a_usable_model(X):
         if late[-1] < 0.5:
             break
     assert min(late) < 0.5, late
-    assert 2 <= sae._get(16)[0] < 10**6
+    assert 2 <= sae._model.steps < 10**6
     assert sae.transform(rows[:50]).nnz > 0 and np.isfinite(sae.W_enc).all()
 
 
@@ -254,7 +255,7 @@ def test_progress_shows_rate_time_left_and_figures(X, capfd):
 def test_l0_reaches_its_target_from_thresholds_far_off(target, factor, X):
     """Ten times too low or too high: within 5% after far fewer than two million samples, and it stays there."""
     first = quick(max_steps=1).fit(X)
-    first._set(4, factor * first._get(4))
+    first._model.set("threshold", factor * first._model.get("threshold"))
     first._finish()
     l0 = []
     quick(target_l0=target, max_steps=1200, decay=0.2).fit(
@@ -312,11 +313,11 @@ def test_calibrated_thresholds_meet_the_target(activation, most, X, tmp_path):
         sae.calibrate(other, 0)
     with pytest.raises(ValueError, match="activation: 'topk' has no threshold"):
         quick(activation="topk").fit(X).calibrate(X)
-    sae._set(4, np.zeros(48))
+    sae._model.set("threshold", np.zeros(48))
     if activation == "jumprelu":
         with pytest.raises(ValueError, match="threshold is zero"):
             sae.calibrate(other, 0.5)
-        assert not sae._get(4).any()
+        assert not sae._model.get("threshold").any()
 
 
 def test_several_in_one_pass_equal_each_alone(X):
@@ -401,8 +402,8 @@ def test_aux_k_brings_dead_latents_back(X):
             **change,
         )
         first = quick(activation="topk", max_steps=1, random_state=seed).fit(X)
-        low = 4 * np.linalg.norm(first._get(0)[0])  # rows of W_enc have one norm
-        first._set(2, np.where(np.arange(sae.d_sae) < 10, -low, 0.0))  # b_enc
+        low = 4 * np.linalg.norm(first._model.get("W_enc")[0])  # all its rows have one norm
+        first._model.set("b_enc", np.where(np.arange(sae.d_sae) < 10, -low, 0.0))
         first._finish()
         sae.fit(X, init=first)
         return int((np.bincount(sae.transform(X).indices, minlength=sae.d_sae)[:10] == 0).sum())
@@ -447,7 +448,7 @@ def test_divergence_is_said(X, tmp_path):
     message = diverge(checkpoint=good, checkpoint_steps=1)  # finite losses, but then weights that are not
     assert f"the last good checkpoint is {good}" in message
     back = atoms.SparseAutoencoder.load(good)
-    assert all(np.isfinite(back._get(f)).all() for f in range(5))
+    assert all(np.isfinite(back._model.get(name)).all() for name in WEIGHTS)
 
 
 @pytest.mark.parametrize("n", [2, 3, 17])

@@ -1,0 +1,489 @@
+"""The sparse autoencoder as its users meet it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .._config import context
+from .._estimator import Estimator, load_tensors, reading
+from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards
+from . import _saving
+from ._calibration import threshold_factor
+from ._model import Model, blocks, decode, stacked
+from ._saving import Trained
+from ._settings import Settings, as_json
+from ._space import TrainingSpace
+from ._start import initialise, starting_rows
+from ._steering import Control
+from ._training import HISTORY, Run, train, training_rows
+
+
+class SparseAutoencoder(Estimator):
+    """Sparse autoencoder; with ``activation="jumprelu"`` and a metric, the paper's TSAE.
+
+    Activations are mapped to the training space, ``t(x) = (x - mean) S^(1/2)`` under `metric`
+    (the mean only where the metric is centred), else ``t(x) = c (x - mean)`` with the one number c
+    that makes the mean square of a coordinate 1. There
+
+    * ``z = (t - b_dec) W_enc + b_enc``, ``a = z 1[z > threshold]``, ``t_hat = a W_dec + b_dec``, and
+    * the objective is ``mean_i |t_hat_i - t_i|^2 + penalty``, decoder rows of unit norm,
+
+    where the penalty is ``lambda mean_i |a_i|_0`` for ``"jumprelu"``, ``l1_coefficient mean_i |a_i|_1``
+    for ``"relu"``, and nothing for ``"topk"`` (k largest positive of each sample) and ``"batchtopk"``
+    (n k largest of a batch of n; for inference, the running mean of the lowest active z as threshold,
+    Bussmann et al. 2024, arXiv 2412.06410).
+
+    A threshold's gradient is the objective's difference quotient over `bandwidth`,
+    ``(L(threshold_j + bandwidth) - L(threshold_j)) / bandwidth``, which is that of switching off the
+    activations in between. The straight-through estimate of Rajamanoharan et al. 2024 (arXiv 2407.14435,
+    eqs. 11-12) tends to the same number for a narrow band on both sides of the threshold; this one needs
+    no latent that is not active. There is no coefficient to tune: lambda is at each step the price at
+    which the thresholds' gradients balance, the mean rise of ``|e|^2`` when a latent in its band is
+    switched off, and one shift common to all thresholds, a damped Newton step on L0(threshold), holds L0
+    at `target_l0` from the first step on. Where L0 falls below 0.6 of it, bands are too empty to say
+    anything, and all thresholds come down by the factor ``(L0 / target_l0)^0.1`` a step.
+
+    With `matryoshka_widths` the squared errors of the reconstructions from the first w latents are
+    added, for each width w (Bussmann et al. 2025, arXiv 2503.17547; weights 1, as in SAELens). With
+    `aux_k`, AuxK (Gao et al. 2024, arXiv 2406.04093, section 2.4, scaled as in SAELens): the `aux_k`
+    largest positive z of dead latents reconstruct what is left over, and
+    ``aux_coefficient min(1, n_dead / aux_k) mean_i |sum_j z_ij W_dec_j - (t_i - t_hat_i)|^2`` is added.
+
+    Parameters
+    ----------
+    d_sae : int
+        Number of latents.
+    activation : {"jumprelu", "relu", "topk", "batchtopk"}
+    metric : AtomicInnerProduct, optional
+        Fitted. None trains in Euclidean geometry.
+    target_l0 : float
+        Mean number of active latents for each sample; k for the TopK family (rounded).
+    tied : bool
+        W_enc = W_dec' in the training space, that is W_enc = S W_dec' for raw activations (the
+        theory's form; one parameter block, half the optimiser's work).
+    batch_size, max_steps : int
+        Samples for each step; steps.
+    learning_rate : float
+        Adam's, after a warm-up over `warmup` of the steps and before a linear decay to zero over the
+        last `decay` of them.
+    bandwidth : float
+        Width of the band above each threshold, in units of z (whitened activations have unit variance).
+    l1_coefficient : float, optional
+        For ``"relu"``; None adjusts it so that L0 comes to `target_l0`.
+    clip : float
+        Largest root-mean-square of a latent's Adam direction; larger ones are scaled down. It takes the
+        place of clipping by the global gradient norm, which would need a pass of its own.
+    dead_after : float
+        A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
+        direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
+        of that, its threshold comes down until it fires, and, once 3% of all samples and ten batches have gone by
+        too, its bias rises (both ``"jumprelu"``). 0: none of it. Runs too short for several such times find more
+        with 50 to 300.
+    matryoshka_widths : sequence of int, optional
+        Ascending numbers of latents; `d_sae` ends them, given or not.
+    aux_k : int
+        0, or AuxK takes the place of the new directions for dead latents; d_in / 2 is usual.
+    aux_coefficient : float
+    screen : {"auto", "float32", "int8", "int16"}
+        How the core finds the latents that may be active: products of 8 bits where the CPU has them
+        (AVX-512 VNNI), of 16 bits on AVX2, else float32's. The result is the same.
+    random_state : int
+        Seeds everything; equal seeds give equal bits, for any number of threads.
+    num_threads : int, optional
+    verbose : bool
+        Progress bar.
+
+    Attributes
+    ----------
+    W_enc : ndarray (d_in, d_sae) float32
+        With ``b_enc (d_sae,)``, ``W_dec (d_sae, d_in)``, ``b_dec (d_in,)``, ``threshold (d_sae,)``: the
+        autoencoder folded to raw activations, ``z = x W_enc + b_enc``, ``x_hat = a W_dec + b_dec``.
+    history_ : dict of lists
+        step, samples, seconds, loss (training space), explained_variance (centred, last batch),
+        explained_variance_val (centred, `X_val`), l0, dead, learning_rate.
+    n_features_in_ : int
+        d_in.
+
+    Notes
+    -----
+    A step costs 2 d_in d_sae operations for each sample to find the active latents, at the speed of 8-bit
+    products where the CPU has them, and about 8 d_in L0 for the rest. Memory: 17 d_in d_sae bytes
+    (9 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held.
+
+    Training begins with directions of samples as decoder rows and the encoder their transpose, scaled by the
+    one factor that reconstructs best; thresholds (of the others, minus their encoder biases) are where each
+    latent fires as often as the next, at `target_l0` in all.
+
+    Examples
+    --------
+    >>> import numpy as np, atoms
+    >>> X = np.random.default_rng(0).standard_normal((2000, 16)).astype("float32")
+    >>> sae = atoms.SparseAutoencoder(32, target_l0=4, max_steps=50, verbose=False).fit(X)
+    >>> codes = sae.transform(X)
+    >>> codes.shape, sae.inverse_transform(codes).shape
+    ((2000, 32), (2000, 16))
+    """
+
+    def __init__(
+        self,
+        d_sae: int = 256,
+        activation: str = "jumprelu",
+        metric: Any = None,
+        target_l0: float = 32.0,
+        *,
+        tied: bool = False,
+        batch_size: int = 512,
+        max_steps: int = 2000,
+        learning_rate: float = 3e-3,
+        warmup: float = 0.05,
+        decay: float = 0.3,
+        bandwidth: float = 0.1,
+        l1_coefficient: float | None = None,
+        clip: float = 1.0,
+        dead_after: float = 1000.0,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        matryoshka_widths: Sequence[int] | None = None,
+        aux_k: int = 0,
+        aux_coefficient: float = 1.0,
+        screen: str = "auto",
+        random_state: int = 0,
+        num_threads: int | None = None,
+        verbose: bool = True,
+    ) -> None:
+        self.d_sae = d_sae
+        self.activation = activation
+        self.metric = metric
+        self.target_l0 = target_l0
+        self.tied = tied
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.learning_rate = learning_rate
+        self.warmup = warmup
+        self.decay = decay
+        self.bandwidth = bandwidth
+        self.l1_coefficient = l1_coefficient
+        self.clip = clip
+        self.dead_after = dead_after
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.matryoshka_widths = matryoshka_widths
+        self.aux_k = aux_k
+        self.aux_coefficient = aux_coefficient
+        self.screen = screen
+        self.random_state = random_state
+        self.num_threads = num_threads
+        self.verbose = verbose
+
+    # ---------------------------------------------------------------- training
+
+    def fit(
+        self,
+        X: Any,
+        X_val: Any = None,
+        *,
+        callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
+        init: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_minutes: float = 5.0,
+        checkpoint_steps: int | None = None,
+    ) -> SparseAutoencoder:
+        """Train on activations.
+
+        Parameters
+        ----------
+        X : array (n, d_in), memory map, list of them, ``store[layer]`` or ActivationStream
+            float32, float64, float16 or bfloat16. Only the rows of a batch are ever converted. Where a
+            store or a stream has more rows than its buffer, the order is the one that
+            `atoms.activations.StoredRows` states, and mean, scale and first atoms are those of the first
+            buffer; otherwise all is as for the array in memory, to the bit.
+        X_val : array (m, d_in), optional
+            Held out; its explained variance is shown and recorded twenty times. One number for each
+            row of X, as scikit-learn's pipelines pass for ``y``, is ignored.
+        callback : callable, optional
+            Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
+        init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
+            Start from these weights (of raw activations, as this class gives them) instead of afresh.
+        checkpoint : path, optional
+            Written every `checkpoint_minutes` or `checkpoint_steps`, and at the end, beside itself and
+            then renamed. Where the file is there already, training goes on from it, and ends with
+            the same bits as if it had never stopped.
+
+        Raises
+        ------
+        ValueError
+            For parameters out of range, NaN or infinity in X (naming the row), shapes that differ, or a
+            checkpoint of other parameters.
+        TrainingDiverged
+            When the loss or the model is no longer finite; it names the step, the learning rate and the last
+            good checkpoint.
+        """
+        if X_val is not None and not is_shards(X_val) and np.asarray(X_val).ndim == 1:
+            X_val = None
+        fit_many(
+            [self], X, X_val, callback=callback, init=init, checkpoints=[checkpoint],
+            checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
+        )  # fmt: skip
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None) -> sp.csr_array:
+        """`fit(X)`, then `transform(X)`."""
+        return self.fit(X, y).transform(X)
+
+    def _begin(
+        self,
+        rows: Rows | BlockRows,
+        sampler: RowSampler | BlockSampler,
+        init: Any,
+        checkpoint: Any,
+        callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None,
+    ) -> Run:
+        """Ready for the first step, or for the one after a checkpoint's last."""
+        settings = Settings.of(self)
+        self._check_X(rows.shards[0], reset=True)
+        self._folded: dict[str, np.ndarray] | None = None
+        if checkpoint is not None and os.path.exists(checkpoint):
+            parameters, ctx = as_json(self.get_params(deep=False)), context(self.num_threads)
+            kind = type(self).__name__
+            self._take(_saving.resume(checkpoint, kind, parameters, settings, self.metric, rows.d, ctx))
+        else:
+            self._start(sampler.first(), settings, init)
+        return Run(
+            settings,
+            self._trained,
+            self.num_threads,
+            callback=None if callback is None else functools.partial(callback, self),
+            path=checkpoint,
+            save=None
+            if checkpoint is None
+            else functools.partial(self.save, checkpoint, training_state=True),
+        )
+
+    def _start(self, rows: Rows, settings: Settings, init: Any) -> None:
+        """A model that has not been trained: `init`'s weights, or directions of these rows."""
+        self._space = TrainingSpace.fit(rows, self.metric)
+        ctx = context(self.num_threads)
+        self._model = Model.of(ctx, rows.d, settings)
+        if init is not None:
+            for name, value in self._space.unfold(init, settings.d_sae).items():
+                self._model.set(name, value)
+        else:
+            initialise(ctx, self._model, settings, self._space.to_space(starting_rows(settings, rows)))
+        self._control = Control(l1=settings.l1_coefficient or 0.0)
+        self.history_: dict[str, list[Any]] = {name: [] for name in HISTORY}
+
+    def _finish(self) -> None:
+        """The model has changed: its threshold for inference, and the folded weights, follow."""
+        self._control.publish_cut(self._model)
+        self._folded = None
+
+    def calibrate(self, X: Any, target_l0: float | None = None) -> SparseAutoencoder:
+        """Multiply all thresholds by the one factor at which the mean L0 on X is `target_l0`.
+
+        Training holds L0 on the rows it sees. On other text it may differ by some percent, and in small
+        or long-trained data by more, for the encoder fits the rows it has seen; held-out rows as X put
+        that right without touching anything else.
+
+        Parameters
+        ----------
+        X : array (n, d_in), memory map, or list of them
+        target_l0 : float, optional
+            Default: the estimator's own.
+
+        Raises
+        ------
+        ValueError
+            For ``"relu"`` and ``"topk"``, which have no threshold, and where fewer z are above zero than
+            `target_l0` asks for.
+
+        Notes
+        -----
+        Costs a few passes of `transform`, and holds 8 n target_l0 bytes or somewhat more.
+        """
+        self._check_fitted()
+        if self.activation not in ("jumprelu", "batchtopk"):
+            raise ValueError(f"activation: {self.activation!r} has no threshold to calibrate")
+        target = float(self.target_l0 if target_l0 is None else target_l0)
+        if not 0 < target <= self.d_sae:
+            raise ValueError(
+                f"target_l0: expected more than 0 and at most d_sae ({self.d_sae}), got {target!r}"
+            )
+        rows = self._rows(X)
+        factor = threshold_factor(context(self.num_threads), self._model, self._space, rows, target)
+        self._control.cut *= factor
+        self._model.set("threshold", self._model.get("threshold") * np.float32(factor))
+        self._finish()
+        return self
+
+    # --------------------------------------------------------------- inference
+
+    def _rows(self, X: Any) -> Rows:
+        """Checked against the rows that it was fitted to."""
+        self._check_fitted()
+        rows = Rows(X)
+        self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)
+        return rows
+
+    def transform(self, X: Any) -> sp.csr_array:
+        """Codes of activations: CSR array (n, d_sae) float32, in the units of the training space.
+
+        Strict inequality: ``a = z 1[z > threshold]``. Cost: 2 d_in d_sae operations for each sample.
+        """
+        rows, ctx = self._rows(X), context(self.num_threads)
+        batches = (self._space.batch(rows.slice(block.start, block.stop)) for block in blocks(rows.n))
+        return stacked([self._model.encode(ctx, batch) for batch in batches])
+
+    def inverse_transform(self, codes: Any) -> np.ndarray:
+        """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
+        self._check_fitted()
+        codes = sp.csr_array(codes)
+        if codes.shape[1] != self.d_sae:
+            raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
+        return decode(context(self.num_threads), codes, self.W_dec, self.b_dec)
+
+    # ---------------------------------------------------------- folded weights
+
+    def _fold(self) -> dict[str, np.ndarray]:
+        """The properties' values, computed together when the first is asked for."""
+        self._check_fitted()
+        folded: dict[str, np.ndarray] | None = getattr(self, "_folded", None)
+        if folded is None:
+            folded = self._folded = self._space.fold(self._model)
+        return folded
+
+    @property
+    def W_enc(self) -> np.ndarray:
+        """Encoder for raw activations (d_in, d_sae): S^(1/2) times the training space's."""
+        return self._fold()["W_enc"]
+
+    @property
+    def b_enc(self) -> np.ndarray:
+        """Encoder bias for raw activations (d_sae,); the decoder bias is folded in."""
+        return self._fold()["b_enc"]
+
+    @property
+    def W_dec(self) -> np.ndarray:
+        """Decoder to raw activations (d_sae, d_in): the atoms, of unit norm under the metric."""
+        return self._fold()["W_dec"]
+
+    @property
+    def b_dec(self) -> np.ndarray:
+        """Decoder bias in raw activations (d_in,)."""
+        return self._fold()["b_dec"]
+
+    @property
+    def threshold(self) -> np.ndarray:
+        """A latent is active above it (d_sae,); zero for ReLU and TopK."""
+        return self._fold()["threshold"]
+
+    # --------------------------------------------------------- files and copies
+
+    @property
+    def _trained(self) -> Trained:
+        return Trained(self._space, self._model, self._control, self.history_)
+
+    def _take(self, trained: Trained) -> None:
+        self._space, self._model, self._control, self.history_ = trained
+        self.n_features_in_ = trained.model.d_in
+
+    def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
+        """Write to a safetensors file, first beside `path`, then renamed: never half a file.
+
+        The metric goes with it. `training_state` adds what `fit(checkpoint=...)` needs to go on.
+        """
+        self._check_fitted()
+        parameters = as_json(self.get_params(deep=False))
+        _saving.write(path, type(self).__name__, parameters, self._trained, training_state)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], num_threads: int | None = None) -> SparseAutoencoder:
+        """Read what `save` wrote: the same codes, to the bit.
+
+        Raises
+        ------
+        ValueError
+            Another file, or a damaged one; no more memory is used than the weights in it justify.
+        """
+        tensors, meta = load_tensors(path, cls.__name__)
+        with reading(path, cls.__name__):
+            self = cls(**meta["parameters"], num_threads=num_threads)
+            settings = Settings.of(self)
+            self.metric = _saving.read_metric(tensors, meta, num_threads)
+            self._take(_saving.restore(tensors, meta, settings, self.metric, context(num_threads)))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in vars(self).items() if k not in ("_space", "_model", "_control")}
+        return state | _saving.as_state(self._trained) if "_control" in vars(self) else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        held = ("_arrays", "_control", "_mean", "_scale")
+        vars(self).update({k: v for k, v in state.items() if k not in held})
+        if "_arrays" in state:
+            ctx = context(self.num_threads)
+            self._take(_saving.from_state(state, Settings.of(self), self.metric, ctx))
+
+
+def fit_many(
+    saes: list[SparseAutoencoder],
+    X: Any,
+    X_val: Any = None,
+    *,
+    callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
+    init: Any = None,
+    checkpoints: Sequence[Any] | None = None,
+    checkpoint_minutes: float = 5.0,
+    checkpoint_steps: int | None = None,
+) -> list[SparseAutoencoder]:
+    """Train several autoencoders (seeds, widths, targets) in one pass over the same activations.
+
+    Each batch is read, and whitened for each different metric, once. The batches are drawn by the first
+    one's `random_state`, so all see the same samples; `batch_size` and `max_steps` must agree.
+    See `SparseAutoencoder.fit` for the arguments; `checkpoints` has a path or None for each.
+
+    Returns
+    -------
+    list of SparseAutoencoder
+        `saes`, fitted.
+
+    Raises
+    ------
+    ValueError
+        Where `batch_size` or `max_steps` differ, or as `SparseAutoencoder.fit` does.
+    """
+    paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
+    if not saes or len(paths) != len(saes):
+        raise ValueError(
+            f"saes: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}"
+        )
+    for name in ("batch_size", "max_steps"):
+        if len({getattr(s, name) for s in saes}) > 1:
+            raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
+    rows, val = training_rows(X, X_val)
+    settings = Settings.of(saes[0])
+    sampler = rows.sampler(settings.batch_size, settings.seed, settings.max_steps)
+    runs: list[Run] = []
+    try:
+        for sae, path in zip(saes, paths, strict=True):
+            runs.append(sae._begin(rows, sampler, init, path, callback))
+        train(
+            runs, sampler, val, verbose=saes[0].verbose,
+            checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
+        )  # fmt: skip
+    finally:
+        sampler.close()
+        for sae, _ in zip(saes, runs):  # those that had begun
+            sae._finish()
+    return saes
+
+
+def set_thresholds(sae: SparseAutoencoder, values: np.ndarray) -> None:
+    """Give a fitted autoencoder other thresholds: `atoms.report` compares kinds at one L0."""
+    sae._model.set("threshold", values)
+    sae._folded = None

@@ -1,0 +1,52 @@
+"""The one factor for all thresholds at which L0 comes to a target on given rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._rows import Rows
+from ._model import Model, blocks
+from ._space import TrainingSpace
+
+
+def threshold_factor(ctx: Any, model: Model, space: TrainingSpace, rows: Rows, target: float) -> float:
+    """The factor; the model's thresholds are lowered to find it, and as they were at the end.
+
+    A latent is active at every factor below its z / threshold, so the factor lies between two neighbours
+    among these ratios in order.
+    """
+    thresholds = model.get("threshold")
+    want = max(1, round(target * rows.n))
+    low = 1.0  # the factor down to which all entries are known
+    try:
+        while len(ratios := _ratios(ctx, model, space, rows, thresholds, low)) <= want:
+            if low == 0:
+                raise ValueError(
+                    f"target_l0: no threshold reaches {target:g} on X, where only {len(ratios) / rows.n:g} "
+                    "latents have a z above zero; ask for less"
+                )
+            low = 0.8 * low if low > 1e-3 else 0.0
+    finally:
+        model.set("threshold", thresholds)
+    # of the want largest ratios the smallest is just above the factor, the next one is not
+    factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
+    if not np.isfinite(factor):
+        raise ValueError(
+            f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more"
+        )
+    return float(factor)
+
+
+def _ratios(
+    ctx: Any, model: Model, space: TrainingSpace, rows: Rows, thresholds: np.ndarray, low: float
+) -> np.ndarray:
+    """z / threshold of all entries where it is above `low`; infinity for thresholds of zero."""
+    model.set("threshold", thresholds * np.float32(low))
+    parts = []
+    for block in blocks(rows.n):
+        codes = model.encode(ctx, space.batch(rows.slice(block.start, block.stop)))
+        with np.errstate(divide="ignore"):
+            parts.append(codes.data / thresholds[codes.indices])
+    return np.concatenate(parts)

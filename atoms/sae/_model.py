@@ -1,0 +1,149 @@
+"""The core's autoencoder: its arrays by name, and batches of rows to codes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from .. import _core
+from ._settings import ACTIVATIONS, SCREENS, Settings
+
+WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+# the core's numbers for its arrays are their places here: weights, Adam's two moments of each, at which
+# sample each latent fired last, and how many steps and samples there have been
+FIELDS = (
+    *WEIGHTS,
+    *(f"{name}_m" for name in WEIGHTS),
+    *(f"{name}_v" for name in WEIGHTS),
+    "last_fired",
+    "counters",
+)
+BLOCK = 8192  # rows encoded at a time
+
+
+class Batch(NamedTuple):
+    """Rows in the training space, said without moving them: ``scale (X[rows] - shift)``."""
+
+    X: np.ndarray
+    rows: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.X if self.rows is None else self.rows)
+
+    def dense(self) -> np.ndarray:
+        x = (self.X if self.rows is None else self.X[self.rows]).astype(np.float32, copy=False)
+        return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
+
+
+def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
+    """Slices that cut n rows into blocks."""
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def layout(name: str, d_in: int, d_sae: int) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of one of `FIELDS`. The core keeps W_enc transposed: a row for each latent."""
+    if name in ("last_fired", "counters"):
+        return (2,) if name == "counters" else (d_sae,), np.int64
+    weight = name.removesuffix("_m").removesuffix("_v")
+    matrix = (d_sae, d_in)
+    return {"W_enc": matrix, "W_dec": matrix, "b_dec": (d_in,)}.get(weight, (d_sae,)), np.float32
+
+
+class Model:
+    """An autoencoder in the core, with its optimiser. All it takes and gives is in the training space.
+
+    Parameters
+    ----------
+    ctx : context
+        Threads and instruction set, as for every method that computes.
+    d_in, d_sae : int
+    activation : one of ACTIVATIONS
+    **options
+        The core's others: k, tied, bandwidth, ...
+
+    Attributes
+    ----------
+    handle
+        For the core's functions.
+    """
+
+    def __init__(self, ctx: Any, d_in: int, d_sae: int, activation: str, **options: Any) -> None:
+        self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
+        self.handle = _core.sae_new(ctx, d_in, d_sae, activation=ACTIVATIONS.index(activation), **options)
+
+    @classmethod
+    def of(cls, ctx: Any, d_in: int, settings: Settings) -> Model:
+        """A model to be trained with these settings, all its arrays zero."""
+        s = settings
+        return cls(
+            ctx,
+            d_in,
+            s.d_sae,
+            s.activation,
+            k=s.k if s.activation in ("topk", "batchtopk") else 0,
+            tied=bool(s.tied),
+            bandwidth=float(s.bandwidth),
+            beta1=float(s.beta1),
+            beta2=float(s.beta2),
+            epsilon=1e-8,
+            clip=float(s.clip),
+            screen=SCREENS.index(s.screen),
+            prefixes=None if s.matryoshka_widths is None else np.array(s.matryoshka_widths, np.int64),
+        )
+
+    def get(self, name: str) -> np.ndarray:
+        """A copy of one of `FIELDS`."""
+        out: np.ndarray = np.empty(*layout(name, self.d_in, self.d_sae))
+        _core.sae_get(self.handle, FIELDS.index(name), out)
+        return out
+
+    def set(self, name: str, value: np.ndarray) -> None:
+        _, dtype = layout(name, self.d_in, self.d_sae)
+        _core.sae_set(self.handle, FIELDS.index(name), np.ascontiguousarray(value, dtype))
+
+    @property
+    def steps(self) -> int:
+        """Steps of training so far."""
+        return int(self.get("counters")[0])
+
+    @property
+    def samples(self) -> int:
+        """Samples seen in training so far, repeated ones too."""
+        return int(self.get("counters")[1])
+
+    def nonfinite(self) -> str | None:
+        """Name of the first array that holds NaN or infinity."""
+        field = _core.sae_nonfinite(self.handle)
+        return FIELDS[field] if field >= 0 else None
+
+    def encode(self, ctx: Any, batch: Batch) -> sp.csr_array:
+        indptr, indices, values, _ = _core.sae_encode(ctx, self.handle, *batch)
+        return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
+
+    def decode(self, ctx: Any, codes: sp.csr_array) -> np.ndarray:
+        return decode(ctx, codes, self.get("W_dec"), self.get("b_dec"))
+
+
+def decode(ctx: Any, codes: sp.csr_array, W: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``codes W + b``, float32."""
+    out = np.empty((codes.shape[0], W.shape[1]), np.float32)
+    _core.decode(
+        ctx,
+        codes.indptr.astype(np.int64, copy=False),
+        codes.indices.astype(np.int32, copy=False),
+        np.ascontiguousarray(codes.data, np.float32),
+        W,
+        b,
+        out,
+    )
+    return out
+
+
+def stacked(parts: list[sp.csr_array]) -> sp.csr_array:
+    """Codes of blocks as codes of all rows."""
+    return sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0]

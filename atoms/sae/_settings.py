@@ -1,0 +1,137 @@
+"""An autoencoder's parameters, checked, and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")  # the core's numbers for them: their places here
+SCREENS = ("auto", "float32", "int8", "int16")  # likewise
+MOST_WIDTHS = 16  # that the core takes, d_sae among them
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `SparseAutoencoder`'s arguments of the same names say; `of` makes it, and checks them."""
+
+    d_sae: int
+    activation: str
+    target_l0: float
+    tied: bool
+    batch_size: int
+    max_steps: int
+    learning_rate: float
+    warmup: float
+    decay: float
+    bandwidth: float
+    l1_coefficient: float | None
+    clip: float
+    dead_after: float
+    beta1: float
+    beta2: float
+    matryoshka_widths: tuple[int, ...] | None  # d_sae the last
+    aux_k: int
+    aux_coefficient: float
+    screen: str
+    random_state: int
+
+    @classmethod
+    def of(cls, parameters: Any) -> Settings:
+        """Those that an object has as attributes.
+
+        Raises
+        ------
+        ValueError
+            For one that is out of range; it is named.
+        """
+        _check_counts_and_choices(parameters)
+        _check_ranges(parameters)
+        _check_aux(parameters)
+        widths = _widths(parameters)
+        if parameters.l1_coefficient is not None and parameters.activation != "relu":
+            raise ValueError("l1_coefficient: only activation='relu' has an L1 penalty; leave it None")
+        seed = parameters.random_state
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"random_state: expected a non-negative integer, got {seed!r}")
+        values: dict[str, Any] = {f.name: getattr(parameters, f.name) for f in dataclasses.fields(cls)}
+        for name in ("d_sae", "batch_size", "max_steps", "aux_k"):
+            values[name] = int(values[name])
+        values["matryoshka_widths"] = widths
+        return cls(**values)
+
+    @property
+    def k(self) -> int:
+        return k_of(self.target_l0)
+
+    @property
+    def seed(self) -> list[int]:
+        """What every random generator's seed begins with."""
+        return [int(self.random_state)]
+
+
+def k_of(target_l0: float) -> int:
+    """Active latents of each sample in the TopK family."""
+    return max(1, round(target_l0))
+
+
+def as_json(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that a file keeps, as JSON has them."""
+    plain = {k: v for k, v in parameters.items() if k not in ("metric", "num_threads", "verbose")}
+    if plain["matryoshka_widths"] is not None:
+        plain["matryoshka_widths"] = [int(w) for w in plain["matryoshka_widths"]]
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
+
+
+def _check_counts_and_choices(p: Any) -> None:
+    for name in ("d_sae", "batch_size", "max_steps"):
+        value = getattr(p, name)
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    for name, choices in (("activation", ACTIVATIONS), ("screen", SCREENS)):
+        if getattr(p, name) not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(p, name)!r}")
+
+
+def _check_ranges(p: Any) -> None:
+    ranges = {
+        "target_l0": (0, p.d_sae, "d_sae"),
+        "learning_rate": (0, np.inf, "infinity"),
+        "bandwidth": (0, np.inf, "infinity"),
+    }
+    for name, (low, high, high_name) in ranges.items():
+        value = getattr(p, name)
+        if not low < value <= high:
+            raise ValueError(
+                f"{name}: expected more than {low} and at most {high_name} ({high}), got {value!r}"
+            )
+    bounds = {"warmup": 1, "decay": 1, "clip": np.inf, "dead_after": np.inf, "aux_coefficient": np.inf}
+    for name, high in {**bounds, "aux_k": p.d_sae}.items():
+        if not 0 <= getattr(p, name) <= high:
+            raise ValueError(f"{name}: expected 0 to {high}, got {getattr(p, name)!r}")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(p, name) < 1:
+            raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(p, name)!r}")
+
+
+def _check_aux(p: Any) -> None:
+    if not isinstance(p.aux_k, (int, np.integer)):
+        raise ValueError(f"aux_k: expected an integer, got {p.aux_k!r}")
+    if p.aux_k and not p.dead_after:
+        raise ValueError("aux_k: dead_after=0 counts no latent as dead; leave dead_after at its default")
+
+
+def _widths(p: Any) -> tuple[int, ...] | None:
+    """The Matryoshka widths, d_sae the last."""
+    if p.matryoshka_widths is None:
+        return None
+    widths = [int(w) for w in p.matryoshka_widths]
+    if widths and widths[-1] != p.d_sae:
+        widths.append(int(p.d_sae))
+    if not widths or widths[0] < 1 or sorted(set(widths)) != widths or len(widths) > MOST_WIDTHS:
+        raise ValueError(
+            f"matryoshka_widths: expected at most {MOST_WIDTHS - 1} ascending integers from 1 to d_sae = "
+            f"{p.d_sae}, got {p.matryoshka_widths!r}"
+        )
+    return tuple(widths)

@@ -1,0 +1,113 @@
+"""The coordinates in which an autoencoder is trained, and the way there and back for rows and for weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._rows import Rows
+from ._model import WEIGHTS, Batch, Model, blocks
+
+
+class TrainingSpace:
+    """``t(x) = (x - mean) S^(1/2)`` under a metric, else ``t(x) = scale (x - mean)``.
+
+    Parameters
+    ----------
+    d : int
+        Features of a row.
+    metric : AtomicInnerProduct or None
+        Fitted. It subtracts its own mean, where it is centred.
+    mean : ndarray (d,), optional
+        Without a metric; float64, but float32's numbers, so that a batch can be mapped in float32.
+    scale : float
+        Likewise.
+    """
+
+    def __init__(self, d: int, metric: Any, mean: np.ndarray | None = None, scale: float = 1.0) -> None:
+        self.d, self.metric, self.scale = d, metric, scale
+        self.mean: np.ndarray = np.zeros(d) if mean is None else mean
+
+    @classmethod
+    def fit(cls, rows: Rows, metric: Any) -> TrainingSpace:
+        """The metric's, or the one in which the mean square of a coordinate of these rows is 1."""
+        if metric is not None:
+            if not hasattr(metric, "whitener_"):
+                raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
+            if metric.n_features_in_ != rows.d:
+                raise ValueError(
+                    f"metric: fitted on {metric.n_features_in_} features, but X has {rows.d}; "
+                    "fit it on activations of the same layer"
+                )
+            return cls(rows.d, metric)
+        mean, square = np.zeros(rows.d), 0.0
+        for part in blocks(rows.n):
+            block = rows.slice(part.start, part.stop).astype(np.float64)
+            if not np.isfinite(block).all():
+                row = part.start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+                raise ValueError(f"X: row {row} holds NaN or infinity; drop it first")
+            mean += block.sum(axis=0)
+            square += float((block * block).sum())
+        mean /= rows.n
+        variance = max(square / rows.n - float(mean @ mean), 0.0) / rows.d
+        scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * max(1.0, float(mean @ mean)) else 1.0
+        return cls(rows.d, None, mean.astype(np.float32).astype(np.float64), float(np.float32(scale)))
+
+    def batch(self, x: np.ndarray, index: np.ndarray | None = None) -> Batch:
+        """Rows of raw activations as the core takes them: only a metric needs a pass over them."""
+        if self.metric is not None:
+            return Batch(self.metric.whiten(x if index is None else x[index]))
+        return Batch(x, index, self.mean.astype(np.float32), self.scale)
+
+    def to_space(self, x: np.ndarray) -> np.ndarray:
+        """Raw activations to the training space, float32."""
+        return self.batch(x).dense()
+
+    def maps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(shift, forward, back) of t = (x - shift) @ forward and x = t @ back + shift, float64."""
+        if self.metric is not None:
+            m = self.metric
+            return (m.mean_ if m.centered else np.zeros(self.d)), m.whitener_, m.unwhitener_
+        eye = np.eye(self.d)
+        return self.mean, eye * self.scale, eye / self.scale
+
+    def fold(self, model: Model) -> dict[str, np.ndarray]:
+        """The model's weights, made to apply to raw activations."""
+        shift, forward, back = self.maps()
+        W, D, b_enc = model.get("W_enc"), model.get("W_dec"), model.get("b_enc")
+        b_dec = model.get("b_dec").astype(np.float64)
+        W_enc = np.empty(W.shape[::-1], np.float32)
+        for block in blocks(len(W), 1024):  # float64 would be twice as large as all of them
+            E = W[block].astype(np.float64)
+            W_enc[:, block] = forward @ E.T
+            b_enc[block] -= E @ (shift @ forward + b_dec)
+            D[block] = D[block].astype(np.float64) @ back
+        return {
+            "W_enc": W_enc,
+            "b_enc": b_enc,
+            "W_dec": D,
+            "b_dec": (b_dec @ back + shift).astype(np.float32),
+            "threshold": model.get("threshold"),
+        }
+
+    def unfold(self, other: Any, d_sae: int) -> dict[str, np.ndarray]:
+        """A model's weights out of another's for raw activations; decoder rows get unit norm."""
+        d, n = self.d, d_sae
+        if getattr(other, "input_norm", "none") != "none":
+            raise ValueError(f"init: normalises each sample ({other.input_norm}), which this class does not")
+        shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
+        w = {k: np.asarray(getattr(other, k), np.float64) for k in shapes}
+        for name, shape in shapes.items():
+            if w[name].shape != shape:
+                raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")
+            if not np.isfinite(w[name]).all():
+                raise ValueError(f"init: {name} holds NaN or infinity")
+        shift, forward, back = self.maps()
+        D = w["W_dec"] @ forward
+        norm = np.linalg.norm(D, axis=1)
+        norm[norm == 0] = 1
+        E = (back @ w["W_enc"]).T * norm[:, None]
+        b_dec = (w["b_dec"] - shift) @ forward
+        b_enc = w["b_enc"] * norm + E @ (shift @ forward + b_dec)
+        return dict(zip(WEIGHTS, (E, D / norm[:, None], b_enc, b_dec, w["threshold"] * norm), strict=True))

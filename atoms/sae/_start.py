@@ -1,0 +1,90 @@
+"""First weights and thresholds of an autoencoder that is trained afresh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._rows import Rows
+from ._model import Batch, Model, blocks
+from ._settings import Settings
+
+
+def starting_rows(settings: Settings, rows: Rows) -> np.ndarray:
+    """Raw rows to begin from, at random."""
+    rng = np.random.default_rng([*settings.seed, 2])
+    n = min(rows.n, max(4096, min(2 * settings.d_sae, 16384)))
+    return rows.take(np.sort(rng.choice(rows.n, n, replace=False)))
+
+
+def initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) -> None:
+    """Decoder rows are directions of samples; thresholds start where L0 is on target.
+
+    `sample` has rows in the training space.
+    """
+    mean = sample.mean(axis=0, dtype=np.float64)
+    centred = sample - mean.astype(np.float32)
+    D = _directions(centred, settings)
+    model.set("W_enc", D)
+    model.set("W_dec", D)
+    model.set("b_dec", mean)
+    start = _starting_thresholds(centred, D, settings.target_l0)
+    if settings.activation == "jumprelu":
+        model.set("threshold", np.maximum(start, 0))
+    else:  # without it the k largest are those along the few strongest directions, in every sample
+        model.set("b_enc", -start)
+    if not settings.tied:
+        _scale_encoder(ctx, model, sample, centred)
+
+
+def _directions(centred: np.ndarray, settings: Settings) -> np.ndarray:
+    """Unit rows, each along a sample."""
+    rng = np.random.default_rng([*settings.seed, 0])
+    d, s = centred.shape[1], settings.d_sae
+    chosen = rng.choice(len(centred), s, replace=len(centred) < s)
+    # samples repeat when there are fewer than latents, and some may be zero: noise breaks ties
+    noise = 0.3 * np.sqrt(np.einsum("ij,ij->", centred, centred, dtype=np.float64) / centred.size) + 1e-12
+    D = np.empty((s, d), np.float32)
+    for block in blocks(s, 1024):
+        rows = centred[chosen[block]] + rng.standard_normal((len(chosen[block]), d)) * noise
+        D[block] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return D
+
+
+def _starting_thresholds(centred: np.ndarray, D: np.ndarray, target_l0: float) -> np.ndarray:
+    """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on some of these samples."""
+    s, centred = len(D), _spread(centred, 2048)
+    want = target_l0 / s
+    some = max(1, s * len(centred) >> 21)  # two million z say where the tail begins
+    mean, deviation = np.empty(s, np.float32), np.empty(s, np.float32)
+    bins = np.linspace(-4, 12, 1601)
+    counts = np.zeros(len(bins) - 1)
+    for block in blocks(s, 1024):
+        z = centred @ D[block].T
+        mean[block], deviation[block] = z.mean(axis=0), z.std(axis=0) + 1e-12
+        z = (z - mean[block]) / deviation[block]
+        counts += np.histogram(z[:, ::some], bins)[0]
+    above = 1 - np.cumsum(counts) / max(counts.sum(), 1)
+    c = bins[1 + int(np.argmax(above <= want))]
+    return np.asarray(mean + c * deviation)
+
+
+def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarray) -> None:
+    """Pre-activations by the factor that reconstructs best.
+
+    Where samples share a few strong directions, so do the latents that fire together, and
+    unscaled they would reconstruct a sample many times over.
+    """
+    sample, centred = _spread(sample, 2048), _spread(centred, 2048)
+    rebuilt = model.decode(ctx, model.encode(ctx, Batch(sample)))
+    part = rebuilt.astype(np.float64) - model.get("b_dec")
+    power = float((part * part).sum())
+    alpha = float(np.clip((part * centred).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
+    for name in ("W_enc", "b_enc", "threshold"):
+        model.set(name, alpha * model.get(name))
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, from all over."""
+    return rows[:: -(-len(rows) // most)]

@@ -1,0 +1,179 @@
+"""Steps of training, one autoencoder's or several's over the same batches; their history and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .._config import context
+from .._rows import BlockRows, BlockSampler, Rows, RowSampler, rows_of
+from ._model import Batch, blocks
+from ._saving import Trained
+from ._settings import Settings
+from ._steering import Steering
+
+HISTORY = (
+    "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val", "l0", "dead",
+    "learning_rate",
+)  # fmt: skip
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or the model became non-finite."""
+
+
+@dataclasses.dataclass
+class Run:
+    """One autoencoder's part in `train`.
+
+    The autoencoder makes it, out of parts that stay its own: it can be used whenever training stops.
+    """
+
+    settings: Settings
+    trained: Trained
+    num_threads: int | None
+    callback: Callable[[dict[str, Any]], None] | None  # after each step, with its figures
+    path: str | os.PathLike[str] | None  # of the checkpoint
+    save: Callable[[], None] | None  # writes it
+
+    def __post_init__(self) -> None:
+        self.space, self.model, self.control, self.history = self.trained
+        self.steering = Steering(self.settings, self.model, self.control)
+
+    def advance(self, step: int, batch: Batch, val: np.ndarray | None) -> None:
+        """One step and its record. `val` has held-out rows in the training space."""
+        ctx, steps, started = context(self.num_threads), self.settings.max_steps, time.perf_counter()
+        try:
+            stats = self.steering.step(ctx, step, batch)
+        except ValueError as error:
+            if not np.isfinite(batch.dense()).all():
+                raise
+            stats = {"squared_error": np.inf}  # x is finite, so x - b_dec was not
+            cause: ValueError | None = error
+        else:
+            cause = None
+        if not np.isfinite(stats["squared_error"]):
+            raise self._diverged(step, f"the loss became {stats['squared_error']}") from cause
+        self.control.spent += time.perf_counter() - started
+        if step % max(1, steps // 200) == 0 or step == steps:
+            ev_val = np.nan
+            self.control.publish_cut(self.model)
+            if val is not None and (step % max(1, steps // 20) == 0 or step == steps):
+                ev_val = self._explained_variance(ctx, val)
+            self._record(step, stats, ev_val)
+        if self.callback is not None:
+            self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
+
+    def check_model(self, step: int) -> None:
+        """A step of finite loss can leave weights that are not: no checkpoint takes their place, and no result."""
+        name = self.model.nonfinite()
+        if name is not None:
+            raise self._diverged(step, f"{name} became non-finite")
+
+    def progress(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        h = self.history
+        shown = {"loss": f"{h['loss'][-1]:.4g}"} if h["loss"] else {}
+        held_out = [v for v in h["explained_variance_val"] if not np.isnan(v)]
+        if held_out:
+            shown["EV held-out"] = f"{held_out[-1]:.4f}"
+        if h["l0"]:
+            shown |= {"L0": f"{h['l0'][-1]:.1f}", "dead": str(h["dead"][-1])}
+        return shown
+
+    def _diverged(self, step: int, what: str) -> TrainingDiverged:
+        path, rate = self.path, self.steering.rate(step)
+        saved = f"; the last good checkpoint is {os.fspath(path)}" if path and os.path.exists(path) else ""
+        return TrainingDiverged(
+            f"{what} at step {step} with learning rate {rate:.3g}{saved}; lower learning_rate"
+        )
+
+    def _record(self, step: int, stats: dict[str, Any], ev_val: float) -> None:
+        total = stats["total_variance"]
+        values = {
+            "step": step,
+            "samples": self.model.samples,
+            "seconds": self.control.spent,
+            "loss": stats["squared_error"] + stats["penalty"],
+            "explained_variance": 1 - stats["squared_error"] / total if total > 0 else np.nan,
+            "explained_variance_val": ev_val,
+            "l0": stats["l0"],
+            "dead": len(self.steering.dead()),
+            "learning_rate": self.steering.rate(step),
+        }
+        for key, value in values.items():
+            self.history[key].append(value)
+
+    def _explained_variance(self, ctx: Any, t: np.ndarray) -> float:
+        """Centred, in the training space."""
+        residual = 0.0
+        for rows in blocks(len(t)):
+            block = t[rows]
+            e = block.astype(np.float64) - self.model.decode(ctx, self.model.encode(ctx, Batch(block)))
+            residual += float((e * e).sum())
+        total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
+        return 1 - residual / total if total > 0 else np.nan
+
+
+def training_rows(X: Any, X_val: Any) -> tuple[Rows | BlockRows, np.ndarray | None]:
+    """The rows to train on, and those held out; ValueError where there are too few, or they differ."""
+    rows = rows_of(X)
+    if rows.n < 2:
+        raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
+    if X_val is None:
+        return rows, None
+    val = Rows(X_val, "X_val")
+    if val.d != rows.d:
+        raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
+    return rows, val.slice(0, val.n)
+
+
+def train(
+    runs: Sequence[Run],
+    sampler: RowSampler | BlockSampler,
+    val: np.ndarray | None,
+    *,
+    verbose: bool,
+    checkpoint_minutes: float,
+    checkpoint_steps: int | None,
+) -> None:
+    """All steps of all runs, which see the same batches; each is mapped to each training space once."""
+    done = {run.model.steps for run in runs}
+    if len(done) > 1:
+        raise ValueError(
+            f"checkpoints: they stopped at different steps {sorted(done)}; remove them and start again"
+        )
+    first, steps = done.pop(), runs[0].settings.max_steps
+    sampler.skip(first)
+    spaces = {
+        id(run.space.metric): run.space for run in runs
+    }  # without a metric, all have one mean and scale
+    vals = {key: None if val is None else space.to_space(val) for key, space in spaces.items()}
+    saved = time.perf_counter()
+    with tqdm(total=steps, initial=first, disable=not verbose, unit="step", desc="SAE") as bar:
+        for step in range(first + 1, steps + 1):
+            raw, index = sampler.draw()
+            batches = {key: space.batch(raw, index) for key, space in spaces.items()}
+            for run in runs:
+                key = id(run.space.metric)
+                run.advance(step, batches[key], vals[key])
+            bar.update()
+            bar.set_postfix(runs[0].progress(), refresh=False)
+            due = checkpoint_steps is not None and step % checkpoint_steps == 0
+            if due or step == steps or time.perf_counter() - saved > 60 * checkpoint_minutes:
+                _checkpoint(runs, step)
+                saved = time.perf_counter()
+
+
+def _checkpoint(runs: Sequence[Run], step: int) -> None:
+    for run in runs:  # first, so that no file is written where another's model is lost
+        run.check_model(step)
+    for run in runs:
+        if run.save is not None:
+            run.save()

@@ -12,17 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._checks import check_array, check_count, first_nonfinite_row, nonfinite_error, why_not_finite
 from ._config import context
-from ._estimator import (
-    Estimator,
-    check_array,
-    check_tensor,
-    first_nonfinite_row,
-    load_tensors,
-    nonfinite_error,
-    reading,
-    save_tensors,
-)
+from ._estimator import Estimator
+from ._files import check_tensor, load_tensors, reading, save_tensors
 
 __all__ = ["AngleHistogram", "AtomicInnerProduct", "EigenvalueErrors"]
 
@@ -277,9 +270,9 @@ class AtomicInnerProduct(Estimator):
         try:
             _core.moments(ctx, X, shift if self._centered else None, total, second)
         except ValueError as error:
-            raise _why_not_finite(X, "X", error) from None
+            raise why_not_finite(X, "X", error) from None
         if not np.isfinite(second.diagonal()).all():
-            raise _why_not_finite(X, "X", None)
+            raise why_not_finite(X, "X", None)
         norms = None
         if self.shrinkage == "ledoit_wolf":
             norms = _norm_sums(X, shift)
@@ -441,7 +434,7 @@ class AtomicInnerProduct(Estimator):
         try:
             _core.product(context(self.num_threads), X, center, W, offset, out)
         except ValueError as error:
-            raise _why_not_finite(X, name, error) from None
+            raise why_not_finite(X, name, error) from None
         return out
 
     def whiten(self, X: Any, out: Array | None = None) -> Array:
@@ -579,7 +572,7 @@ class AtomicInnerProduct(Estimator):
         """
         if geometry not in ("metric", "euclidean"):
             raise ValueError(f"geometry: expected 'metric' or 'euclidean', got {geometry!r}")
-        _check_count(bins, "bins")
+        check_count(bins, "bins")
         if geometry == "metric":
             self._check_fitted()
             X = self._check_X(X, reset=False)
@@ -590,7 +583,7 @@ class AtomicInnerProduct(Estimator):
         first: Array | None = None
         second: Array | None = None
         if pairs is not None:
-            _check_count(pairs, "pairs")
+            check_count(pairs, "pairs")
             if pairs < total:
                 total = int(pairs)
                 rng = _generator(random_state)
@@ -608,7 +601,7 @@ class AtomicInnerProduct(Estimator):
         try:
             _core.angles(context(self.num_threads), X, first, second, counts, sums)
         except ValueError as error:
-            raise _why_not_finite(X, "X", error) from None
+            raise why_not_finite(X, "X", error) from None
         n_pairs = int(sums[0])
         off = sums[1] / n_pairs if n_pairs else math.nan
         variance = max(0.0, sums[2] / n_pairs - off * off) if n_pairs else math.nan
@@ -738,7 +731,7 @@ class AtomicInnerProduct(Estimator):
         shapes |= dict.fromkeys(("second", "eigenvectors"), (d, d))
         for name, shape in (shapes | ({"norms": (d + 1,)} if "norms" in tensors else {})).items():
             check_tensor(tensors, name, shape, np.float64)
-        _check_count(meta["n_samples_seen"], "n_samples_seen")
+        check_count(meta["n_samples_seen"], "n_samples_seen")
         self.n_features_in_, self._centered = d, meta["centered"]
         names = meta["feature_names"]
         if names is not None:
@@ -774,11 +767,6 @@ _SINGULAR = (
 )
 
 
-def _check_count(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-
-
 def _generator(random_state: Any) -> np.random.Generator:
     if isinstance(random_state, np.random.RandomState):
         return np.random.default_rng(random_state.randint(2**31))
@@ -794,16 +782,6 @@ def _squeeze(a: Array, first: bool, second: bool) -> Any:
 def _unit(u: Array) -> Array:
     norms = np.linalg.norm(u, axis=1, keepdims=True)
     return u / np.where(norms > 0, norms, 1.0)
-
-
-def _why_not_finite(X: Array, name: str, error: Exception | None) -> Exception:
-    """The error for sums that are not finite: the row at fault, or values too large to square."""
-    row = first_nonfinite_row(X)
-    if row >= 0:
-        return nonfinite_error(X, name, row)
-    if error is None or "NaN" in str(error):
-        return ValueError(f"{name}: values too large: sums of their squares overflow float64; rescale {name}")
-    return error
 
 
 def _norm_sums(X: Array, shift: Array) -> Array:

@@ -31,8 +31,16 @@ import scipy.sparse
 from tqdm.auto import tqdm
 
 from . import _core
+from ._checks import (
+    atoms_of,
+    check_array,
+    check_count,
+    check_number,
+    first_nonfinite_row,
+    nonfinite_error,
+)
 from ._config import context
-from ._estimator import Estimator, atoms_of, check_array, first_nonfinite_row, nonfinite_error
+from ._estimator import Estimator
 
 __all__ = [
     "Dictionary",
@@ -311,24 +319,6 @@ def _complain(name: str, status: Array, stacklevel: int) -> None:
         )
 
 
-def _number(name: str, value: Any, low: float, *, strict: bool = False) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
-    if not (number > low if strict else number >= low) or number == np.inf:
-        raise ValueError(
-            f"{name}: expected a finite number {'above' if strict else 'of at least'} {low:g}, got {value!r}"
-        )
-    return number
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    return int(value)
-
-
 # ------------------------------------------------------------------------------- OMP
 
 
@@ -431,8 +421,8 @@ def omp(
     if n_nonzero is None:
         most = limit if tol is not None else min(limit, max(1, d.d_in // 10))
     else:
-        most = min(limit, _count("n_nonzero", n_nonzero))
-    stop = -1.0 if tol is None else _number("tol", tol, 0)
+        most = min(limit, check_count(n_nonzero, "n_nonzero"))
+    stop = -1.0 if tol is None else check_number(tol, "tol", 0)
     warm = _support(support, X.shape[0], d.n_atoms)
     many = not nonnegative and X.shape[0] >= _UNITS_SIGNALS
     coarse = many and most <= _COARSE_NONZERO and d.n_atoms >= _COARSE_ATOMS
@@ -514,8 +504,8 @@ def lasso(
     """
     X = check_array(X, "X", min_rows=0)
     d = _dictionary(dictionary, X, metric, num_threads)
-    alphas = np.array([_number("alpha", alpha, 0, strict=True)])
-    stop, rounds = _number("tol", tol, 0, strict=True), _count("max_iter", max_iter)
+    alphas = np.array([check_number(alpha, "alpha", 0, strict=True)])
+    stop, rounds = check_number(tol, "tol", 0, strict=True), check_count(max_iter, "max_iter")
     d._prepare_lasso()
     ctx = context(num_threads)
 
@@ -563,17 +553,17 @@ def lasso_path(
         raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {X.shape[1]}")
     if alphas is None:
         top = _largest_correlation(X, d, dictionary)
-        grid = np.geomspace(1, _number("eps", eps, 0, strict=True), _count("n_alphas", n_alphas)) * (
-            top or 1.0
-        )
+        grid = np.geomspace(
+            1, check_number(eps, "eps", 0, strict=True), check_count(n_alphas, "n_alphas")
+        ) * (top or 1.0)
     else:
         grid = np.sort(np.atleast_1d(np.asarray(alphas, np.float64)))[::-1]
         if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
             raise ValueError("alphas: expected finite numbers above 0")
     grid = np.ascontiguousarray(grid)
     stop, rounds, ctx = (
-        _number("tol", tol, 0, strict=True),
-        _count("max_iter", max_iter),
+        check_number(tol, "tol", 0, strict=True),
+        check_count(max_iter, "max_iter"),
         context(num_threads),
     )
     k, n = grid.size, X.shape[0]
@@ -698,7 +688,7 @@ def basis_pursuit_denoise(
     csr_array (n_signals, n_atoms) of float64
         Signals farther than sigma from the span of the atoms have status INFEASIBLE.
     """
-    s = _number("sigma", sigma, 0)
+    s = check_number(sigma, "sigma", 0)
     name = "basis_pursuit_denoise"
     return _basis(name, X, dictionary, s, tol, max_iter, metric, num_threads, verbose, return_info)
 
@@ -717,7 +707,11 @@ def _basis(
 ) -> Any:
     X = check_array(X, "X", min_rows=0)
     d = _dictionary(dictionary, X, metric, num_threads, np.float64)
-    stop, most, ctx = _number("tol", tol, 0, strict=True), _count("max_iter", max_iter), context(num_threads)
+    stop, most, ctx = (
+        check_number(tol, "tol", 0, strict=True),
+        check_count(max_iter, "max_iter"),
+        context(num_threads),
+    )
     d._prepare(True)
 
     def solve(handle: Any, x: Array, indices: Array, values: Array, *rest: Any) -> None:
@@ -746,8 +740,8 @@ def _pursuit(
     X = check_array(X, "X", min_rows=0)
     d = _dictionary(dictionary, X, metric, num_threads)
     limit = min(d.n_atoms, d.d_in)
-    most = min(limit, max(1, d.d_in // 10) if n_nonzero is None else _count("n_nonzero", n_nonzero))
-    stop, steps = -1.0 if tol is None else _number("tol", tol, 0), _count("max_iter", max_iter)
+    most = min(limit, max(1, d.d_in // 10) if n_nonzero is None else check_count(n_nonzero, "n_nonzero"))
+    stop, steps = -1.0 if tol is None else check_number(tol, "tol", 0), check_count(max_iter, "max_iter")
     d._prepare(True)
     ctx = context(num_threads)
 
@@ -888,7 +882,7 @@ def threshold_interval(codes: Any, coherence: float) -> tuple[Array, Array]:
     >>> threshold_interval(np.array([[0.0, 2.0, 1.0]]), 0.125)
     (array([0.5]), array([0.75]))
     """
-    mu = _number("coherence", coherence, 0)
+    mu = check_number(coherence, "coherence", 0)
     z = scipy.sparse.csr_array(codes, copy=True)
     z.eliminate_zeros()
     size = abs(z.data.astype(np.float64))

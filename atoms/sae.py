@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from . import _core
 from ._config import context
-from ._estimator import Estimator, check_tensor, load_tensors, reading, save_tensors
+from ._estimator import Estimator
+from ._files import check_tensor, load_tensors, reading, save_tensors
 from ._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards, rows_of
 
 __all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]

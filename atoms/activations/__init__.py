@@ -6,13 +6,13 @@ shuffled). `ActivationStream` trains from the running model and keeps nothing. N
 needs PyTorch: rows from hooks of your own go straight into ``sae.fit(tensor.numpy())``.
 """
 
+from .._files import replacing
 from ._capture import capture
 from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
 from ._table import _MANIFEST as _MANIFEST
 from ._table import Activations
-from ._table import _replacing as _replacing
 
 __all__ = [
     "ActivationStore",
@@ -27,3 +27,5 @@ __all__ = [
     "smollm2",
     "tokenize",
 ]
+
+_replacing = replacing  # until demo.py takes it from atoms._files

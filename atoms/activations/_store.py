@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from .._files import replacing
 from .._rows import BlockSource, Rows
 from ._hooks import Pass
-from ._table import _INDEX, Key, _dtype, _point_name, _replacing, checked_norms
+from ._table import _INDEX, Key, _dtype, _point_name, checked_norms
 
 __all__ = ["ActivationStore", "StoredRows"]
 
@@ -160,7 +161,7 @@ def _write_shard(
         files = {}
         for key in plan.keys:
             name = f"{_point_name(key)}-{number:05d}.npy"
-            temporary = stack.enter_context(_replacing(folder / name))
+            temporary = stack.enter_context(replacing(folder / name))
             files[key] = stack.enter_context(_Hashed(temporary))
             np.lib.format.write_array_header_1_0(
                 files[key],
@@ -187,7 +188,7 @@ def _write_shard(
         packed = io.BytesIO()
         np.savez(packed, **index)  # type: ignore[arg-type]
         name = f"index-{number:05d}.npz"
-        beside = stack.enter_context(_Hashed(stack.enter_context(_replacing(folder / name))))
+        beside = stack.enter_context(_Hashed(stack.enter_context(replacing(folder / name))))
         beside.write(packed.getbuffer())
         opened = {f"{_point_name(key)}-{number:05d}.npy": file for key, file in files.items()} | {
             name: beside
@@ -228,7 +229,7 @@ def _stored(dtype: np.dtype) -> np.dtype:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    with _replacing(folder / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(folder / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())

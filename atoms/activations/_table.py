@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._files import replacing
 from ._models import _require
 
 __all__ = ["Activations"]
@@ -159,7 +160,7 @@ class Activations:
         """
         folder = _new_folder(folder)
         for key, array in self.arrays.items():
-            with _replacing(folder / _file_name(key)) as temporary, open(temporary, "wb") as file:
+            with replacing(folder / _file_name(key)) as temporary, open(temporary, "wb") as file:
                 np.save(file, _storable(array))
         self._write_index(folder)
 
@@ -167,7 +168,7 @@ class Activations:
         """The manifest goes last: a folder without one is an unfinished capture."""
         columns = {name: getattr(self, name) for name in _INDEX}
         columns |= {f"norms-{layer}-{site}": norms for (layer, site), norms in self.norms.items()}
-        with _replacing(folder / "index.npz") as temporary, open(temporary, "wb") as file:
+        with replacing(folder / "index.npz") as temporary, open(temporary, "wb") as file:
             np.savez(file, **columns)
         manifest = {
             "format": 1,
@@ -178,7 +179,7 @@ class Activations:
                 for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
             },
         }
-        with _replacing(folder / _MANIFEST) as temporary:
+        with replacing(folder / _MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -226,23 +227,6 @@ def _new_folder(folder: str | os.PathLike[str]) -> Path:
         raise FileExistsError(f"out: {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-class _replacing:
-    """A path beside the target, renamed onto it when the block ends well and removed when not."""
-
-    def __init__(self, target: Path):
-        self.target = target
-        self.temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.target)
-        else:
-            self.temporary.unlink(missing_ok=True)
 
 
 def _dtype(name: Any) -> np.dtype:

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _core
+from .._checks import check_array
 from .._config import context
-from .._estimator import check_array
 
 __all__ = ["PretrainedSAE"]
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from .. import activations, controls
-from ..activations import Activations, _replacing
+from .._files import replacing as _replacing
+from ..activations import Activations
 from .config import Config
 
 __all__ = ["Data", "prepare", "prompts"]

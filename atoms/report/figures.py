@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import plot
-from ..activations import _replacing
+from .._files import replacing as _replacing
 from . import jobs
 from .scoring import CONVENTION, WITHOUT_MASSIVE
 from .tables import LABELS

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import _config
-from ..activations import _replacing
+from .._files import replacing as _replacing
 from .scoring import peak_memory, plain
 
 __all__ = ["Job", "Result", "read", "run"]

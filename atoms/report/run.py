@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from .. import _config, _core, plot
+from .._files import replacing as _replacing
 from .._version import __version__
-from ..activations import _replacing
 from . import cost, data, monosemanticity, writing
 from . import jobs as _jobs
 from .config import ATOMS_OF, TRAINED, Config, load

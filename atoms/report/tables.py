@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..activations import _replacing
+from .._files import replacing as _replacing
 from . import jobs
 from .scoring import percent
 

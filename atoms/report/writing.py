@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..activations import _replacing
+from .._files import replacing as _replacing
 from . import figures, tables
 from .scoring import percent, plain, span
 from .tables import LABELS

@@ -11,7 +11,7 @@ import scipy.sparse
 
 from .. import _core
 from .._config import context
-from ._arrays import unit_rows
+from .._unit_rows import unit_rows
 from ._coherence import Coherence, coherence
 
 _TILE_BYTES = 64 << 20

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from .._config import context
-from ._arrays import unit_rows
+from .._unit_rows import unit_rows
 
 _LOW_BITS = 13  # as in csrc/include/atoms.h
 _BINS = (0x3F800000 >> _LOW_BITS) + 1

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .activations._hooks import Forward, Model, Pass, _check_shape
+from .activations._hooks import Forward, Model, Pass
+from .activations._hooks import check_shape as _check_shape
 from .activations._table import Key
 from .theory import ExplainedVariance, Interval
 

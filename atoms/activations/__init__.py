@@ -11,8 +11,7 @@ from ._capture import capture
 from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
-from ._table import _MANIFEST as _MANIFEST
-from ._table import Activations
+from ._table import MANIFEST, Activations
 
 __all__ = [
     "ActivationStore",
@@ -28,4 +27,5 @@ __all__ = [
     "tokenize",
 ]
 
-_replacing = replacing  # until demo.py takes it from atoms._files
+# until demo.py takes the one from atoms._files, and report/data.py asks whether a capture is finished
+_replacing, _MANIFEST = replacing, MANIFEST

@@ -192,6 +192,11 @@ class Coherence:
         return f"Coherence(max={self.max:.6g}, quantiles={self.quantiles}, shape={self.shape})"
 
 
+def unit_of(c: Coherence) -> np.ndarray:
+    """The atoms whose cosines they are, of unit norm, (d_sae, d_in) float32."""
+    return c._cosines.unit
+
+
 def coherence(
     D: Any,
     metric: Any = None,

@@ -12,6 +12,7 @@ from typing import Any
 import threadpoolctl
 
 from . import _core
+from ._version import __version__
 
 _ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 _CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
@@ -29,7 +30,7 @@ def _positive(value: object, name: str) -> int:
     return n
 
 
-def _available_cpus() -> int:
+def available_cpus() -> int:
     """CPUs that this process may use: its affinity, and its container's quota rounded up."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -38,6 +39,9 @@ def _available_cpus() -> int:
         return min(cpus, -(-int(quota) // int(period)))
     except (OSError, ValueError):  # no container, or "max"
         return cpus
+
+
+_available_cpus = available_cpus  # until atoms/report calls it by that name
 
 
 def set_num_threads(n: int | None) -> None:
@@ -81,7 +85,7 @@ def get_num_threads() -> int:
     for name in ("ATOMS_NUM_THREADS", "OMP_NUM_THREADS"):
         if value := os.environ.get(name):
             return _positive(value.split(",")[0], name)
-    return _available_cpus()
+    return available_cpus()
 
 
 @functools.lru_cache(maxsize=64)
@@ -167,7 +171,7 @@ def uses_scipy_blas() -> bool:
 
 
 # One place for every room: with SciPy's BLAS, each function of the core runs inside serial_blas.
-# It costs a call some 20 microseconds; with BLIS nothing is wrapped and nothing is paid.
+# It costs a call some microseconds; with BLIS nothing is wrapped and nothing is paid.
 if uses_scipy_blas():
     for _name, _function in list(vars(_core).items()):
         if callable(_function) and not isinstance(_function, type) and _name != "build_info":
@@ -195,12 +199,10 @@ def show_config() -> None:
     BLAS: ...
     compiler: ...
     """
-    from ._version import __version__
-
     info, ctx = _core.build_info(), context()
     print(f"atoms {__version__}")
     print(f"instruction set: {ctx.isa} used, {info['cpu_isa']} found")
-    print(f"threads: {ctx.num_threads}, OpenMP {info['openmp']}, {_available_cpus()} CPUs")
+    print(f"threads: {ctx.num_threads}, OpenMP {info['openmp']}, {available_cpus()} CPUs")
     if ctx.blas == "blis":
         print(f"BLAS: BLIS {info['blis_version']}, {info['blis_kernels']} kernels, one thread inside calls")
     else:

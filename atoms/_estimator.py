@@ -7,16 +7,16 @@ a base class; it is only imported when it is already there and asks a question.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Estimator", "NotFittedError", "check_array", "first_nonfinite_row", "nonfinite_error"]
+from ._checks import check_array
+
+__all__ = ["Estimator", "NotFittedError"]
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -27,104 +27,6 @@ def _not_fitted_error() -> type[Exception]:
     """scikit-learn's class where scikit-learn is loaded, so that its own code catches it."""
     module = sys.modules.get("sklearn.exceptions")
     return NotFittedError if module is None else module.NotFittedError
-
-
-# ------------------------------------------------------------------ checking of arrays
-
-
-def _is_float(dtype: np.dtype) -> bool:
-    return dtype in (np.float32, np.float64, np.float16) or dtype.name == "bfloat16"
-
-
-def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) -> np.ndarray:
-    """An array of activations as the core takes it, without a copy where it already is one.
-
-    float32, float64, float16 and bfloat16 arrays, memory maps and any strides pass untouched;
-    integers, booleans, lists, data frames and objects that hold numbers become float64.
-    Finiteness is not looked at here: the core meets it while it reads.
-
-    Parameters
-    ----------
-    X : array-like
-    name : str
-        How errors call it.
-    ndim : int
-        Dimensions it must have.
-    min_rows : int
-        Rows it must have.
-
-    Raises
-    ------
-    TypeError
-        For sparse matrices and objects that are not numbers.
-    ValueError
-        For complex numbers and text, another number of dimensions, no rows or no features.
-    """
-    if hasattr(X, "toarray") and hasattr(X, "nnz"):
-        raise TypeError(
-            f"{name}: expected a dense array, got a sparse {type(X).__name__}. Sparse data is not "
-            f"supported; pass {name}.toarray()"
-        )
-    a = np.asarray(X)
-    if a.dtype.kind == "c":
-        raise ValueError(f"{name}: Complex data not supported, got dtype {a.dtype}; pass its real part")
-    if not _is_float(a.dtype):
-        if a.dtype.kind not in "biufO":
-            raise ValueError(f"{name}: expected numbers, got dtype {a.dtype}")
-        try:
-            a = a.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: argument must be numbers, got dtype {a.dtype}: {error}") from None
-    if a.ndim != ndim:
-        hint = ""
-        if ndim == 2:
-            hint = (
-                f" Reshape your data: {name}.reshape(1, -1) for one sample,"
-                f" {name}.reshape(-1, {name}.shape[-1]) to make every leading index a sample."
-            )
-        raise ValueError(f"{name}: expected a {ndim}-dimensional array, got {a.ndim} dimension(s).{hint}")
-    if ndim == 2 and a.shape[0] < min_rows:
-        raise ValueError(
-            f"{name}: found array with {a.shape[0]} sample(s) (shape={a.shape}) while a minimum of "
-            f"{min_rows} is required."
-        )
-    if ndim == 2 and a.shape[1] < 1:
-        raise ValueError(
-            f"{name}: found array with 0 feature(s) (shape={a.shape}) while a minimum of 1 is required."
-        )
-    item = a.dtype.itemsize
-    if not a.flags.aligned or not a.dtype.isnative or any(s % item for s in a.strides):
-        a = a.astype(a.dtype.newbyteorder("="), order="C", copy=True)
-    return a
-
-
-def atoms_of(D: Any) -> Any:
-    """A dictionary's rows: of a model (ours, a control, one that `atoms.load` read) its decoder's."""
-    return getattr(D, "W_dec", D)
-
-
-def first_nonfinite_row(X: np.ndarray, block: int = 4096) -> int:
-    """Index of the first row that holds NaN or infinity, -1 if there is none. Block by block."""
-    for start in range(0, X.shape[0], block):
-        part = X[start : start + block]
-        if part.dtype.name == "bfloat16":
-            part = part.astype(np.float32)
-        bad = ~np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
-        if bad.any():
-            return start + int(np.argmax(bad))
-    return -1
-
-
-def nonfinite_error(X: np.ndarray, name: str, row: int | None = None) -> ValueError:
-    """The error for NaN or infinity in `X`, which names the first row that has one."""
-    row = first_nonfinite_row(X) if row is None else row
-    return ValueError(
-        f"{name}: contains NaN or infinity, first in row {row}; drop such rows, for example "
-        f"{name}[numpy.isfinite({name}).all(axis=1)]"
-    )
-
-
-# ----------------------------------------------------------------------------- mixin
 
 
 class Estimator:
@@ -255,85 +157,3 @@ def _feature_names(X: Any) -> np.ndarray | None:
         return None
     names = np.asarray(columns, dtype=object)
     return names if len(names) and all(isinstance(c, str) for c in names) else None
-
-
-# ----------------------------------------------------------------------------- files
-
-
-def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Write a safetensors file beside `path` and rename it there: `path` is never half written."""
-    import json
-    import os
-    import tempfile
-
-    from safetensors.numpy import save
-
-    path = os.fspath(path)
-    text = {"format": "atoms", "kind": kind, "parameters": json.dumps(metadata)}
-    data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=text)
-    handle, temporary = tempfile.mkstemp(
-        dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + "."
-    )
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and metadata of a file written by `save_tensors` for the same `kind`: finite numbers only."""
-    import json
-    import os
-
-    from safetensors import SafetensorError, safe_open
-
-    path = os.fspath(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = file.metadata() or {}
-            if text.get("format") != "atoms" or text.get("kind") != kind:
-                raise ValueError(
-                    f"{path}: expected a file saved by atoms.{kind}, found "
-                    f"{text.get('kind') or 'a safetensors file without its mark'}"
-                )
-            with reading(path, kind):
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                for name, a in tensors.items():
-                    if not np.isfinite(a).all():
-                        raise ValueError(f"{name} contains NaN or infinity")
-                metadata = json.loads(text["parameters"])
-                if not isinstance(metadata, dict):
-                    raise ValueError(f"its parameters are of type {type(metadata).__name__}")
-                return tensors, metadata
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file or cut short: {error}") from None
-
-
-@contextlib.contextmanager
-def reading(path: Any, kind: str) -> Iterator[None]:
-    """Whatever a file's contents lead to inside becomes a ValueError that names the file.
-
-    A file is anybody's: settings may be missing or of any type, and what is made of them raises in its own
-    words, which stay as the cause.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        fault = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path}: not what atoms.{kind} writes, or damaged: {fault}") from error
-
-
-def check_tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The tensor of that name, of exactly that shape and type."""
-    a = tensors[name]
-    if a.shape != shape or a.dtype != dtype:
-        raise ValueError(f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {a.dtype} of {a.shape}")
-    return a

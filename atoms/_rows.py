@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._estimator import check_array
+from ._checks import check_array
 
 
 def is_shards(X: Any) -> bool:

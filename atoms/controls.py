@@ -17,9 +17,10 @@ import numpy as np
 import scipy.sparse
 
 from . import _core, recovery
+from ._checks import nonfinite_error, whitener_of
 from ._config import context
-from ._estimator import Estimator, nonfinite_error
-from .theory._arrays import unit_rows, whitener_of
+from ._estimator import Estimator
+from ._unit_rows import unit_rows
 
 __all__ = [
     "KMeansDictionary",

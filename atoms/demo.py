@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import activations, plot, recovery, theory
+from ._files import replacing
 from .activations import Activations
 from .controls import MemorizingDictionary, RandomDictionary
 from .metric import AngleHistogram, AtomicInnerProduct
@@ -487,7 +488,7 @@ def _model_name(model: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with activations._replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._attribution import LogitAttribution, logit_attribution
-from .activations._hooks import Forward, Model, Pass, _check_shape
+from .activations._hooks import Forward, Model, Pass, check_shape
 from .activations._table import Key
 from .theory import ExplainedVariance, Interval
 
@@ -176,7 +176,7 @@ class _Spliced:
         def hook(module: Any, inputs: Any, output: Any) -> Any:
             several = isinstance(output, (tuple, list))
             hidden = output[0] if several else output
-            _check_shape(hidden, self.key, tuple(kept.shape))
+            check_shape(hidden, self.key, tuple(kept.shape))
             rows = hidden[kept]
             seen.append(rows.reshape(len(rows), -1))
             if change is None:

@@ -10,9 +10,7 @@ from ._capture import capture
 from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
-from ._table import _MANIFEST as _MANIFEST
 from ._table import Activations
-from ._table import _replacing as _replacing
 
 __all__ = [
     "ActivationStore",

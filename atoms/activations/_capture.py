@@ -13,7 +13,17 @@ import numpy as np
 
 from ._hooks import Forward, Pass
 from ._store import ActivationStore, write_store
-from ._table import _INDEX, Activations, Key, _dtype, _file_name, _new_folder, _storable, checked_norms
+from ._table import (
+    INDEX,
+    Activations,
+    Key,
+    checked_norms,
+    file_name,
+    new_folder,
+    row_dtype,
+    storable,
+    write_index,
+)
 
 __all__ = ["capture"]
 
@@ -28,7 +38,7 @@ class _Rows:
 
     def _temporary(self, key: Key) -> Path:
         assert self.out is not None
-        return self.out / f".{_file_name(key)}.{os.getpid()}.part"
+        return self.out / f".{file_name(key)}.{os.getpid()}.part"
 
     def _array(self, key: Key, d: int) -> np.ndarray:
         if self.out is None:
@@ -60,7 +70,7 @@ class _Rows:
 
     def _cut(self, key: Key, old: np.ndarray, n: int) -> None:
         path = self._temporary(key)
-        stored, d = _storable(old), old.shape[1]
+        stored, d = storable(old), old.shape[1]
         stored.flush()  # type: ignore[attr-defined]
         with open(path, "r+b") as file:
             header = {
@@ -78,10 +88,10 @@ class _Rows:
             for key in list(self.arrays):
                 array = self.arrays.pop(key)
                 if array.flags.writeable:
-                    _storable(array).flush()  # type: ignore[attr-defined]
+                    storable(array).flush()  # type: ignore[attr-defined]
                 del array
-                os.replace(self._temporary(key), self.out / _file_name(key))
-                self.arrays[key] = np.load(self.out / _file_name(key), mmap_mode="r").view(self.dtype)
+                os.replace(self._temporary(key), self.out / file_name(key))
+                self.arrays[key] = np.load(self.out / file_name(key), mmap_mode="r").view(self.dtype)
         return {key: self.arrays[key] for key in self.keys}
 
     def discard(self) -> None:
@@ -233,7 +243,7 @@ def capture(
         raise ValueError(f"massive: expected 'keep' or 'drop', got {massive!r}")
     if not massive_multiple > 1:
         raise ValueError(f"massive_multiple: expected a number above 1, got {massive_multiple}")
-    row_type = _dtype(dtype)
+    row_type = row_dtype(dtype)
     plan = Pass(model, tokens, layers, site, batch_tokens, drop_first, forward)
     if store is not None:
         if out is not None:
@@ -245,7 +255,7 @@ def capture(
         with _bar(plan.n, progress, drop_first) as bar:
             return write_store(Path(store), plan, row_type, tokenizer, shard_mb, bar.update)
 
-    rows = _Rows(plan.keys, plan.n, row_type, None if out is None else _new_folder(out))
+    rows = _Rows(plan.keys, plan.n, row_type, None if out is None else new_folder(out))
     started = time.perf_counter()
     try:
         with _bar(rows.n, progress, drop_first) as bar, plan.hooked() as run:
@@ -255,31 +265,32 @@ def capture(
                     rows.put(key, start, found)
                 start += n
                 bar.update(n)
-        index: dict[str, Any] = plan.index()
-        result = Activations(
-            {},
-            rows.norms,
-            **index,
-            massive_multiple=float(massive_multiple),
-            n_dropped_first=plan.skip * len(plan.contexts),
-        )
-        masks = result.massive()
-        result.massive_counts = {key: int(mask.sum()) for key, mask in masks.items()}
-        mask = np.any(list(masks.values()), axis=0)
-        if massive == "drop" and mask.any():
-            rows.compact(~mask)
-            for name in _INDEX:
-                setattr(result, name, getattr(result, name)[~mask])
-            result.n_dropped_massive = int(mask.sum())
-        result.arrays = rows.finish()
+        result = _finished(plan, rows, float(massive_multiple), massive == "drop")
         result.seconds = time.perf_counter() - started
         if rows.out is not None:
-            result._write_index(rows.out)
+            write_index(result, rows.out)
     except BaseException:
         rows.discard()
         raise
     if progress:
         print(f"captured {result.summary()}", file=sys.stderr)
+    return result
+
+
+def _finished(plan: Pass, rows: _Rows, massive_multiple: float, drop: bool) -> Activations:
+    """The captured rows with what they are; massive ones are counted, and left out with `drop`."""
+    index: dict[str, Any] = plan.index()
+    skipped = plan.skip * len(plan.contexts)
+    result = Activations({}, rows.norms, **index, massive_multiple=massive_multiple, n_dropped_first=skipped)
+    masks = result.massive()
+    result.massive_counts = {key: int(mask.sum()) for key, mask in masks.items()}
+    mask = np.any(list(masks.values()), axis=0)
+    if drop and mask.any():
+        rows.compact(~mask)
+        for name in INDEX:
+            setattr(result, name, getattr(result, name)[~mask])
+        result.n_dropped_massive = int(mask.sum())
+    result.arrays = rows.finish()
     return result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._models import _torch, decoder_blocks
+from ._models import decoder_blocks, import_torch
 from ._table import Key
 
 __all__: list[str] = []
@@ -50,7 +50,7 @@ class Model:
     """
 
     def __init__(self, model: Any, forward: Forward | None = None):
-        self.torch = _torch()
+        self.torch = import_torch()
         if not isinstance(model, self.torch.nn.Module):
             raise TypeError(
                 f"model: expected a PyTorch module, got {type(model).__name__}; load_model(name) loads one"
@@ -93,16 +93,7 @@ class Model:
                 raise ValueError(f"site: expected one or more of {', '.join(SITES)}, got {name!r}")
         if not sites:
             raise ValueError(f"site: expected one or more of {', '.join(SITES)}, got none")
-        named = [layer for layer in wanted if isinstance(layer, str)]
-        if len(named) < len(wanted) and self.kind == "module":
-            decoder_blocks(self.model)  # says what is missing
-        count = self._blocks() if len(named) < len(wanted) else 0
-        for layer in wanted:
-            if isinstance(layer, str):
-                continue
-            number = isinstance(layer, (int, np.integer)) and not isinstance(layer, bool)
-            if not (number and 0 <= layer < count):
-                raise ValueError(f"layers: the model has blocks 0 to {count - 1}, got {layer!r}")
+        self._check_numbers([layer for layer in wanted if not isinstance(layer, str)])
         keys = [
             (layer, "output") if isinstance(layer, str) else (int(layer), name)
             for name in sites
@@ -111,6 +102,18 @@ class Model:
         for key in keys:
             self.place(key)
         return list(dict.fromkeys(keys))
+
+    def _check_numbers(self, layers: list[Any]) -> None:
+        """Layers that are not named must be the numbers of blocks that the model has."""
+        if not layers:
+            return
+        if self.kind == "module":
+            decoder_blocks(self.model)  # says what is missing
+        count = self._blocks()
+        for layer in layers:
+            number = isinstance(layer, (int, np.integer)) and not isinstance(layer, bool)
+            if not (number and 0 <= layer < count):
+                raise ValueError(f"layers: the model has blocks 0 to {count - 1}, got {layer!r}")
 
     def _blocks(self) -> int:
         if self.kind != "hooked":
@@ -217,7 +220,7 @@ class Hooks:
     def _hook(self, key: Key) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, (tuple, list)) else output
-            _check_shape(hidden, key, tuple(self.keep.shape))
+            check_shape(hidden, key, tuple(self.keep.shape))
             rows = hidden[self.keep].to(self.torch.float32)
             self.found[key] = rows.reshape(len(rows), -1).cpu().numpy()
             if len(self.found) == len(self.keys):
@@ -241,7 +244,7 @@ class Hooks:
         self.handles = []
 
 
-def _check_shape(hidden: Any, key: Key, shape: tuple[int, ...]) -> None:
+def check_shape(hidden: Any, key: Key, shape: tuple[int, ...]) -> None:
     found = tuple(getattr(hidden, "shape", ()))
     if len(found) < 3 or found[:2] != shape:
         raise ValueError(
@@ -328,23 +331,27 @@ def _as_contexts(tokens: Any, n_vocab: int | None, longest: int | None) -> list[
     if not contexts:
         raise ValueError("tokens: there are none; give at least one context of token ids")
     for i, context in enumerate(contexts):
-        if context.ndim != 1 or context.dtype.kind not in "iu":
-            raise ValueError(
-                f"tokens: expected contexts of integer ids, got shape {context.shape} of {context.dtype} "
-                f"at context {i}; tokenize(text, tokenizer) makes them from text"
-            )
-        low, high = int(context.min()), int(context.max())
-        if low < 0 or (n_vocab and high >= n_vocab):
-            raise ValueError(
-                f"tokens: id {low if low < 0 else high} in context {i} is outside the model's vocabulary "
-                f"of {n_vocab}; use the model's own tokenizer"
-            )
-        if longest and len(context) > longest:
-            raise ValueError(
-                f"tokens: context {i} has {len(context)} tokens, the model takes {longest}; "
-                "cut the text with tokenize(text, tokenizer, context_length=...)"
-            )
+        _check_context(i, context, n_vocab, longest)
     return [c.astype(np.int64) for c in contexts]
+
+
+def _check_context(i: int, context: np.ndarray, n_vocab: int | None, longest: int | None) -> None:
+    if context.ndim != 1 or context.dtype.kind not in "iu":
+        raise ValueError(
+            f"tokens: expected contexts of integer ids, got shape {context.shape} of {context.dtype} "
+            f"at context {i}; tokenize(text, tokenizer) makes them from text"
+        )
+    low, high = int(context.min()), int(context.max())
+    if low < 0 or (n_vocab and high >= n_vocab):
+        raise ValueError(
+            f"tokens: id {low if low < 0 else high} in context {i} is outside the model's vocabulary "
+            f"of {n_vocab}; use the model's own tokenizer"
+        )
+    if longest and len(context) > longest:
+        raise ValueError(
+            f"tokens: context {i} has {len(context)} tokens, the model takes {longest}; "
+            "cut the text with tokenize(text, tokenizer, context_length=...)"
+        )
 
 
 def _batches(contexts: list[np.ndarray], batch_tokens: int, pads: bool) -> Iterable[list[int]]:

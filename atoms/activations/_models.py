@@ -17,7 +17,7 @@ __all__ = ["decoder_blocks", "language_reference", "load_model", "read_text", "s
 # ------------------------------------------------------------------ what is needed, and from where
 
 
-def _require(module: str, install: str) -> ModuleType:
+def require(module: str, install: str) -> ModuleType:
     """Import an optional dependency, or say how to install it."""
     try:
         return importlib.import_module(module)
@@ -25,8 +25,8 @@ def _require(module: str, install: str) -> ModuleType:
         raise ImportError(f"{module} is needed here and is not installed: run `{install}`") from error
 
 
-def _torch() -> ModuleType:
-    return _require("torch", "pip install torch --index-url https://download.pytorch.org/whl/cpu")
+def import_torch() -> ModuleType:
+    return require("torch", "pip install torch --index-url https://download.pytorch.org/whl/cpu")
 
 
 # ------------------------------------------------------------------ text
@@ -43,7 +43,7 @@ def language_reference() -> str:
     str
         About 370,000 characters (90,000 tokens of SmolLM2).
     """
-    topics = _require("pydoc_data.topics", "apt-get install libpython3-stdlib").topics
+    topics = require("pydoc_data.topics", "apt-get install libpython3-stdlib").topics
     seen: set[str] = set()
     kept = []
     for name in sorted(topics):
@@ -206,8 +206,8 @@ def load_model(
     """
     if str(name) == "smollm2":
         return smollm2(dtype=dtype, head=head)
-    torch = _torch()
-    transformers = _require("transformers", "pip install transformers")
+    torch = import_torch()
+    transformers = require("transformers", "pip install transformers")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
     path = Path(name)
@@ -216,8 +216,8 @@ def load_model(
     if path.suffix == ".gguf":
         if not path.exists():
             raise FileNotFoundError(f"model: no file {path}; name an existing GGUF file")
-        _require("gguf", "pip install gguf")
-        _require("accelerate", "pip install accelerate")
+        require("gguf", "pip install gguf")
+        require("accelerate", "pip install accelerate")
         where, options = str(path.parent), {"gguf_file": path.name}
     elif not path.exists() and (path.is_absolute() or where.startswith(".") or where.count("/") > 1):
         raise FileNotFoundError(
@@ -246,7 +246,7 @@ def decoder_blocks(model: Any) -> Any:
     ValueError
         No list of blocks with the length that the model's configuration says.
     """
-    torch = _torch()
+    torch = import_torch()
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config(decoder=True)

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from .._files import replacing
 from .._rows import BlockSource, Rows
 from ._hooks import Pass
-from ._table import _INDEX, Key, _dtype, _point_name, _replacing, checked_norms
+from ._table import INDEX, Key, checked_norms, point_name, row_dtype
 
 __all__ = ["ActivationStore", "StoredRows"]
 
@@ -80,7 +81,7 @@ def _settings(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
         "drop_first": bool(plan.skip),
         "dtype": dtype.name,
         "points": [
-            {"layer": key[0], "site": key[1], "hook": plan.model.module_name(key), "name": _point_name(key)}
+            {"layer": key[0], "site": key[1], "hook": plan.model.module_name(key), "name": point_name(key)}
             for key in plan.keys
         ],
     }
@@ -145,65 +146,68 @@ def _write_shard(
 ) -> int:
     """One shard of every place, whole batches, then the manifest that knows of it; batches written."""
     started = time.perf_counter()
-    number, begun = len(manifest["shards"]), int(plan.sizes[:first].sum())
+    number, start = len(manifest["shards"]), int(plan.sizes[:first].sum())
     found = run(first)  # its width says how many batches a shard takes
     widest = max(rows.shape[1] for rows in found.values())
     limit = max(1, int(shard_mb * 1e6 / (widest * dtype.itemsize)))
     total = np.cumsum(plan.sizes[first:])
     count = max(1, int(np.searchsorted(total, limit, side="right")))
     n = int(total[count - 1])
+    names = {key: point_name(key) for key in plan.keys}
     norms: dict[Key, list[np.ndarray]] = {key: [] for key in plan.keys}
-    shard: dict[str, Any] = {
-        "rows": n, "blocks": plan.sizes[first : first + count].tolist(), "files": {}, "crc32": {},
-    }  # fmt: skip
+    crc32: dict[str, list[int]] = {name: [] for name in names.values()}
     with contextlib.ExitStack() as stack:
-        files = {}
-        for key in plan.keys:
-            name = f"{_point_name(key)}-{number:05d}.npy"
-            temporary = stack.enter_context(_replacing(folder / name))
-            files[key] = stack.enter_context(_Hashed(temporary))
-            np.lib.format.write_array_header_1_0(
-                files[key],
-                {
-                    "descr": np.lib.format.dtype_to_descr(_stored(dtype)),
-                    "fortran_order": False,
-                    "shape": (n, found[key].shape[1]),
-                },
-            )
-            shard["crc32"][_point_name(key)] = []
-        start = begun
+        files = {
+            key: _open_rows(stack, folder / f"{name}-{number:05d}.npy", dtype, (n, found[key].shape[1]))
+            for key, name in names.items()
+        }
         for batch in range(first, first + count):
             if batch > first:
                 found = run(batch)
-            for key in plan.keys:
+            for key, name in names.items():
                 norms[key].append(checked_norms(key, found[key], dtype, start))
                 data = np.ascontiguousarray(found[key].astype(dtype, copy=False)).view(np.uint8).data
-                shard["crc32"][_point_name(key)].append(zlib.crc32(data))
+                crc32[name].append(zlib.crc32(data))
                 files[key].write(data)
             start += int(plan.sizes[batch])
             advance(int(plan.sizes[batch]))
         index = plan.index(range(first, first + count))
-        index |= {f"norms-{_point_name(key)}": np.concatenate(parts) for key, parts in norms.items()}
-        packed = io.BytesIO()
-        np.savez(packed, **index)  # type: ignore[arg-type]
-        name = f"index-{number:05d}.npz"
-        beside = stack.enter_context(_Hashed(stack.enter_context(_replacing(folder / name))))
-        beside.write(packed.getbuffer())
-        opened = {f"{_point_name(key)}-{number:05d}.npy": file for key, file in files.items()} | {
-            name: beside
+        index |= {f"norms-{names[key]}": np.concatenate(parts) for key, parts in norms.items()}
+        beside = _write_index(stack, folder / f"index-{number:05d}.npz", index)
+        written = {
+            names[key]: _on_disk(file, f"{names[key]}-{number:05d}.npy") for key, file in files.items()
         }
-        for name, file in opened.items():
-            os.fsync(file.fileno())
-            shard["files"][name.rsplit("-", 1)[0]] = {
-                "name": name,
-                "bytes": file.tell(),
-                "sha256": file.digest.hexdigest(),
-            }
-    manifest["shards"].append(shard)
+        written["index"] = _on_disk(beside, f"index-{number:05d}.npz")
+    blocks = plan.sizes[first : first + count].tolist()
+    manifest["shards"].append({"rows": n, "blocks": blocks, "files": written, "crc32": crc32})
     manifest["seconds"] += time.perf_counter() - started
-    manifest["widths"] = {_point_name(key): int(found[key].shape[1]) for key in plan.keys}
+    manifest["widths"] = {name: int(found[key].shape[1]) for key, name in names.items()}
     _write_manifest(folder, manifest)
     return count
+
+
+def _open_rows(stack: contextlib.ExitStack, path: Path, dtype: np.dtype, shape: tuple[int, int]) -> _Hashed:
+    """A NumPy file whose rows are to be written, renamed to `path` when the stack is left."""
+    file = stack.enter_context(_Hashed(stack.enter_context(replacing(path))))
+    descr = np.lib.format.dtype_to_descr(_stored(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _write_index(stack: contextlib.ExitStack, path: Path, index: dict[str, Any]) -> _Hashed:
+    """What the rows of a shard are, renamed to `path` when the stack is left."""
+    packed = io.BytesIO()
+    np.savez(packed, **index)
+    file = stack.enter_context(_Hashed(stack.enter_context(replacing(path))))
+    file.write(packed.getbuffer())
+    return file
+
+
+def _on_disk(file: _Hashed, name: str) -> dict[str, Any]:
+    """What the manifest says of a file, when all of it has reached the disk."""
+    os.fsync(file.fileno())
+    return {"name": name, "bytes": file.tell(), "sha256": file.digest.hexdigest()}
 
 
 class _Hashed(io.FileIO):
@@ -228,7 +232,7 @@ def _stored(dtype: np.dtype) -> np.dtype:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    with _replacing(folder / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(folder / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -330,7 +334,7 @@ class ActivationStore:
             )
         for shard in self.manifest["shards"]:
             _check_files(self.folder, self.manifest, shard)
-        self.dtype = _dtype(self.manifest["dtype"])
+        self.dtype = row_dtype(self.manifest["dtype"])
         self._index: dict[str, np.ndarray] | None = None
         if verify:
             self.verify()
@@ -391,17 +395,17 @@ class ActivationStore:
     @property
     def token_ids(self) -> np.ndarray:
         """Token of each row, int64 (n,)."""
-        return self._column(_INDEX[0])
+        return self._column(INDEX[0])
 
     @property
     def contexts(self) -> np.ndarray:
         """Number of each row's context, int64 (n,)."""
-        return self._column(_INDEX[1])
+        return self._column(INDEX[1])
 
     @property
     def positions(self) -> np.ndarray:
         """Position of each row in its context, int64 (n,)."""
-        return self._column(_INDEX[2])
+        return self._column(INDEX[2])
 
     def norms(self, layer: int | str, site: str | None = None) -> np.ndarray:
         """Euclidean norm of each row before rounding to the store's dtype, float64 (n,)."""

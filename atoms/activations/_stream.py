@@ -9,7 +9,7 @@ import numpy as np
 from .._rows import BlockSource
 from ._hooks import Forward, Pass
 from ._store import BUFFER_ROWS
-from ._table import _dtype, checked_norms
+from ._table import checked_norms, row_dtype
 
 __all__ = ["ActivationStream"]
 
@@ -70,7 +70,7 @@ class ActivationStream(BlockSource):
             raise ValueError(f"buffer_rows: expected a positive integer, got {buffer_rows!r}")
         import torch
 
-        self.dtype, self._threads = _dtype(dtype), torch.get_num_threads()
+        self.dtype, self._threads = row_dtype(dtype), torch.get_num_threads()
         self._plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward)
         if len(self._plan.keys) != 1:
             raise ValueError(f"layer: expected one layer at one site, got {len(self._plan.keys)}")

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ._models import _require
+from .._files import replacing
+from ._models import require
 
 __all__ = ["Activations"]
 
 Key = tuple[Any, str]  # (layer, site), or (name of a module, "output")
 
-_MANIFEST = "activations.json"
-_INDEX = ("token_ids", "contexts", "positions")
+MANIFEST = "activations.json"
+INDEX = ("token_ids", "contexts", "positions")
 
 
 @dataclasses.dataclass(eq=False)
@@ -90,7 +91,7 @@ class Activations:
             self,
             arrays={key: np.asarray(a[rows]) for key, a in self.arrays.items()},
             norms={key: a[rows] for key, a in self.norms.items()},
-            **{name: getattr(self, name)[rows] for name in _INDEX},
+            **{name: getattr(self, name)[rows] for name in INDEX},
         )
 
     def without_massive(self) -> Activations:
@@ -157,29 +158,11 @@ class Activations:
         FileExistsError
             The folder already holds activations.
         """
-        folder = _new_folder(folder)
+        folder = new_folder(folder)
         for key, array in self.arrays.items():
-            with _replacing(folder / _file_name(key)) as temporary, open(temporary, "wb") as file:
-                np.save(file, _storable(array))
-        self._write_index(folder)
-
-    def _write_index(self, folder: Path) -> None:
-        """The manifest goes last: a folder without one is an unfinished capture."""
-        columns = {name: getattr(self, name) for name in _INDEX}
-        columns |= {f"norms-{layer}-{site}": norms for (layer, site), norms in self.norms.items()}
-        with _replacing(folder / "index.npz") as temporary, open(temporary, "wb") as file:
-            np.savez(file, **columns)
-        manifest = {
-            "format": 1,
-            "dtype": str(next(iter(self.arrays.values())).dtype),
-            "arrays": [[layer, site, self.massive_counts[layer, site]] for layer, site in self.arrays],
-            **{
-                name: getattr(self, name)
-                for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
-            },
-        }
-        with _replacing(folder / _MANIFEST) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            with replacing(folder / file_name(key)) as temporary, open(temporary, "wb") as file:
+                np.save(file, storable(array))
+        write_index(self, folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Activations:
@@ -191,17 +174,17 @@ class Activations:
             The folder holds no finished capture.
         """
         folder = Path(folder)
-        if not (folder / _MANIFEST).exists():
+        if not (folder / MANIFEST).exists():
             raise FileNotFoundError(
-                f"{folder}: no {_MANIFEST}: not a finished capture; run capture(..., out=...) again"
+                f"{folder}: no {MANIFEST}: not a finished capture; run capture(..., out=...) again"
             )
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         massive = {(layer, str(site)): int(n) for layer, site, n in manifest["arrays"]}
         with np.load(folder / "index.npz") as columns:
-            index = {name: columns[name] for name in _INDEX}
+            index = {name: columns[name] for name in INDEX}
             norms = {key: columns[f"norms-{key[0]}-{key[1]}"] for key in massive}
-        dtype = _dtype(manifest["dtype"])
-        arrays = {key: np.load(folder / _file_name(key), mmap_mode="r").view(dtype) for key in massive}
+        dtype = row_dtype(manifest["dtype"])
+        arrays = {key: np.load(folder / file_name(key), mmap_mode="r").view(dtype) for key in massive}
         counts = {
             name: manifest[name]
             for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
@@ -209,18 +192,39 @@ class Activations:
         return cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
 
 
-def _file_name(key: Key) -> str:
-    return f"{_point_name(key)}.npy"
+def write_index(activations: Activations, folder: Path) -> None:
+    """What the rows are. The manifest goes last: a folder without one is an unfinished capture."""
+    columns = {name: getattr(activations, name) for name in INDEX}
+    columns |= {f"norms-{layer}-{site}": norms for (layer, site), norms in activations.norms.items()}
+    with replacing(folder / "index.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **columns)
+    manifest = {
+        "format": 1,
+        "dtype": str(next(iter(activations.arrays.values())).dtype),
+        "arrays": [
+            [layer, site, activations.massive_counts[layer, site]] for layer, site in activations.arrays
+        ],
+        **{
+            name: getattr(activations, name)
+            for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
+        },
+    }
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def _point_name(key: Key) -> str:
+def file_name(key: Key) -> str:
+    return f"{point_name(key)}.npy"
+
+
+def point_name(key: Key) -> str:
     """Of files: "layer015-residual", or a module's own dotted name."""
     return f"layer{key[0]:03d}-{key[1]}" if isinstance(key[0], int) else f"{key[0]}-{key[1]}"
 
 
-def _new_folder(folder: str | os.PathLike[str]) -> Path:
+def new_folder(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
-    if (folder / _MANIFEST).exists():
+    if (folder / MANIFEST).exists():
         raise FileExistsError(f"out: {folder} already holds activations; name another folder or remove it")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out: {folder} is a file; name a folder")
@@ -228,27 +232,10 @@ def _new_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-class _replacing:
-    """A path beside the target, renamed onto it when the block ends well and removed when not."""
-
-    def __init__(self, target: Path):
-        self.target = target
-        self.temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.target)
-        else:
-            self.temporary.unlink(missing_ok=True)
-
-
-def _dtype(name: Any) -> np.dtype:
+def row_dtype(name: Any) -> np.dtype:
     """float32, float16 or bfloat16 as a NumPy dtype."""
     if str(name) == "bfloat16":
-        bfloat16: np.dtype = np.dtype(_require("ml_dtypes", "pip install ml_dtypes").bfloat16)
+        bfloat16: np.dtype = np.dtype(require("ml_dtypes", "pip install ml_dtypes").bfloat16)
         return bfloat16
     try:
         dtype: np.dtype | None = np.dtype(name)
@@ -259,7 +246,7 @@ def _dtype(name: Any) -> np.dtype:
     return dtype
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
+def storable(array: np.ndarray) -> np.ndarray:
     """NumPy's file format has no bfloat16: its bits go in as uint16."""
     return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 

@@ -24,6 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from .._version import __version__
+from ..metric import AtomicInnerProduct
+from ..sae import SparseAutoencoder
 from ..sae._settings import k_of
 from . import _formats
 from ._files import safetensors_metadata
@@ -39,6 +42,8 @@ _FOLDERS = {
     "gemma_scope": ("params.npz", None),
     "gemma_scope_2": ("params.safetensors", None),
 }
+# by the kind that their own files name
+_OURS: dict[str, Any] = {"SparseAutoencoder": SparseAutoencoder, "AtomicInnerProduct": AtomicInnerProduct}
 _FILES = (
     "cfg.json", "config.json", "sae_weights.safetensors", "sae.safetensors", "ae.pt", "params.npz",
     "params.safetensors", "activation_scaler.json", "activation_whitening.safetensors",
@@ -81,34 +86,9 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
     ...     print(atoms.load(folder + "/sae"))
     PretrainedSAE(d_in=3, d_sae=3, relu, from saelens)
     """
-    path = Path(path)
-    if path.is_dir():
-        kinds = [kind for kind, (name, _) in _FOLDERS.items() if (path / name).is_file()]
-        if not kinds:
-            known = ", ".join(name for name, _ in _FOLDERS.values())
-            inside = sorted(f.parent.name for name, _ in _FOLDERS.values() for f in path.glob(f"*/{name}"))
-            hint = f"; there are some in its folders {', '.join(inside[:8])}" if inside else ""
-            raise FileNotFoundError(
-                f"{path}: no model of a known format in this folder (looked for {known}){hint}"
-            )
-        if len(kinds) > 1:
-            raise ValueError(
-                f"{path}: models of several formats ({', '.join(kinds)}); name one of their files"
-            )
-        kind = kinds[0]
-        file = path / _FOLDERS[kind][0]
-    elif path.is_file():
-        file, kind = path, _kind_of_file(path)
-    else:
-        raise FileNotFoundError(
-            f"{path}: no such file or folder; atoms.io.from_pretrained reads from the hub"
-        )
-    if kind in ("SparseAutoencoder", "AtomicInnerProduct"):
-        from ..metric import AtomicInnerProduct
-        from ..sae import SparseAutoencoder
-
-        cls: Any = SparseAutoencoder if kind == "SparseAutoencoder" else AtomicInnerProduct
-        return cls.load(file, num_threads=num_threads)
+    file, kind = _found(Path(path))
+    if kind in _OURS:
+        return _OURS[kind].load(file, num_threads=num_threads)
     beside = _FOLDERS[kind][1]
     if beside is not None and not (file.parent / beside).is_file():
         raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
@@ -117,6 +97,27 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
         model: PretrainedSAE = reader(file.parent if beside is not None else file)
     model.num_threads = num_threads
     return model
+
+
+def _found(path: Path) -> tuple[Path, str]:
+    """The file to read, and its format."""
+    if path.is_file():
+        return path, _kind_of_file(path)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; atoms.io.from_pretrained reads from the hub"
+        )
+    kinds = [kind for kind, (name, _) in _FOLDERS.items() if (path / name).is_file()]
+    if not kinds:
+        known = ", ".join(name for name, _ in _FOLDERS.values())
+        inside = sorted(f.parent.name for name, _ in _FOLDERS.values() for f in path.glob(f"*/{name}"))
+        hint = f"; there are some in its folders {', '.join(inside[:8])}" if inside else ""
+        raise FileNotFoundError(
+            f"{path}: no model of a known format in this folder (looked for {known}){hint}"
+        )
+    if len(kinds) > 1:
+        raise ValueError(f"{path}: models of several formats ({', '.join(kinds)}); name one of their files")
+    return path / _FOLDERS[kinds[0]][0], kinds[0]
 
 
 def _kind_of_file(path: Path) -> str:
@@ -129,7 +130,7 @@ def _kind_of_file(path: Path) -> str:
     metadata = safetensors_metadata(path)
     if metadata.get("format") == "atoms":
         kind = metadata.get("kind", "")
-        if kind not in ("SparseAutoencoder", "AtomicInnerProduct"):
+        if not isinstance(kind, str) or kind not in _OURS:  # files are anybody's
             raise ValueError(
                 f"{path}: written by atoms as {kind or 'nothing'}, which this version does not know"
             )
@@ -176,11 +177,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     norm, skip = getattr(sae, "input_norm", "none"), getattr(sae, "W_skip", None)
     transcoder = getattr(sae, "is_transcoder", False)
     activation = "jumprelu" if sae.activation == "batchtopk" else sae.activation
-    if arrays["threshold"].min() < 0:
-        raise ValueError("sae: has negative thresholds, which other tools take for zero")
-    if format == "npz" and (activation == "topk" or norm != "none" or skip is not None):
-        what = "TopK" if activation == "topk" else "a skip connection" if skip is not None else norm
-        raise ValueError(f"format: 'npz' has no place for {what}; use 'saelens'")
+    _check_expressible(format, arrays["threshold"], activation, norm, skip)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -193,16 +190,30 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
                 arrays["W_skip"] = np.ascontiguousarray(skip.T)
             if activation != "jumprelu":
                 del arrays["threshold"]
-            from safetensors.numpy import save_file
-
-            save_file(arrays, temporary / "sae_weights.safetensors")
-            (temporary / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o777 & ~mask)
+            _write_saelens(temporary, config, arrays)
             os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_expressible(format: str, threshold: np.ndarray, activation: str, norm: str, skip: Any) -> None:
+    """Whether other tools, and the format, have a place for all that the model does."""
+    if threshold.min() < 0:
+        raise ValueError("sae: has negative thresholds, which other tools take for zero")
+    if format == "npz" and (activation == "topk" or norm != "none" or skip is not None):
+        what = "TopK" if activation == "topk" else "a skip connection" if skip is not None else norm
+        raise ValueError(f"format: 'npz' has no place for {what}; use 'saelens'")
+
+
+def _write_saelens(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Both files into a folder that is there, which then has the permissions of any new folder."""
+    from safetensors.numpy import save_file
+
+    save_file(arrays, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(folder, 0o777 & ~mask)
 
 
 def _saelens_config(
@@ -229,8 +240,6 @@ def _saelens_config(
     if activation == "topk":
         k = getattr(sae, "k", None)
         config |= {"k": int(k_of(sae.target_l0) if k is None else k), "rescale_acts_by_decoder_norm": False}
-    from .. import __version__
-
     # without a version of 6 or later, SAELens reads the file as a legacy one and drops the metadata
     config["metadata"] = {**known, "atoms_version": __version__, **metadata, "sae_lens_version": "6.0.0"}
     return config

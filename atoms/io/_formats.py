@@ -5,6 +5,7 @@ Each was checked against the forward pass of the tool it names (tests/io/test_io
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterable
@@ -62,6 +63,26 @@ def _check_size(model: PretrainedSAE, config: dict[str, Any], names: tuple[str, 
     for name, have in zip(names, (model.n_features_in_, model.d_sae)):
         if name in config and config[name] != have:
             raise ValueError(f"{path}: the configuration says {name} = {config[name]!r}, the weights {have}")
+
+
+@dataclasses.dataclass
+class _Weights:
+    """An autoencoder while what its tool applies beside the weights is folded into them."""
+
+    W_enc: Any
+    b_enc: Any
+    W_dec: Any
+    b_dec: Any
+    threshold: Any = None
+    center: Any = None  #: subtracted from the input before W_enc
+    activation: str = "jumprelu"
+    k: int | None = None
+
+
+def _check_gates(w: Tensors, names: Iterable[str], path: Path, shape: tuple[int, ...]) -> None:
+    for name in names:
+        if w[name].shape != shape:
+            raise ValueError(f"{path}: {name} has shape {w[name].shape}, expected {shape}")
 
 
 def _gated(w: Tensors, W_gate: np.ndarray, b_gate: np.ndarray, b_mag: np.ndarray) -> tuple[Any, Any, Any]:
@@ -141,12 +162,12 @@ def saelens(folder: Path) -> PretrainedSAE:
     Inference exports and the weights of training checkpoints (their scaling or whitening beside them is
     folded in).
     """
-    path = folder / "sae_weights.safetensors"
-    raw = read_json(folder / "cfg.json")
+    path, file = folder / "sae_weights.safetensors", folder / "cfg.json"
+    raw = read_json(file)
     try:
         config = _legacy(raw) if _is_legacy(raw) else raw
     except ValueError as error:
-        raise ValueError(f"{folder / 'cfg.json'}: {error}") from None
+        raise ValueError(f"{file}: {error}") from None
     w = plain(read_safetensors(path), path)
     if config.get("finetuning_scaling_factor") or not np.allclose(w.pop("scaling_factor", np.ones(1)), 1):
         raise ValueError(f"{path}: a finetuning scaling factor is not supported; fold it into W_dec first")
@@ -157,55 +178,64 @@ def saelens(folder: Path) -> PretrainedSAE:
         )
     _take(w, path, _SAELENS_KEYS[architecture])
     transcoder = "transcoder" in architecture
-    W_enc, W_dec, b_dec = w["W_enc"], w["W_dec"], w["b_dec"]
+    m = _saelens_weights(w, architecture, config, path)
+    if not transcoder and config.get("apply_b_dec_to_input", True):
+        m.center = m.b_dec
+    norm = _saelens_folded(m, config, transcoder, folder)
+    model = _model(
+        path, m.W_enc, m.b_enc, m.W_dec, m.b_dec, threshold=m.threshold, activation=m.activation, k=m.k,
+        center=m.center, input_norm=norm, W_skip=w["W_skip"].T if "W_skip" in w else None,
+        is_transcoder=transcoder, config=raw, source="saelens",
+    )  # fmt: skip
+    _check_size(model, config, ("d_in", "d_sae"), file)
+    return model
+
+
+def _saelens_weights(w: Tensors, architecture: str, config: dict[str, Any], path: Path) -> _Weights:
+    """The weights of an architecture, with its rule for what is active."""
+    W_enc, W_dec = w["W_enc"], w["W_dec"]
     if W_enc.ndim != 2 or W_dec.shape[:1] != W_enc.shape[1:] or W_dec.ndim != 2:
         raise ValueError(f"{path}: W_enc {W_enc.shape} and W_dec {W_dec.shape} do not fit each other")
-    activation, k, threshold = "jumprelu", None, None
+    m = _Weights(W_enc, w.get("b_enc"), W_dec, w["b_dec"])
     if architecture == "gated":
-        for name in ("b_gate", "b_mag", "r_mag"):
-            if w[name].shape != W_enc.shape[1:]:
-                raise ValueError(f"{path}: {name} has shape {w[name].shape}, expected {W_enc.shape[1:]}")
-        W_enc, b_enc, threshold = _gated(w, W_enc, w["b_gate"], w["b_mag"])
+        _check_gates(w, ("b_gate", "b_mag", "r_mag"), path, W_enc.shape[1:])
+        m.W_enc, m.b_enc, m.threshold = _gated(w, W_enc, w["b_gate"], w["b_mag"])
+    elif "threshold" in w:
+        m.threshold = np.maximum(w["threshold"], 0)  # SAELens applies ReLU first
+    elif "topk_threshold" in w:
+        cut = max(_scalar(w["topk_threshold"], "topk_threshold", path), 0.0)
+        m.threshold = np.full(W_enc.shape[1], cut)
+    elif architecture == "topk":
+        m.activation, m.k = "topk", _integer(config, "k", path.parent / "cfg.json", 100)
     else:
-        b_enc = w["b_enc"]
-        if "threshold" in w:
-            threshold = np.maximum(w["threshold"], 0)  # SAELens applies ReLU first
-        elif "topk_threshold" in w:
-            cut = max(_scalar(w["topk_threshold"], "topk_threshold", path), 0.0)
-            threshold = np.full(W_enc.shape[1], cut)
-        elif architecture == "topk":
-            activation, k = "topk", _integer(config, "k", folder / "cfg.json", 100)
-        else:
-            activation = "relu"
-    if np.shape(b_enc) != W_enc.shape[1:]:
-        raise ValueError(f"{path}: b_enc has shape {np.shape(b_enc)}, expected {W_enc.shape[1:]}")
+        m.activation = "relu"
+    if np.shape(m.b_enc) != W_enc.shape[1:]:
+        raise ValueError(f"{path}: b_enc has shape {np.shape(m.b_enc)}, expected {W_enc.shape[1:]}")
+    return m
+
+
+def _saelens_folded(m: _Weights, config: dict[str, Any], transcoder: bool, folder: Path) -> Any:
+    """Fold scales, decoder norms and whitening into the weights; what is left to do to each sample."""
     rescale = bool(config.get("rescale_acts_by_decoder_norm", False))
-    center = None if transcoder or not config.get("apply_b_dec_to_input", True) else b_dec
     norm_kind = config.get("normalize_activations") or "none"
     if transcoder and norm_kind in ("expected_average_only_in", "covariance_whitening"):
         # its input and output are at two places of the model, and the file has the scale of one
         raise ValueError(f"{folder}: a transcoder with normalize_activations {norm_kind!r} is not supported")
     if norm_kind == "expected_average_only_in":
         c, norm_kind = _saelens_scale(folder), "none"
-        W_enc, W_dec, b_dec, center = W_enc * c, W_dec / c, b_dec / c, None if center is None else center / c
-        if rescale and threshold is not None:
-            threshold = threshold / c  # it is measured against z times the decoder's norm
+        m.W_enc, m.W_dec, m.b_dec = m.W_enc * c, m.W_dec / c, m.b_dec / c
+        m.center = None if m.center is None else m.center / c
+        if rescale and m.threshold is not None:
+            m.threshold = m.threshold / c  # it is measured against z times the decoder's norm
     if rescale:
         # latents are chosen by their contribution's size: the same with decoder rows of unit norm
-        norm = np.linalg.norm(W_dec.astype(np.float64), axis=1)
+        norm = np.linalg.norm(m.W_dec.astype(np.float64), axis=1)
         norm[norm == 0] = 1
-        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
+        m.W_enc, m.b_enc, m.W_dec = m.W_enc * norm, m.b_enc * norm, m.W_dec / norm[:, None]
     if norm_kind == "covariance_whitening":
-        W_enc, b_enc, W_dec, b_dec, center, norm_kind = _saelens_whitening(
-            folder, W_enc, b_enc, W_dec, b_dec, center
-        )
-    model = _model(
-        path, W_enc, b_enc, W_dec, b_dec, threshold=threshold, activation=activation, k=k, center=center,
-        input_norm=norm_kind, W_skip=w["W_skip"].T if "W_skip" in w else None, is_transcoder=transcoder,
-        config=raw, source="saelens",
-    )  # fmt: skip
-    _check_size(model, config, ("d_in", "d_sae"), folder / "cfg.json")
-    return model
+        _saelens_unwhiten(m, folder)
+        return "none"
+    return norm_kind
 
 
 def _saelens_scale(folder: Path) -> float:
@@ -215,7 +245,7 @@ def _saelens_scale(folder: Path) -> float:
         warnings.warn(
             f"{folder}: trained on scaled activations, and the scale is not there (activation_scaler.json): "
             "as in SAELens, none is applied; scale the activations yourself if they are raw",
-            stacklevel=4,
+            stacklevel=5,  # the caller of atoms.load
         )
         return 1.0
     value = read_json(file).get("scaling_factor")
@@ -225,9 +255,8 @@ def _saelens_scale(folder: Path) -> float:
     return c
 
 
-def _saelens_whitening(
-    folder: Path, W_enc: Any, b_enc: Any, W_dec: Any, b_dec: Any, center: Any
-) -> tuple[Any, ...]:
+def _saelens_unwhiten(m: _Weights, folder: Path) -> None:
+    """From whitened activations to raw ones."""
     file = folder / "activation_whitening.safetensors"
     if not file.exists():
         raise ValueError(
@@ -235,14 +264,15 @@ def _saelens_whitening(
         )
     t = plain(read_safetensors(file), file)
     _take(t, file, ("mean", "matrix", "inverse_matrix"))
-    d = len(W_enc)
+    d = len(m.W_enc)
     if t["mean"].shape != (d,) or t["matrix"].shape != (d, d) or t["inverse_matrix"].shape != (d, d):
         raise ValueError(f"{file}: expected a mean of shape ({d},) and matrices of shape ({d}, {d})")
     mean, M, inverse = (t[name].astype(np.float64) for name in ("mean", "matrix", "inverse_matrix"))
-    W_enc, W_dec, b_dec = M @ W_enc, W_dec @ inverse, b_dec @ inverse + mean
-    if center is None:
-        return W_enc, b_enc - mean @ W_enc, W_dec, b_dec, None, "none"
-    return W_enc, b_enc, W_dec, b_dec, b_dec, "none"
+    m.W_enc, m.W_dec, m.b_dec = M @ m.W_enc, m.W_dec @ inverse, m.b_dec @ inverse + mean
+    if m.center is None:
+        m.b_enc = m.b_enc - mean @ m.W_enc
+    else:
+        m.center = m.b_dec
 
 
 # ------------------------------------------------------------------ Gemma Scope
@@ -310,6 +340,9 @@ _DL_KEYS = {
 }
 
 
+_DL_B_DEC = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
+
+
 def dictionary_learning(path: Path) -> PretrainedSAE:
     """dictionary_learning: ``ae.pt`` and ``config.json``, or a checkpoint in the folder ``checkpoints``.
 
@@ -325,13 +358,25 @@ def dictionary_learning(path: Path) -> PretrainedSAE:
     if "ae" in state:
         if not isinstance(state["ae"], dict):
             raise ValueError(f"{path}: ae is {type(state['ae']).__name__}, expected a dictionary of weights")
-        factor = (
-            1.0 if state.get("norm_factor") is None else _scalar(state["norm_factor"], "norm_factor", path)
-        )
+        if state.get("norm_factor") is not None:
+            factor = _scalar(state["norm_factor"], "norm_factor", path)
         state = state["ae"]
     w = plain(state, path)
     trainer = config.get("trainer")
     trainer = trainer if isinstance(trainer, dict) else {}
+    kind = _dl_class(w, trainer, path, file)
+    m = _dl_weights(w, kind, trainer, factor, path)
+    center = None if kind in ("AutoEncoderNew", "JumpReluAutoEncoder") else m.b_dec
+    model = _model(
+        path, m.W_enc, m.b_enc, m.W_dec, m.b_dec, threshold=m.threshold, activation=m.activation, k=m.k,
+        center=center, config=config, source="dictionary_learning",
+    )  # fmt: skip
+    _check_size(model, trainer, ("activation_dim", "dict_size"), file)
+    return model
+
+
+def _dl_class(w: Tensors, trainer: dict[str, Any], path: Path, file: Path) -> str:
+    """Which class of dictionary_learning it is; its weights are all there, and nothing else."""
     # the weights' names come first: some trainers write a class that is not the one they train
     fits = [name for name, keys in _DL_KEYS.items() if set(keys) == set(w)]
     kind = fits[0] if len(fits) == 1 else trainer.get("dict_class")
@@ -348,45 +393,36 @@ def dictionary_learning(path: Path) -> PretrainedSAE:
     for name in ("encoder.weight", "decoder.weight", "W_enc", "W_dec"):
         if name in w and w[name].ndim != 2:
             raise ValueError(f"{path}: {name} has shape {w[name].shape}, expected a matrix")
-    activation, k, threshold = "relu", None, None
+    return kind
+
+
+def _dl_weights(w: Tensors, kind: str, trainer: dict[str, Any], factor: float, path: Path) -> _Weights:
+    """The weights of a class for raw activations, with its rule for what is active."""
     W_enc = w["W_enc"] if "W_enc" in w else w["encoder.weight"].T
     W_dec = w["W_dec"] if "W_dec" in w else w["decoder.weight"].T
     b_enc = w.get("b_enc", w.get("encoder.bias", w.get("mag_bias")))
-    b_dec = w[
-        {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}.get(
-            kind, "b_dec"
-        )
-    ]
+    b_dec = w[_DL_B_DEC.get(kind, "b_dec")]
     assert b_enc is not None
-    b_enc, b_dec = b_enc * factor, b_dec * factor
+    m = _Weights(W_enc, b_enc * factor, W_dec, b_dec * factor)
     if kind == "GatedAutoEncoder":
-        for name in ("r_mag", "gate_bias", "mag_bias"):
-            if w[name].shape != W_enc.shape[1:]:
-                raise ValueError(f"{path}: {name} has shape {w[name].shape}, expected {W_enc.shape[1:]}")
-        W_enc, b_enc, threshold = _gated(w, W_enc, w["gate_bias"] * factor, b_enc)
-        activation = "jumprelu"
+        _check_gates(w, ("r_mag", "gate_bias", "mag_bias"), path, W_enc.shape[1:])
+        m.W_enc, m.b_enc, m.threshold = _gated(w, W_enc, w["gate_bias"] * factor, m.b_enc)
     elif kind == "AutoEncoderTopK":
         said = _scalar(w["k"], "k", path) if "k" in w else trainer.get("k")
-        activation, k = "topk", _integer({"k": said}, "k", path)
-    elif kind != "AutoEncoder" and kind != "AutoEncoderNew":
-        activation = "jumprelu"
-        if kind == "JumpReluAutoEncoder":
-            threshold = np.maximum(w["threshold"] * factor, 0)
-        else:
-            cut = _scalar(w.get("threshold", np.array(-1.0)), "threshold", path)
-            if cut < 0:
-                raise ValueError(
-                    f"{path}: its threshold was never set (trained less than threshold_start_step): "
-                    "the batch decides which latents are active, which no file can say"
-                )
-            threshold = np.full(W_enc.shape[1], cut * factor)
-    center = None if kind in ("AutoEncoderNew", "JumpReluAutoEncoder") else b_dec
-    model = _model(
-        path, W_enc, b_enc, W_dec, b_dec, threshold=threshold, activation=activation, k=k, center=center,
-        config=config, source="dictionary_learning",
-    )  # fmt: skip
-    _check_size(model, trainer, ("activation_dim", "dict_size"), file)
-    return model
+        m.activation, m.k = "topk", _integer({"k": said}, "k", path)
+    elif kind in ("AutoEncoder", "AutoEncoderNew"):
+        m.activation = "relu"
+    elif kind == "JumpReluAutoEncoder":
+        m.threshold = np.maximum(w["threshold"] * factor, 0)
+    else:
+        cut = _scalar(w.get("threshold", np.array(-1.0)), "threshold", path)
+        if cut < 0:
+            raise ValueError(
+                f"{path}: its threshold was never set (trained less than threshold_start_step): "
+                "the batch decides which latents are active, which no file can say"
+            )
+        m.threshold = np.full(W_enc.shape[1], cut * factor)
+    return m
 
 
 # ------------------------------------------------------------------ sparsify

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from .._checks import check_array
 from .._config import context
-from .._estimator import check_array
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
 
 __all__ = ["PretrainedSAE"]

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from .. import activations, controls
-from ..activations import Activations, _replacing
+from .._files import replacing
+from ..activations import Activations
+from ..activations._table import MANIFEST
 from .config import Config
 from .kinds import KINDS
 
@@ -138,7 +140,7 @@ class _Sources:
     def capture(self, name: str) -> Activations:
         random, text = _split(name)
         out = self.place(name)
-        if not (out / activations._MANIFEST).exists():
+        if not (out / MANIFEST).exists():
             model, tokenizer = self._loaded
             share = self.config.random_share if random else 1.0
             contexts = _contexts(
@@ -170,7 +172,7 @@ class _Sources:
         ids = np.unique(Activations.load(out).token_ids)
         strings = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids.tolist()]
         embeddings = model.get_input_embeddings().weight.detach()[ids].float().cpu().numpy()
-        with _replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, ids=ids, strings=np.array(strings), embeddings=embeddings)
 
 
@@ -186,13 +188,13 @@ def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     about, index = _from_disk(config) if config.activations else _from_model(config, folder, progress)
     arrays: dict[str, Any] = dict(index)
-    with _replacing(folder / f"rows-{about['key']}.npz") as temporary, open(temporary, "wb") as file:
+    with replacing(folder / f"rows-{about['key']}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
     about["rows"] = {
         part: {str(layer): len(index[f"{part}-{layer}"]) for layer in where["layers"]}
         for part, where in about["parts"].items()
     }
-    with _replacing(folder / f"parts-{about['key']}.json") as temporary:
+    with replacing(folder / f"parts-{about['key']}.json") as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import plot
-from ..activations import _replacing
+from .._files import replacing
 from . import jobs
 from .config import Config
 from .kinds import KINDS
@@ -27,7 +27,7 @@ def _save(figure: Any, folder: Path, name: str, **arrays: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "pdf"):
         plot.save(figure, folder / f"{name}.{suffix}")
-    with _replacing(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
+    with replacing(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import _config
-from ..activations import _replacing
+from .._files import replacing
 from . import cells
 from .scoring import peak_memory, plain
 
@@ -131,7 +131,7 @@ def execute(job: Job, folder: str, data_folder: str, threads: int) -> str:
             }
         cost |= record.pop("cost", {})
         text = json.dumps({"params": job.params, "record": plain(record), "cost": plain(cost)})
-        with _replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             content: dict[str, Any] = {_RECORD: np.array(text)} | arrays
             np.savez_compressed(file, **content)
     finally:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..activations import _replacing
+from .._files import replacing
 from . import jobs
 from .kinds import KINDS
 from .monosemanticity import Judged
@@ -227,7 +227,7 @@ class Table(NamedTuple):
             ("md", self.show("markdown")),
             ("tex", self.show("latex")),
         ):
-            with _replacing(folder / f"{name}.{suffix}") as temporary:
+            with replacing(folder / f"{name}.{suffix}") as temporary:
                 temporary.write_text(content, encoding="utf-8")
 
 

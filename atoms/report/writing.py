@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..activations import _replacing
+from .._files import replacing
 from . import figures, sentences, tables
 from .config import Config
 from .kinds import KINDS
@@ -61,7 +61,7 @@ def write(
         table.save(out / "tables", name)
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     path = out / "report.md"
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         page = "\n\n".join(part.rstrip("\n") for part in _page(found, printed, run))
         temporary.write_text(page.rstrip() + "\n", encoding="utf-8")
     names = ("main", "average", "shift", "frontier", "monosemanticity")
@@ -71,7 +71,7 @@ def write(
 
 def write_json(path: Path, value: Any) -> None:
     """Write what `plain` makes of the value, at once or not at all."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._config import context
-from .._estimator import Estimator, load_tensors, reading
+from .._estimator import Estimator
+from .._files import load_tensors, reading
 from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards
 from . import _saving
 from ._calibration import threshold_factor

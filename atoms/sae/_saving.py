@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._estimator import check_tensor, load_tensors, reading, save_tensors
+from .._files import check_tensor, load_tensors, reading, save_tensors
 from ..metric import AtomicInnerProduct
 from ._model import FIELDS, WEIGHTS, Model, layout
 from ._settings import Settings

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 
 from .. import _core
 from .._config import context
-from ._arrays import unit_rows
-from ._coherence import Coherence, coherence
+from .._unit_rows import unit_rows
+from ._coherence import Coherence, coherence, unit_of
 
 _TILE_BYTES = 64 << 20
 
 
 def _unit_of(D: Any, metric: Any, num_threads: int | None) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(D, Coherence):
-        return D._cosines.unit, D.norms
+        return unit_of(D), D.norms
     return unit_rows(D, metric, num_threads)
 
 
@@ -160,7 +160,7 @@ def certificate(
     (0.125, 4, 4, (0.5, 0.5))
     """
     spectrum = D if isinstance(D, Coherence) else coherence(D, metric, quantiles, num_threads=num_threads)
-    unit, norms = spectrum._cosines.unit, spectrum.norms
+    unit, norms = unit_of(spectrum), spectrum.norms
     n = unit.shape[0]
     mu1 = babel(spectrum, num_threads=num_threads)
     parallel = spectrum.max > 1 - 2.0**-20
@@ -314,7 +314,39 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
     1.0
     """
     unit, norms = _unit_of(D, metric, num_threads)
-    n_atoms = unit.shape[0]
+    delta = _amplitudes(codes, norms)
+    n, s = delta.shape[0], _sums(unit, delta)
+    l0 = np.diff(delta.indptr).astype(np.int64)
+    busy = l0 > 0
+    starts = delta.indptr[:-1][busy]
+
+    def per_sample(function: np.ufunc, values: np.ndarray) -> np.ndarray:
+        out = np.zeros(n)
+        if busy.any():
+            out[busy] = function.reduceat(values, starts)
+        return out
+
+    mu_j = np.where(s.coherence > 1 - 2.0**-20, 1.0, s.coherence)[delta.indices]
+    mu = per_sample(np.maximum, mu_j)
+    amplitude = np.abs(delta.data)
+    largest, smallest = per_sample(np.maximum, amplitude), per_sample(np.minimum, amplitude)
+    low, high = mu * l0 * largest, smallest - mu * (l0 - 1) * largest
+    return SampleCertificates(
+        l0=l0,
+        mu=mu,
+        unique=~busy | (mu * (2 * l0 - 1) < 1),
+        l1_unique=~busy | (per_sample(np.add, mu_j / (1 + mu_j)) < 0.5),
+        recoverable=~busy | (s.outside + s.inside < 1 - 1e-6),
+        threshold_feasible=~busy | (low < high),
+        threshold_low=low,
+        threshold_high=high,
+        threshold_exact=~busy | (s.least_on > s.most_off),
+    )
+
+
+def _amplitudes(codes: Any, norms: np.ndarray) -> scipy.sparse.csr_array:
+    """Codes in units of unit atoms, without stored zeros."""
+    n_atoms = len(norms)
     if not scipy.sparse.issparse(codes):
         raise TypeError(
             f"codes: expected a SciPy sparse array, got {type(codes).__name__}; "
@@ -329,11 +361,26 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
     delta.sum_duplicates()
     delta.eliminate_zeros()
     delta.data *= norms[delta.indices]
+    return delta
+
+
+class _Sums(NamedTuple):
+    """What the certificates ask of all pairs of atoms, for n samples."""
+
+    coherence: np.ndarray  #: (n_atoms,) largest |cosine| with another atom
+    inside: np.ndarray  #: (n,) largest sum of |cosines| with the support, of an atom on it
+    outside: np.ndarray  #: (n,) the same of an atom off it
+    least_on: np.ndarray  #: (n,) smallest correlation with the reconstruction, of an atom on the support
+    most_off: np.ndarray  #: (n,) largest one of an atom off it, at least 0
+
+
+def _sums(unit: np.ndarray, delta: scipy.sparse.csr_array) -> _Sums:
+    n_atoms = unit.shape[0]
     support = scipy.sparse.csr_array((np.ones(delta.nnz), delta.indices, delta.indptr), shape=delta.shape)
     n = delta.shape[0]
-    coherence_of_atom = np.zeros(n_atoms)
-    inside, outside = np.zeros(n), np.zeros(n)  # largest sums of |cosines| on and off the support
-    least_on, most_off = np.full(n, np.inf), np.zeros(n)  # correlations with the reconstruction
+    largest = np.zeros(n_atoms)
+    inside, outside = np.zeros(n), np.zeros(n)
+    least_on, most_off = np.full(n, np.inf), np.zeros(n)
     width = max(1, min(512, _TILE_BYTES // (8 * n_atoms)))
     height = max(1, _TILE_BYTES // (8 * width * 4))
     for first in range(0, n_atoms, width):
@@ -342,7 +389,7 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
         diagonal = np.arange(here.stop - first)
         cosines[first + diagonal, diagonal] = 0.0
         size = np.minimum(np.abs(cosines), 1.0)
-        coherence_of_atom[here] = size.max(axis=0)
+        largest[here] = size.max(axis=0)
         for top in range(0, n, height):
             rows = slice(top, min(n, top + height))
             on = support[rows][:, here]
@@ -355,29 +402,4 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
             correlation[row, column] = 0.0
             outside[rows] = np.maximum(outside[rows], sums.max(axis=1))
             most_off[rows] = np.maximum(most_off[rows], correlation.max(axis=1))
-    l0 = np.diff(delta.indptr).astype(np.int64)
-    busy = l0 > 0
-    starts = delta.indptr[:-1][busy]
-
-    def per_sample(function: np.ufunc, values: np.ndarray) -> np.ndarray:
-        out = np.zeros(n)
-        if busy.any():
-            out[busy] = function.reduceat(values, starts)
-        return out
-
-    mu_j = np.where(coherence_of_atom > 1 - 2.0**-20, 1.0, coherence_of_atom)[delta.indices]
-    mu = per_sample(np.maximum, mu_j)
-    amplitude = np.abs(delta.data)
-    largest, smallest = per_sample(np.maximum, amplitude), per_sample(np.minimum, amplitude)
-    low, high = mu * l0 * largest, smallest - mu * (l0 - 1) * largest
-    return SampleCertificates(
-        l0=l0,
-        mu=mu,
-        unique=~busy | (mu * (2 * l0 - 1) < 1),
-        l1_unique=~busy | (per_sample(np.add, mu_j / (1 + mu_j)) < 0.5),
-        recoverable=~busy | (outside + inside < 1 - 1e-6),
-        threshold_feasible=~busy | (low < high),
-        threshold_low=low,
-        threshold_high=high,
-        threshold_exact=~busy | (least_on > most_off),
-    )
+    return _Sums(largest, inside, outside, least_on, most_off)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from .._config import context
-from ._arrays import unit_rows
+from .._unit_rows import unit_rows
 
 _LOW_BITS = 13  # as in csrc/include/atoms.h
 _BINS = (0x3F800000 >> _LOW_BITS) + 1
@@ -190,6 +190,11 @@ class Coherence:
 
     def __repr__(self) -> str:
         return f"Coherence(max={self.max:.6g}, quantiles={self.quantiles}, shape={self.shape})"
+
+
+def unit_of(c: Coherence) -> np.ndarray:
+    """The atoms whose cosines they are, of unit norm, (d_sae, d_in) float32."""
+    return c._cosines.unit
 
 
 def coherence(

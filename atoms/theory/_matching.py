@@ -12,9 +12,9 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from .. import _core
+from .._checks import atoms_of, check_rows, whitener_of
 from .._config import context
-from .._estimator import atoms_of
-from ._arrays import rows, unit_rows, whitener_of
+from .._unit_rows import unit_rows
 
 _DENSE = 4096  # atoms up to which the whole similarity matrix is held, 128 MB in float64
 _TILE_BYTES = 64 << 20
@@ -217,7 +217,7 @@ def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -
     """
     bases, ranks = [], []
     for D, name in ((A, "A"), (B, "B")):
-        D = rows(atoms_of(D), name)
+        D = check_rows(atoms_of(D), name)
         root = whitener_of(metric, D.shape[1])
         gram = np.zeros((D.shape[1], D.shape[1]))
         for first in range(0, len(D), 4096):

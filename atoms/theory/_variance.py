@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from .._checks import check_rows, native, whitener_of
 from .._config import context
-from ._arrays import native, rows, whitener_of
 
 CONVENTIONS = (
     "centered",
@@ -191,9 +191,9 @@ class ExplainedVariance:
 
     def update(self, X: Any, X_hat: Any) -> ExplainedVariance:
         """Add samples X (n, d) and their reconstructions X_hat (n, d)."""
-        X = rows(X, "X")
+        X = check_rows(X, "X")
         if X_hat is not None:
-            X_hat = rows(X_hat, "X_hat")
+            X_hat = check_rows(X_hat, "X_hat")
             if X_hat.shape != X.shape:
                 raise ValueError(f"X_hat: expected shape {X.shape} as X has, got {X_hat.shape}")
         sums = self._prepare(X.shape[1])
@@ -291,7 +291,7 @@ def _reconstructions(X: np.ndarray, X_hat: Any, step: int) -> Iterator[tuple[np.
         for first in range(0, n, step):
             yield X[first : first + step], X_hat(X[first : first + step])
     elif isinstance(X_hat, (np.ndarray, list, tuple)) or hasattr(X_hat, "__array__"):
-        array = rows(X_hat, "X_hat")
+        array = check_rows(X_hat, "X_hat")
         if array.shape != X.shape:
             raise ValueError(f"X_hat: expected shape {X.shape} as X has, got {array.shape}")
         for first in range(0, n, step):
@@ -299,7 +299,7 @@ def _reconstructions(X: np.ndarray, X_hat: Any, step: int) -> Iterator[tuple[np.
     elif isinstance(X_hat, Iterable):
         first = 0
         for block in X_hat:
-            block = rows(block, "X_hat")
+            block = check_rows(block, "X_hat")
             if first + block.shape[0] > n:
                 raise ValueError(f"X_hat: expected blocks of {n} rows in all, got more")
             yield X[first : first + block.shape[0]], block
@@ -392,7 +392,7 @@ def explained_variance(
     >>> explained_variance(X, X).total
     1.0
     """
-    X = rows(X, "X")
+    X = check_rows(X, "X")
     convention = _convention(convention, metric)
     if X.shape[0] == 0:
         raise ValueError(f"X: expected at least one sample, got shape {X.shape}")

@@ -19,7 +19,7 @@ from atoms import _config, _core
 def test_threads_setting(monkeypatch):
     monkeypatch.delenv("ATOMS_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert atoms.get_num_threads() == _config._available_cpus()
+    assert atoms.get_num_threads() == _config.available_cpus()
     monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
     assert atoms.get_num_threads() == 3
     monkeypatch.setenv("ATOMS_NUM_THREADS", "5")
@@ -97,11 +97,11 @@ def test_types_are_of_functions_that_there_are():
 def test_cpus_of_a_container(tmp_path, monkeypatch):
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr(_config, "_CPU_QUOTA", str(quota))
-    all_of_them = _config._available_cpus()  # no such file
+    all_of_them = _config.available_cpus()  # no such file
     quota.write_text("max 100000\n")
-    assert _config._available_cpus() == all_of_them
+    assert _config.available_cpus() == all_of_them
     quota.write_text("50000 100000\n")
-    assert _config._available_cpus() == 1
+    assert _config.available_cpus() == 1
 
 
 def test_metadata():

@@ -113,6 +113,7 @@ def test_repeated_calls_do_not_grow(tmp_path):
     out = run(
         """
         import os, numpy as np, atoms, together
+        from atoms.recovery import _dictionary
 
         def resident():
             return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
@@ -131,7 +132,7 @@ def test_repeated_calls_do_not_grow(tmp_path):
             loaded.transform(ours.X)
             atoms.load(path + ".sae").reconstruct(ours.X)
             atoms.theory.stability(loaded.W_dec, loaded.transform(ours.X))
-            atoms.recovery.Dictionary(loaded.W_dec)._prepare(True)
+            _dictionary.hold_gram(atoms.recovery.Dictionary(loaded.W_dec))
             for fail in (loaded.transform, atoms.AtomicInnerProduct().fit):
                 try:
                     fail(bad)

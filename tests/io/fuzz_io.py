@@ -193,10 +193,11 @@ def guided(seconds, seed):
 
     import atheris
 
-    from atoms import _estimator
+    from atoms import _checks
+    from atoms import _files as ours_files
     from atoms.io import _files, _formats
 
-    for module in (_files, _formats, _estimator):
+    for module in (_files, _formats, ours_files, _checks):
         for name, function in list(vars(module).items()):
             if inspect.isfunction(function) and function.__module__.startswith("atoms"):
                 setattr(module, name, atheris.instrument_func(function))

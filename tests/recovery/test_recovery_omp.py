@@ -267,9 +267,9 @@ SCREENS = {"none": (1 << 40, 1 << 40), "correlations": (1, 1 << 40), "coarse Gra
 def screened(monkeypatch, kind, X, D, k, **options):
     """Codes with 16-bit screens of a kind (of none at all where the CPU has no VNNI)."""
     signals, atoms = SCREENS[kind]
-    monkeypatch.setattr("atoms.recovery._UNITS_SIGNALS", signals)
-    monkeypatch.setattr("atoms.recovery._COARSE_ATOMS", atoms)
-    monkeypatch.setattr("atoms.recovery._COARSE_NONZERO", 1 << 40)
+    monkeypatch.setattr("atoms.recovery._pursuits._UNITS_SIGNALS", signals)
+    monkeypatch.setattr("atoms.recovery._pursuits._COARSE_ATOMS", atoms)
+    monkeypatch.setattr("atoms.recovery._pursuits._COARSE_NONZERO", 1 << 40)
     return omp(X, D, k, return_info=True, **options)
 
 

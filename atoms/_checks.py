@@ -1,0 +1,201 @@
+"""What arguments are checked with, in one place: arrays, numbers, metrics, and the errors for NaN and infinity.
+
+Nothing is imported from any room of the package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "atoms_of",
+    "check_array",
+    "check_count",
+    "check_number",
+    "check_rows",
+    "first_nonfinite_row",
+    "native",
+    "nonfinite_error",
+    "whitener_of",
+    "why_not_finite",
+]
+
+# ---------------------------------------------------------------------------- arrays
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    """Whether the core reads values of this type."""
+    return dtype in (np.float32, np.float64, np.float16) or dtype.name == "bfloat16"
+
+
+def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) -> np.ndarray:
+    """An array of activations as the core takes it, without a copy where it already is one.
+
+    float32, float64, float16 and bfloat16 arrays, memory maps and any strides pass untouched;
+    integers, booleans, lists, data frames and objects that hold numbers become float64.
+    Finiteness is not looked at here: the core meets it while it reads.
+
+    Parameters
+    ----------
+    X : array-like
+    name : str
+        How errors call it.
+    ndim : int
+        Dimensions it must have.
+    min_rows : int
+        Rows it must have.
+
+    Raises
+    ------
+    TypeError
+        For sparse matrices and objects that are not numbers.
+    ValueError
+        For complex numbers and text, another number of dimensions, no rows or no features.
+    """
+    if hasattr(X, "toarray") and hasattr(X, "nnz"):
+        raise TypeError(
+            f"{name}: expected a dense array, got a sparse {type(X).__name__}. Sparse data is not "
+            f"supported; pass {name}.toarray()"
+        )
+    a = np.asarray(X)
+    if a.dtype.kind == "c":
+        raise ValueError(f"{name}: Complex data not supported, got dtype {a.dtype}; pass its real part")
+    if not _is_float(a.dtype):
+        if a.dtype.kind not in "biufO":
+            raise ValueError(f"{name}: expected numbers, got dtype {a.dtype}")
+        try:
+            a = a.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: argument must be numbers, got dtype {a.dtype}: {error}") from None
+    _check_shape(a, name, ndim, min_rows)
+    item = a.dtype.itemsize
+    if not a.flags.aligned or not a.dtype.isnative or any(s % item for s in a.strides):
+        a = a.astype(a.dtype.newbyteorder("="), order="C", copy=True)
+    return a
+
+
+def _check_shape(a: np.ndarray, name: str, ndim: int, min_rows: int) -> None:
+    if a.ndim != ndim:
+        hint = ""
+        if ndim == 2:
+            hint = (
+                f" Reshape your data: {name}.reshape(1, -1) for one sample,"
+                f" {name}.reshape(-1, {name}.shape[-1]) to make every leading index a sample."
+            )
+        raise ValueError(f"{name}: expected a {ndim}-dimensional array, got {a.ndim} dimension(s).{hint}")
+    if ndim == 2 and a.shape[0] < min_rows:
+        raise ValueError(
+            f"{name}: found array with {a.shape[0]} sample(s) (shape={a.shape}) while a minimum of "
+            f"{min_rows} is required."
+        )
+    if ndim == 2 and a.shape[1] < 1:
+        raise ValueError(
+            f"{name}: found array with 0 feature(s) (shape={a.shape}) while a minimum of 1 is required."
+        )
+
+
+def atoms_of(D: Any) -> Any:
+    """A dictionary's rows: of a model (ours, a control, one that `atoms.load` read) its decoder's."""
+    return getattr(D, "W_dec", D)
+
+
+def check_rows(a: Any, name: str) -> np.ndarray:
+    """``a`` as a two-dimensional array, nothing copied that is an array already."""
+    array = a if isinstance(a, np.ndarray) else np.asarray(a)
+    if array.ndim != 2:
+        raise ValueError(
+            f"{name}: expected two dimensions (rows, d_in), got shape {array.shape}; "
+            f"reshape it to one row for each sample or atom"
+        )
+    if array.shape[1] < 1:
+        raise ValueError(f"{name}: expected at least one column, got shape {array.shape}")
+    return array
+
+
+def native(block: np.ndarray, name: str) -> np.ndarray:
+    """A block in a type and layout that the core reads; others (integers, swapped bytes) as float64."""
+    kind = block.dtype
+    whole = all(s % kind.itemsize == 0 for s in block.strides)
+    if _is_float(kind) and kind.isnative and block.flags.aligned and whole:
+        return block
+    if kind.kind not in "biuf" and kind.name != "bfloat16":
+        raise TypeError(f"{name}: expected real numbers, got dtype {kind}; convert it to float32")
+    return np.ascontiguousarray(block, dtype=np.float64)
+
+
+def whitener_of(metric: Any, d: int) -> np.ndarray | None:
+    """The symmetric square root of the metric, checked against the dimension; None stays None."""
+    if metric is None:
+        return None
+    whitener = getattr(metric, "whitener_", None)
+    if whitener is None:
+        raise ValueError(
+            "metric: expected a fitted AtomicInnerProduct or None, got "
+            f"{type(metric).__name__} without whitener_; call fit first"
+        )
+    whitener = np.ascontiguousarray(whitener, dtype=np.float64)
+    if whitener.shape != (d, d):
+        raise ValueError(
+            f"metric: expected one of dimension {d} as the data has, got {whitener.shape[0]}; "
+            "fit it on activations of the same layer"
+        )
+    return whitener
+
+
+# --------------------------------------------------------------- NaN and infinity
+
+
+def first_nonfinite_row(X: np.ndarray, block: int = 4096) -> int:
+    """Index of the first row that holds NaN or infinity, -1 if there is none. Block by block."""
+    for start in range(0, X.shape[0], block):
+        part = X[start : start + block]
+        if part.dtype.name == "bfloat16":
+            part = part.astype(np.float32)
+        bad = ~np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
+        if bad.any():
+            return start + int(np.argmax(bad))
+    return -1
+
+
+def nonfinite_error(X: np.ndarray, name: str, row: int | None = None) -> ValueError:
+    """The error for NaN or infinity in `X`, which names the first row that has one."""
+    row = first_nonfinite_row(X) if row is None else row
+    return ValueError(
+        f"{name}: contains NaN or infinity, first in row {row}; drop such rows, for example "
+        f"{name}[numpy.isfinite({name}).all(axis=1)]"
+    )
+
+
+def why_not_finite(X: np.ndarray, name: str, error: Exception | None) -> Exception:
+    """The error for sums that are not finite: the row at fault, or values too large to square."""
+    row = first_nonfinite_row(X)
+    if row >= 0:
+        return nonfinite_error(X, name, row)
+    if error is None or "NaN" in str(error):
+        return ValueError(f"{name}: values too large: sums of their squares overflow float64; rescale {name}")
+    return error
+
+
+# --------------------------------------------------------------------------- numbers
+
+
+def check_number(value: Any, name: str, low: float, *, strict: bool = False) -> float:
+    """A finite number of at least `low`, or above it with `strict`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if not (number > low if strict else number >= low) or number == np.inf:
+        raise ValueError(
+            f"{name}: expected a finite number {'above' if strict else 'of at least'} {low:g}, got {value!r}"
+        )
+    return number
+
+
+def check_count(value: Any, name: str) -> int:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return int(value)

@@ -1,0 +1,53 @@
+"""Sparse recovery: the sparse codes themselves, not an encoder's guess.
+
+Every function takes signals as rows ``X (n_signals, d_in)`` and a dictionary as rows
+``dictionary (n_atoms, d_in)``, and returns codes as a ``scipy.sparse.csr_array``
+``(n_signals, n_atoms)`` with ``X`` close to ``codes @ dictionary``. With ``metric`` (a fitted
+:class:`atoms.AtomicInnerProduct`) signals and atoms are whitened first, so that every inner product
+and norm below is that of the metric; a centred metric also takes its mean from the signals.
+
+Nothing is dropped silently. Signals that cannot be coded give empty rows; ``return_info=True``
+returns a :class:`RecoveryInfo` with a status for each signal beside the codes, and a
+:class:`RecoveryWarning` counts the signals concerned.
+
+Signals are read in blocks, so memory maps of any length will do. Peak memory is the dictionary
+(where OMP screens by 16-bit products as much again, later half of that) and its Gram matrix
+(``n_atoms ** 2`` numbers, half as much again where OMP screens, never more than `gram_bytes`), one block
+of signals with its codes at full width (64 MB, or 256 signals if those need more), the codes returned,
+twice while the blocks are joined, and 24 bytes a signal for what became of it.
+"""
+
+from ._coder import SparseCoder
+from ._coding import RecoveryInfo, RecoveryWarning, Status
+from ._dictionary import Dictionary, remake
+from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso, lasso_path
+from ._pursuits import (
+    cosamp,
+    gradient_pursuit,
+    iht,
+    matching_pursuit,
+    omp,
+    threshold_code,
+    threshold_interval,
+)
+
+__all__ = [
+    "Dictionary",
+    "RecoveryInfo",
+    "RecoveryWarning",
+    "SparseCoder",
+    "Status",
+    "basis_pursuit",
+    "basis_pursuit_denoise",
+    "cosamp",
+    "gradient_pursuit",
+    "iht",
+    "lasso",
+    "lasso_path",
+    "matching_pursuit",
+    "omp",
+    "threshold_code",
+    "threshold_interval",
+]
+
+_remake = remake  # its name in pickles of dictionaries made when this was one module

@@ -1,0 +1,140 @@
+"""Sparse codes as an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .._checks import atoms_of, check_array, first_nonfinite_row, nonfinite_error
+from .._estimator import Estimator
+from ._dictionary import Array, Dictionary
+from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso
+from ._pursuits import cosamp, gradient_pursuit, iht, matching_pursuit, omp, threshold_code
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "omp": omp,
+    "ols": lambda *a, **k: omp(*a, selection="ols", **k),
+    "nn_omp": lambda *a, **k: omp(*a, nonnegative=True, **k),
+    "lasso": lasso,
+    "basis_pursuit": basis_pursuit,
+    "basis_pursuit_denoise": basis_pursuit_denoise,
+    "matching_pursuit": matching_pursuit,
+    "gradient_pursuit": gradient_pursuit,
+    "cosamp": cosamp,
+    "iht": iht,
+    "threshold": threshold_code,
+}
+_COUNTED = ("omp", "ols", "nn_omp", "matching_pursuit", "gradient_pursuit", "cosamp", "iht")
+
+
+class SparseCoder(Estimator):
+    """Sparse codes over a fixed dictionary, as an estimator beside :class:`atoms.SparseAutoencoder`.
+
+    Parameters
+    ----------
+    dictionary : array-like (n_atoms, d_in) or model, optional
+        Atoms as rows; of an SAE its ``W_dec``. None: the rows of the X given to ``fit``
+        (at most 2 * d_in of them), a memorising dictionary.
+    method : str
+        "omp", "ols", "nn_omp", "lasso", "basis_pursuit", "basis_pursuit_denoise",
+        "matching_pursuit", "gradient_pursuit", "cosamp", "iht" or "threshold".
+    n_nonzero : int, optional
+        For the pursuits; default 10% of d_in.
+    tol : float, optional
+        For the pursuits the norm of the residual at which to stop, for the others the gap.
+    alpha : float
+        Penalty of "lasso", largest residual of "basis_pursuit_denoise", threshold of "threshold".
+    metric : AtomicInnerProduct, optional
+    num_threads : int, optional
+    verbose : bool
+
+    Attributes
+    ----------
+    dictionary_ : Dictionary
+    components_ : ndarray (n_atoms, d_in)
+        The atoms as given.
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms import SparseCoder
+    >>> coder = SparseCoder(np.eye(3), n_nonzero=1).fit(np.ones((2, 3)))
+    >>> coder.transform(np.array([[0.0, 3.0, -1.0]])).toarray()
+    array([[0., 3., 0.]])
+    """
+
+    def __init__(
+        self,
+        dictionary: Any = None,
+        method: str = "omp",
+        *,
+        n_nonzero: int | None = None,
+        tol: float | None = None,
+        alpha: float = 1.0,
+        metric: Any = None,
+        num_threads: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.dictionary = dictionary
+        self.method = method
+        self.n_nonzero = n_nonzero
+        self.tol = tol
+        self.alpha = alpha
+        self.metric = metric
+        self.num_threads = num_threads
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> SparseCoder:
+        """Check the arguments and prepare the dictionary; X only has to have its width."""
+        if self.method not in _METHODS:
+            raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {self.method!r}")
+        X = self._check_X(X, reset=True)
+        if (row := first_nonfinite_row(X)) >= 0:
+            raise nonfinite_error(X, "X", row)
+        given = X[: 2 * X.shape[1]] if self.dictionary is None else self.dictionary
+        if not isinstance(given, Dictionary):
+            given = check_array(atoms_of(given), "dictionary")
+            self.components_ = np.asarray(given)
+            double = self.method.startswith("basis") or given.dtype == X.dtype == np.float64
+            given = Dictionary(
+                given,
+                metric=self.metric,
+                dtype=np.float64 if double else np.float32,
+                num_threads=self.num_threads,
+            )
+        if given.d_in != X.shape[1]:
+            raise ValueError(f"dictionary: expected {X.shape[1]} columns, as X has, got {given.d_in}")
+        self.dictionary_ = given
+        return self
+
+    def transform(self, X: Any, return_info: bool = False) -> Any:
+        """Codes of X as a csr_array (n_signals, n_atoms), and with `return_info` a RecoveryInfo.
+
+        NaN or infinity in X is an error here, which names the row.
+        """
+        self._check_fitted()
+        X = self._check_X(X, reset=False)
+        if (row := first_nonfinite_row(X)) >= 0:
+            raise nonfinite_error(X, "X", row)
+        extra: dict[str, Any] = {"num_threads": self.num_threads, "verbose": self.verbose}
+        if self.method in _COUNTED:
+            extra["n_nonzero"] = self.n_nonzero
+        if self.tol is not None and self.method != "threshold":
+            extra["tol"] = self.tol
+        named = {"lasso": "alpha", "basis_pursuit_denoise": "sigma", "threshold": "tau"}
+        if self.method in named:
+            extra[named[self.method]] = self.alpha
+        return _METHODS[self.method](X, self.dictionary_, return_info=return_info, **extra)
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        """``fit(X).transform(X)``."""
+        return self.fit(X).transform(X)
+
+    def inverse_transform(self, codes: Any) -> Array:
+        """``codes @ dictionary``, plus the mean where the metric is centred."""
+        self._check_fitted()
+        X = np.asarray(codes @ self.components_)
+        return X + self.metric.mean_ if self.metric is not None and self.metric.centered else X

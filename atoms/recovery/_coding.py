@@ -1,0 +1,175 @@
+"""One call of a solver over signals block by block: codes as one CSR array, and what became of each signal."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from tqdm.auto import tqdm
+
+from .. import _core
+from ._dictionary import Array, Dictionary, handle_of, whitened
+
+BLOCK_BYTES = 1 << 26  # of codes at full width that are held at a time
+
+
+class RecoveryWarning(UserWarning):
+    """Some signals were not coded as asked; the message counts them."""
+
+
+class Status(enum.IntEnum):
+    """What became of a signal."""
+
+    CONVERGED = 0  #: the stopping rule was met, or the residual is all rounding
+    DEPENDENT = 1  #: the same, after leaving out atoms in the span of those chosen
+    LIMIT = 2  #: stopped by the limit on atoms or steps; the code is the best so far
+    NONFINITE = 3  #: NaN or infinity in the signal: empty row
+    RANGE = 4  #: a coefficient is too large for the dtype: empty row
+    INFEASIBLE = 5  #: no code meets the constraint; the code is the nearest found
+
+
+_COMPLAINT = {
+    Status.DEPENDENT: "met linearly dependent atoms, which were left out",
+    Status.LIMIT: "stopped at the limit on atoms or steps before the tolerance",
+    Status.NONFINITE: "contain NaN or infinity (empty rows)",
+    Status.RANGE: "have coefficients too large for the dtype (empty rows; use float64)",
+    Status.INFEASIBLE: "cannot be represented within the constraint",
+}
+
+
+@dataclass(frozen=True)
+class RecoveryInfo:
+    """What became of each signal.
+
+    Attributes
+    ----------
+    status : ndarray of int8 (n_signals,)
+        Values of :class:`Status`.
+    residual : ndarray of float64 (n_signals,)
+        Norm of ``x - code @ dictionary`` (in the metric, where there is one); NaN where the
+        signal holds NaN or infinity.
+    steps : ndarray of int32 (n_signals,)
+        Iterations taken.
+    gap : ndarray of float64 (n_signals,) or None
+        Duality gap, for the methods that have one.
+    """
+
+    status: Array
+    residual: Array
+    steps: Array
+    gap: Array | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Number of signals by status, those that occur."""
+        values, numbers = np.unique(self.status, return_counts=True)
+        return {Status(v).name: int(n) for v, n in zip(values, numbers, strict=True)}
+
+
+class Codes(NamedTuple):
+    """What a solver fills for m signals: codes of at most `width` atoms each, and what became of each signal.
+
+    The members are in the order in which the core takes them; a method without a duality gap takes all but the last.
+    """
+
+    indices: Array  #: (m, width) int32; row i holds counts[i] atoms, what follows them is not read
+    values: Array  #: (m, width) of the dictionary's dtype: their coefficients
+    counts: Array  #: (m,) int32
+    status: Array  #: (m,) int8, values of Status
+    steps: Array  #: (m,) int32
+    residual: Array | None  #: (m,) float64; None: not asked for
+    gap: Any  #: (m,) float64; None: the method has none
+
+
+#: solve(handle, x, rows, out): codes of the signals x, which are `rows` of all, into out
+Solver = Callable[[Any, Array, slice, Codes], None]
+
+
+def _blocks(n: int, row_bytes: int, verbose: bool, name: str) -> Iterator[slice]:
+    size = max(256, min(1 << 16, BLOCK_BYTES // max(row_bytes, 1) // 256 * 256))
+    with tqdm(total=n, unit="signal", unit_scale=True, desc=name, disable=not verbose) as bar:
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            yield slice(start, stop)
+            bar.update(stop - start)
+
+
+def code(
+    name: str,
+    X: Array,
+    d: Dictionary,
+    width: int,
+    solve: Solver,
+    *,
+    verbose: bool,
+    return_info: bool,
+    has_gap: bool = False,
+    depth: int = 0,
+) -> Any:
+    """Run `solve` over blocks of `X`; codes of at most `width` atoms each as one CSR array.
+
+    `depth`: functions between this one and the public one, whose caller a warning is to name.
+    """
+    n = X.shape[0]
+    if X.shape[1] != d.d_in:
+        raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {X.shape[1]}")
+    status, steps = np.zeros(n, np.int8), np.zeros(n, np.int32)
+    residual, gap = np.zeros(n) if return_info else None, np.zeros(n) if has_gap else None
+    counts, parts = np.zeros(n, np.int32), []
+    row_bytes = width * (4 + d.dtype.itemsize) + d.d_in * 8
+    for rows in _blocks(n, row_bytes, verbose, name):
+        x = whitened(d, X[rows])
+        m = rows.stop - rows.start
+        out = Codes(
+            np.empty((m, width), np.int32),
+            np.empty((m, width), d.dtype),
+            counts[rows],
+            status[rows],
+            steps[rows],
+            None if residual is None else residual[rows],
+            None if gap is None else gap[rows],
+        )
+        solve(handle_of(d), x, rows, out)
+        parts.append(packed(out.indices, out.values, out.counts))
+    codes = csr(counts, parts, (n, d.n_atoms), d.dtype)
+    complain(name, status, stacklevel=4 + depth)
+    if residual is None:
+        return codes
+    return codes, RecoveryInfo(status, residual, steps, gap)
+
+
+def packed(indices: Array, values: Array, counts: Array) -> tuple[Array, Array]:
+    """The atoms and coefficients that are in the codes, row after row, without the room left in each row."""
+    total = int(counts.sum())
+    out = np.empty(total, np.int32), np.empty(total, values.dtype)
+    _core.pack_codes(indices, values, counts, *out)
+    return out
+
+
+def csr(counts: Array, parts: list[tuple[Array, Array]], shape: tuple[int, int], dtype: Any) -> Any:
+    """One CSR array of the codes of all blocks, as `packed` gives them."""
+    indptr = np.zeros(shape[0] + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    index = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
+    indices = np.concatenate([p[0] for p in parts]) if parts else np.empty(0, np.int32)
+    values = np.concatenate([p[1] for p in parts]) if parts else np.empty(0, dtype)
+    return scipy.sparse.csr_array(
+        (values, indices.astype(index, copy=False), indptr.astype(index)), shape=shape
+    )
+
+
+def complain(name: str, status: Array, stacklevel: int) -> None:
+    """Warn of the signals that were not coded as asked, if there are any."""
+    said = []
+    for s, text in _COMPLAINT.items():
+        at = np.flatnonzero(status == s)
+        if at.size:
+            said.append(f"{at.size} {text}, first in row {at[0]}")
+    if said:
+        warnings.warn(
+            f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=stacklevel
+        )

@@ -1,0 +1,138 @@
+"""Dictionaries: atoms made ready once for any number of calls."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from .._checks import atoms_of, check_array, nonfinite_error
+from .._config import context
+
+Array = np.ndarray
+
+
+class Dictionary:
+    """A dictionary made ready once, for any number of calls.
+
+    Parameters
+    ----------
+    atoms : array-like (n_atoms, d_in) or model
+        Atoms as rows, of any norm; a zero row is never used. Of a model (an autoencoder, one that
+        `atoms.load` read) its ``W_dec``.
+    metric : AtomicInnerProduct, optional
+        A fitted metric; atoms and signals are whitened by it.
+    dtype : float32 or float64, optional
+        Precision of the work. By default float64 for float64 atoms, else float32.
+    gram_bytes : int, default 2 ** 31
+        Largest Gram matrix to hold. Beyond it methods work from the atoms alone.
+    num_threads : int, optional
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity, with its row; for another number of dimensions than two.
+    """
+
+    def __init__(
+        self,
+        atoms: Any,
+        *,
+        metric: Any = None,
+        dtype: Any = None,
+        gram_bytes: int = 1 << 31,
+        num_threads: int | None = None,
+    ) -> None:
+        a = check_array(atoms_of(atoms), "dictionary")
+        self.dtype = np.dtype(a.dtype if dtype is None and a.dtype == np.float64 else dtype or np.float32)
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
+        self.metric = metric
+        self.n_atoms, self.d_in = a.shape
+        self.gram_bytes = gram_bytes
+        self.num_threads = num_threads
+        if metric is not None:
+            if metric.n_features_in_ != self.d_in:
+                raise ValueError(
+                    f"metric: fitted on {metric.n_features_in_} features, the dictionary has {self.d_in} columns"
+                )
+            a = np.asarray(a, np.float64) @ metric.whitener_
+        self._lock = threading.Lock()
+        self._given = atoms_of(atoms), metric, self.dtype, gram_bytes, num_threads
+        try:
+            self._handle = _core.dict_new(context(num_threads), a, self.dtype == np.float64)
+        except ValueError as error:
+            if "NaN" not in str(error):
+                raise
+            raise nonfinite_error(a, "dictionary") from None
+
+    def __reduce__(self) -> Any:
+        return remake, self._given
+
+    @property
+    def has_gram(self) -> bool:
+        """Whether the Gram matrix has been computed."""
+        return _core.dict_has_gram(self._handle)
+
+
+def handle_of(d: Dictionary) -> Any:
+    """The core's dictionary."""
+    return d._handle
+
+
+def whitened(d: Dictionary, block: Array) -> Array:
+    """A block of signals as the solvers take it: in the metric, where there is one."""
+    if d.metric is None:
+        return block
+    x = np.asarray(block, np.float64)
+    return np.asarray((x - d.metric.mean_ if d.metric.centered else x) @ d.metric.whitener_)
+
+
+def _gram_fits(d: Dictionary, itemsize: int) -> bool:
+    return bool((-(-d.n_atoms // 64) * 64) ** 2 * itemsize <= d.gram_bytes)
+
+
+def hold_gram(d: Dictionary, units: bool = False, coarse: bool = False) -> None:
+    """Hold the Gram matrix from now on, if it fits.
+
+    `units`: and atoms and Gram matrix in 16 bits, to screen by; `coarse`: a Gram matrix of such atoms will do.
+    """
+    size = d.dtype.itemsize
+    if _gram_fits(d, size):
+        with d._lock:
+            units = units and _gram_fits(d, size + 2)
+            _core.dict_gram(context(d.num_threads), d._handle, units, units and coarse)
+
+
+def hold_screen(d: Dictionary) -> None:
+    """Hold what the lasso screens correlations by, or else the Gram matrix if it fits."""
+    with d._lock:
+        screened = _core.dict_units(context(d.num_threads), d._handle)
+    if not screened:
+        hold_gram(d)
+
+
+def remake(atoms: Any, metric: Any, dtype: Any, gram_bytes: int, num_threads: int | None) -> Dictionary:
+    """A dictionary out of a pickle."""
+    return Dictionary(atoms, metric=metric, dtype=dtype, gram_bytes=gram_bytes, num_threads=num_threads)
+
+
+def dictionary_of(
+    dictionary: Any, X: Array, metric: Any, num_threads: int | None, dtype: Any = None
+) -> Dictionary:
+    """What a solver was given as a dictionary, as a `Dictionary`; `dtype` where the solver works in no other."""
+    if isinstance(dictionary, Dictionary):
+        if dtype is not None and dictionary.dtype != dtype:
+            raise ValueError(
+                f"dictionary: expected a Dictionary of dtype {np.dtype(dtype)}, got {dictionary.dtype}"
+            )
+        if metric is not None and metric is not dictionary.metric:
+            raise ValueError(
+                "metric: the Dictionary was made with another metric; pass the metric to Dictionary"
+            )
+        return dictionary
+    a = check_array(atoms_of(dictionary), "dictionary")
+    double = dtype == np.float64 or (X.dtype == np.float64 and a.dtype == np.float64)
+    return Dictionary(a, metric=metric, dtype=np.float64 if double else np.float32, num_threads=num_threads)

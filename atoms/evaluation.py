@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .activations._hooks import Forward, Model, Pass
-from .activations._hooks import check_shape as _check_shape
-from .activations._table import Key
+from .activations import Forward, Key, Model, Pass
+from .activations import check_shape as _check_shape
 from .theory import ExplainedVariance, Interval
 
 __all__ = ["DictionaryEvaluation", "Evaluation", "LogitAttribution", "evaluate", "logit_attribution"]

@@ -8,10 +8,18 @@ needs PyTorch: rows from hooks of your own go straight into ``sae.fit(tensor.num
 
 from .._files import replacing
 from ._capture import capture
+
+# Under an alias of the same name: for other rooms, not for users
+from ._hooks import Forward as Forward
+from ._hooks import Model as Model
+from ._hooks import Pass as Pass
+from ._hooks import check_shape as check_shape
 from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
-from ._table import MANIFEST, Activations
+from ._table import MANIFEST as MANIFEST
+from ._table import Activations
+from ._table import Key as Key
 
 __all__ = [
     "ActivationStore",
@@ -27,5 +35,5 @@ __all__ = [
     "tokenize",
 ]
 
-# until demo.py takes the one from atoms._files, and report/data.py asks whether a capture is finished
+# until demo.py takes replacing from atoms._files, and report/data.py calls MANIFEST by that name
 _replacing, _MANIFEST = replacing, MANIFEST

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .activations._hooks import Model
+from .activations import Model
 
 __all__ = ["LogitAttribution", "logit_attribution"]
 

@@ -41,9 +41,6 @@ def available_cpus() -> int:
         return cpus
 
 
-_available_cpus = available_cpus  # until atoms/report calls it by that name
-
-
 def set_num_threads(n: int | None) -> None:
     """Set the threads used where no ``num_threads`` is given.
 

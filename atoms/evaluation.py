@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._attribution import LogitAttribution, logit_attribution
-from .activations._hooks import Forward, Model, Pass, check_shape
-from .activations._table import Key
+from .activations import Forward, Key, Model, Pass, check_shape
 from .theory import ExplainedVariance, Interval
 
 __all__ = ["DictionaryEvaluation", "Evaluation", "LogitAttribution", "evaluate", "logit_attribution"]

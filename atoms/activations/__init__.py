@@ -7,10 +7,18 @@ needs PyTorch: rows from hooks of your own go straight into ``sae.fit(tensor.num
 """
 
 from ._capture import capture
+
+# Under an alias of the same name: for other rooms, not for users
+from ._hooks import Forward as Forward
+from ._hooks import Model as Model
+from ._hooks import Pass as Pass
+from ._hooks import check_shape as check_shape
 from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
+from ._table import MANIFEST as MANIFEST
 from ._table import Activations
+from ._table import Key as Key
 
 __all__ = [
     "ActivationStore",

@@ -478,13 +478,6 @@ class AtomicInnerProduct(Estimator):
         with reading(path, cls.__name__):
             return from_state(tensors, meta, num_threads, cls)
 
-    def _state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        return state_of(self)  # until atoms.sae calls state_of and from_state
-
-    @classmethod
-    def _from_state(cls, *args: Any) -> AtomicInnerProduct:
-        return from_state(*args)
-
     def __getstate__(self) -> dict[str, Any]:
         """Plain attributes under the names they have had from the first: any version reads the others' pickles."""
         state = dict(vars(self))

@@ -121,7 +121,7 @@ def estimate(config: Config, *, workers: int | None = None, threads: int = 1) ->
         raise ValueError(
             "d_in, parameters: expected the model's, to estimate its cost; set them in the configuration"
         )
-    workers = workers or max(1, _config._available_cpus() // threads)
+    workers = workers or max(1, _config.available_cpus() // threads)
     flops = _flops()
     rate = _training_rate(config.d_in, round(config.width * config.d_in), config.l0, threads)
     tokens, stored = _captured(config)

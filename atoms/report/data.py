@@ -18,8 +18,7 @@ import numpy as np
 
 from .. import activations, controls
 from .._files import replacing
-from ..activations import Activations
-from ..activations._table import MANIFEST
+from ..activations import MANIFEST, Activations
 from .config import Config
 from .kinds import KINDS
 

@@ -79,7 +79,7 @@ def report(
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"output: {out} is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)
-    workers = jobs if jobs is not None else max(1, _config._available_cpus() // threads)
+    workers = jobs if jobs is not None else max(1, _config.available_cpus() // threads)
     if progress:
         print(cost.estimate(config, workers=workers, threads=threads), file=sys.stderr)
     started = time.perf_counter()

@@ -166,7 +166,7 @@ class PretrainedSAE:
     def _encode(self, x: np.ndarray) -> sp.csr_array:
         ctx = context(self.num_threads)
         if self._model is None:
-            # tied: one block of weights serves, for the core's decoder, which may have another width, is not used
+            # tied: one block of weights serves. The core's decoder is not used, for it may have another width
             model = Model(ctx, self.n_features_in_, self.d_sae, self.activation, k=self.k or 0, tied=True)
             model.set("W_dec", self.W_enc.T)
             model.set("b_enc", self._b_enc)

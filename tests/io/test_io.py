@@ -87,7 +87,7 @@ def test_codes_are_those_of_the_formula(shape, activation, center):
 def test_blocks_are_joined(monkeypatch):
     sae = model()
     whole, out = sae.transform(X).toarray(), sae.reconstruct(X)
-    monkeypatch.setattr("atoms.io._model._BLOCK", 7)
+    monkeypatch.setattr("atoms.io._model.BLOCK", 7)
     np.testing.assert_array_equal(sae.transform(X).toarray(), whole)
     np.testing.assert_array_equal(sae.reconstruct(X), out)
     assert sae.transform(X[:1].astype(np.float16)).shape == (1, 48)

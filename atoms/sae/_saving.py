@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import metric as metrics
 from .._files import check_tensor, load_tensors, reading, save_tensors
-from ..metric import from_state, state_of
 from ._model import FIELDS, WEIGHTS, Model, layout
 from ._settings import Settings
 from ._space import TrainingSpace
@@ -44,7 +44,7 @@ def write(
         "control": vars(control),
     }
     if space.metric is not None:
-        arrays, meta["metric"] = state_of(space.metric)
+        arrays, meta["metric"] = metrics.state_of(space.metric)
         tensors |= {f"metric.{k}": v for k, v in arrays.items()}
     else:
         tensors["mean"] = space.mean
@@ -57,7 +57,7 @@ def read_metric(tensors: dict[str, np.ndarray], meta: dict[str, Any], num_thread
     if "metric" not in meta:
         return None
     arrays = {k[len("metric.") :]: v for k, v in tensors.items() if k.startswith("metric.")}
-    return from_state(arrays, meta["metric"], num_threads)
+    return metrics.from_state(arrays, meta["metric"], num_threads)
 
 
 def restore(
@@ -110,7 +110,7 @@ def resume(
     if "last_fired" not in tensors:
         raise ValueError(f"checkpoint: {os.fspath(path)} has no training state; pass it as init=load(path)")
     if metric is not None:
-        arrays, _ = state_of(metric)
+        arrays, _ = metrics.state_of(metric)
         if any(not np.array_equal(v, tensors.get(f"metric.{k}", ())) for k, v in arrays.items()):
             raise ValueError(f"checkpoint: {os.fspath(path)} was trained under another metric")
     with reading(path, kind):

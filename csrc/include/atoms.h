@@ -141,129 +141,6 @@ typedef struct {
 ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, atoms_rows x, const atoms_pairs *pairs, int64_t bins,
                                     int64_t *counts, double *sums);
 
-/* ---------------------------------------------------------------- recovery */
-
-/* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
- * once asked for, whole, coarse, or both whole and rounded. Immutable but for atoms_dict_gram and the three calls
- * below it, one at a time: any number of threads may share it. */
-typedef struct atoms_dict atoms_dict;
-
-/* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
- * float64). precision: ATOMS_F32 or ATOMS_F64, that of all work on the handle. A zero row is
- * never selected. ATOMS_ERR_NONFINITE when a row holds NaN or infinity. */
-ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms, atoms_dtype type,
-                                      int64_t rs, int64_t cs, atoms_dtype precision, atoms_dict **dict);
-ATOMS_API void atoms_dict_free(atoms_dict *dict);
-ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
-ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
-ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
-ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
-/* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
- * second time. n^2 elements, n rounded up to a multiple of 64. */
-ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
-/* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by: only where
- * the CPU has AVX-512 VNNI and the precision is float32; else nothing happens. */
-ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);
-ATOMS_API int atoms_dict_has_units(const atoms_dict *dict);
-/* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing. Under the same
- * conditions, and where few atoms have near neighbours; not once there are the former or a full one. */
-ATOMS_API atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict);
-ATOMS_API int atoms_dict_has_coarse(const atoms_dict *dict);
-/* The Gram matrix once more, rounded to 16 bits, for OMP's passes to read in half the time: where there is one, under
- * the same conditions of CPU and precision. */
-ATOMS_API atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict);
-
-/* What became of one signal. */
-typedef enum {
-    ATOMS_SIGNAL_CONVERGED = 0, /* the stopping rule was met, or the residual is all rounding */
-    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen */
-    ATOMS_SIGNAL_LIMIT = 2,     /* stopped by the limit on atoms or steps; the code is the best yet */
-    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code */
-    ATOMS_SIGNAL_RANGE = 4,     /* a coefficient is too large for the type: empty code */
-    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found */
-} atoms_signal_status;
-
-typedef struct {
-    int64_t n_nonzero; /* most atoms in a code, 1 .. min(n, d) */
-    double tol;        /* stop once the residual's norm (not squared) is at most this; < 0: never */
-    int ols;           /* choose by alpha^2 / |orthogonalised atom|^2 (OLS, ORMP), not by alpha^2 */
-    int nonnegative;   /* codes >= 0, refitted by non-negative least squares; excludes ols */
-} atoms_omp_params;
-
-/* Orthogonal matching pursuit of n signals x (n, d). With a Gram matrix in the handle one step
- * at t atoms costs n t products a signal; without, n d (one matrix product for each tile of
- * signals). Optional warm support: warm_indices[warm_indptr[i] .. warm_indptr[i + 1]) are chosen
- * first, in that order. Outputs, indexed by signal: indices (n, n_nonzero) increasing, values
- * (n, n_nonzero) in the handle's precision, counts (n,), status (n,), steps (n,), and unless
- * NULL residual (n,), the residual's norm summed in float64. */
-ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                 atoms_dtype type, int64_t rs, int64_t cs, const int64_t *warm_indptr,
-                                 const int32_t *warm_indices, const atoms_omp_params *params, int32_t *indices,
-                                 void *values, int32_t *counts, int8_t *status, int32_t *steps, double *residual);
-
-/* The solvers below write codes of any length: indices and values (n, width), width = the number
- * of atoms (n_nonzero for pursuits), of which the first counts[i] entries of a row are set,
- * atoms increasing. residual and gap may be NULL. */
-
-typedef struct {
-    int64_t n_alphas;
-    const double *alphas; /* penalties, decreasing; each starts from the one before */
-    int positive;
-    double tol;         /* stop at a duality gap of tol |x|^2 */
-    int64_t max_rounds; /* working sets tried for each penalty */
-} atoms_lasso_params;
-
-/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Outputs for
- * penalty a and signal i in row a n + i. */
-ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_lasso_params *params,
-                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                   double *residual, double *gap);
-
-typedef struct {
-    double sigma;      /* largest norm of the residual; 0: equality */
-    double tol;        /* relative duality gap */
-    int64_t max_steps; /* penalties tried, or steps of the interior-point method */
-} atoms_basis_params;
-
-/* argmin sum |z_j| subject to |x - z D| <= sigma, float64 handles only. With equality: matching
- * pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
- * method (n d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. */
-ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_basis_params *params,
-                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                   double *residual, double *gap);
-
-typedef enum {
-    ATOMS_PURSUIT_MP = 0,
-    ATOMS_PURSUIT_GRADIENT = 1,
-    ATOMS_PURSUIT_COSAMP = 2,
-    ATOMS_PURSUIT_IHT = 3
-} atoms_pursuit_method;
-
-typedef struct {
-    atoms_pursuit_method method;
-    int64_t n_nonzero; /* most atoms in a code */
-    int64_t max_steps;
-    double tol; /* stop at this norm of the residual (< 0: never); CoSaMP and IHT also stop when
-                   the residual no longer falls */
-} atoms_pursuit_params;
-
-ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                     atoms_dtype type, int64_t rs, int64_t cs, const atoms_pursuit_params *params,
-                                     int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                     double *residual);
-
-/* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau[i]
- * (signed: at least tau[i] in magnitude), the rest zero. Outputs as above, width = atoms. */
-ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                       atoms_dtype type, int64_t rs, int64_t cs, const double *tau, int signed_codes,
-                                       int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                       double *residual);
-/* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
-ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                             atoms_dtype type, int64_t rs, int64_t cs, double *top);
-
 /* ------------------------------------------------------------------ sae
  *
  * One sparse autoencoder in the space it is trained in (whitened activations):
@@ -423,6 +300,129 @@ ATOMS_API void atoms_codes_free(atoms_codes *codes);
 ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t d_sae, const int64_t *indptr,
                                     const int32_t *indices, const float *values, const float *w_dec, const float *bias,
                                     float *xhat);
+
+/* ---------------------------------------------------------------- recovery */
+
+/* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
+ * once asked for, whole, coarse, or both whole and rounded. Immutable but for atoms_dict_gram and the three calls
+ * below it, one at a time: any number of threads may share it. */
+typedef struct atoms_dict atoms_dict;
+
+/* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
+ * float64). precision: ATOMS_F32 or ATOMS_F64, that of all work on the handle. A zero row is
+ * never selected. ATOMS_ERR_NONFINITE when a row holds NaN or infinity. */
+ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms, atoms_dtype type,
+                                      int64_t rs, int64_t cs, atoms_dtype precision, atoms_dict **dict);
+ATOMS_API void atoms_dict_free(atoms_dict *dict);
+ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
+ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
+ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
+ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
+/* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
+ * second time. n^2 elements, n rounded up to a multiple of 64. */
+ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
+/* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by: only where
+ * the CPU has AVX-512 VNNI and the precision is float32; else nothing happens. */
+ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);
+ATOMS_API int atoms_dict_has_units(const atoms_dict *dict);
+/* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing. Under the same
+ * conditions, and where few atoms have near neighbours; not once there are the former or a full one. */
+ATOMS_API atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict);
+ATOMS_API int atoms_dict_has_coarse(const atoms_dict *dict);
+/* The Gram matrix once more, rounded to 16 bits, for OMP's passes to read in half the time: where there is one, under
+ * the same conditions of CPU and precision. */
+ATOMS_API atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict);
+
+/* What became of one signal. */
+typedef enum {
+    ATOMS_SIGNAL_CONVERGED = 0, /* the stopping rule was met, or the residual is all rounding */
+    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen */
+    ATOMS_SIGNAL_LIMIT = 2,     /* stopped by the limit on atoms or steps; the code is the best yet */
+    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code */
+    ATOMS_SIGNAL_RANGE = 4,     /* a coefficient is too large for the type: empty code */
+    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found */
+} atoms_signal_status;
+
+typedef struct {
+    int64_t n_nonzero; /* most atoms in a code, 1 .. min(n, d) */
+    double tol;        /* stop once the residual's norm (not squared) is at most this; < 0: never */
+    int ols;           /* choose by alpha^2 / |orthogonalised atom|^2 (OLS, ORMP), not by alpha^2 */
+    int nonnegative;   /* codes >= 0, refitted by non-negative least squares; excludes ols */
+} atoms_omp_params;
+
+/* Orthogonal matching pursuit of n signals x (n, d). With a Gram matrix in the handle one step
+ * at t atoms costs n t products a signal; without, n d (one matrix product for each tile of
+ * signals). Optional warm support: warm_indices[warm_indptr[i] .. warm_indptr[i + 1]) are chosen
+ * first, in that order. Outputs, indexed by signal: indices (n, n_nonzero) increasing, values
+ * (n, n_nonzero) in the handle's precision, counts (n,), status (n,), steps (n,), and unless
+ * NULL residual (n,), the residual's norm summed in float64. */
+ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                 atoms_dtype type, int64_t rs, int64_t cs, const int64_t *warm_indptr,
+                                 const int32_t *warm_indices, const atoms_omp_params *params, int32_t *indices,
+                                 void *values, int32_t *counts, int8_t *status, int32_t *steps, double *residual);
+
+/* The solvers below write codes of any length: indices and values (n, width), width = the number
+ * of atoms (n_nonzero for pursuits), of which the first counts[i] entries of a row are set,
+ * atoms increasing. residual and gap may be NULL. */
+
+typedef struct {
+    int64_t n_alphas;
+    const double *alphas; /* penalties, decreasing; each starts from the one before */
+    int positive;
+    double tol;         /* stop at a duality gap of tol |x|^2 */
+    int64_t max_rounds; /* working sets tried for each penalty */
+} atoms_lasso_params;
+
+/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Outputs for
+ * penalty a and signal i in row a n + i. */
+ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_lasso_params *params,
+                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                   double *residual, double *gap);
+
+typedef struct {
+    double sigma;      /* largest norm of the residual; 0: equality */
+    double tol;        /* relative duality gap */
+    int64_t max_steps; /* penalties tried, or steps of the interior-point method */
+} atoms_basis_params;
+
+/* argmin sum |z_j| subject to |x - z D| <= sigma, float64 handles only. With equality: matching
+ * pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
+ * method (n d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. */
+ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_basis_params *params,
+                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                   double *residual, double *gap);
+
+typedef enum {
+    ATOMS_PURSUIT_MP = 0,
+    ATOMS_PURSUIT_GRADIENT = 1,
+    ATOMS_PURSUIT_COSAMP = 2,
+    ATOMS_PURSUIT_IHT = 3
+} atoms_pursuit_method;
+
+typedef struct {
+    atoms_pursuit_method method;
+    int64_t n_nonzero; /* most atoms in a code */
+    int64_t max_steps;
+    double tol; /* stop at this norm of the residual (< 0: never); CoSaMP and IHT also stop when
+                   the residual no longer falls */
+} atoms_pursuit_params;
+
+ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                     atoms_dtype type, int64_t rs, int64_t cs, const atoms_pursuit_params *params,
+                                     int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                     double *residual);
+
+/* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau[i]
+ * (signed: at least tau[i] in magnitude), the rest zero. Outputs as above, width = atoms. */
+ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                       atoms_dtype type, int64_t rs, int64_t cs, const double *tau, int signed_codes,
+                                       int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                       double *residual);
+/* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
+ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                             atoms_dtype type, int64_t rs, int64_t cs, double *top);
 
 /* ---------------------------------------------------------------- theory */
 

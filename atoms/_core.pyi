@@ -15,47 +15,9 @@ class Context:
     @property
     def blas(self) -> str: ...
 
+ISAS: tuple[str, ...]  # by name, weakest first: a name's place is its number
+
 def build_info() -> dict[str, Any]: ...
-
-# ---- theory
-
-def ev_update(
-    ctx: Context,
-    X: NDArray[Any],
-    X_hat: NDArray[Any] | None,
-    whitener: NDArray[np.float64] | None,
-    mean: NDArray[np.float64] | None,
-    massive_norm: float,
-    sums: NDArray[np.float64],
-    tokens: NDArray[np.float64],
-    /,
-) -> int: ...
-def unit_rows(
-    ctx: Context,
-    D: NDArray[Any],
-    whitener: NDArray[np.float64] | None,
-    unit: NDArray[np.float32],
-    norms: NDArray[np.float64],
-    /,
-) -> int: ...
-def cosine_histogram(ctx: Context, unit: NDArray[np.float32], counts: NDArray[np.int64], /) -> None: ...
-def cosine_refine(
-    ctx: Context,
-    unit: NDArray[np.float32],
-    slot: NDArray[np.int32],
-    counts: NDArray[np.int64],
-    /,
-) -> None: ...
-def nearest(
-    ctx: Context,
-    A: NDArray[np.float32],
-    B: NDArray[np.float32],
-    absolute: bool,
-    index: NDArray[np.int64],
-    value: NDArray[np.float32],
-    /,
-) -> None: ...
-def babel(ctx: Context, unit: NDArray[np.float32], babel: NDArray[np.float64], /) -> None: ...
 
 # ---- metric
 
@@ -65,7 +27,6 @@ def moments(
     shift: NDArray[Any] | None,
     sum: NDArray[Any],
     second: NDArray[Any],
-    /,
 ) -> None: ...
 def product(
     ctx: Context,
@@ -74,7 +35,6 @@ def product(
     w: NDArray[Any],
     offset: NDArray[Any] | None,
     out: NDArray[Any],
-    /,
 ) -> None: ...
 def angles(
     ctx: Context,
@@ -83,7 +43,6 @@ def angles(
     second: NDArray[Any] | None,
     counts: NDArray[Any],
     sums: NDArray[Any],
-    /,
 ) -> None: ...
 
 # ---- sae: a handle is an autoencoder with its optimiser
@@ -254,3 +213,45 @@ def pack_codes(
     out_values: NDArray[Any],
     /,
 ) -> None: ...
+
+# ---- theory
+
+EV_ROWS: int
+EV_TOKENS: int
+COSINE_LOW_BITS: int
+COSINE_BINS: int
+
+def ev_update(
+    ctx: Context,
+    X: NDArray[Any],
+    X_hat: NDArray[Any] | None,
+    whitener: NDArray[np.float64] | None,
+    mean: NDArray[np.float64] | None,
+    massive_norm: float,
+    sums: NDArray[np.float64],
+    tokens: NDArray[np.float64],
+) -> int: ...
+def unit_rows(
+    ctx: Context,
+    D: NDArray[Any],
+    whitener: NDArray[np.float64] | None,
+    unit: NDArray[np.float32],
+    norms: NDArray[np.float64],
+) -> int: ...
+def cosine_histogram(ctx: Context, unit: NDArray[np.float32], counts: NDArray[np.int64], /) -> None: ...
+def cosine_refine(
+    ctx: Context,
+    unit: NDArray[np.float32],
+    slot: NDArray[np.int32],
+    counts: NDArray[np.int64],
+    /,
+) -> None: ...
+def nearest(
+    ctx: Context,
+    A: NDArray[np.float32],
+    B: NDArray[np.float32],
+    absolute: bool,
+    index: NDArray[np.int64],
+    value: NDArray[np.float32],
+) -> None: ...
+def babel(ctx: Context, unit: NDArray[np.float32], babel: NDArray[np.float64], /) -> None: ...

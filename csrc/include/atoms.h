@@ -1,18 +1,18 @@
-/* atoms.h: the public interface of the atoms C core.
+/* atoms.h: the public interface of the atoms C core, a library of its own.
  *
- * Purpose      Atomic inner product, sparse-autoencoder training, sparse recovery and
- *              the statistics of dictionaries, on plain buffers. No Python in here.
- * Layout       Matrices are row-major and contiguous unless a stride is given; samples,
- *              latents and atoms are rows. Sizes are int64_t.
+ * Purpose      The atomic inner product, sparse autoencoders, sparse recovery and the statistics of dictionaries, on
+ *              plain buffers. No Python in here.
+ * Order        As data flow: types and contexts, metric, sae, recovery, theory; in each the simple things first.
+ * Layout       Matrices are row-major and contiguous unless strides are given; samples, latents and atoms are rows.
+ *              Shapes stand behind names: second (d, d). Sizes are int64_t.
  * Arguments    (context, sizes, inputs, parameters, outputs, workspace).
- * Numbers      Parameters and products are float32; moments, losses, norms and statistics
- *              are summed in float64 unless a prototype says otherwise.
- * Ownership    The caller owns every buffer. Opaque handles come in _new/_free pairs.
- * Threads      A context is immutable apart from its cancel flag; any number of threads
- *              may share it. Work is cut by problem size, never by thread count, and reduced in a
- *              fixed order, so results are bit-identical for any number of threads.
- * Errors       Every function that can fail returns atoms_status. Nothing here prints,
- *              aborts or exits.
+ * Numbers      Parameters and products are float32; moments, losses, norms and statistics are summed in float64 unless
+ *              a prototype says otherwise.
+ * Ownership    The caller owns every buffer. Opaque handles come in _new/_free pairs; _free takes NULL.
+ * Threads      A context never changes: any number of threads may share it. Work is cut by problem size, never by the
+ *              number of threads, and added up in a fixed order, so results are the same to the bit for any number of
+ *              threads. They do differ, in rounding, between instruction sets and between BLAS.
+ * Errors       Every function that can fail returns atoms_status. Nothing here prints, aborts or exits.
  */
 #ifndef ATOMS_H
 #define ATOMS_H
@@ -30,7 +30,7 @@ extern "C" {
 #define ATOMS_API
 #endif
 
-/* ---------------------------------------------------------------- status */
+/* ----------------------------------------------------------------- types */
 
 typedef enum {
     ATOMS_OK = 0,
@@ -42,9 +42,13 @@ typedef enum {
 
 ATOMS_API const char *atoms_status_message(atoms_status status);
 
-/* --------------------------------------------------------------- context */
-
-typedef enum { ATOMS_F32 = 0, ATOMS_F64 = 1, ATOMS_F16 = 2, ATOMS_BF16 = 3 } atoms_dtype;
+/* Types of the elements of rows. */
+typedef enum {
+    ATOMS_F32 = 0,
+    ATOMS_F64 = 1,
+    ATOMS_F16 = 2, /* IEEE half precision */
+    ATOMS_BF16 = 3 /* the upper half of a float32 */
+} atoms_dtype;
 
 /* Rows where the caller has them: value j of row i is element i * rs + j * cs of data. */
 typedef struct {
@@ -54,18 +58,30 @@ typedef struct {
     int64_t rs, cs; /* in elements; zero and negative ones are fine */
 } atoms_rows;
 
-/* Instruction sets, weakest first. AVX512 means F+BW+DQ+VL; VNNI adds VNNI, BF16 adds both. */
+/* --------------------------------------------------------------- context */
+
+/* Instruction sets, weakest first: each has all that the one before it has. */
 typedef enum {
-    ATOMS_ISA_PORTABLE = 0,
-    ATOMS_ISA_AVX2 = 1,
-    ATOMS_ISA_AVX512 = 2,
-    ATOMS_ISA_AVX512_VNNI = 3,
+    ATOMS_ISA_PORTABLE = 0,    /* what every machine has */
+    ATOMS_ISA_AVX2 = 1,        /* with fused multiply-add */
+    ATOMS_ISA_AVX512 = 2,      /* F, BW, DQ and VL */
+    ATOMS_ISA_AVX512_VNNI = 3, /* products of 8 and 16 bits */
     ATOMS_ISA_AVX512_BF16 = 4
 } atoms_isa;
 
-typedef enum { ATOMS_BLAS_BLIS = 0, ATOMS_BLAS_FORTRAN = 1 } atoms_blas_kind;
+ATOMS_API atoms_isa atoms_cpu_isa(void);             /* the best that this machine can run */
+ATOMS_API const char *atoms_isa_name(atoms_isa isa); /* "portable", ... */
 
-/* Fortran dgemm/sgemm (32-bit integers), as SciPy exports them. */
+typedef enum {
+    ATOMS_BLAS_BLIS = 0,   /* only where the core was built with it */
+    ATOMS_BLAS_FORTRAN = 1 /* the functions f_sgemm and f_dgemm of the context */
+} atoms_blas_kind;
+
+ATOMS_API int atoms_has_blis(void);
+ATOMS_API const char *atoms_blis_version(void); /* "" without BLIS */
+ATOMS_API const char *atoms_blis_kernels(void); /* the family of kernels in use, "" without BLIS */
+
+/* Fortran's sgemm and dgemm with 32-bit integers, as SciPy exports them. */
 typedef void (*atoms_fortran_sgemm)(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *,
                                     float *, float *, int *);
 typedef void (*atoms_fortran_dgemm)(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *,
@@ -74,227 +90,56 @@ typedef void (*atoms_fortran_dgemm)(char *, char *, int *, int *, int *, double 
 typedef struct {
     int num_threads;             /* >= 1 */
     atoms_isa max_isa;           /* never use more than this; capped by what the CPU has */
-    atoms_blas_kind blas;        /* BLIS only where the core was built with it */
+    atoms_blas_kind blas;        /* who multiplies matrices, always on the thread that asks */
     atoms_fortran_sgemm f_sgemm; /* used with ATOMS_BLAS_FORTRAN, else NULL */
     atoms_fortran_dgemm f_dgemm;
-    int (*poll)(void *); /* non-zero: stop with ATOMS_ERR_CANCELLED; may be NULL.
-                                     Called only from the thread that called the core, at most
-                                     about ten times a second. */
-    void *poll_data;
+    /* Asked whether to stop with ATOMS_ERR_CANCELLED (non-zero), only from the thread that called the core and at most
+     * about ten times a second; NULL: never. */
+    int (*poll)(void *);
+    void *poll_data; /* its argument */
 } atoms_ctx_params;
 
+/* What calls work with. */
 typedef struct atoms_ctx atoms_ctx;
 
+/* One thread, every instruction that the CPU has, BLIS where there is one, no poll function. */
 ATOMS_API void atoms_ctx_params_init(atoms_ctx_params *params);
 ATOMS_API atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx);
 ATOMS_API void atoms_ctx_free(atoms_ctx *ctx);
 ATOMS_API int atoms_ctx_num_threads(const atoms_ctx *ctx);
-ATOMS_API atoms_isa atoms_ctx_isa(const atoms_ctx *ctx);
-ATOMS_API atoms_isa atoms_cpu_isa(void); /* the best this machine can run */
-ATOMS_API const char *atoms_isa_name(atoms_isa isa);
-ATOMS_API int atoms_has_blis(void);
-ATOMS_API const char *atoms_blis_version(void); /* "" without BLIS */
-ATOMS_API const char *atoms_blis_kernels(void); /* kernel family in use, "" without BLIS */
+ATOMS_API atoms_isa atoms_ctx_isa(const atoms_ctx *ctx); /* the one in use */
 
-/* ---- metric */
+/* ---------------------------------------------------------------- metric */
 
-/* Sum and second moment of rows about a shift, in float64: sum (d) = sum_i (x_i - shift) and
- * second (d, d) = sum_i (x_i - shift)(x_i - shift)', symmetric to the bit. Both are overwritten.
- * x (n, d) of any type, strides rs and cs in elements; shift (d) may be NULL for zero. Products
- * of float32 values without a shift are exact, sums run over at most 256 rows before they join
- * the total. n d (d + 1) floating-point operations; workspace two blocks of rows, 2 * 4 MB or
- * 2 * 512 rows, and nothing of size n. ATOMS_ERR_NONFINITE when x holds NaN or infinity (or
- * overflows), ATOMS_ERR_CANCELLED when stopped: sum and second are then unspecified. */
-ATOMS_API atoms_status atoms_moments(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x, atoms_dtype type,
-                                     int64_t rs, int64_t cs, const double *shift, double *sum, double *second);
+/* Sum and second moment of rows about a shift, in float64:
+ *   sum (d) = sum_i (x_i - shift),   second (d, d) = sum_i (x_i - shift)(x_i - shift)', symmetric to the bit.
+ * Both are overwritten. shift (d) may be NULL for zero.
+ * Products of float32 values without a shift are exact; sums run over at most 256 rows before they join the total.
+ * n d (d + 1) floating-point operations; workspace two blocks of rows, 2 * 4 MB or 2 * 512 rows, and nothing of size n.
+ * ATOMS_ERR_NONFINITE when x holds NaN or infinity or a sum overflows, ATOMS_ERR_CANCELLED when stopped: sum and second
+ * are then unspecified. Squares that overflow are no error: they leave infinity in second. */
+ATOMS_API atoms_status atoms_moments(const atoms_ctx *ctx, atoms_rows x, const double *shift, double *sum,
+                                     double *second);
 
-/* out (n, m) = (x - center) w + offset, multiplied and summed in float64, rounded once to
- * float32. x (n, d) of any type and strides; center (d) and offset (m) may be NULL for zero;
- * w (d, m) row-major. Each row of out depends on its row of x alone, to the bit. Workspace
- * d m doubles and 64 d for each thread. ATOMS_ERR_NONFINITE when a result is not finite. */
-ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t m, const void *x,
-                                     atoms_dtype type, int64_t rs, int64_t cs, const double *center, const double *w,
-                                     const double *offset, float *out);
-/* ---------------------------------------------------------------- recovery */
-
-/* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
- * once asked for, whole, coarse, or both whole and rounded. Immutable but for atoms_dict_gram and the three calls
- * below it, one at a time: any number of threads may share it. */
-typedef struct atoms_dict atoms_dict;
-
-/* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
- * float64). precision: ATOMS_F32 or ATOMS_F64, that of all work on the handle. A zero row is
- * never selected. ATOMS_ERR_NONFINITE when a row holds NaN or infinity. */
-ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms, atoms_dtype type,
-                                      int64_t rs, int64_t cs, atoms_dtype precision, atoms_dict **dict);
-ATOMS_API void atoms_dict_free(atoms_dict *dict);
-ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
-ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
-ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
-ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
-/* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
- * second time. n^2 elements, n rounded up to a multiple of 64. */
-ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
-/* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by: only where
- * the CPU has AVX-512 VNNI and the precision is float32; else nothing happens. */
-ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);
-ATOMS_API int atoms_dict_has_units(const atoms_dict *dict);
-/* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing. Under the same
- * conditions, and where few atoms have near neighbours; not once there are the former or a full one. */
-ATOMS_API atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict);
-ATOMS_API int atoms_dict_has_coarse(const atoms_dict *dict);
-/* The Gram matrix once more, rounded to 16 bits, for OMP's passes to read in half the time: where there is one, under
- * the same conditions of CPU and precision. */
-ATOMS_API atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict);
-
-/* What became of one signal. */
-typedef enum {
-    ATOMS_SIGNAL_CONVERGED = 0, /* the stopping rule was met, or the residual is all rounding */
-    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen */
-    ATOMS_SIGNAL_LIMIT = 2,     /* stopped by the limit on atoms or steps; the code is the best yet */
-    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code */
-    ATOMS_SIGNAL_RANGE = 4,     /* a coefficient is too large for the type: empty code */
-    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found */
-} atoms_signal_status;
+/* out (n, m) = (x - center) w + offset, multiplied and summed in float64, rounded once to float32.
+ * w (d, m); center (d) and offset (m) may be NULL for zero. Each row of out depends on its row of x alone, to the bit.
+ * Workspace d m doubles, and 64 d for each thread. ATOMS_ERR_NONFINITE when a result is not finite. */
+ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, atoms_rows x, int64_t m, const double *center,
+                                     const double *w, const double *offset, float *out);
 
 typedef struct {
-    int64_t n_nonzero; /* most atoms in a code, 1 .. min(n, d) */
-    double tol;        /* stop once the residual's norm (not squared) is at most this; < 0: never */
-    int ols;           /* choose by alpha^2 / |orthogonalised atom|^2 (OLS, ORMP), not by alpha^2 */
-    int nonnegative;   /* codes >= 0, refitted by non-negative least squares; excludes ols */
-} atoms_omp_params;
+    int64_t n;
+    const int64_t *first, *second; /* (n) each: the numbers of two rows; they may be the same */
+} atoms_pairs;
 
-/* Orthogonal matching pursuit of n signals x (n, d). With a Gram matrix in the handle one step
- * at t atoms costs n t products a signal; without, n d (one matrix product for each tile of
- * signals). Optional warm support: warm_indices[warm_indptr[i] .. warm_indptr[i + 1]) are chosen
- * first, in that order. Outputs, indexed by signal: indices (n, n_nonzero) increasing, values
- * (n, n_nonzero) in the handle's precision, counts (n,), status (n,), steps (n,), and unless
- * NULL residual (n,), the residual's norm summed in float64. */
-ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                 atoms_dtype type, int64_t rs, int64_t cs, const int64_t *warm_indptr,
-                                 const int32_t *warm_indices, const atoms_omp_params *params, int32_t *indices,
-                                 void *values, int32_t *counts, int8_t *status, int32_t *steps, double *residual);
-
-/* Histogram of the angles between rows of x (n, d), any type and strides: counts (bins) over
- * equal bins of [0, 180] degrees, and sums (3) = pairs, sum of (angle - 90), sum of its square,
- * in degrees and float64. first and second (pairs) list the pairs to look at, by float64; with
- * first NULL all pairs i < j are, by float32 unit vectors and products (about 1e-5 degrees near
- * 90, 0.03 near 0 and 180). Pairs with a zero row have no angle and are left out. n^2 d
- * operations for all pairs; workspace 256 rows for each thread. ATOMS_ERR_NONFINITE when a row
- * looked at holds NaN or infinity, ATOMS_ERR_CANCELLED when stopped. */
-ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, const void *x, atoms_dtype type,
-                                    int64_t rs, int64_t cs, int64_t pairs, const int64_t *first, const int64_t *second,
-                                    int64_t bins, int64_t *counts, double *sums);
-
-/* ---- theory */
-
-/* Explained variance. For each of two groups of samples, 0: ordinary, 1: massive (Euclidean norm
- * above massive_norm), `sums` (2, ATOMS_EV_ROWS, d) float64 holds per coordinate the sums of
- * x, x^2, e and e^2 (e = x - h), each as a row of high and a row of low halves: about 106 bits.
- * Zeroed by the caller before the first call; calls add. */
-#define ATOMS_EV_ROWS 8
-
-/* x, h (n, d): samples and their reconstructions, any type and strides; h.data NULL means zero.
- * whitener (d, d) float64 or NULL: x and e are multiplied by it first (the massive group is still
- * told by the norm of the plain x). mean (d) or NULL, in the space after whitening.
- * tokens (n, 4) OUT: squared norm of the plain x, then in the space after whitening the sums
- * over coordinates of x^2, e^2 and (x - mean)^2.
- * *bad_row: a row with NaN or infinity when ATOMS_ERR_NONFINITE is returned. */
-ATOMS_API atoms_status atoms_ev_update(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_rows x, atoms_rows h,
-                                       const double *whitener, const double *mean, double massive_norm, double *sums,
-                                       double *tokens, int64_t *bad_row);
-
-/* unit (n, d) float32 = rows of x times whitener (d, d) float64 or NULL, divided by their norms
- * (n) float64; both computed in float64. A row of zeros or with NaN or infinity: ERR_NONFINITE
- * and its number in *bad_row. */
-ATOMS_API atoms_status atoms_unit_rows(const atoms_ctx *ctx, int64_t n, int64_t d, atoms_rows x, const double *whitener,
-                                       float *unit, double *norms, int64_t *bad_row);
-
-/* |cosines| of all pairs i < j of unit (n, d): float32 products of fixed tiles, so the same
- * numbers in every call and for any number of threads. Counted by their bits: the upper ones are
- * the index into counts (ATOMS_COSINE_BINS) OUT. Refining counts the values of chosen bins by
- * their lower bits: slot (ATOMS_COSINE_BINS) holds -1 or a row of counts (num_slots,
- * 1 << ATOMS_COSINE_LOW_BITS) OUT. Memory: num_threads times the counts and 1 MB. */
-#define ATOMS_COSINE_LOW_BITS 13
-#define ATOMS_COSINE_BINS ((0x3f800000 >> ATOMS_COSINE_LOW_BITS) + 1)
-
-ATOMS_API atoms_status atoms_cosine_histogram(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
-                                              int64_t *counts);
-ATOMS_API atoms_status atoms_cosine_refine(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit,
-                                           const int32_t *slot, int64_t num_slots, int64_t *counts);
-
-/* For each row of a (n, d) the row of b (m, d), m >= 1, with the largest (absolute) product:
- * index (n), the first of equals, and value (n), its signed product unless absolute. */
-ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, int64_t n, int64_t m, int64_t d, const float *a,
-                                     const float *b, int absolute, int64_t *index, float *value);
-
-/* babel (kmax) OUT float64: babel[k - 1] is the largest, over atoms, sum of the k largest
- * |cosines| of an atom with others; 1 <= kmax < n. Memory: a strip of rows of n for each thread. */
-ATOMS_API atoms_status atoms_babel(const atoms_ctx *ctx, int64_t n, int64_t d, const float *unit, int64_t kmax,
-                                   double *babel);
-
-/* The solvers below write codes of any length: indices and values (n, width), width = the number
- * of atoms (n_nonzero for pursuits), of which the first counts[i] entries of a row are set,
- * atoms increasing. residual and gap may be NULL. */
-
-typedef struct {
-    int64_t n_alphas;
-    const double *alphas; /* penalties, decreasing; each starts from the one before */
-    int positive;
-    double tol;         /* stop at a duality gap of tol |x|^2 */
-    int64_t max_rounds; /* working sets tried for each penalty */
-} atoms_lasso_params;
-
-/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Outputs for
- * penalty a and signal i in row a n + i. */
-ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_lasso_params *params,
-                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                   double *residual, double *gap);
-
-typedef struct {
-    double sigma;      /* largest norm of the residual; 0: equality */
-    double tol;        /* relative duality gap */
-    int64_t max_steps; /* penalties tried, or steps of the interior-point method */
-} atoms_basis_params;
-
-/* argmin sum |z_j| subject to |x - z D| <= sigma, float64 handles only. With equality: matching
- * pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
- * method (n d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. */
-ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_basis_params *params,
-                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                   double *residual, double *gap);
-
-typedef enum {
-    ATOMS_PURSUIT_MP = 0,
-    ATOMS_PURSUIT_GRADIENT = 1,
-    ATOMS_PURSUIT_COSAMP = 2,
-    ATOMS_PURSUIT_IHT = 3
-} atoms_pursuit_method;
-
-typedef struct {
-    atoms_pursuit_method method;
-    int64_t n_nonzero; /* most atoms in a code */
-    int64_t max_steps;
-    double tol; /* stop at this norm of the residual (< 0: never); CoSaMP and IHT also stop when
-                   the residual no longer falls */
-} atoms_pursuit_params;
-
-ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                     atoms_dtype type, int64_t rs, int64_t cs, const atoms_pursuit_params *params,
-                                     int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                     double *residual);
-
-/* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau[i]
- * (signed: at least tau[i] in magnitude), the rest zero. Outputs as above, width = atoms. */
-ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                       atoms_dtype type, int64_t rs, int64_t cs, const double *tau, int signed_codes,
-                                       int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                       double *residual);
-/* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
-ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                             atoms_dtype type, int64_t rs, int64_t cs, double *top);
+/* Histogram of the angles between rows: counts (bins) over equal bins of [0, 180] degrees, and in sums (3) the number
+ * of pairs, the sum of (angle - 90) and that of its square, in degrees and float64.
+ * pairs: those to look at, in float64; NULL: all i < j, by float32 unit vectors and products (off by about 1e-5 degrees
+ * near 90, 0.03 near 0 and 180). Pairs with a zero row have no angle and are left out.
+ * n^2 d operations for all pairs; workspace 256 rows for each thread. ATOMS_ERR_ARGUMENT also when a pair names no row,
+ * ATOMS_ERR_NONFINITE when a row looked at holds NaN or infinity, ATOMS_ERR_CANCELLED when stopped. */
+ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, atoms_rows x, const atoms_pairs *pairs, int64_t bins,
+                                    int64_t *counts, double *sums);
 
 /* ------------------------------------------------------------------ sae
  *
@@ -455,6 +300,186 @@ ATOMS_API void atoms_codes_free(atoms_codes *codes);
 ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t d_sae, const int64_t *indptr,
                                     const int32_t *indices, const float *values, const float *w_dec, const float *bias,
                                     float *xhat);
+
+/* ---------------------------------------------------------------- recovery */
+
+/* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
+ * once asked for, whole, coarse, or both whole and rounded. Immutable but for atoms_dict_gram and the three calls
+ * below it, one at a time: any number of threads may share it. */
+typedef struct atoms_dict atoms_dict;
+
+/* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
+ * float64). precision: ATOMS_F32 or ATOMS_F64, that of all work on the handle. A zero row is
+ * never selected. ATOMS_ERR_NONFINITE when a row holds NaN or infinity. */
+ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms, atoms_dtype type,
+                                      int64_t rs, int64_t cs, atoms_dtype precision, atoms_dict **dict);
+ATOMS_API void atoms_dict_free(atoms_dict *dict);
+ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
+ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
+ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
+ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
+/* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
+ * second time. n^2 elements, n rounded up to a multiple of 64. */
+ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
+/* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by: only where
+ * the CPU has AVX-512 VNNI and the precision is float32; else nothing happens. */
+ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);
+ATOMS_API int atoms_dict_has_units(const atoms_dict *dict);
+/* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing. Under the same
+ * conditions, and where few atoms have near neighbours; not once there are the former or a full one. */
+ATOMS_API atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict);
+ATOMS_API int atoms_dict_has_coarse(const atoms_dict *dict);
+/* The Gram matrix once more, rounded to 16 bits, for OMP's passes to read in half the time: where there is one, under
+ * the same conditions of CPU and precision. */
+ATOMS_API atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict);
+
+/* What became of one signal. */
+typedef enum {
+    ATOMS_SIGNAL_CONVERGED = 0, /* the stopping rule was met, or the residual is all rounding */
+    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen */
+    ATOMS_SIGNAL_LIMIT = 2,     /* stopped by the limit on atoms or steps; the code is the best yet */
+    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code */
+    ATOMS_SIGNAL_RANGE = 4,     /* a coefficient is too large for the type: empty code */
+    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found */
+} atoms_signal_status;
+
+typedef struct {
+    int64_t n_nonzero; /* most atoms in a code, 1 .. min(n, d) */
+    double tol;        /* stop once the residual's norm (not squared) is at most this; < 0: never */
+    int ols;           /* choose by alpha^2 / |orthogonalised atom|^2 (OLS, ORMP), not by alpha^2 */
+    int nonnegative;   /* codes >= 0, refitted by non-negative least squares; excludes ols */
+} atoms_omp_params;
+
+/* Orthogonal matching pursuit of n signals x (n, d). With a Gram matrix in the handle one step
+ * at t atoms costs n t products a signal; without, n d (one matrix product for each tile of
+ * signals). Optional warm support: warm_indices[warm_indptr[i] .. warm_indptr[i + 1]) are chosen
+ * first, in that order. Outputs, indexed by signal: indices (n, n_nonzero) increasing, values
+ * (n, n_nonzero) in the handle's precision, counts (n,), status (n,), steps (n,), and unless
+ * NULL residual (n,), the residual's norm summed in float64. */
+ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                 atoms_dtype type, int64_t rs, int64_t cs, const int64_t *warm_indptr,
+                                 const int32_t *warm_indices, const atoms_omp_params *params, int32_t *indices,
+                                 void *values, int32_t *counts, int8_t *status, int32_t *steps, double *residual);
+
+/* The solvers below write codes of any length: indices and values (n, width), width = the number
+ * of atoms (n_nonzero for pursuits), of which the first counts[i] entries of a row are set,
+ * atoms increasing. residual and gap may be NULL. */
+
+typedef struct {
+    int64_t n_alphas;
+    const double *alphas; /* penalties, decreasing; each starts from the one before */
+    int positive;
+    double tol;         /* stop at a duality gap of tol |x|^2 */
+    int64_t max_rounds; /* working sets tried for each penalty */
+} atoms_lasso_params;
+
+/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Outputs for
+ * penalty a and signal i in row a n + i. */
+ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_lasso_params *params,
+                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                   double *residual, double *gap);
+
+typedef struct {
+    double sigma;      /* largest norm of the residual; 0: equality */
+    double tol;        /* relative duality gap */
+    int64_t max_steps; /* penalties tried, or steps of the interior-point method */
+} atoms_basis_params;
+
+/* argmin sum |z_j| subject to |x - z D| <= sigma, float64 handles only. With equality: matching
+ * pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
+ * method (n d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. */
+ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_basis_params *params,
+                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                   double *residual, double *gap);
+
+typedef enum {
+    ATOMS_PURSUIT_MP = 0,
+    ATOMS_PURSUIT_GRADIENT = 1,
+    ATOMS_PURSUIT_COSAMP = 2,
+    ATOMS_PURSUIT_IHT = 3
+} atoms_pursuit_method;
+
+typedef struct {
+    atoms_pursuit_method method;
+    int64_t n_nonzero; /* most atoms in a code */
+    int64_t max_steps;
+    double tol; /* stop at this norm of the residual (< 0: never); CoSaMP and IHT also stop when
+                   the residual no longer falls */
+} atoms_pursuit_params;
+
+ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                     atoms_dtype type, int64_t rs, int64_t cs, const atoms_pursuit_params *params,
+                                     int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                     double *residual);
+
+/* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau[i]
+ * (signed: at least tau[i] in magnitude), the rest zero. Outputs as above, width = atoms. */
+ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                       atoms_dtype type, int64_t rs, int64_t cs, const double *tau, int signed_codes,
+                                       int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
+                                       double *residual);
+/* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
+ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
+                                             atoms_dtype type, int64_t rs, int64_t cs, double *top);
+
+/* ---------------------------------------------------------------- theory */
+
+/* Plain float32 rows (n, d), contiguous: most of this room takes unit rows, as atoms_unit_rows gives them. */
+typedef struct {
+    const float *at;
+    int64_t n, d;
+} atoms_matrix;
+
+/* unit (n, d) = rows of x times whitener (d, d) or NULL, divided by their norms (n); all in float64, then unit rounded
+ * to float32. ATOMS_ERR_NONFINITE for a row of zeros or with NaN or infinity: the first such is *bad_row, else -1.
+ * Memory: 256 rows in float64 for each thread. */
+ATOMS_API atoms_status atoms_unit_rows(const atoms_ctx *ctx, atoms_rows x, const double *whitener, float *unit,
+                                       double *norms, int64_t *bad_row);
+
+/* For each row of a the row of b, b.n >= 1, with the largest product with it, or with absolute != 0 the largest
+ * |product|: index (a.n), the first of equals, and value (a.n), that product or |product|. */
+ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, atoms_matrix a, atoms_matrix b, int absolute, int64_t *index,
+                                     float *value);
+
+/* babel (kmax) float64: babel[k - 1] is the largest, over atoms, sum of the k largest |cosines| of an atom with others;
+ * 1 <= kmax < n. Memory: 128 rows of n float32 and two more for each thread. */
+ATOMS_API atoms_status atoms_babel(const atoms_ctx *ctx, atoms_matrix unit, int64_t kmax, double *babel);
+
+/* |cosines| of all pairs i < j: float32 products of fixed tiles, so the same numbers in every call and for any number
+ * of threads. They are counted by the bits of the float32, which are ordered as the numbers are: the coarse bin of a
+ * cosine is its bits without the lowest ATOMS_COSINE_LOW_BITS, so that each power of two is cut into 2^(23 - 13) = 1024
+ * bins. 0x3f800000 are the bits of 1, the largest: ATOMS_COSINE_BINS bins in all, counted by atoms_cosine_histogram.
+ * atoms_cosine_refine counts the single values within chosen bins, by the lowest bits: slot (ATOMS_COSINE_BINS) holds
+ * for each bin -1 or its row of counts (num_slots, 1 << ATOMS_COSINE_LOW_BITS).
+ * Memory: the counts and 1 MB for each thread. */
+#define ATOMS_COSINE_LOW_BITS 13
+#define ATOMS_COSINE_BINS ((0x3f800000 >> ATOMS_COSINE_LOW_BITS) + 1)
+
+ATOMS_API atoms_status atoms_cosine_histogram(const atoms_ctx *ctx, atoms_matrix unit, int64_t *counts);
+ATOMS_API atoms_status atoms_cosine_refine(const atoms_ctx *ctx, atoms_matrix unit, const int32_t *slot,
+                                           int64_t num_slots, int64_t *counts);
+
+/* Explained variance: sums over samples x with reconstructions h and errors e = x - h, for two groups of samples, 0:
+ * ordinary, 1: massive. */
+#define ATOMS_EV_ROWS 8   /* of sums: those of x, x^2, e and e^2, each as a row of high and a row of low halves */
+#define ATOMS_EV_TOKENS 4 /* numbers for each sample */
+
+typedef struct {
+    double massive_norm;    /* a sample is massive when its Euclidean norm, before whitening, is above this; >= 0 */
+    const double *whitener; /* (d, d): x and e are multiplied by it before they are summed; NULL: not */
+    const double *mean;     /* (d): in the space after whitening; NULL: zero */
+} atoms_ev_params;
+
+/* h.data NULL: zero. sums (2, ATOMS_EV_ROWS, d) per group and coordinate, of about 106 bits: calls add, the caller has
+ * zeroed them before the first. tokens (n, ATOMS_EV_TOKENS), in float64: the squared norm of the plain x, then in the
+ * space after whitening the sums over coordinates of x^2, e^2 and (x - mean)^2.
+ * ATOMS_ERR_NONFINITE where a row of x or h holds NaN or infinity, or has a norm whose square overflows: *bad_row is
+ * one such, else -1. Then, and on any other error, sums holds some of the rows.
+ * Memory: 576 rows in float64 for each thread. */
+ATOMS_API atoms_status atoms_ev_update(const atoms_ctx *ctx, atoms_rows x, atoms_rows h, const atoms_ev_params *params,
+                                       double *sums, double *tokens, int64_t *bad_row);
 
 #ifdef __cplusplus
 }

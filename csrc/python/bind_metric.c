@@ -1,120 +1,114 @@
 /* bind_metric.c: the binding of the metric room. */
-#include "binding.h"
+#include "arguments.h"
 
-/* An optional float64 vector of length d; None leaves view->data NULL. */
-static int optional_vector(PyObject *obj, const char *name, int64_t d, atoms_view *view)
-{
-    memset(view, 0, sizeof *view);
-    return obj == Py_None ? 0 : atoms_view_typed(obj, name, NPY_FLOAT64, 0, 1, &d, view);
-}
-
-static PyObject *moments(PyObject *self, PyObject *args)
+static PyObject *moments(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
+    static char *names[] = {"ctx", "X", "shift", "sum", "second", NULL};
     PyObject *o_ctx, *o_x, *o_shift, *o_sum, *o_second, *result = NULL;
     const atoms_ctx *ctx;
-    atoms_view x = {0}, shift = {0}, sum = {0}, second = {0};
-    if (!PyArg_ParseTuple(args, "OOOOO:moments", &o_ctx, &o_x, &o_shift, &o_sum, &o_second) ||
-        atoms_get_ctx(o_ctx, &ctx) < 0)
-        return NULL;
-    if (atoms_view_in(o_x, "X", 2, VIEW_FLOATS, &x) < 0)
+    arguments a = {0};
+    atoms_rows x;
+    void *shift, *sum, *second;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO:moments", names, &o_ctx, &o_x, &o_shift, &o_sum, &o_second) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || args_rows(&a, o_x, "X", &x) < 0)
         goto done;
-    const int64_t d = x.shape[1], square[2] = {d, d};
-    if (optional_vector(o_shift, "shift", d, &shift) < 0 ||
-        atoms_view_typed(o_sum, "sum", NPY_FLOAT64, 1, 1, &d, &sum) < 0 ||
-        atoms_view_typed(o_second, "second", NPY_FLOAT64, 1, 2, square, &second) < 0 ||
-        atoms_views_overlap(&x, "X", &sum, "sum") || atoms_views_overlap(&x, "X", &second, "second") ||
-        atoms_views_overlap(&sum, "sum", &second, "second"))
-        goto done;
-    if (shift.array &&
-        (atoms_views_overlap(&shift, "shift", &sum, "sum") || atoms_views_overlap(&shift, "shift", &second, "second")))
+    const array_spec shift_of = {"shift", NPY_FLOAT64, 1, {x.d}, .optional = true};
+    const array_spec sum_of = {"sum", NPY_FLOAT64, 1, {x.d}, .written = true};
+    const array_spec second_of = {"second", NPY_FLOAT64, 2, {x.d, x.d}, .written = true};
+    if (args_array(&a, o_shift, shift_of, &shift) < 0 || args_array(&a, o_sum, sum_of, &sum) < 0 ||
+        args_array(&a, o_second, second_of, &second) < 0)
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status =
-        atoms_moments(ctx, x.shape[0], d, x.data, x.dtype, x.stride[0], x.stride[1], shift.data, sum.data, second.data);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_moments(ctx, x, shift, sum, second));
     result = atoms_raise(status, "moments");
 done:
-    atoms_view_clear(&x);
-    atoms_view_clear(&shift);
-    atoms_view_clear(&sum);
-    atoms_view_clear(&second);
+    args_release(&a);
     return result;
 }
 
-static PyObject *product(PyObject *self, PyObject *args)
+static PyObject *product(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
+    static char *names[] = {"ctx", "X", "center", "w", "offset", "out", NULL};
     PyObject *o_ctx, *o_x, *o_center, *o_w, *o_offset, *o_out, *result = NULL;
     const atoms_ctx *ctx;
-    atoms_view x = {0}, center = {0}, w = {0}, offset = {0}, out = {0};
-    if (!PyArg_ParseTuple(args, "OOOOOO:product", &o_ctx, &o_x, &o_center, &o_w, &o_offset, &o_out) ||
-        atoms_get_ctx(o_ctx, &ctx) < 0)
-        return NULL;
-    if (atoms_view_in(o_x, "X", 2, VIEW_FLOATS, &x) < 0)
+    arguments a = {0};
+    atoms_rows x;
+    void *center, *w, *offset, *out;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO:product", names, &o_ctx, &o_x, &o_center, &o_w, &o_offset,
+                                     &o_out) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || args_rows(&a, o_x, "X", &x) < 0)
         goto done;
-    const int64_t d = x.shape[1], w_shape[2] = {d, -1};
-    if (optional_vector(o_center, "center", d, &center) < 0 ||
-        atoms_view_typed(o_w, "w", NPY_FLOAT64, 0, 2, w_shape, &w) < 0)
+    const array_spec center_of = {"center", NPY_FLOAT64, 1, {x.d}, .optional = true};
+    const array_spec w_of = {"w", NPY_FLOAT64, 2, {x.d, -1}, .written = false};
+    if (args_array(&a, o_center, center_of, &center) < 0 || args_array(&a, o_w, w_of, &w) < 0)
         goto done;
-    const int64_t m = w.shape[1], out_shape[2] = {x.shape[0], m};
-    if (optional_vector(o_offset, "offset", m, &offset) < 0 ||
-        atoms_view_typed(o_out, "out", NPY_FLOAT32, 1, 2, out_shape, &out) < 0 ||
-        atoms_views_overlap(&x, "X", &out, "out") || atoms_views_overlap(&w, "w", &out, "out"))
+    const int64_t m = args_length(&a, 1);
+    const array_spec offset_of = {"offset", NPY_FLOAT64, 1, {m}, .optional = true};
+    const array_spec out_of = {"out", NPY_FLOAT32, 2, {x.n, m}, .written = true};
+    if (args_array(&a, o_offset, offset_of, &offset) < 0 || args_array(&a, o_out, out_of, &out) < 0)
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_product(ctx, x.shape[0], d, m, x.data, x.dtype, x.stride[0], x.stride[1], center.data, w.data,
-                           offset.data, out.data);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_product(ctx, x, m, center, w, offset, out));
     result = atoms_raise(status, "product");
 done:
-    atoms_view_clear(&x);
-    atoms_view_clear(&center);
-    atoms_view_clear(&w);
-    atoms_view_clear(&offset);
-    atoms_view_clear(&out);
+    args_release(&a);
     return result;
 }
 
-static PyObject *angles(PyObject *self, PyObject *args)
+/* What a call takes of its `first` and `second`; both None: all pairs, *pairs NULL. */
+static int take_pairs(arguments *a, PyObject *first, PyObject *second, atoms_pairs *list, const atoms_pairs **pairs)
+{
+    *pairs = NULL;
+    if (first == Py_None)
+        return 0;
+    void *data;
+    if (args_array(a, first, (array_spec){"first", NPY_INT64, 1, {-1}, .written = false}, &data) < 0)
+        return -1;
+    list->first = data;
+    list->n = args_length(a, 0);
+    if (args_array(a, second, (array_spec){"second", NPY_INT64, 1, {list->n}, .written = false}, &data) < 0)
+        return -1;
+    list->second = data;
+    *pairs = list;
+    return 0;
+}
+
+static PyObject *angles(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
+    static char *names[] = {"ctx", "X", "first", "second", "counts", "sums", NULL};
     PyObject *o_ctx, *o_x, *o_first, *o_second, *o_counts, *o_sums, *result = NULL;
     const atoms_ctx *ctx;
-    atoms_view x = {0}, first = {0}, second = {0}, counts = {0}, sums = {0};
-    if (!PyArg_ParseTuple(args, "OOOOOO:angles", &o_ctx, &o_x, &o_first, &o_second, &o_counts, &o_sums) ||
-        atoms_get_ctx(o_ctx, &ctx) < 0)
-        return NULL;
-    const int64_t three = 3;
-    if (atoms_view_in(o_x, "X", 2, VIEW_FLOATS, &x) < 0 ||
-        atoms_view_typed(o_counts, "counts", NPY_INT64, 1, 1, NULL, &counts) < 0 ||
-        atoms_view_typed(o_sums, "sums", NPY_FLOAT64, 1, 1, &three, &sums) < 0)
+    arguments a = {0};
+    atoms_rows x;
+    atoms_pairs list;
+    const atoms_pairs *pairs;
+    void *counts, *sums;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO:angles", names, &o_ctx, &o_x, &o_first, &o_second, &o_counts,
+                                     &o_sums) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || args_rows(&a, o_x, "X", &x) < 0 ||
+        args_array(&a, o_counts, (array_spec){"counts", NPY_INT64, 1, {-1}, .written = true}, &counts) < 0)
         goto done;
-    if (o_first != Py_None && (atoms_view_typed(o_first, "first", NPY_INT64, 0, 1, NULL, &first) < 0 ||
-                               atoms_view_typed(o_second, "second", NPY_INT64, 0, 1, first.shape, &second) < 0))
+    const int64_t bins = args_length(&a, 0);
+    if (args_array(&a, o_sums, (array_spec){"sums", NPY_FLOAT64, 1, {3}, .written = true}, &sums) < 0 ||
+        take_pairs(&a, o_first, o_second, &list, &pairs) < 0)
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_angles(ctx, x.shape[0], x.shape[1], x.data, x.dtype, x.stride[0], x.stride[1], first.shape[0],
-                          first.data, second.data, counts.shape[0], counts.data, sums.data);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_angles(ctx, x, pairs, bins, counts, sums));
     result = atoms_raise(status, "angles");
 done:
-    atoms_view_clear(&x);
-    atoms_view_clear(&first);
-    atoms_view_clear(&second);
-    atoms_view_clear(&counts);
-    atoms_view_clear(&sums);
+    args_release(&a);
     return result;
 }
 
 PyMethodDef atoms_metric_methods[] = {
-    {"moments", moments, METH_VARARGS,
-     "moments(ctx, X, shift, sum, second): sum (d) and second (d, d) of X - shift, float64"},
-    {"product", product, METH_VARARGS,
-     "product(ctx, X, center, w, offset, out): out = (X - center) w + offset, float32"},
-    {"angles", angles, METH_VARARGS,
-     "angles(ctx, X, first, second, counts, sums): histogram of angles between rows in degrees"},
+    ATOMS_NAMED("moments", moments,
+                "moments(ctx, X, shift|None, sum, second): sum (d) and second (d, d) of X - shift, float64"),
+    ATOMS_NAMED("product", product,
+                "product(ctx, X, center|None, w, offset|None, out): out = (X - center) w + offset, float32"),
+    ATOMS_NAMED(
+        "angles", angles,
+        "angles(ctx, X, first|None, second|None, counts, sums): histogram of the angles between rows, in degrees"),
     {NULL, NULL, 0, NULL}};

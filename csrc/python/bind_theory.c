@@ -1,228 +1,208 @@
 /* bind_theory.c: the binding of the theory room. */
-#include "binding.h"
+#include "arguments.h"
 
-#define VIEWS 4
-
-/* The views of one call, released together. */
-typedef struct {
-    atoms_view v[VIEWS];
-} views;
-
-static void clear(views *a)
+/* A bad row's number, or -1: what two calls return where others raise. */
+static PyObject *bad_row_or_raise(atoms_status status, int64_t bad_row, const char *where)
 {
-    for (int i = 0; i < VIEWS; i++)
-        atoms_view_clear(&a->v[i]);
+    if (status == ATOMS_OK || status == ATOMS_ERR_NONFINITE)
+        return PyLong_FromLongLong(bad_row);
+    return atoms_raise(status, where);
 }
 
-static atoms_rows matrix(const atoms_view *v)
+/* Contiguous float32 rows. */
+static int take_matrix(arguments *a, PyObject *obj, const char *name, atoms_matrix *matrix)
 {
-    return (atoms_rows){v->data, v->dtype, v->shape[0], v->shape[1], v->stride[0], v->stride[1]};
-}
-
-/* Outputs a.v[from..to) must not share memory with each other or with the inputs before them. */
-static int overlapping(views *a, int from, const char *const *names)
-{
-    for (int out = from; out < VIEWS; out++)
-        for (int other = 0; other < out; other++)
-            if (a->v[out].array && a->v[other].array &&
-                atoms_views_overlap(&a->v[other], names[other], &a->v[out], names[out]))
-                return 1;
+    void *data;
+    if (args_array(a, obj, (array_spec){name, NPY_FLOAT32, 2, {-1, -1}, .written = false}, &data) < 0)
+        return -1;
+    *matrix = (atoms_matrix){data, args_length(a, 0), args_length(a, 1)};
     return 0;
 }
 
-/* obj None: leaves *view empty */
-static int optional_f64(PyObject *obj, const char *name, int ndim, const int64_t *shape, atoms_view *view)
+/* X_hat, of the same shape as X, or None: h stays zeros. */
+static int take_reconstructions(arguments *a, PyObject *obj, atoms_rows x, atoms_rows *h)
 {
-    return obj == Py_None ? 0 : atoms_view_typed(obj, name, NPY_FLOAT64, 0, ndim, shape, view);
+    if (obj == Py_None)
+        return 0;
+    if (args_rows(a, obj, "X_hat", h) < 0)
+        return -1;
+    if (h->n == x.n && h->d == x.d)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "X_hat: expected shape (%lld, %lld) as X has, got (%lld, %lld)", (long long)x.n,
+                 (long long)x.d, (long long)h->n, (long long)h->d);
+    return -1;
 }
 
-static PyObject *ev_update(PyObject *self, PyObject *args)
+static PyObject *ev_update(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *octx, *ox, *oh, *ow, *om, *osums, *otokens;
-    double massive_norm;
+    static char *names[] = {"ctx", "X", "X_hat", "whitener", "mean", "massive_norm", "sums", "tokens", NULL};
+    PyObject *o_ctx, *o_x, *o_h, *o_whitener, *o_mean, *o_sums, *o_tokens, *result = NULL;
     const atoms_ctx *ctx;
-    views in = {0}, out = {0};
-    if (!PyArg_ParseTuple(args, "OOOOOdOO:ev_update", &octx, &ox, &oh, &ow, &om, &massive_norm, &osums, &otokens) ||
-        atoms_get_ctx(octx, &ctx) < 0)
-        return NULL;
-    PyObject *result = NULL;
-    if (atoms_view_in(ox, "X", 2, VIEW_FLOATS, &in.v[0]) < 0)
-        return NULL;
-    int64_t n = in.v[0].shape[0], d = in.v[0].shape[1];
-    int64_t square[] = {d, d}, tokens[] = {n, 4}, sums[] = {2, ATOMS_EV_ROWS, d};
-    if (oh != Py_None && atoms_view_in(oh, "X_hat", 2, VIEW_FLOATS, &in.v[1]) < 0)
+    arguments a = {0};
+    atoms_rows x, h = {0};
+    atoms_ev_params params;
+    void *whitener, *mean, *sums, *tokens;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOdOO:ev_update", names, &o_ctx, &o_x, &o_h, &o_whitener,
+                                     &o_mean, &params.massive_norm, &o_sums, &o_tokens) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || args_rows(&a, o_x, "X", &x) < 0 || take_reconstructions(&a, o_h, x, &h) < 0)
         goto done;
-    if (in.v[1].array && (in.v[1].shape[0] != n || in.v[1].shape[1] != d)) {
-        PyErr_Format(PyExc_ValueError, "X_hat: expected shape (%lld, %lld) as X has, got (%lld, %lld)", (long long)n,
-                     (long long)d, (long long)in.v[1].shape[0], (long long)in.v[1].shape[1]);
+    const array_spec whitener_of = {"whitener", NPY_FLOAT64, 2, {x.d, x.d}, .optional = true};
+    const array_spec mean_of = {"mean", NPY_FLOAT64, 1, {x.d}, .optional = true};
+    const array_spec sums_of = {"sums", NPY_FLOAT64, 3, {2, ATOMS_EV_ROWS, x.d}, .written = true};
+    const array_spec tokens_of = {"tokens", NPY_FLOAT64, 2, {x.n, ATOMS_EV_TOKENS}, .written = true};
+    if (args_array(&a, o_whitener, whitener_of, &whitener) < 0 || args_array(&a, o_mean, mean_of, &mean) < 0 ||
+        args_array(&a, o_sums, sums_of, &sums) < 0 || args_array(&a, o_tokens, tokens_of, &tokens) < 0)
         goto done;
-    }
-    if (optional_f64(ow, "whitener", 2, square, &in.v[2]) < 0 || optional_f64(om, "mean", 1, &d, &in.v[3]) < 0 ||
-        atoms_view_typed(osums, "sums", NPY_FLOAT64, 1, 3, sums, &out.v[0]) < 0 ||
-        atoms_view_typed(otokens, "tokens", NPY_FLOAT64, 1, 2, tokens, &out.v[1]) < 0)
-        goto done;
-    static const char *const in_names[] = {"X", "X_hat", "whitener", "mean"};
-    static const char *const out_names[] = {"sums", "tokens"};
-    if (atoms_views_overlap(&out.v[0], "sums", &out.v[1], "tokens"))
-        goto done;
-    for (int i = 0; i < VIEWS; i++)
-        for (int o = 0; o < 2; o++)
-            if (in.v[i].array && atoms_views_overlap(&in.v[i], in_names[i], &out.v[o], out_names[o]))
-                goto done;
+    params.whitener = whitener;
+    params.mean = mean;
     atoms_status status;
     int64_t bad;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_ev_update(ctx, n, d, matrix(&in.v[0]), matrix(&in.v[1]), in.v[2].data, in.v[3].data, massive_norm,
-                             out.v[0].data, out.v[1].data, &bad);
-    Py_END_ALLOW_THREADS
-    if (status == ATOMS_OK || status == ATOMS_ERR_NONFINITE)
-        result = PyLong_FromLongLong(bad);
-    else
-        result = atoms_raise(status, "ev_update");
+    WITHOUT_GIL(status = atoms_ev_update(ctx, x, h, &params, sums, tokens, &bad));
+    result = bad_row_or_raise(status, bad, "ev_update");
 done:
-    clear(&in);
-    clear(&out);
+    args_release(&a);
     return result;
 }
 
-static PyObject *unit_rows(PyObject *self, PyObject *args)
+static PyObject *unit_rows(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *octx, *ox, *ow, *ounit, *onorms, *result = NULL;
+    static char *names[] = {"ctx", "D", "whitener", "unit", "norms", NULL};
+    PyObject *o_ctx, *o_rows, *o_whitener, *o_unit, *o_norms, *result = NULL;
     const atoms_ctx *ctx;
-    views a = {0};
-    static const char *const names[] = {"D", "whitener", "unit", "norms"};
-    if (!PyArg_ParseTuple(args, "OOOOO:unit_rows", &octx, &ox, &ow, &ounit, &onorms) || atoms_get_ctx(octx, &ctx) < 0 ||
-        atoms_view_in(ox, "D", 2, VIEW_FLOATS, &a.v[0]) < 0)
-        return NULL;
-    int64_t n = a.v[0].shape[0], d = a.v[0].shape[1], square[] = {d, d}, bad;
-    if (optional_f64(ow, "whitener", 2, square, &a.v[1]) < 0 ||
-        atoms_view_typed(ounit, "unit", NPY_FLOAT32, 1, 2, a.v[0].shape, &a.v[2]) < 0 ||
-        atoms_view_typed(onorms, "norms", NPY_FLOAT64, 1, 1, &n, &a.v[3]) < 0 || overlapping(&a, 2, names))
+    arguments a = {0};
+    atoms_rows x;
+    void *whitener, *unit, *norms;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO:unit_rows", names, &o_ctx, &o_rows, &o_whitener, &o_unit,
+                                     &o_norms) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || args_rows(&a, o_rows, "D", &x) < 0)
+        goto done;
+    const array_spec whitener_of = {"whitener", NPY_FLOAT64, 2, {x.d, x.d}, .optional = true};
+    const array_spec unit_of = {"unit", NPY_FLOAT32, 2, {x.n, x.d}, .written = true};
+    const array_spec norms_of = {"norms", NPY_FLOAT64, 1, {x.n}, .written = true};
+    if (args_array(&a, o_whitener, whitener_of, &whitener) < 0 || args_array(&a, o_unit, unit_of, &unit) < 0 ||
+        args_array(&a, o_norms, norms_of, &norms) < 0)
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_unit_rows(ctx, n, d, matrix(&a.v[0]), a.v[1].data, a.v[2].data, a.v[3].data, &bad);
-    Py_END_ALLOW_THREADS
-    if (status == ATOMS_OK || status == ATOMS_ERR_NONFINITE)
-        result = PyLong_FromLongLong(bad);
-    else
-        result = atoms_raise(status, "unit_rows");
+    int64_t bad;
+    WITHOUT_GIL(status = atoms_unit_rows(ctx, x, whitener, unit, norms, &bad));
+    result = bad_row_or_raise(status, bad, "unit_rows");
 done:
-    clear(&a);
+    args_release(&a);
     return result;
 }
 
 static PyObject *cosine_histogram(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *octx, *ounit, *ocounts, *result = NULL;
+    PyObject *o_ctx, *o_unit, *o_counts, *result = NULL;
     const atoms_ctx *ctx;
-    views a = {0};
-    int64_t bins = ATOMS_COSINE_BINS;
-    if (!PyArg_ParseTuple(args, "OOO:cosine_histogram", &octx, &ounit, &ocounts) || atoms_get_ctx(octx, &ctx) < 0)
-        return NULL;
-    if (atoms_view_in_c(ounit, "unit", 2, VIEW_F32, &a.v[0]) < 0 ||
-        atoms_view_typed(ocounts, "counts", NPY_INT64, 1, 1, &bins, &a.v[1]) < 0 ||
-        atoms_views_overlap(&a.v[0], "unit", &a.v[1], "counts"))
+    arguments a = {0};
+    atoms_matrix unit;
+    void *counts;
+    const array_spec counts_of = {"counts", NPY_INT64, 1, {ATOMS_COSINE_BINS}, .written = true};
+    if (!PyArg_ParseTuple(args, "OOO:cosine_histogram", &o_ctx, &o_unit, &o_counts) || atoms_get_ctx(o_ctx, &ctx) < 0 ||
+        take_matrix(&a, o_unit, "unit", &unit) < 0 || args_array(&a, o_counts, counts_of, &counts) < 0)
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_cosine_histogram(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_cosine_histogram(ctx, unit, counts));
     result = atoms_raise(status, "cosine_histogram");
 done:
-    clear(&a);
+    args_release(&a);
     return result;
 }
 
 static PyObject *cosine_refine(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *octx, *ounit, *oslot, *ocounts, *result = NULL;
+    PyObject *o_ctx, *o_unit, *o_slot, *o_counts, *result = NULL;
     const atoms_ctx *ctx;
-    views a = {0};
-    static const char *const names[] = {"unit", "slot", "counts", ""};
-    int64_t bins = ATOMS_COSINE_BINS, counts[] = {-1, 1 << ATOMS_COSINE_LOW_BITS};
-    if (!PyArg_ParseTuple(args, "OOOO:cosine_refine", &octx, &ounit, &oslot, &ocounts) || atoms_get_ctx(octx, &ctx) < 0)
-        return NULL;
-    if (atoms_view_in_c(ounit, "unit", 2, VIEW_F32, &a.v[0]) < 0 ||
-        atoms_view_typed(oslot, "slot", NPY_INT32, 0, 1, &bins, &a.v[1]) < 0 ||
-        atoms_view_typed(ocounts, "counts", NPY_INT64, 1, 2, counts, &a.v[2]) < 0 || overlapping(&a, 2, names))
+    arguments a = {0};
+    atoms_matrix unit;
+    void *slot, *counts;
+    const array_spec slot_of = {"slot", NPY_INT32, 1, {ATOMS_COSINE_BINS}, .written = false};
+    const array_spec counts_of = {"counts", NPY_INT64, 2, {-1, 1 << ATOMS_COSINE_LOW_BITS}, .written = true};
+    if (!PyArg_ParseTuple(args, "OOOO:cosine_refine", &o_ctx, &o_unit, &o_slot, &o_counts) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || take_matrix(&a, o_unit, "unit", &unit) < 0 ||
+        args_array(&a, o_slot, slot_of, &slot) < 0 || args_array(&a, o_counts, counts_of, &counts) < 0)
         goto done;
+    const int64_t num_slots = args_length(&a, 0);
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_cosine_refine(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data, a.v[2].shape[0],
-                                 a.v[2].data);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_cosine_refine(ctx, unit, slot, num_slots, counts));
     result = atoms_raise(status, "cosine_refine");
 done:
-    clear(&a);
+    args_release(&a);
     return result;
 }
 
-static PyObject *nearest(PyObject *self, PyObject *args)
+static PyObject *nearest(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *octx, *oa, *ob, *oindex, *ovalue, *result = NULL;
+    static char *names[] = {"ctx", "A", "B", "absolute", "index", "value", NULL};
+    PyObject *o_ctx, *o_a, *o_b, *o_index, *o_value, *result = NULL;
     const atoms_ctx *ctx;
     int absolute;
-    views a = {0};
-    static const char *const names[] = {"A", "B", "index", "value"};
-    if (!PyArg_ParseTuple(args, "OOOpOO:nearest", &octx, &oa, &ob, &absolute, &oindex, &ovalue) ||
-        atoms_get_ctx(octx, &ctx) < 0)
-        return NULL;
-    if (atoms_view_in_c(oa, "A", 2, VIEW_F32, &a.v[0]) < 0 || atoms_view_in_c(ob, "B", 2, VIEW_F32, &a.v[1]) < 0)
+    arguments held = {0};
+    atoms_matrix a, b;
+    void *index, *value;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOpOO:nearest", names, &o_ctx, &o_a, &o_b, &absolute, &o_index,
+                                     &o_value) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || take_matrix(&held, o_a, "A", &a) < 0 || take_matrix(&held, o_b, "B", &b) < 0)
         goto done;
-    if (a.v[0].shape[1] != a.v[1].shape[1]) {
-        PyErr_Format(PyExc_ValueError, "B: expected %lld columns as A has, got %lld", (long long)a.v[0].shape[1],
-                     (long long)a.v[1].shape[1]);
+    if (a.d != b.d) {
+        PyErr_Format(PyExc_ValueError, "B: expected %lld columns as A has, got %lld", (long long)a.d, (long long)b.d);
         goto done;
     }
-    int64_t n = a.v[0].shape[0];
-    if (atoms_view_typed(oindex, "index", NPY_INT64, 1, 1, &n, &a.v[2]) < 0 ||
-        atoms_view_typed(ovalue, "value", NPY_FLOAT32, 1, 1, &n, &a.v[3]) < 0 || overlapping(&a, 2, names))
+    const array_spec index_of = {"index", NPY_INT64, 1, {a.n}, .written = true};
+    const array_spec value_of = {"value", NPY_FLOAT32, 1, {a.n}, .written = true};
+    if (args_array(&held, o_index, index_of, &index) < 0 || args_array(&held, o_value, value_of, &value) < 0)
         goto done;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_nearest(ctx, n, a.v[1].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].data, absolute, a.v[2].data,
-                           a.v[3].data);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_nearest(ctx, a, b, absolute, index, value));
     result = atoms_raise(status, "nearest");
 done:
-    clear(&a);
+    args_release(&held);
     return result;
 }
 
 static PyObject *babel(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *octx, *ounit, *obabel, *result = NULL;
+    PyObject *o_ctx, *o_unit, *o_babel, *result = NULL;
     const atoms_ctx *ctx;
-    views a = {0};
-    if (!PyArg_ParseTuple(args, "OOO:babel", &octx, &ounit, &obabel) || atoms_get_ctx(octx, &ctx) < 0)
-        return NULL;
-    if (atoms_view_in_c(ounit, "unit", 2, VIEW_F32, &a.v[0]) < 0 ||
-        atoms_view_typed(obabel, "babel", NPY_FLOAT64, 1, 1, NULL, &a.v[1]) < 0 ||
-        atoms_views_overlap(&a.v[0], "unit", &a.v[1], "babel"))
+    arguments a = {0};
+    atoms_matrix unit;
+    void *sums;
+    if (!PyArg_ParseTuple(args, "OOO:babel", &o_ctx, &o_unit, &o_babel) || atoms_get_ctx(o_ctx, &ctx) < 0 ||
+        take_matrix(&a, o_unit, "unit", &unit) < 0 ||
+        args_array(&a, o_babel, (array_spec){"babel", NPY_FLOAT64, 1, {-1}, .written = true}, &sums) < 0)
         goto done;
+    const int64_t kmax = args_length(&a, 0);
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_babel(ctx, a.v[0].shape[0], a.v[0].shape[1], a.v[0].data, a.v[1].shape[0], a.v[1].data);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_babel(ctx, unit, kmax, sums));
     result = atoms_raise(status, "babel");
 done:
-    clear(&a);
+    args_release(&a);
     return result;
 }
 
+int atoms_theory_constants(PyObject *module)
+{
+    return PyModule_AddIntConstant(module, "EV_ROWS", ATOMS_EV_ROWS) < 0 ||
+                   PyModule_AddIntConstant(module, "EV_TOKENS", ATOMS_EV_TOKENS) < 0 ||
+                   PyModule_AddIntConstant(module, "COSINE_LOW_BITS", ATOMS_COSINE_LOW_BITS) < 0 ||
+                   PyModule_AddIntConstant(module, "COSINE_BINS", ATOMS_COSINE_BINS) < 0
+               ? -1
+               : 0;
+}
+
 PyMethodDef atoms_theory_methods[] = {
-    {"ev_update", ev_update, METH_VARARGS,
-     "ev_update(ctx, X, X_hat|None, whitener|None, mean|None, massive_norm, sums, tokens) -> bad row or -1"},
-    {"unit_rows", unit_rows, METH_VARARGS, "unit_rows(ctx, D, whitener|None, unit, norms) -> bad row or -1"},
+    ATOMS_NAMED("ev_update", ev_update,
+                "ev_update(ctx, X, X_hat|None, whitener|None, mean|None, massive_norm, sums, tokens) -> bad row or -1"),
+    ATOMS_NAMED("unit_rows", unit_rows, "unit_rows(ctx, D, whitener|None, unit, norms) -> bad row or -1"),
     {"cosine_histogram", cosine_histogram, METH_VARARGS, "cosine_histogram(ctx, unit, counts)"},
     {"cosine_refine", cosine_refine, METH_VARARGS, "cosine_refine(ctx, unit, slot, counts)"},
-    {"nearest", nearest, METH_VARARGS, "nearest(ctx, A, B, absolute, index, value)"},
+    ATOMS_NAMED("nearest", nearest, "nearest(ctx, A, B, absolute, index, value)"),
     {"babel", babel, METH_VARARGS, "babel(ctx, unit, babel)"},
     {NULL, NULL, 0, NULL}};

@@ -23,16 +23,42 @@ static PyObject *build_info(PyObject *self, PyObject *unused)
 static PyMethodDef module_methods[] = {
     {"build_info", build_info, METH_NOARGS, "what this extension was built with and found"}, {NULL, NULL, 0, NULL}};
 
+/* ISAS: the instruction sets by name, weakest first, so that a name's place is its number in Context(isa=...). */
+static int add_isas(PyObject *module)
+{
+    const int n = ATOMS_ISA_AVX512_BF16 + 1;
+    PyObject *names = PyTuple_New(n);
+    for (int i = 0; names && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(atoms_isa_name((atoms_isa)i));
+        if (!name)
+            Py_CLEAR(names);
+        else
+            PyTuple_SET_ITEM(names, i, name);
+    }
+    int failed = PyModule_AddObjectRef(module, "ISAS", names); /* fails, too, where names is NULL */
+    Py_XDECREF(names);
+    return failed;
+}
+
 static int module_exec(PyObject *module)
 {
-    if (PyArray_ImportNumPyAPI() < 0 || atoms_watch_forks() < 0)
+    static const struct {
+        PyMethodDef *methods;
+        int (*constants)(PyObject *module); /* NULL: none */
+    } rooms[] = {
+        {atoms_metric_methods, NULL},
+        {atoms_sae_methods, NULL},
+        {atoms_recovery_methods, NULL},
+        {atoms_theory_methods, atoms_theory_constants},
+    };
+    if (PyArray_ImportNumPyAPI() < 0 || atoms_watch_forks() < 0 || add_isas(module) < 0)
         return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &atoms_context_spec, NULL);
     int failed = !type || PyModule_AddType(module, (PyTypeObject *)type) < 0;
     Py_XDECREF(type);
-    PyMethodDef *rooms[] = {atoms_metric_methods, atoms_sae_methods, atoms_theory_methods, atoms_recovery_methods};
     for (size_t i = 0; !failed && i < sizeof rooms / sizeof *rooms; i++)
-        failed = PyModule_AddFunctions(module, rooms[i]) < 0;
+        failed = PyModule_AddFunctions(module, rooms[i].methods) < 0 ||
+                 (rooms[i].constants && rooms[i].constants(module) < 0);
     return failed ? -1 : 0;
 }
 

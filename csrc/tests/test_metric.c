@@ -22,19 +22,24 @@ static data *new_data(void)
     return t;
 }
 
+static atoms_rows rows_of(const data *t)
+{
+    return (atoms_rows){t->x, ATOMS_F64, N, D, D, 1};
+}
+
 static atoms_status run_moments(const atoms_ctx *ctx, data *t)
 {
-    return atoms_moments(ctx, N, D, t->x, ATOMS_F64, D, 1, t->shift, t->sum, t->second);
+    return atoms_moments(ctx, rows_of(t), t->shift, t->sum, t->second);
 }
 
 static atoms_status run_product(const atoms_ctx *ctx, data *t)
 {
-    return atoms_product(ctx, N, D, M, t->x, ATOMS_F64, D, 1, t->shift, t->w, t->shift, t->out);
+    return atoms_product(ctx, rows_of(t), M, t->shift, t->w, t->shift, t->out);
 }
 
 static atoms_status run_angles(const atoms_ctx *ctx, data *t)
 {
-    return atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, BINS, t->counts, t->sums);
+    return atoms_angles(ctx, rows_of(t), NULL, BINS, t->counts, t->sums);
 }
 
 static atoms_status (*const runs[])(const atoms_ctx *, data *) = {run_moments, run_product, run_angles};
@@ -82,6 +87,7 @@ TEST(metric_angles)
 {
     data *t = new_data();
     int64_t first[] = {0, 5}, second[] = {1, 5};
+    const atoms_pairs pairs = {2, first, second};
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
         CHECK(run_angles(ctx, t) == ATOMS_OK);
@@ -90,11 +96,10 @@ TEST(metric_angles)
         for (int k = 0; k < BINS; k++)
             total += t->counts[k];
         CHECK(total == N * (N - 1) / 2);
-        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts, t->sums) == ATOMS_OK);
+        CHECK(atoms_angles(ctx, rows_of(t), &pairs, BINS, t->counts, t->sums) == ATOMS_OK);
         CHECK(t->sums[0] == 2 && t->counts[0] == 1);
         second[1] = N;
-        CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 2, first, second, BINS, t->counts, t->sums) ==
-              ATOMS_ERR_ARGUMENT);
+        CHECK(atoms_angles(ctx, rows_of(t), &pairs, BINS, t->counts, t->sums) == ATOMS_ERR_ARGUMENT);
         second[1] = 5;
         atoms_ctx_free(ctx);
     }
@@ -105,14 +110,19 @@ TEST(metric_arguments_and_nothing)
 {
     data *t = new_data();
     atoms_ctx *ctx = atoms_test_context(0);
-    CHECK(atoms_moments(ctx, -1, D, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_moments(ctx, 1, 0, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_moments(ctx, 0, D, t->x, ATOMS_F64, D, 1, NULL, t->sum, t->second) == ATOMS_OK);
+    atoms_rows fewer = rows_of(t), narrow = rows_of(t), none = rows_of(t);
+    fewer.n = -1, narrow.d = 0, none.n = 0;
+    const atoms_pairs negative = {-1, NULL, NULL}, empty = {0, NULL, NULL};
+    CHECK(atoms_moments(ctx, fewer, NULL, t->sum, t->second) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_moments(ctx, narrow, NULL, t->sum, t->second) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_moments(ctx, none, NULL, t->sum, t->second) == ATOMS_OK);
     CHECK(t->sum[0] == 0 && t->second[D * D - 1] == 0);
-    CHECK(atoms_product(ctx, -1, D, M, t->x, ATOMS_F64, D, 1, NULL, t->w, NULL, t->out) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_product(ctx, 0, D, M, t->x, ATOMS_F64, D, 1, NULL, t->w, NULL, t->out) == ATOMS_OK);
-    CHECK(atoms_angles(ctx, N, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, 0, t->counts, t->sums) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_angles(ctx, 0, D, t->x, ATOMS_F64, D, 1, 0, NULL, NULL, BINS, t->counts, t->sums) == ATOMS_OK);
+    CHECK(atoms_product(ctx, fewer, M, NULL, t->w, NULL, t->out) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_product(ctx, none, M, NULL, t->w, NULL, t->out) == ATOMS_OK);
+    CHECK(atoms_angles(ctx, rows_of(t), NULL, 0, t->counts, t->sums) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_angles(ctx, none, NULL, BINS, t->counts, t->sums) == ATOMS_OK);
+    CHECK(atoms_angles(ctx, rows_of(t), &negative, BINS, t->counts, t->sums) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_angles(ctx, rows_of(t), &empty, BINS, t->counts, t->sums) == ATOMS_OK && t->sums[0] == 0);
     atoms_ctx_free(ctx);
     free(t);
 }

@@ -3,10 +3,17 @@
 
 enum { N = 140, D = 7, K = N - 1 };
 
-static atoms_rows plain(const float *x)
+static atoms_rows plain(const float *x, int64_t n)
 {
-    return (atoms_rows){x, ATOMS_F32, 0, D, D, 1};
+    return (atoms_rows){x, ATOMS_F32, n, D, D, 1};
 }
+
+static atoms_matrix matrix(const float *x, int64_t n)
+{
+    return (atoms_matrix){x, n, D};
+}
+
+static const atoms_ev_params no_limit = {.massive_norm = INFINITY};
 
 static void fill(float *x, int64_t n, uint64_t seed)
 {
@@ -52,8 +59,9 @@ TEST(theory_explained_variance_sums)
             double scale = whiten ? 2 : 1;
             int64_t bad;
             memset(sums, 0, sizeof sums);
-            CHECK(atoms_ev_update(ctx, N, D, plain(x), plain(h), whiten ? eye : NULL, mean, 50, &sums[0][0][0],
-                                  &tokens[0][0], &bad) == ATOMS_OK);
+            const atoms_ev_params params = {50, whiten ? eye : NULL, mean};
+            CHECK(atoms_ev_update(ctx, plain(x, N), plain(h, N), &params, &sums[0][0][0], &tokens[0][0], &bad) ==
+                  ATOMS_OK);
             CHECK(bad == -1);
             for (int j = 0; j < D; j++) {
                 double sx = 0, qe = 0;
@@ -85,12 +93,11 @@ TEST(theory_rows_that_are_not_finite)
     x[133 * D] = INFINITY;
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
-        CHECK(atoms_ev_update(ctx, N, D, plain(x), plain(NULL), NULL, NULL, INFINITY, sums, tokens, &bad) ==
-              ATOMS_ERR_NONFINITE);
+        CHECK(atoms_ev_update(ctx, plain(x, N), plain(NULL, N), &no_limit, sums, tokens, &bad) == ATOMS_ERR_NONFINITE);
         CHECK(bad == 131);
-        CHECK(atoms_unit_rows(ctx, N, D, plain(x), NULL, unit, norms, &bad) == ATOMS_ERR_NONFINITE);
+        CHECK(atoms_unit_rows(ctx, plain(x, N), NULL, unit, norms, &bad) == ATOMS_ERR_NONFINITE);
         CHECK(bad == 131);
-        CHECK(atoms_unit_rows(ctx, 131, D, plain(x), NULL, unit, norms, &bad) == ATOMS_OK);
+        CHECK(atoms_unit_rows(ctx, plain(x, 131), NULL, unit, norms, &bad) == ATOMS_OK);
         CHECK(bad == -1);
         for (int i = 0; i < 131; i++) {
             double square = 0;
@@ -126,17 +133,17 @@ TEST(theory_cosines_by_their_bits)
     slot[quarter] = 1;
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
-        CHECK(atoms_cosine_histogram(ctx, N, D, unit, counts) == ATOMS_OK);
+        CHECK(atoms_cosine_histogram(ctx, matrix(unit, N), counts) == ATOMS_OK);
         int64_t total = 0;
         for (int b = 0; b < ATOMS_COSINE_BINS; b++)
             total += counts[b];
         CHECK(total == N * (N - 1) / 2);
         CHECK(counts[0x3d800000u >> ATOMS_COSINE_LOW_BITS] == want[1]);
-        CHECK(atoms_cosine_refine(ctx, N, D, unit, slot, 2, fine) == ATOMS_OK);
+        CHECK(atoms_cosine_refine(ctx, matrix(unit, N), slot, 2, fine) == ATOMS_OK);
         CHECK(fine[0] == want[1]);
         for (int b = 1; b < 2 << ATOMS_COSINE_LOW_BITS; b++)
             CHECK(fine[b] == 0);
-        CHECK(atoms_cosine_refine(ctx, N, D, unit, slot, 1, fine) == ATOMS_ERR_ARGUMENT);
+        CHECK(atoms_cosine_refine(ctx, matrix(unit, N), slot, 1, fine) == ATOMS_ERR_ARGUMENT);
         atoms_ctx_free(ctx);
     }
 }
@@ -152,7 +159,7 @@ TEST(theory_nearest_and_babel)
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
         for (int absolute = 0; absolute < 2; absolute++) {
-            CHECK(atoms_nearest(ctx, N, N - 3, D, a, a + 3 * D, absolute, index, values) == ATOMS_OK);
+            CHECK(atoms_nearest(ctx, matrix(a, N), matrix(a + 3 * D, N - 3), absolute, index, values) == ATOMS_OK);
             for (int i = 0; i < N; i++) {
                 float best = -INFINITY;
                 int where = 0;
@@ -167,7 +174,7 @@ TEST(theory_nearest_and_babel)
                 CHECK(index[i] == where && values[i] == best);
             }
         }
-        CHECK(atoms_babel(ctx, N, D, a, K, babel) == ATOMS_OK);
+        CHECK(atoms_babel(ctx, matrix(a, N), K, babel) == ATOMS_OK);
         double largest = 0, all = 0;
         for (int i = 0; i < N; i++) {
             double row = 0;
@@ -206,12 +213,12 @@ static void call_all(atoms_ctx *ctx, atoms_status expect, int allocations)
         bool served = atoms_test_fail_alloc(0);                                                                        \
         CHECK(status == (allocations && !served ? ATOMS_OK : expect));                                                 \
     } while (0)
-        CALL(atoms_ev_update(ctx, N, D, plain(x), plain(NULL), NULL, NULL, INFINITY, sums, tokens, &bad));
-        CALL(atoms_unit_rows(ctx, N, D, plain(x), NULL, unit, norms, &bad));
-        CALL(atoms_cosine_histogram(ctx, N, D, x, counts));
-        CALL(atoms_cosine_refine(ctx, N, D, x, slot, 1, fine));
-        CALL(atoms_nearest(ctx, N, N, D, x, x, 1, index, values));
-        CALL(atoms_babel(ctx, N, D, x, K, babel));
+        CALL(atoms_ev_update(ctx, plain(x, N), plain(NULL, N), &no_limit, sums, tokens, &bad));
+        CALL(atoms_unit_rows(ctx, plain(x, N), NULL, unit, norms, &bad));
+        CALL(atoms_cosine_histogram(ctx, matrix(x, N), counts));
+        CALL(atoms_cosine_refine(ctx, matrix(x, N), slot, 1, fine));
+        CALL(atoms_nearest(ctx, matrix(x, N), matrix(x, N), 1, index, values));
+        CALL(atoms_babel(ctx, matrix(x, N), K, babel));
 #undef CALL
     }
 }
@@ -234,13 +241,19 @@ TEST(theory_arguments)
     double numbers[2 * ATOMS_EV_ROWS * D], tokens[4];
     int64_t bad, index;
     atoms_ctx *ctx = atoms_test_context(0);
-    CHECK(atoms_ev_update(ctx, -1, D, plain(x), plain(x), NULL, NULL, 1, numbers, tokens, &bad) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_ev_update(ctx, 1, D, plain(x), plain(x), NULL, NULL, NAN, numbers, tokens, &bad) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_unit_rows(ctx, 1, 0, plain(x), NULL, x, numbers, &bad) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_cosine_histogram(ctx, 0, D, x, NULL) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_cosine_refine(ctx, 1, D, x, NULL, 0, NULL) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_nearest(ctx, 1, 0, D, x, x, 1, &index, &value) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_babel(ctx, 1, D, x, 1, numbers) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_babel(ctx, 2, D, x, 2, numbers) == ATOMS_ERR_ARGUMENT);
+    const atoms_rows one = plain(x, 1);
+    const atoms_ev_params undefined = {.massive_norm = NAN};
+    atoms_rows narrow = one;
+    narrow.d = 0;
+    CHECK(atoms_ev_update(ctx, plain(x, -1), one, &no_limit, numbers, tokens, &bad) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_ev_update(ctx, one, one, &undefined, numbers, tokens, &bad) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_ev_update(ctx, one, plain(x, 2), &no_limit, numbers, tokens, &bad) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_unit_rows(ctx, narrow, NULL, x, numbers, &bad) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_cosine_histogram(ctx, matrix(x, 0), NULL) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_cosine_refine(ctx, matrix(x, 1), NULL, 0, NULL) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_nearest(ctx, matrix(x, 1), matrix(x, 0), 1, &index, &value) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_nearest(ctx, matrix(x, 1), (atoms_matrix){x, 1, D - 1}, 1, &index, &value) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_babel(ctx, matrix(x, 1), 1, numbers) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_babel(ctx, matrix(x, 2), 2, numbers) == ATOMS_ERR_ARGUMENT);
     atoms_ctx_free(ctx);
 }

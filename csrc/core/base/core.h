@@ -2,8 +2,8 @@
  *
  * Words, the same in every room:
  *   row     one sample, atom or latent: its values side by side.
- *   panel   several rows interleaved, value by value, so that a kernel reads one stream for all of them. How many is the
- *           room's: PANEL_... says of what.
+ *   panel   several rows interleaved, value by value, so that a kernel reads one stream for all of them. How many is
+ *           the room's: PANEL_... says of what.
  *   tile    a rectangle of a result, or the signals, that one task works out.
  *   strip   a range of columns of many long rows, narrow enough to stay in a cache while the rows go by.
  *   block   rows that are taken together for no other reason than that all at once would be too many.
@@ -126,10 +126,10 @@ static inline int atoms_thread(void)
 #endif
 }
 
-/* Asks the caller whether to stop. Cheap enough for once per tile; call it only from OpenMP
+/* Asks the caller whether to stop, at most ten times a second: cheap enough for once per tile. Call it only from OpenMP
  * thread 0. Returns ATOMS_OK or ATOMS_ERR_CANCELLED. */
 typedef struct {
-    double last;
+    double last; /* when it last asked, in seconds */
 } atoms_pollster;
 atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster);
 
@@ -144,7 +144,8 @@ typedef struct {
 bool atoms_team_stopped(atoms_team *team);
 /* From OpenMP thread 0 it also asks the caller. */
 void atoms_team_report(atoms_team *team, atoms_status status);
-/* In the middle of a long task: ATOMS_OK, or the status to give it up with. */
+/* Before a task or in the middle of a long one: ATOMS_OK, or the status to give it up with. From OpenMP thread 0 it
+ * also asks the caller, until somebody has stopped. */
 atoms_status atoms_team_ask(atoms_team *team);
 
 /* ------------------------------------------------- products (blas.c, gemm.inc) */
@@ -171,8 +172,8 @@ typedef struct {
 } atoms_mnk;
 
 /* C (m, n) = A (m, k) B (k, n) + beta C. Fast when one stride of each pair is 1 and the other at least the length it
- * steps over; right, by plain loops, for any others. Runs on the calling thread only, from any thread, inside or outside
- * OpenMP regions. beta = 0 overwrites C, NaN included. */
+ * steps over; right, by plain loops, for any others. Runs on the calling thread only, from any thread, inside or
+ * outside OpenMP regions. beta = 0 overwrites C, NaN included. */
 void atoms_gemm_f32(const atoms_ctx *ctx, atoms_mnk size, atoms_f32_in a, atoms_f32_in b, float beta, atoms_f32_out c);
 void atoms_gemm_f64(const atoms_ctx *ctx, atoms_mnk size, atoms_f64_in a, atoms_f64_in b, double beta, atoms_f64_out c);
 
@@ -192,7 +193,7 @@ void atoms_divide(int64_t d, double *x, double norm);
 /* In-place Cholesky of the leading n x n block (row-major lower triangle). Returns n, or the
  * first row whose pivot is not above `floor`. */
 int64_t atoms_cholesky(int64_t n, double *a, int64_t ld, double floor);
-/* Solves L L' x = b in place. */
+/* Solves L L' x = b in place, L as atoms_cholesky leaves it. */
 void atoms_cholesky_solve(int64_t n, const double *l, int64_t ld, double *b);
 
 /* Solves the non-negative least squares problem min |a z - b| over z >= 0 given gram = a'a

@@ -1,4 +1,4 @@
-/* linalg.c: small dense problems that several rooms meet: norms, Cholesky, non-negative least squares, the k-th largest. */
+/* linalg.c: small dense problems that several rooms meet: norms, Cholesky, non-negative least squares, k-th largest. */
 #include "core.h"
 
 #include <float.h>
@@ -26,7 +26,9 @@ static double scaled_norm(int64_t d, const double *x)
     return ldexp(sqrt(sum), e);
 }
 
-/* Sum of squares when it is safely inside the range, else < 0: the way out for slow scaling. */
+/* Sum of squares when it is safely inside the range, else -1: then scaled_norm, which is slow, has to be asked.
+ * The metric's angles and the theory room have sums of squares of their own, added in other orders, and normalise by
+ * them in other ways: one function for two of them would change results. */
 static double plain_square(int64_t d, const double *x)
 {
     double s[8] = {0};
@@ -46,7 +48,6 @@ double atoms_norm(int64_t d, const double *x)
     return square > 0 ? sqrt(square) : scaled_norm(d, x);
 }
 
-/* x / norm, also where 1 / norm overflows */
 void atoms_divide(int64_t d, double *x, double norm)
 {
     if (norm > 1e-300 && norm < 1e300) {
@@ -61,6 +62,8 @@ void atoms_divide(int64_t d, double *x, double norm)
 
 /* -------------------------------------------------------------- Cholesky */
 
+/* Recovery's equality.c has a factorisation of its own for large systems, summed in another order: the two stay apart,
+ * for their results differ. */
 int64_t atoms_cholesky(int64_t n, double *a, int64_t ld, double floor)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -98,8 +101,8 @@ void atoms_cholesky_solve(int64_t n, const double *l, int64_t ld, double *b)
 
 /* ------------------------------------------ non-negative least squares */
 
-/* Least squares over the passive atoms; the others of z_new are zero. Returns 0 on a singular
- * set. chol: (t, t), rhs: (t,). */
+/* Least squares over the passive atoms; the others of z_new are zero. Returns 0 on a singular set. chol: (t, t) and
+ * rhs: (t), scratch. */
 static int nnls_refit(int64_t t, const double *gram, int64_t ld, const double *b, const int8_t *passive, double *chol,
                       double *rhs, double *z_new)
 {
@@ -181,7 +184,7 @@ int atoms_nnls_gram(int64_t t, const double *gram, int64_t ld, const double *b, 
 
 /* ------------------------------------------------------------- selection */
 
-/* Quickselect. */
+/* Quickselect, its pivot the median of first, middle and last. */
 float atoms_kth_largest(float *v, int64_t n, int64_t k)
 {
     int64_t lo = 0, hi = n - 1, want = k - 1;

@@ -15,7 +15,7 @@ void *atoms_alloc(int64_t n, size_t size)
     size_t bytes = (size_t)n * size;
     bytes = (bytes + ATOMS_ALIGN - 1) / ATOMS_ALIGN * ATOMS_ALIGN;
 #ifdef MADV_HUGEPAGE
-    /* rows met in no order: with 4 KB pages, half the time goes to address translation */
+    /* large arrays have their rows met in no order: with 4 KB pages, half the time would go to address translation */
     if (bytes >= 2 * HUGE_PAGE) {
         void *p = aligned_alloc(HUGE_PAGE, (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
         if (p)
@@ -41,7 +41,8 @@ void atoms_free(void *p)
 
 void *atoms_take(atoms_arena *arena, int64_t n, size_t size)
 {
-    size_t left = SIZE_MAX / 2 - arena->used; /* so that rounding up can't overflow either */
+    /* in whole cache lines, so that rounding up can't go beyond it */
+    size_t left = (SIZE_MAX / 2 - arena->used) / ATOMS_ALIGN * ATOMS_ALIGN;
     if (n < 0 || (n > 0 && size > left / (size_t)n)) {
         arena->overflow = true;
         return NULL;

@@ -10,7 +10,7 @@ atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster)
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    if (now >= pollster->last && now - pollster->last < 0.1)
+    if (now >= pollster->last && now - pollster->last < 0.1) /* a clock that was set back does not silence it */
         return ATOMS_OK;
     pollster->last = now;
     return ctx->p.poll(ctx->p.poll_data) ? ATOMS_ERR_CANCELLED : ATOMS_OK;
@@ -41,6 +41,7 @@ void atoms_team_report(atoms_team *team, atoms_status status)
 
 atoms_status atoms_team_ask(atoms_team *team)
 {
-    atoms_team_report(team, ATOMS_OK);
+    if (!atoms_team_stopped(team))
+        atoms_team_report(team, ATOMS_OK);
     return team_status(team);
 }

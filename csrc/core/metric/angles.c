@@ -1,37 +1,74 @@
-/* metric_angles.c: histograms of the angles between rows, all pairs of them or some.
+/* angles.c: histograms of the angles between rows, all pairs of them or some.
  *
- * All pairs go by tiles of rows made unit vectors in float32, whose products are cosines. A tile
- * of rows meets eight others in one task; sums of angles are kept for each task and added in
- * order, counts are whole numbers and may be added in any.
- */
+ * All pairs: blocks of BLOCK_ROWS rows are made float32 unit vectors, whose products are cosines. A task is a tile of
+ * the square of all pairs: one block against up to TILE_BLOCKS others, on the diagonal and right of it.
+ * Listed pairs: in float64, PAIRS_A_TASK of them a task.
+ *
+ * Counts are whole numbers and may be added in any order: each thread has its own. Sums of angles are kept for each
+ * task and added in order: the result does not depend on the threads. */
 #include "base/core.h"
 #include "kernels.h"
 
 #include <math.h>
 
-enum {
-    TILE = 128,        /* rows of a tile */
-    STRIP = 8,         /* tiles that one task compares a tile with */
-    PAIRS_A_TASK = 512 /* listed pairs of one task */
-};
+enum { BLOCK_ROWS = 128, TILE_BLOCKS = 8, PAIRS_A_TASK = 512 };
 
-/* One thread's counts and one task's sums: pairs, and their angles minus 90 once and squared. */
+/* What all tasks of a call share. */
 typedef struct {
-    int64_t bins, *counts;
-    double *sums;
-} tally;
+    const atoms_ctx *ctx;
+    atoms_rows x;
+    const atoms_pairs *pairs; /* NULL: all */
+    int64_t blocks;           /* of the rows */
+    int64_t tiles;            /* in a row of blocks */
+    int64_t tasks;
+    int64_t bins;
+    double *sums; /* (tasks, 3): pairs, and their angles minus 90 once and squared */
+} angles;
 
-static void add_angle(tally *t, double degrees)
+/* What one thread needs for itself. */
+typedef struct {
+    double *pair;    /* (2, d): two rows */
+    float *a, *b;    /* (BLOCK_ROWS, d): unit rows of two blocks */
+    float *cosines;  /* (BLOCK_ROWS, BLOCK_ROWS) of theirs */
+    float *degrees;  /* (BLOCK_ROWS): one row of angles */
+    int64_t *counts; /* (bins) of all tasks of this thread */
+} workspace;
+
+/* | two rows | block a | block b | their cosines | a row of angles | counts | */
+static void lay_out(workspace *w, int64_t d, int64_t bins, atoms_arena *arena)
 {
-    int64_t bin = (int64_t)(degrees * ((double)t->bins / 180.0));
-    t->counts[ATOMS_MIN(bin, t->bins - 1)]++;
-    double off = degrees - 90.0;
-    t->sums[0] += 1.0;
-    t->sums[1] += off;
-    t->sums[2] += off * off;
+    ATOMS_TAKE(arena, w->pair, 2 * d);
+    ATOMS_TAKE(arena, w->a, BLOCK_ROWS * d);
+    ATOMS_TAKE(arena, w->b, BLOCK_ROWS * d);
+    ATOMS_TAKE(arena, w->cosines, BLOCK_ROWS * BLOCK_ROWS);
+    ATOMS_TAKE(arena, w->degrees, BLOCK_ROWS);
+    ATOMS_TAKE(arena, w->counts, bins);
 }
 
-/* sum of (u + factor v)^2 in eight running sums, which vectorise */
+static bool open_workspace(workspace *w, int64_t d, int64_t bins, atoms_arena *arena)
+{
+    lay_out(w, d, bins, arena);
+    if (!atoms_arena_open(arena))
+        return false;
+    lay_out(w, d, bins, arena);
+    memset(w->counts, 0, (size_t)bins * sizeof *w->counts);
+    return true;
+}
+
+static void add_angle(int64_t bins, double degrees, int64_t *counts, double *sums)
+{
+    int64_t bin = (int64_t)(degrees * ((double)bins / 180.0));
+    counts[ATOMS_MIN(bin, bins - 1)]++;
+    double off = degrees - 90.0;
+    sums[0] += 1.0;
+    sums[1] += off;
+    sums[2] += off * off;
+}
+
+/* ---------------------------------------------------------------- unit rows */
+
+/* sum of (u + factor v)^2 in eight running sums, which vectorise. Neither base/linalg.c's norm nor the theory room adds
+ * in this order, and neither normalises as make_unit does: one function for two of them would change results. */
 static double sum_squares(int64_t d, const double *u, double factor, const double *v)
 {
     enum { LANES = 8 };
@@ -50,8 +87,8 @@ static double sum_squares(int64_t d, const double *u, double factor, const doubl
     return lane[0];
 }
 
-/* row (d) divided by its norm, which may be of any size; false for a zero row, ok is set to false
- * where a value is not finite. */
+/* row (d) divided by its norm, which may be of any size; false for a zero row, and where a value is not finite, which
+ * sets ok to false too. */
 static bool make_unit(int64_t d, double *row, bool *ok)
 {
     double sum = sum_squares(d, row, 0.0, row);
@@ -73,17 +110,17 @@ static bool make_unit(int64_t d, double *row, bool *ok)
     return true;
 }
 
-/* The rows of one tile that are not zero, as float32 unit vectors; how many there are, or a
- * negative status. */
-static int64_t unit_tile(const atoms_rows *x, int64_t tile, double *scratch, float *unit)
+/* unit (kept, d) = the rows of one block that are not zero, as float32 unit vectors; returns how many are kept, or a
+ * negative status. row: (d), scratch. */
+static int64_t unit_block(const atoms_rows *x, int64_t block, double *row, float *unit)
 {
     bool ok = true;
-    int64_t kept = 0, end = ATOMS_MIN(x->n, (tile + 1) * TILE);
-    for (int64_t i = tile * TILE; i < end; i++) {
-        atoms_to_f64(atoms_some_rows(*x, i, 1), scratch);
-        if (make_unit(x->d, scratch, &ok)) {
+    int64_t kept = 0, end = ATOMS_MIN(x->n, (block + 1) * BLOCK_ROWS);
+    for (int64_t i = block * BLOCK_ROWS; i < end; i++) {
+        atoms_to_f64(atoms_some_rows(*x, i, 1), row);
+        if (make_unit(x->d, row, &ok)) {
             for (int64_t j = 0; j < x->d; j++)
-                unit[kept * x->d + j] = (float)scratch[j];
+                unit[kept * x->d + j] = (float)row[j];
             kept++;
         }
         if (!ok)
@@ -92,65 +129,38 @@ static int64_t unit_tile(const atoms_rows *x, int64_t tile, double *scratch, flo
     return kept;
 }
 
-typedef struct {
-    double *scratch;                  /* (d) */
-    float *a, *b, *cosines, *degrees; /* (TILE, d) twice, (TILE, TILE), (TILE) */
-    int64_t *counts;
-} workspace;
+/* -------------------------------------------------------------------- tasks */
 
-static void free_workspace(workspace *w)
+/* Block i against blocks j0 to j1 (j0 >= i), each pair once. */
+static atoms_status tile_task(const angles *a, int64_t task, const workspace *w)
 {
-    atoms_free(w->scratch);
-    atoms_free(w->a);
-    atoms_free(w->b);
-    atoms_free(w->cosines);
-    atoms_free(w->degrees);
-    atoms_free(w->counts);
-}
-
-static atoms_status new_workspace(workspace *w, int64_t d, int64_t bins)
-{
-    w->scratch = atoms_alloc(2 * d, sizeof *w->scratch);
-    w->a = atoms_alloc(TILE * d, sizeof *w->a);
-    w->b = atoms_alloc(TILE * d, sizeof *w->b);
-    w->cosines = atoms_alloc(TILE * TILE, sizeof *w->cosines);
-    w->degrees = atoms_alloc(TILE, sizeof *w->degrees);
-    w->counts = atoms_calloc(bins, sizeof *w->counts);
-    return w->scratch && w->a && w->b && w->cosines && w->degrees && w->counts ? ATOMS_OK : ATOMS_ERR_MEMORY;
-}
-
-/* Tile i against tiles j0 to j1 (j0 >= i), each pair once. */
-static atoms_status tile_task(const atoms_ctx *ctx, const atoms_rows *x, int64_t i, int64_t j0, int64_t j1,
-                              workspace *w, tally *t)
-{
-    const int64_t d = x->d;
-    int64_t na = unit_tile(x, i, w->scratch, w->a);
+    const int64_t d = a->x.d, i = task / a->tiles, at = task % a->tiles * TILE_BLOCKS;
+    const int64_t j0 = ATOMS_MAX(i, at), j1 = ATOMS_MIN(a->blocks, at + TILE_BLOCKS);
+    int64_t na = unit_block(&a->x, i, w->pair, w->a);
     for (int64_t j = j0; na >= 0 && j < j1; j++) {
-        int64_t nb = j == i ? na : unit_tile(x, j, w->scratch, w->b);
+        int64_t nb = j == i ? na : unit_block(&a->x, j, w->pair, w->b);
         if (nb < 0)
             return (atoms_status)nb;
-        atoms_gemm_f32(ctx, (atoms_mnk){na, nb, d}, (atoms_f32_in){w->a, d, 1},
+        atoms_gemm_f32(a->ctx, (atoms_mnk){na, nb, d}, (atoms_f32_in){w->a, d, 1},
                        (atoms_f32_in){j == i ? w->a : w->b, 1, d}, 0.0f, (atoms_f32_out){w->cosines, nb, 1});
         for (int64_t r = 0; r < na; r++) {
             int64_t first = j == i ? r + 1 : 0;
-            ctx->kernels->metric->degrees(nb - first, w->cosines + r * nb + first, w->degrees);
+            a->ctx->kernels->metric->degrees(nb - first, w->cosines + r * nb + first, w->degrees);
             for (int64_t k = 0; k < nb - first; k++)
-                add_angle(t, w->degrees[k]);
+                add_angle(a->bins, w->degrees[k], w->counts, a->sums + task * 3);
         }
     }
     return na < 0 ? (atoms_status)na : ATOMS_OK;
 }
 
-/* Listed pairs p0 to p1, in float64. */
-static atoms_status list_task(const atoms_rows *x, const int64_t *first, const int64_t *second, int64_t p0, int64_t p1,
-                              workspace *w, tally *t)
+static atoms_status list_task(const angles *a, int64_t task, const workspace *w)
 {
-    const int64_t d = x->d;
-    double *u = w->scratch, *v = w->scratch + d;
-    for (int64_t p = p0; p < p1; p++) {
+    const int64_t d = a->x.d, end = ATOMS_MIN(a->pairs->n, (task + 1) * PAIRS_A_TASK);
+    double *u = w->pair, *v = w->pair + d;
+    for (int64_t p = task * PAIRS_A_TASK; p < end; p++) {
         bool ok = true;
-        atoms_to_f64(atoms_some_rows(*x, first[p], 1), u);
-        atoms_to_f64(atoms_some_rows(*x, second[p], 1), v);
+        atoms_to_f64(atoms_some_rows(a->x, a->pairs->first[p], 1), u);
+        atoms_to_f64(atoms_some_rows(a->x, a->pairs->second[p], 1), v);
         bool both = make_unit(d, u, &ok) & make_unit(d, v, &ok);
         if (!ok)
             return ATOMS_ERR_NONFINITE;
@@ -158,55 +168,62 @@ static atoms_status list_task(const atoms_rows *x, const int64_t *first, const i
             continue;
         /* 2 atan2(|u - v|, |u + v|) keeps its digits at every angle, unlike the arc cosine */
         double apart = sum_squares(d, u, -1.0, v), along = sum_squares(d, u, 1.0, v);
-        add_angle(t, 360.0 / 3.14159265358979323846 * atan2(sqrt(apart), sqrt(along)));
+        add_angle(a->bins, 360.0 / 3.14159265358979323846 * atan2(sqrt(apart), sqrt(along)), w->counts,
+                  a->sums + task * 3);
     }
     return ATOMS_OK;
 }
 
-atoms_status atoms_angles(const atoms_ctx *ctx, int64_t n, int64_t d, const void *data, atoms_dtype type, int64_t rs,
-                          int64_t cs, int64_t pairs, const int64_t *first, const int64_t *second, int64_t bins,
-                          int64_t *counts, double *sums)
+static atoms_status all_tasks(const angles *a, int64_t *counts)
 {
-    if (n < 0 || d < 1 || bins < 1 || pairs < 0)
-        return ATOMS_ERR_ARGUMENT;
-    for (int64_t p = 0; first && p < pairs; p++)
-        if (first[p] < 0 || first[p] >= n || second[p] < 0 || second[p] >= n)
-            return ATOMS_ERR_ARGUMENT;
-    const atoms_rows x = {data, type, n, d, rs, cs};
-    const int64_t tiles = (n + TILE - 1) / TILE, strips = (tiles + STRIP - 1) / STRIP;
-    const int64_t tasks = first ? (pairs + PAIRS_A_TASK - 1) / PAIRS_A_TASK : tiles * strips;
-    memset(counts, 0, (size_t)bins * sizeof *counts);
-    memset(sums, 0, 3 * sizeof *sums);
-    double *parts = atoms_calloc(tasks * 3, sizeof *parts);
-    if (!parts)
-        return ATOMS_ERR_MEMORY;
-
-    atoms_team team = {.ctx = ctx};
-#pragma omp parallel num_threads(ctx->p.num_threads)
+    atoms_team team = {.ctx = a->ctx};
+#pragma omp parallel num_threads(a->ctx->p.num_threads)
     {
-        workspace w = {0};
-        atoms_status got = new_workspace(&w, d, bins);
-        if (got < 0)
-            atoms_team_report(&team, got);
+        workspace w;
+        atoms_arena arena = {0};
+        bool ready = open_workspace(&w, a->x.d, a->bins, &arena);
+        if (!ready)
+            atoms_team_report(&team, ATOMS_ERR_MEMORY);
 #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < tasks; task++) {
-            if (got < 0 || atoms_team_stopped(&team))
+        for (int64_t task = 0; task < a->tasks; task++) {
+            if (!ready || atoms_team_stopped(&team))
                 continue;
-            tally t = {bins, w.counts, parts + task * 3};
-            int64_t i = task / strips, j0 = task % strips * STRIP;
-            atoms_status done = first ? list_task(&x, first, second, task * PAIRS_A_TASK,
-                                                  ATOMS_MIN(pairs, (task + 1) * PAIRS_A_TASK), &w, &t)
-                                      : tile_task(ctx, &x, i, ATOMS_MAX(i, j0), ATOMS_MIN(tiles, j0 + STRIP), &w, &t);
-            atoms_team_report(&team, done);
+            atoms_team_report(&team, a->pairs ? list_task(a, task, &w) : tile_task(a, task, &w));
         }
 #pragma omp critical(atoms_angles_counts)
-        for (int64_t k = 0; got == ATOMS_OK && k < bins; k++)
+        for (int64_t k = 0; ready && k < a->bins; k++)
             counts[k] += w.counts[k];
-        free_workspace(&w);
+        atoms_arena_close(&arena);
     }
-    for (int64_t task = 0; task < tasks; task++)
-        for (int k = 0; k < 3; k++)
-            sums[k] += parts[task * 3 + k];
-    atoms_free(parts);
     return team.status;
+}
+
+static bool pairs_in_range(const atoms_pairs *pairs, int64_t n)
+{
+    for (int64_t p = 0; p < pairs->n; p++)
+        if (pairs->first[p] < 0 || pairs->first[p] >= n || pairs->second[p] < 0 || pairs->second[p] >= n)
+            return false;
+    return pairs->n >= 0;
+}
+
+atoms_status atoms_angles(const atoms_ctx *ctx, atoms_rows x, const atoms_pairs *pairs, int64_t bins, int64_t *counts,
+                          double *sums)
+{
+    if (x.n < 0 || x.d < 1 || bins < 1 || (pairs && !pairs_in_range(pairs, x.n)))
+        return ATOMS_ERR_ARGUMENT;
+    angles a = {.ctx = ctx, .x = x, .pairs = pairs, .bins = bins};
+    a.blocks = atoms_ceil_div(x.n, BLOCK_ROWS);
+    a.tiles = atoms_ceil_div(a.blocks, TILE_BLOCKS);
+    a.tasks = pairs ? atoms_ceil_div(pairs->n, PAIRS_A_TASK) : a.blocks * a.tiles;
+    a.sums = atoms_calloc(a.tasks * 3, sizeof *a.sums);
+    if (!a.sums)
+        return ATOMS_ERR_MEMORY;
+    memset(counts, 0, (size_t)bins * sizeof *counts);
+    memset(sums, 0, 3 * sizeof *sums);
+    atoms_status status = all_tasks(&a, counts);
+    for (int64_t task = 0; task < a.tasks; task++)
+        for (int k = 0; k < 3; k++)
+            sums[k] += a.sums[task * 3 + k];
+    atoms_free(a.sums);
+    return status;
 }

@@ -1,4 +1,4 @@
-/* metric_avx2.c: the metric's kernels for AVX2 with FMA. */
+/* avx2.c: the metric's kernels for AVX2 with fused multiply-add. */
 #if defined(__x86_64__)
 #include "isa/avx2.h"
 #define LANES 4

@@ -1,4 +1,4 @@
-/* metric_avx512.c: the metric's kernels for AVX-512. */
+/* avx512.c: the metric's kernels for AVX-512. */
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 #pragma GCC target("prefer-vector-width=512")

@@ -1,34 +1,38 @@
-/* metric_kernels.h: the float64 micro-kernels of the metric, one table for each instruction set.
+/* kernels.h: the vector code of the metric room, a table for each instruction set.
  *
- * A panel is 24 columns of a matrix with their k entries side by side: (k, 24), contiguous and
- * 64-byte aligned. The symmetric product reads panels on both sides: as 24 columns, and as three
- * groups of 8 rows.
- */
+ * All in float64 but for what says float32: a panel holds float64, and so does every sum.
+ * A panel is PANEL_COLUMNS columns of a matrix of k rows, their values side by side row by row: (k, PANEL_COLUMNS),
+ * contiguous, three cache lines a row. A group is GROUP_ROWS rows of a result; in the symmetric product,
+ * where the result's rows are columns of X as well, a third of a panel.
+ *
+ * Accuracy: each element of a product is one running sum over k, in the order of k, by multiply-adds that are fused
+ * where the instruction set has them: its error is at most about k 2^-53 sum |a b|. How the work is cut into vectors
+ * changes no bit; whether multiply-adds are fused does. */
 #ifndef ATOMS_METRIC_KERNELS_H
 #define ATOMS_METRIC_KERNELS_H
 
 #include "base/core.h"
 
-enum { ATOMS_PANEL = 24, ATOMS_GROUP = 8 };
+enum { PANEL_COLUMNS = 24, GROUP_ROWS = 8 };
 
 typedef struct metric_kernels {
-    /* syrk[g - 1]: C (8, 8 g) += A' B with A (k, 8) and B (k, 8 g), both rows 24 apart: parts of
-     * panels. C has row stride ldc. */
+    /* syrk[g - 1]: C (8, 8 g) += A' B, A (k, 8) and B (k, 8 g) columns of panels, so that their rows are PANEL_COLUMNS
+     * apart; the rows of C are ldc apart. */
     void (*syrk[3])(int64_t k, const double *a, const double *b, double *c, int64_t ldc);
-    /* C (8, 24) = A B with A (8, k) of row stride lda and a panel B; C is contiguous. */
+    /* C (8, 24) = A B: the rows of A (8, k) are lda apart, B (k, 24) is a panel, C contiguous. */
     void (*gemm)(int64_t k, const double *a, int64_t lda, const double *b, double *c);
-    /* out (rows, cols) float32 of row stride ldo = C (8, 24) + offset (24); check (24) turns NaN
-     * where a value is not finite. */
+    /* out (rows, cols) float32, its rows ldo apart = the first of C (8, 24) + offset (24), rounded once.
+     * check (24) += 0 times each value: NaN from the first one on that is not finite, else still zero. */
     void (*store)(int64_t rows, int64_t cols, const double *c, const double *offset, float *out, int64_t ldo,
                   double *check);
-    /* panels p0 to p1 of `rows` rows of x (row stride ldx): panel (rows, 24) = x - shift, the
-     * panels `stride` apart; sum gets the columns' sums. x and shift start at panel p0. */
+    /* panel = x - shift and sum += its columns' sums, for `rows` rows of x (ldx apart) and `panels` panels, which are
+     * `stride` apart; x, shift and sum begin where the first panel's columns do. */
     void (*pack_f32)(int64_t rows, int64_t panels, const float *x, int64_t ldx, const double *shift, double *panel,
                      int64_t stride, double *sum);
     void (*pack_f64)(int64_t rows, int64_t panels, const double *x, int64_t ldx, const double *shift, double *panel,
                      int64_t stride, double *sum);
-    /* Arc cosines in degrees, to 2e-5 of them where the cosine is exact; cosines beyond [-1, 1]
-     * count as -1 and 1. */
+    /* Arc cosines (float32, in and out) in degrees, off by at most 2e-5 of them where the cosine is exact; cosines
+     * beyond [-1, 1] count as -1 and 1. */
     void (*degrees)(int64_t n, const float *cosines, float *degrees);
 } metric_kernels;
 

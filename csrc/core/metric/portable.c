@@ -1,4 +1,4 @@
-/* metric_portable.c: the metric's kernels for any processor (SSE2, NEON, or plain C). */
+/* portable.c: the metric's kernels for every machine: vectors of two doubles, for SSE2, NEON or plain C. */
 #define LANES 2
 #define ROWS 4
 #define VECS 2

@@ -1,4 +1,4 @@
-/* theory_avx512.c: the loops of theory_kernels.h for AVX-512 F, BW, DQ and VL. */
+/* avx512.c: the theory room's kernels for AVX-512. */
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 #pragma GCC target("prefer-vector-width=512")
@@ -6,5 +6,5 @@
 #define KERNELS atoms_theory_avx512
 #include "kernels.inc"
 #else
-typedef int atoms_theory_avx512_is_for_x86;
+typedef int atoms_theory_avx512_unused;
 #endif

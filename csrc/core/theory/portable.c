@@ -1,4 +1,4 @@
-/* theory_portable.c: the loops of theory_kernels.h for any machine. */
+/* portable.c: the theory room's kernels for every machine. */
 #pragma GCC optimize("fp-contract=off")
 #define KERNELS atoms_theory_portable
 #include "kernels.inc"

@@ -1,9 +1,9 @@
-/* test_core.c: context, instruction sets, memory, polling, products, converters. */
+/* test_base.c: context, instruction sets, memory, polling, products, converters. */
 #include "check.h"
 
 /* ----------------------------------------------------------------- context */
 
-TEST(core_status_messages)
+TEST(base_status_messages)
 {
     for (int s = ATOMS_ERR_CANCELLED; s <= ATOMS_OK; s++) {
         CHECK(strcmp(atoms_status_message((atoms_status)s), "unknown status"));
@@ -13,7 +13,7 @@ TEST(core_status_messages)
     CHECK(!strcmp(atoms_status_message((atoms_status)-99), "unknown status"));
 }
 
-TEST(core_isa_names)
+TEST(base_isa_names)
 {
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_PORTABLE), "portable"));
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX512_BF16), "avx512_bf16"));
@@ -21,7 +21,7 @@ TEST(core_isa_names)
     CHECK(atoms_cpu_isa() >= ATOMS_ISA_PORTABLE && atoms_cpu_isa() <= ATOMS_ISA_AVX512_BF16);
 }
 
-TEST(core_context_arguments)
+TEST(base_context_arguments)
 {
     atoms_ctx_params good, bad;
     atoms_ctx *ctx = NULL;
@@ -52,7 +52,7 @@ TEST(core_context_arguments)
     atoms_ctx_free(ctx);
 }
 
-TEST(core_blis_families)
+TEST(base_blis_families)
 {
     const char *const *f;
     /* what BLIS knows is left to BLIS, and so is a CPU without AVX2 */
@@ -80,7 +80,7 @@ TEST(core_blis_families)
     }
 }
 
-TEST(core_alloc)
+TEST(base_alloc)
 {
     int64_t sizes[] = {0, 1, 7, 64, 65, 4097};
     for (int i = 0; i < 6; i++) {
@@ -100,12 +100,114 @@ TEST(core_alloc)
     CHECK(atoms_test_fail_alloc(0));
 }
 
+typedef struct {
+    double *numbers;
+    char *letters, *none;
+    int64_t *last;
+} parts;
+
+static void lay_out(parts *p, atoms_arena *arena)
+{
+    ATOMS_TAKE(arena, p->numbers, 3);
+    ATOMS_TAKE(arena, p->letters, 65);
+    ATOMS_TAKE(arena, p->none, 0);
+    ATOMS_TAKE(arena, p->last, 8);
+}
+
+TEST(base_arena)
+{
+    parts p;
+    atoms_arena arena = {0};
+    lay_out(&p, &arena);
+    CHECK(!p.numbers && !p.letters && !p.none && !p.last); /* counting alone */
+    CHECK(arena.used == 64 + 128 + 0 + 64);
+    CHECK(atoms_arena_open(&arena) && arena.used == 0);
+    lay_out(&p, &arena);
+    CHECK(arena.used == 64 + 128 + 0 + 64);
+    CHECK((char *)p.numbers == arena.base);
+    CHECK((uintptr_t)p.letters % ATOMS_ALIGN == 0 && p.letters == (char *)p.numbers + 64);
+    CHECK((uintptr_t)p.last % ATOMS_ALIGN == 0 && (char *)p.last == p.letters + 128);
+    memset(p.numbers, 1, 3 * sizeof *p.numbers); /* all of it is ours: the sanitizers look */
+    memset(p.letters, 2, 65);
+    memset(p.last, 3, 8 * sizeof *p.last);
+    CHECK(*(char *)p.numbers == 1 && p.letters[64] == 2);
+    atoms_arena_close(&arena);
+    CHECK(!arena.base && !arena.used && !arena.overflow);
+    atoms_arena_close(&arena); /* nothing to do */
+}
+
+TEST(base_arena_of_nothing)
+{
+    atoms_arena arena = {0};
+    CHECK(!atoms_take(&arena, 0, 8) && arena.used == 0);
+    CHECK(atoms_arena_open(&arena));
+    CHECK(atoms_take(&arena, 0, 8) == arena.base); /* a valid address, though of no bytes */
+    atoms_arena_close(&arena);
+}
+
+TEST(base_arena_too_large)
+{
+    const struct {
+        int64_t n;
+        size_t size;
+    } sizes[] = {{-1, 4}, {INT64_MAX, 2}, {INT64_MAX, 8}, {INT64_MAX / 4, 8}, {4, SIZE_MAX / 2}};
+    for (int i = 0; i < 5; i++) {
+        atoms_arena arena = {0};
+        CHECK(!atoms_take(&arena, sizes[i].n, sizes[i].size) && arena.overflow);
+        CHECK(!atoms_take(&arena, 10, 8)); /* what comes after does not make it right */
+        CHECK(!atoms_arena_open(&arena));
+        atoms_arena_close(&arena);
+    }
+    atoms_arena arena = {0}; /* each fits, their sum does not */
+    atoms_take(&arena, INT64_MAX / 4, 2);
+    CHECK(!arena.overflow);
+    atoms_take(&arena, INT64_MAX / 4, 2);
+    atoms_take(&arena, INT64_MAX / 4, 2);
+    CHECK(arena.overflow && arena.used <= INT64_MAX && !atoms_arena_open(&arena));
+    atoms_arena_close(&arena);
+}
+
+TEST(base_arena_out_of_memory)
+{
+    atoms_arena arena = {0};
+    atoms_take(&arena, 10, 8);
+    atoms_test_fail_alloc(1);
+    CHECK(!atoms_arena_open(&arena) && !arena.base);
+    CHECK(atoms_test_fail_alloc(0));
+    atoms_arena_close(&arena);
+    atoms_take(&arena, INT64_MAX / 2, 1); /* a size that can be said but not had */
+    CHECK(!arena.overflow && !atoms_arena_open(&arena));
+    atoms_arena_close(&arena);
+}
+
+TEST(base_grow)
+{
+    void *list = NULL;
+    int64_t cap = 0;
+    CHECK(atoms_grow(&list, &cap, 0, 4) && !list && cap == 0); /* nothing wanted, nothing taken */
+    CHECK(atoms_grow(&list, &cap, 100, 4) && list && cap >= 100);
+    CHECK((uintptr_t)list % ATOMS_ALIGN == 0);
+    memset(list, 0, (size_t)cap * 4);
+    const void *before = list;
+    CHECK(atoms_grow(&list, &cap, cap, 4) && list == before); /* what fits stays where it is */
+    int64_t more = cap + 1;
+    CHECK(atoms_grow(&list, &cap, more, 4) && cap >= more);
+    memset(list, 0, (size_t)cap * 4);
+    atoms_test_fail_alloc(1);
+    CHECK(!atoms_grow(&list, &cap, cap + 1, 4));
+    CHECK(atoms_test_fail_alloc(0));
+    CHECK(!list && cap == 0); /* nothing left to free or to use */
+    CHECK(!atoms_grow(&list, &cap, INT64_MAX, 8) && !list && cap == 0);
+    CHECK(atoms_grow(&list, &cap, 5, 4) && list); /* and well again */
+    atoms_free(list);
+}
+
 static int count_poll(void *data)
 {
     return ++*(int *)data >= 2;
 }
 
-TEST(core_poll)
+TEST(base_poll)
 {
     int calls = 0;
     atoms_ctx_params params;
@@ -128,6 +230,29 @@ TEST(core_poll)
     CHECK(atoms_poll(ctx, &pollster) == ATOMS_ERR_CANCELLED);
     pollster.last += 3600; /* the clock was set back: asked all the same */
     CHECK(atoms_poll(ctx, &pollster) == ATOMS_ERR_CANCELLED);
+    atoms_ctx_free(ctx);
+}
+
+TEST(base_team)
+{
+    int calls = 0;
+    atoms_ctx_params params;
+    atoms_ctx_params_init(&params);
+    params.f_sgemm = atoms_test_sgemm;
+    params.f_dgemm = atoms_test_dgemm;
+    params.poll = count_poll; /* says stop when asked the second time */
+    params.poll_data = &calls;
+    atoms_ctx *ctx = NULL;
+    CHECK(atoms_ctx_new(&params, &ctx) == ATOMS_OK);
+    atoms_team team = {.ctx = ctx};
+    CHECK(!atoms_team_stopped(&team) && atoms_team_ask(&team) == ATOMS_OK && calls == 1);
+    team.pollster.last -= 0.2; /* as if time had passed */
+    CHECK(atoms_team_ask(&team) == ATOMS_ERR_CANCELLED && atoms_team_stopped(&team));
+    team.pollster.last -= 0.2;
+    CHECK(atoms_team_ask(&team) == ATOMS_ERR_CANCELLED && calls == 2); /* once stopped, nobody is asked */
+    team = (atoms_team){.ctx = ctx};
+    atoms_team_report(&team, ATOMS_ERR_MEMORY);
+    CHECK(atoms_team_ask(&team) == ATOMS_ERR_MEMORY);
     atoms_ctx_free(ctx);
 }
 
@@ -200,7 +325,7 @@ static void check_gemm(const atoms_ctx *ctx, int64_t m, int64_t n, int64_t k, in
     atoms_free(fa), atoms_free(fb), atoms_free(fc);
 }
 
-TEST(core_gemm)
+TEST(base_gemm)
 {
     static const int64_t shapes[][3] = {{1, 1, 1}, {1, 17, 5},   {17, 1, 5},  {5, 3, 1}, {1, 1, 33}, {1, 9, 1},
                                         {9, 1, 1}, {33, 15, 97}, {97, 65, 3}, {3, 4, 0}, {0, 3, 4},  {3, 0, 4}};
@@ -217,7 +342,7 @@ TEST(core_gemm)
 }
 
 /* Strides that BLIS would end the process for: rows that repeat, and rows that overlap. */
-TEST(core_gemm_odd_strides)
+TEST(base_gemm_odd_strides)
 {
     double a[12], b[6] = {1, 2, 3, 4, 5, 6}, c[8];
     for (int i = 0; i < 12; i++)
@@ -240,7 +365,7 @@ TEST(core_gemm_odd_strides)
 }
 
 /* Called from many OpenMP threads at once, each on its own tile. */
-TEST(core_gemm_in_parallel)
+TEST(base_gemm_in_parallel)
 {
     enum { N = 64, TILES = 12 };
     uint64_t seed = 3;
@@ -283,7 +408,7 @@ static bool same(double x, double y)
 }
 
 /* All 65,536 values of both 16-bit types, contiguous and strided, in rows of several lengths. */
-TEST(core_convert_16_bit)
+TEST(base_convert_16_bit)
 {
     enum { N = 1 << 16 };
     uint16_t *x = atoms_alloc(2 * N, 2);
@@ -310,7 +435,7 @@ TEST(core_convert_16_bit)
     atoms_free(x), atoms_free(f), atoms_free(d);
 }
 
-TEST(core_convert_strides)
+TEST(base_convert_strides)
 {
     enum { N = 5, D = 19 };
     float x32[N * D * 2], f[N * D];

@@ -29,6 +29,27 @@ static atoms_batch batch_of(const float *from, int64_t n)
     return (atoms_batch){.x = {from, ATOMS_F32, N, D, D, 1}, .n = n};
 }
 
+/* What the codes decode to, against sums in float64. */
+static void check_decoding(const atoms_ctx *ctx, const atoms_csr_view *codes)
+{
+    static float xhat[N * D], bias[D];
+    for (int c = 0; c < D; c++)
+        bias[c] = 0.1f * (float)c;
+    CHECK(atoms_decode(ctx, D, codes, dec, bias, xhat) == ATOMS_OK);
+    double worst = 0;
+    for (int i = 0; i < N; i++)
+        for (int c = 0; c < D; c++) {
+            double want = (double)bias[c];
+            for (int64_t e = codes->indptr[i]; e < codes->indptr[i + 1]; e++)
+                want += (double)codes->values[e] * (double)dec[codes->indices[e] * D + c];
+            worst = fmax(worst, fabs(want - (double)xhat[i * D + c]));
+        }
+    CHECK(worst < 1e-5);
+    atoms_csr_view narrow = *codes;
+    narrow.width = 1;
+    CHECK(atoms_decode(ctx, D, &narrow, dec, bias, xhat) == ATOMS_ERR_ARGUMENT);
+}
+
 /* `wide`: Matryoshka of two widths, and AuxK's room. */
 static atoms_sae *new_sae(const atoms_ctx *ctx, atoms_activation activation, bool tied, bool wide)
 {
@@ -81,6 +102,7 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
     for (int i = 0; i < N; i++)
         for (int64_t e = indptr[i]; e < indptr[i + 1]; e++)
             CHECK(values[e] > 0 && indices[e] < S && (e == indptr[i] || indices[e] > indices[e - 1]));
+    check_decoding(ctx, &(atoms_csr_view){N, S, indptr, indices, values});
     atoms_csr_free(codes);
     from.n = 0;
     CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_OK);
@@ -168,6 +190,40 @@ TEST(sae_refuses_what_it_cannot_train)
     CHECK(atoms_sae_nonfinite(sae) == ATOMS_W_DEC);
     atoms_ctx_free(ctx);
     atoms_sae_free(sae);
+}
+
+/* The workspace that stays from step to step, for batches, threads and AuxK that come and go: every step is that of an
+ * autoencoder which one thread trains. */
+TEST(sae_workspace_fits_every_step)
+{
+    static float weights[2][S * D], errors[2][N * D];
+    fill();
+    atoms_ctx *one = atoms_test_context(0), *three = atoms_test_context(1);
+    atoms_sae *alone = new_sae(one, ATOMS_TOPK, false, true), *shared = new_sae(one, ATOMS_TOPK, false, true);
+    for (int step = 0; step < 9; step++) {
+        atoms_batch from = batch_of(x, step % 3 == 0 ? 3 : step % 3 == 1 ? 100 : N);
+        atoms_sae_step_params params = step_params;
+        atoms_sae_stats stats;
+        params.aux_k = step % 2 ? 0 : 3;
+        params.dead_after = 1;
+        CHECK(atoms_sae_step(one, alone, &from, &params, errors[0], &stats) == ATOMS_OK);
+        CHECK(atoms_sae_step(step % 4 == 3 ? one : three, shared, &from, &params, errors[1], &stats) == ATOMS_OK);
+        CHECK(!memcmp(errors[0], errors[1], (size_t)(from.n * D) * sizeof **errors));
+    }
+    atoms_sae_get(alone, ATOMS_W_ENC, weights[0]);
+    atoms_sae_get(shared, ATOMS_W_ENC, weights[1]);
+    CHECK(!memcmp(weights[0], weights[1], sizeof *weights));
+    atoms_batch narrow = batch_of(x, N);
+    narrow.x.d = D - 1;
+    atoms_sae_stats stats;
+    CHECK(atoms_sae_step(one, alone, &narrow, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    int64_t shape[2];
+    CHECK(atoms_sae_shape(alone, ATOMS_W_DEC_V, shape) == 2 && shape[0] == S && shape[1] == D);
+    CHECK(atoms_sae_shape(alone, ATOMS_B_DEC_M, shape) == 1 && shape[0] == D && shape[1] == 1);
+    atoms_sae_free(alone);
+    atoms_sae_free(shared);
+    atoms_ctx_free(one);
+    atoms_ctx_free(three);
 }
 
 TEST(sae_survives_running_out_of_memory)

@@ -19,8 +19,8 @@
 
 #include "base/core.h"
 
-/* Samples of a panel: a word has a bit for each. */
-#define PANEL_SAMPLES 64
+#define PANEL_SAMPLES 64 /* samples of a panel: a word has a bit for each */
+#define SCREEN_LATENTS 6 /* latents that the vector screens take at a time; encoders have a multiple of it allocated */
 
 /* How rows come into the model's space: xc = scale (x - shift) - b. */
 typedef struct {
@@ -87,7 +87,7 @@ typedef struct {
 
 /* Screens a panel against n_latents rows: bit i of mask[j] is set when sample i may reach the floor of latent j.
  * x: the panel, interleaved: uint8 (width / 4, PANEL_SAMPLES, 4) of q_x + 128, or int16 (width / 2, PANEL_SAMPLES, 2) of
- * q_x. w: int8 or int16 (n_latents, width) of q_w, a multiple of 6 rows allocated. */
+ * q_x. w: int8 or int16 (n_latents, width) of q_w, a multiple of SCREEN_LATENTS rows allocated. */
 typedef void sae_screen(int64_t width, int64_t n_latents, const void *x, const sae_screen_samples *s, const void *w,
                         const sae_screen_latents *l, uint64_t *mask);
 

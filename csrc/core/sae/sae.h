@@ -19,7 +19,7 @@
 
 #define TILE_PANELS 16    /* panels at most that one task lists together: 1024 samples */
 #define TILE_PANELS_F32 8 /* the same where the screen is a product by BLAS */
-#define BLOCK_LATENTS 768 /* latents screened at a time; a multiple of the integer screens' 6 */
+#define BLOCK_LATENTS 768 /* latents screened at a time; a multiple of SCREEN_LATENTS */
 #define BLOCK_SAMPLES 256 /* samples whose codes are made dense at a time, for the gradients of rows */
 #define PART_LATENTS 64   /* latents that one partial sum over latents is of */
 
@@ -123,10 +123,10 @@ typedef struct {
 
 struct atoms_sae {
     atoms_sae_params p;
-    int64_t width; /* d_in rounded up to 16 */
-    int64_t ld;   /* floats from row to row: an odd number of cache lines, so that a strip of many rows spreads over all
-                      sets of a cache */
-    int64_t rows; /* d_sae rounded up to BLOCK_LATENTS */
+    int64_t width;         /* d_in rounded up to 16 */
+    int64_t rows;          /* d_sae rounded up to BLOCK_LATENTS */
+    int64_t ld;            /* floats from row to row: an odd number of cache lines, so that a strip of many rows spreads
+                              over all sets of a cache */
     sae_matrix enc, dec;   /* (rows, ld); tied: one and the same */
     sae_vector b_enc, thr; /* (rows,) */
     sae_vector b_dec;      /* (ld,) */

@@ -4,8 +4,6 @@
 #include "isa/vnni.h"
 #include "kernels.h"
 
-#define ROWS 6
-
 /* gcc 12 spills the accumulators of the intrinsic */
 static inline __attribute__((always_inline)) __m512i dpbusd(__m512i acc, __m512i x, __m512i w)
 {
@@ -16,22 +14,22 @@ static inline __attribute__((always_inline)) __m512i dpbusd(__m512i acc, __m512i
 static void screen_int8_vnni(int64_t width, int64_t n_latents, const void *x, const sae_screen_samples *s,
                              const void *w, const sae_screen_latents *l, uint64_t *mask)
 {
-    for (int64_t j = 0; j < n_latents; j += ROWS) {
-        __m512i acc[ROWS][4];
+    for (int64_t j = 0; j < n_latents; j += SCREEN_LATENTS) {
+        __m512i acc[SCREEN_LATENTS][4]; /* latent, 16 samples */
 #pragma GCC unroll 6
-        for (int a = 0; a < ROWS; a++)
+        for (int a = 0; a < SCREEN_LATENTS; a++)
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++)
                 acc[a][b] = _mm512_setzero_si512();
         const int8_t *wj = (const int8_t *)w + j * width;
         const uint8_t *xp = x;
-        for (int64_t c = 0; c < width; c += 4, xp += 256) {
+        for (int64_t c = 0; c < width; c += 4, xp += 4 * PANEL_SAMPLES) {
             __m512i xv[4];
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++)
                 xv[b] = _mm512_load_si512(xp + 64 * b);
 #pragma GCC unroll 6
-            for (int a = 0; a < ROWS; a++) {
+            for (int a = 0; a < SCREEN_LATENTS; a++) {
                 int32_t four;
                 memcpy(&four, wj + a * width + c, 4);
                 __m512i wv = _mm512_set1_epi32(four);
@@ -41,7 +39,7 @@ static void screen_int8_vnni(int64_t width, int64_t n_latents, const void *x, co
             }
         }
 #pragma GCC unroll 6
-        for (int a = 0; a < ROWS; a++) {
+        for (int a = 0; a < SCREEN_LATENTS; a++) {
             if (j + a >= n_latents)
                 break;
             __m512i offset = _mm512_set1_epi32(l->offset[j + a]);

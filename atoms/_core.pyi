@@ -47,6 +47,32 @@ def angles(
 
 # ---- sae: a handle is an autoencoder with its optimiser
 
+JUMPRELU: int
+RELU: int
+TOPK: int
+BATCHTOPK: int
+SCREEN_AUTO: int
+SCREEN_F32: int
+SCREEN_INT8: int
+SCREEN_INT16: int
+W_ENC: int
+W_DEC: int
+B_ENC: int
+B_DEC: int
+THRESHOLD: int
+W_ENC_M: int
+W_DEC_M: int
+B_ENC_M: int
+B_DEC_M: int
+THRESHOLD_M: int
+W_ENC_V: int
+W_DEC_V: int
+B_ENC_V: int
+B_DEC_V: int
+THRESHOLD_V: int
+LAST_FIRED: int
+COUNTERS: int
+
 def sae_new(
     ctx: Context,
     d_in: int,
@@ -72,7 +98,6 @@ def sae_reset(
     rows: NDArray[np.float32],
     scales: NDArray[np.float32],
     thresholds: NDArray[np.float32],
-    /,
 ) -> None: ...
 def sae_step(
     ctx: Context,
@@ -95,7 +120,6 @@ def sae_step(
     index: NDArray[np.int64] | None = ...,
     shift: NDArray[np.float32] | None = ...,
     scale: float = ...,
-    /,
 ) -> dict[str, Any]: ...
 def sae_encode(
     ctx: Context,
@@ -104,7 +128,6 @@ def sae_encode(
     index: NDArray[np.int64] | None = ...,
     shift: NDArray[np.float32] | None = ...,
     scale: float = ...,
-    /,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32], Any]: ...
 def decode(
     ctx: Context,
@@ -114,7 +137,6 @@ def decode(
     W_dec: NDArray[np.float32],
     bias: NDArray[np.float32],
     out: NDArray[np.float32],
-    /,
 ) -> None: ...
 
 # ---- recovery: a handle is a dictionary made ready

@@ -169,83 +169,57 @@ ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, atoms_rows x, const at
  * reduction) plus b_enc, whichever kernel screened the latents: low-precision screens carry a rigorous
  * error bound and only choose which z are computed. */
 
-typedef enum { ATOMS_JUMPRELU = 0, ATOMS_RELU = 1, ATOMS_TOPK = 2, ATOMS_BATCHTOPK = 3 } atoms_activation;
+typedef struct atoms_sae atoms_sae;
 
-/* How pre-activations are screened. AUTO takes INT8 where the CPU has VNNI, INT16 where AVX2 is the
- * best it has, else F32. Any kind runs anywhere; results are the same. */
 typedef enum {
-    ATOMS_SCREEN_AUTO = 0,
-    ATOMS_SCREEN_F32 = 1,
-    ATOMS_SCREEN_INT8 = 2,
-    ATOMS_SCREEN_INT16 = 3
+    ATOMS_JUMPRELU = 0, /* above the latent's threshold */
+    ATOMS_RELU = 1,     /* above zero */
+    ATOMS_TOPK = 2,     /* the k largest of each sample */
+    ATOMS_BATCHTOPK = 3 /* the n k largest of a batch of n; above the threshold when encoding */
+} atoms_activation;
+
+/* How pre-activations are screened. Any kind runs anywhere; results are the same. */
+typedef enum {
+    ATOMS_SCREEN_AUTO = 0, /* INT8 where the CPU has VNNI, INT16 where AVX2 is the best it has, else F32 */
+    ATOMS_SCREEN_F32 = 1,  /* products by BLAS */
+    ATOMS_SCREEN_INT8 = 2, /* products of 8-bit integers */
+    ATOMS_SCREEN_INT16 = 3 /* of 16-bit ones */
 } atoms_screen;
 
 #define ATOMS_MAX_PREFIXES 16
 
+/* What stays the same for the life of an autoencoder. */
 typedef struct {
-    int64_t d_in, d_sae; /* >= 1; d_in <= 32768 */
-    atoms_activation activation;
-    int64_t k;                   /* TOPK, BATCHTOPK: 1 .. d_sae */
-    int tied;                    /* W_enc is W_dec: one block, one gradient */
-    float bandwidth;             /* > 0, in units of z */
-    float beta1, beta2, epsilon; /* Adam */
-    float clip;                  /* largest root-mean-square of a row's Adam direction; 0: none */
-    atoms_screen screen;
-    int64_t n_prefixes; /* 0, or Matryoshka: ascending widths, the last one d_sae */
-    int64_t prefix[ATOMS_MAX_PREFIXES];
+    int64_t d_in;                       /* values in a row, 1 .. 32768 */
+    int64_t d_sae;                      /* latents, >= 1 */
+    atoms_activation activation;        /* which latents are active */
+    int64_t k;                          /* TOPK, BATCHTOPK: 1 .. d_sae */
+    int tied;                           /* W_enc is W_dec: one block, one gradient */
+    float bandwidth;                    /* of the thresholds' gradients, > 0, in units of z */
+    float beta1, beta2, epsilon;        /* Adam */
+    float clip;                         /* largest root-mean-square of a row's Adam direction; 0: none */
+    atoms_screen screen;                /* how pre-activations are screened */
+    int64_t n_prefixes;                 /* 0, or Matryoshka: so many */
+    int64_t prefix[ATOMS_MAX_PREFIXES]; /* ascending widths, the last one d_sae */
 } atoms_sae_params;
 
-/* Rows as the caller holds them, read and converted panel by panel: scale (x[index[i]] - shift), in
- * float32. */
-typedef struct {
-    const void *x;
-    atoms_dtype dtype;
-    int64_t row_stride, col_stride; /* in elements */
-    const int64_t *index;           /* (n,) row numbers, or NULL: 0, 1, ... */
-    const float *shift;             /* (d_in,), or NULL: neither shift nor scale */
-    float scale;
-} atoms_batch;
+/* JUMPRELU, bandwidth 0.1, Adam's 0.9, 0.999 and 1e-8, clip 1, AUTO; sizes zero. */
+ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
+/* All arrays zero. Memory: about (tied ? 9 : 17) * d_in * d_sae bytes. */
+ATOMS_API atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *params, atoms_sae **sae);
+ATOMS_API void atoms_sae_free(atoms_sae *sae);
+ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
 
-typedef struct {
-    float learning_rate;
-    float threshold_rate; /* learning rate of the thresholds */
-    float l0_coefficient;
-    float l1_coefficient;
-    float threshold_shift; /* added to the threshold of each latent with a sample in its band: one that
-                              nothing comes near would drift out of reach */
-    int64_t k;             /* TOPK, BATCHTOPK: this step's k */
-    int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
-                              included, has its threshold multiplied by silent_factor; 0: never */
-    float silent_factor;
-    int64_t rise_after; /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
-    float rise;
-    int64_t aux_k; /* AuxK; 0: none */
-    int64_t dead_after;
-    float aux_coefficient;
-} atoms_sae_step_params;
+/* ---- its arrays */
 
-typedef struct {
-    double squared_error;  /* mean over samples of |xhat - x|^2 */
-    double total_variance; /* mean over samples of |x - mean(x)|^2, this batch */
-    double penalty;        /* mean over samples */
-    double l0;             /* mean number of active latents */
-    double band;           /* mean number of active latents within bandwidth of their threshold */
-    double band_gain;      /* over those: mean rise of the squared error were it switched off */
-    double lowest;         /* smallest active z (BATCHTOPK inference threshold), 0 if none */
-    double candidates;     /* mean number of z computed exactly */
-    int64_t bad_row;       /* a row of x with NaN or infinity, with ATOMS_ERR_NONFINITE */
-    double seconds[6];     /* wall: prepare, screen, exact, decode, sort, update. The first
-                               thread's share for screen, exact and decode. */
-} atoms_sae_stats;
-
-/* Arrays of the model, float32 unless said. Matrices are (d_sae, d_in), row-major; their moments are kept
- * in bfloat16, to which `set` rounds. */
+/* float32 unless said. Matrices are (d_sae, d_in), row-major; their moments are kept in bfloat16, to which `set`
+ * rounds. _M and _V are Adam's first and second moments of the parameter. */
 typedef enum {
-    ATOMS_W_ENC = 0,
-    ATOMS_W_DEC,
-    ATOMS_B_ENC,
-    ATOMS_B_DEC,
-    ATOMS_THRESHOLD,
+    ATOMS_W_ENC = 0, /* (d_sae, d_in); tied: the same as W_DEC */
+    ATOMS_W_DEC,     /* (d_sae, d_in) */
+    ATOMS_B_ENC,     /* (d_sae,) */
+    ATOMS_B_DEC,     /* (d_in,) */
+    ATOMS_THRESHOLD, /* (d_sae,) */
     ATOMS_W_ENC_M,
     ATOMS_W_DEC_M,
     ATOMS_B_ENC_M,
@@ -260,16 +234,8 @@ typedef enum {
     ATOMS_COUNTERS    /* (2,) int64: optimiser steps, samples seen */
 } atoms_sae_field;
 
-typedef struct atoms_sae atoms_sae;
-typedef struct atoms_codes atoms_codes;
-
-ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
-/* All arrays zero. Memory: about (tied ? 9 : 17) * d_in * d_sae bytes. */
-ATOMS_API atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *params, atoms_sae **sae);
-ATOMS_API void atoms_sae_free(atoms_sae *sae);
-ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
-/* Number of rows and columns (1 for vectors) of a field. */
-ATOMS_API void atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2]);
+/* Rows and columns (1 for vectors) of a field; returns the number of its dimensions, 1 or 2. */
+ATOMS_API int atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2]);
 ATOMS_API void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out);
 ATOMS_API void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values);
 /* The first of ATOMS_W_ENC .. ATOMS_THRESHOLD that holds NaN or infinity, or -1. */
@@ -280,26 +246,99 @@ ATOMS_API int atoms_sae_nonfinite(const atoms_sae *sae);
 ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, const int64_t *idx,
                                        const float *rows, const float *scales, const float *thresholds);
 
-/* One optimiser step on n >= 1 rows. err (n, d_in): xhat - x before the step, or NULL.
- * On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in (4 more for
- * each inner prefix and for AuxK) and 24 bytes for each active latent of each sample; samples x latents
- * is never held. */
-ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae *sae, const atoms_batch *x,
-                                      const atoms_sae_step_params *params, float *err, atoms_sae_stats *stats);
+/* ---- what goes in */
+
+/* Rows as the caller holds them, which of them, and how they come into the model's space; they are read and converted
+ * panel by panel. Row i of the batch is scale (x[index[i]] - shift), in float32. */
+typedef struct {
+    atoms_rows x;         /* of d_in values each */
+    const int64_t *index; /* (n,) row numbers, in range, or NULL: 0, 1, ... */
+    int64_t n;            /* rows in the batch */
+    const float *shift;   /* (d_in,), or NULL: neither shift nor scale */
+    float scale;
+} atoms_batch;
+
+/* ---- what comes back, beside results */
+
+/* Wall time. The first thread's share for screen, exact and decode. */
+typedef struct {
+    double prepare; /* reading and centring rows */
+    double screen;  /* finding candidates */
+    double exact;   /* their z, and lists of the active */
+    double decode;  /* xhat, the loss, its gradients by activations */
+    double sort;    /* lists by latent */
+    double update;  /* gradients of the parameters, and Adam */
+} atoms_sae_seconds;
+
+/* Of this batch. Encoding sets l0, candidates, bad_row and the first three times, and the rest to zero. */
+typedef struct {
+    double squared_error;  /* mean over samples of |xhat - x|^2 */
+    double total_variance; /* mean over samples of |x - mean(x)|^2 */
+    double penalty;        /* mean over samples */
+    double l0;             /* mean number of active latents */
+    double band;           /* mean number of active latents within bandwidth of their threshold */
+    double band_gain;      /* over those: mean rise of the squared error were it switched off */
+    double lowest;         /* smallest active z (BATCHTOPK inference threshold), 0 if none */
+    double candidates;     /* mean number of z computed exactly */
+    int64_t bad_row;       /* a row of x with NaN or infinity, with ATOMS_ERR_NONFINITE; else -1 */
+    atoms_sae_seconds seconds;
+} atoms_sae_stats;
+
+/* ---- codes: compressed sparse rows (CSR), sample i's entries from indptr[i] to indptr[i + 1] */
+
+/* The codes that encoding found. */
+typedef struct atoms_csr atoms_csr;
 
 /* Codes of n rows by the inference rule: z > threshold for JUMPRELU and BATCHTOPK, else as
- * in training. *codes is new, to be freed by the caller. */
-ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae, const atoms_batch *x,
-                                        atoms_codes **codes, atoms_sae_stats *stats);
-ATOMS_API int64_t atoms_codes_nnz(const atoms_codes *codes);
-/* CSR: indptr (n + 1,), indices and values (nnz,); indices ascend within a row. */
-ATOMS_API void atoms_codes_copy(const atoms_codes *codes, int64_t *indptr, int32_t *indices, float *values);
-ATOMS_API void atoms_codes_free(atoms_codes *codes);
+ * in training. *csr is new, to be freed by the caller. */
+ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_batch *x,
+                                        atoms_csr **csr, atoms_sae_stats *stats);
+ATOMS_API int64_t atoms_csr_nnz(const atoms_csr *csr); /* number of entries */
+/* indptr (n + 1,), indices and values (nnz,); indices ascend within a row. */
+ATOMS_API void atoms_csr_copy(const atoms_csr *csr, int64_t *indptr, int32_t *indices, float *values);
+ATOMS_API void atoms_csr_free(atoms_csr *csr);
 
-/* xhat (n, d) = bias + codes (n, d_sae; CSR) W_dec (d_sae, d). Indices must be in range. */
-ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t d_sae, const int64_t *indptr,
-                                    const int32_t *indices, const float *values, const float *w_dec, const float *bias,
-                                    float *xhat);
+/* Codes where the caller has them. */
+typedef struct {
+    int64_t n;              /* samples */
+    int64_t width;          /* latents */
+    const int64_t *indptr;  /* (n + 1,) ascending */
+    const int32_t *indices; /* (indptr[n],) latents, in any order */
+    const float *values;    /* (indptr[n],) */
+} atoms_csr_view;
+
+/* xhat (n, d) = bias (d) + codes (n, width) W_dec (width, d), in float32. ATOMS_ERR_ARGUMENT when an index is out of
+ * range. */
+ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t d, const atoms_csr_view *codes, const float *w_dec,
+                                    const float *bias, float *xhat);
+
+/* ---- training */
+
+/* What may change from step to step. */
+typedef struct {
+    float learning_rate;   /* of all but the thresholds */
+    float threshold_rate;  /* of the thresholds */
+    float l0_coefficient;  /* JUMPRELU */
+    float l1_coefficient;  /* RELU */
+    float threshold_shift; /* JUMPRELU: added to the threshold of each latent with a sample in its band: one that
+                              nothing comes near would drift out of reach */
+    int64_t k;             /* TOPK, BATCHTOPK: this step's k */
+    int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
+                              included, has its threshold multiplied by silent_factor; 0: never */
+    float silent_factor;
+    int64_t rise_after; /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
+    float rise;
+    int64_t aux_k;         /* AuxK: latents a sample; 0: none */
+    int64_t dead_after;    /* AuxK: dead are those that did not fire for so many samples */
+    float aux_coefficient; /* AuxK: its weight in the loss */
+} atoms_sae_step_params;
+
+/* One optimiser step on n >= 1 rows. err (n, d_in): xhat - x before the step, or NULL.
+ * On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in (4 more for
+ * each inner prefix and for AuxK) and 24 bytes for each active latent of each sample, kept for the next step;
+ * samples x latents is never held. */
+ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
+                                      const atoms_sae_step_params *params, float *err, atoms_sae_stats *stats);
 
 /* ---------------------------------------------------------------- recovery */
 

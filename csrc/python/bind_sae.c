@@ -1,7 +1,12 @@
 /* bind_sae.c: the binding of the sparse autoencoder. */
-#include "binding.h"
+#include "arguments.h"
+
+int atoms_sae_constants(PyObject *module);
 
 #define CAPSULE "atoms._core.sae"
+
+/* A contiguous input: name, type, dimensions, and the length along each. */
+#define INPUT(name, type, ndim, ...) ((array_spec){name, type, ndim, {__VA_ARGS__}, .written = false})
 
 /* The model and who is using it: one step, or any number of encodings, at a time. The GIL guards
  * the counts. */
@@ -19,7 +24,7 @@ static void handle_free(PyObject *capsule)
     }
 }
 
-static handle *get_handle(PyObject *obj, int writes)
+static handle *get_handle(PyObject *obj, bool writes)
 {
     handle *h = PyCapsule_GetPointer(obj, CAPSULE);
     if (h && (h->writers || (writes && h->readers))) {
@@ -27,6 +32,21 @@ static handle *get_handle(PyObject *obj, int writes)
         return NULL;
     }
     return h;
+}
+
+/* The widths of p from an int64 array; the core refuses too many. */
+static int read_prefixes(PyObject *obj, atoms_sae_params *p)
+{
+    arguments a = {0};
+    void *data;
+    array_spec spec = {"prefixes", NPY_INT64, 1, {-1}, .optional = true};
+    if (args_array(&a, obj, spec, &data) < 0)
+        return -1;
+    p->n_prefixes = data ? args_length(&a, 0) : 0;
+    for (int64_t i = 0; i < p->n_prefixes && i < ATOMS_MAX_PREFIXES; i++)
+        p->prefix[i] = ((const int64_t *)data)[i];
+    args_release(&a);
+    return 0;
 }
 
 static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -37,29 +57,18 @@ static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
     atoms_sae_params p;
     atoms_sae_params_init(&p);
     long long d_in, d_sae, k = 0;
-    int activation = 0, tied = 0, screen = 0;
+    int activation = ATOMS_JUMPRELU, screen = ATOMS_SCREEN_AUTO;
     const atoms_ctx *ctx;
-    PyObject *ctx_obj, *prefixes = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiO:sae_new", names, &ctx_obj, &d_in, &d_sae,
-                                     &activation, &k, &tied, &p.bandwidth, &p.beta1, &p.beta2, &p.epsilon, &p.clip,
-                                     &screen, &prefixes) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0)
+    PyObject *o_ctx, *o_prefixes = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiO:sae_new", names, &o_ctx, &d_in, &d_sae, &activation,
+                                     &k, &p.tied, &p.bandwidth, &p.beta1, &p.beta2, &p.epsilon, &p.clip, &screen,
+                                     &o_prefixes) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || read_prefixes(o_prefixes, &p) < 0)
         return NULL;
-    if (prefixes != Py_None) {
-        atoms_view v;
-        int64_t any = -1;
-        if (atoms_view_typed(prefixes, "prefixes", NPY_INT64, 0, 1, &any, &v) < 0)
-            return NULL;
-        p.n_prefixes = v.shape[0]; /* too many are refused below */
-        for (int64_t i = 0; i < v.shape[0] && i < ATOMS_MAX_PREFIXES; i++)
-            p.prefix[i] = ((const int64_t *)v.data)[i];
-        atoms_view_clear(&v);
-    }
     p.d_in = d_in;
     p.d_sae = d_sae;
     p.k = k;
     p.activation = (atoms_activation)activation;
-    p.tied = tied;
     p.screen = (atoms_screen)screen;
     handle *h = PyMem_Calloc(1, sizeof *h);
     if (!h)
@@ -78,7 +87,7 @@ static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
 }
 
 /* sae_get(sae, field, out) and sae_set(sae, field, values) */
-static PyObject *access_field(PyObject *args, int set)
+static PyObject *access_field(PyObject *args, bool set)
 {
     PyObject *capsule, *array;
     int field;
@@ -89,65 +98,62 @@ static PyObject *access_field(PyObject *args, int set)
         return NULL;
     if (field < 0 || field > ATOMS_COUNTERS)
         return PyErr_Format(PyExc_ValueError, "field: expected 0 to %d, got %d", (int)ATOMS_COUNTERS, field);
-    int64_t shape[2];
-    atoms_sae_shape(h->sae, (atoms_sae_field)field, shape);
-    int type = field >= ATOMS_LAST_FIRED ? NPY_INT64 : NPY_FLOAT32;
-    int is_matrix = field < ATOMS_LAST_FIRED && field % 5 <= ATOMS_W_DEC;
-    atoms_view v;
-    if (atoms_view_typed(array, set ? "values" : "out", type, !set, is_matrix ? 2 : 1, shape, &v) < 0)
+    array_spec spec = {set ? "values" : "out", field >= ATOMS_LAST_FIRED ? NPY_INT64 : NPY_FLOAT32, .written = !set};
+    spec.ndim = atoms_sae_shape(h->sae, (atoms_sae_field)field, spec.shape);
+    arguments a = {0};
+    void *data;
+    if (args_array(&a, array, spec, &data) < 0)
         return NULL;
     if (set)
-        atoms_sae_set(h->sae, (atoms_sae_field)field, v.data);
+        atoms_sae_set(h->sae, (atoms_sae_field)field, data);
     else
-        atoms_sae_get(h->sae, (atoms_sae_field)field, v.data);
-    atoms_view_clear(&v);
+        atoms_sae_get(h->sae, (atoms_sae_field)field, data);
+    args_release(&a);
     Py_RETURN_NONE;
 }
 
 static PyObject *sae_get(PyObject *self, PyObject *args)
 {
     (void)self;
-    return access_field(args, 0);
+    return access_field(args, false);
 }
 
 static PyObject *sae_set(PyObject *self, PyObject *args)
 {
     (void)self;
-    return access_field(args, 1);
+    return access_field(args, true);
 }
 
 static PyObject *sae_nonfinite(PyObject *self, PyObject *capsule)
 {
     (void)self;
-    handle *h = get_handle(capsule, 0);
+    handle *h = get_handle(capsule, false);
     return h ? PyLong_FromLong(atoms_sae_nonfinite(h->sae)) : NULL;
 }
 
-static PyObject *sae_reset(PyObject *self, PyObject *args)
+static PyObject *sae_reset(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *ctx_obj, *capsule, *idx_obj, *rows_obj, *scales_obj, *thr_obj, *result = NULL;
+    static char *names[] = {"ctx", "sae", "idx", "rows", "scales", "thresholds", NULL};
+    PyObject *o_ctx, *capsule, *o_idx, *o_rows, *o_scales, *o_thresholds, *result = NULL;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOOOO:sae_reset", &ctx_obj, &capsule, &idx_obj, &rows_obj, &scales_obj, &thr_obj) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO:sae_reset", names, &o_ctx, &capsule, &o_idx, &o_rows,
+                                     &o_scales, &o_thresholds) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
-    handle *h = get_handle(capsule, 1);
+    handle *h = get_handle(capsule, true);
     if (!h)
         return NULL;
-    atoms_view idx, rows = {0}, scales = {0}, thr = {0};
-    int64_t any = -1;
-    if (atoms_view_typed(idx_obj, "idx", NPY_INT64, 0, 1, &any, &idx) < 0)
+    arguments a = {0};
+    void *idx, *rows, *scales, *thresholds;
+    if (args_array(&a, o_idx, INPUT("idx", NPY_INT64, 1, -1), &idx) < 0)
         return NULL;
-    int64_t shape[2] = {idx.shape[0], atoms_sae_get_params(h->sae)->d_in};
-    if (atoms_view_typed(rows_obj, "rows", NPY_FLOAT32, 0, 2, shape, &rows) == 0 &&
-        atoms_view_typed(scales_obj, "scales", NPY_FLOAT32, 0, 1, shape, &scales) == 0 &&
-        atoms_view_typed(thr_obj, "thresholds", NPY_FLOAT32, 0, 1, shape, &thr) == 0)
-        result = atoms_raise(atoms_sae_reset(ctx, idx.shape[0], h->sae, idx.data, rows.data, scales.data, thr.data),
-                             "sae_reset");
-    atoms_view_clear(&idx);
-    atoms_view_clear(&rows);
-    atoms_view_clear(&scales);
-    atoms_view_clear(&thr);
+    int64_t k = args_length(&a, 0), d = atoms_sae_get_params(h->sae)->d_in;
+    if (args_array(&a, o_rows, INPUT("rows", NPY_FLOAT32, 2, k, d), &rows) == 0 &&
+        args_array(&a, o_scales, INPUT("scales", NPY_FLOAT32, 1, k), &scales) == 0 &&
+        args_array(&a, o_thresholds, INPUT("thresholds", NPY_FLOAT32, 1, k), &thresholds) == 0)
+        result = atoms_raise(atoms_sae_reset(ctx, k, h->sae, idx, rows, scales, thresholds), "sae_reset");
+    args_release(&a);
     return result;
 }
 
@@ -163,139 +169,116 @@ static PyObject *raise_row(atoms_status status, const atoms_sae_stats *stats, co
 
 static PyObject *stats_dict(const atoms_sae_stats *s)
 {
-    const double *t = s->seconds;
-    return Py_BuildValue("{s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:{s:d,s:d,s:d,s:d,s:d,s:d}}", "squared_error",
-                         s->squared_error, "total_variance", s->total_variance, "penalty", s->penalty, "l0", s->l0,
-                         "band", s->band, "band_gain", s->band_gain, "lowest", s->lowest, "candidates", s->candidates,
-                         "seconds", "prepare", t[0], "screen", t[1], "exact", t[2], "decode", t[3], "sort", t[4],
-                         "update", t[5]);
+    const atoms_sae_seconds *t = &s->seconds;
+    PyObject *seconds = Py_BuildValue("{s:d,s:d,s:d,s:d,s:d,s:d}", "prepare", t->prepare, "screen", t->screen, "exact",
+                                      t->exact, "decode", t->decode, "sort", t->sort, "update", t->update);
+    return Py_BuildValue("{s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:N}", "squared_error", s->squared_error, "total_variance",
+                         s->total_variance, "penalty", s->penalty, "l0", s->l0, "band", s->band, "band_gain",
+                         s->band_gain, "lowest", s->lowest, "candidates", s->candidates, "seconds", seconds);
 }
 
-/* A caller's rows: X of any float type and strides, and what the model reads of them. */
-typedef struct {
-    atoms_view x, index, shift;
-    atoms_batch rows;
-    int64_t n;
-} row_views;
-
-static void rows_clear(row_views *r)
+/* X of any float type and strides, an int64 vector of row numbers or None, a float32 vector or None: what the model reads
+ * of them. batch->scale is the caller's. */
+static int take_batch(arguments *a, const handle *h, PyObject *x, PyObject *index, PyObject *shift, atoms_batch *batch)
 {
-    atoms_view_clear(&r->x);
-    atoms_view_clear(&r->index);
-    atoms_view_clear(&r->shift);
-}
-
-/* (X, index or None, shift or None, scale) */
-static int rows_parse(PyObject *x, PyObject *index, PyObject *shift, float scale, const handle *h, row_views *r)
-{
-    memset(r, 0, sizeof *r);
-    int64_t d = atoms_sae_get_params(h->sae)->d_in, any = -1;
-    if (atoms_view_in(x, "X", 2, VIEW_FLOATS, &r->x) < 0)
+    int64_t d = atoms_sae_get_params(h->sae)->d_in;
+    void *at, *by;
+    if (args_rows(a, x, "X", &batch->x) < 0)
         return -1;
-    if (r->x.shape[1] != d) {
+    if (batch->x.d != d) {
         PyErr_Format(PyExc_ValueError, "X: expected length %lld along axis 1, got %lld", (long long)d,
-                     (long long)r->x.shape[1]);
-        goto failed;
+                     (long long)batch->x.d);
+        return -1;
     }
-    if ((index != Py_None && atoms_view_typed(index, "index", NPY_INT64, 0, 1, &any, &r->index) < 0) ||
-        (shift != Py_None && atoms_view_typed(shift, "shift", NPY_FLOAT32, 0, 1, &d, &r->shift) < 0))
-        goto failed;
-    const int64_t *at = r->index.data;
-    r->n = at ? r->index.shape[0] : r->x.shape[0];
-    for (int64_t i = 0; at && i < r->n; i++)
-        if (at[i] < 0 || at[i] >= r->x.shape[0]) {
-            PyErr_Format(PyExc_IndexError, "index: row %lld lies outside X with %lld rows", (long long)at[i],
-                         (long long)r->x.shape[0]);
-            goto failed;
+    if (args_array(a, index, (array_spec){"index", NPY_INT64, 1, {-1}, .optional = true}, &at) < 0)
+        return -1;
+    batch->index = at;
+    batch->n = at ? args_length(a, 0) : batch->x.n;
+    if (args_array(a, shift, (array_spec){"shift", NPY_FLOAT32, 1, {d}, .optional = true}, &by) < 0)
+        return -1;
+    batch->shift = by;
+    for (int64_t i = 0; batch->index && i < batch->n; i++)
+        if (batch->index[i] < 0 || batch->index[i] >= batch->x.n) {
+            PyErr_Format(PyExc_IndexError, "index: row %lld lies outside X with %lld rows", (long long)batch->index[i],
+                         (long long)batch->x.n);
+            return -1;
         }
-    r->rows = (atoms_batch){r->x.data, r->x.dtype, r->x.stride[0], r->x.stride[1], at, r->shift.data, scale};
     return 0;
-failed:
-    rows_clear(r);
-    return -1;
 }
 
-static PyObject *sae_step(PyObject *self, PyObject *args)
+static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *ctx_obj, *capsule, *x_obj, *err_obj, *index = Py_None, *shift = Py_None;
-    atoms_sae_step_params sp = {.silent_factor = 1};
+    static char *names[] = {"ctx",
+                            "sae",
+                            "X",
+                            "learning_rate",
+                            "threshold_rate",
+                            "l0_coefficient",
+                            "l1_coefficient",
+                            "threshold_shift",
+                            "k",
+                            "err",
+                            "silent_after",
+                            "silent_factor",
+                            "aux_k",
+                            "dead_after",
+                            "aux_coefficient",
+                            "rise_after",
+                            "rise",
+                            "index",
+                            "shift",
+                            "scale",
+                            NULL};
+    PyObject *o_ctx, *capsule, *o_x, *o_err, *o_index = Py_None, *o_shift = Py_None, *result = NULL;
+    atoms_sae_step_params p = {.silent_factor = 1};
+    atoms_batch batch = {.scale = 1};
     long long k, silent_after = 0, aux_k = 0, dead_after = 0, rise_after = 0;
-    float scale = 1;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOfffffLO|LfLLfLfOOf:sae_step", &ctx_obj, &capsule, &x_obj, &sp.learning_rate,
-                          &sp.threshold_rate, &sp.l0_coefficient, &sp.l1_coefficient, &sp.threshold_shift, &k, &err_obj,
-                          &silent_after, &sp.silent_factor, &aux_k, &dead_after, &sp.aux_coefficient, &rise_after,
-                          &sp.rise, &index, &shift, &scale) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOfffffLO|LfLLfLfOOf:sae_step", names, &o_ctx, &capsule, &o_x,
+                                     &p.learning_rate, &p.threshold_rate, &p.l0_coefficient, &p.l1_coefficient,
+                                     &p.threshold_shift, &k, &o_err, &silent_after, &p.silent_factor, &aux_k,
+                                     &dead_after, &p.aux_coefficient, &rise_after, &p.rise, &o_index, &o_shift,
+                                     &batch.scale) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
-    handle *h = get_handle(capsule, 1);
+    p.k = k;
+    p.silent_after = silent_after;
+    p.aux_k = aux_k;
+    p.dead_after = dead_after;
+    p.rise_after = rise_after;
+    handle *h = get_handle(capsule, true);
     if (!h)
         return NULL;
-    sp.k = k;
-    sp.silent_after = silent_after;
-    sp.rise_after = rise_after;
-    sp.aux_k = aux_k;
-    sp.dead_after = dead_after;
-    row_views r;
-    atoms_view err = {0};
-    if (rows_parse(x_obj, index, shift, scale, h, &r) < 0)
-        return NULL;
-    int64_t shape[2] = {r.n, r.x.shape[1]};
-    if (err_obj != Py_None && (atoms_view_typed(err_obj, "err", NPY_FLOAT32, 1, 2, shape, &err) < 0 ||
-                               atoms_views_overlap(&r.x, "X", &err, "err"))) {
-        rows_clear(&r);
-        atoms_view_clear(&err);
-        return NULL;
+    arguments a = {0};
+    void *err;
+    if (take_batch(&a, h, o_x, o_index, o_shift, &batch) == 0 &&
+        args_array(&a, o_err,
+                   (array_spec){"err", NPY_FLOAT32, 2, {batch.n, batch.x.d}, .written = true, .optional = true},
+                   &err) == 0) {
+        atoms_sae_stats stats;
+        atoms_status status;
+        h->writers++;
+        WITHOUT_GIL(status = atoms_sae_step(ctx, h->sae, &batch, &p, err, &stats));
+        h->writers--;
+        result = status < 0 ? raise_row(status, &stats, "sae_step") : stats_dict(&stats);
     }
-    atoms_sae_stats stats;
-    atoms_status status;
-    h->writers++;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_sae_step(ctx, r.n, h->sae, &r.rows, &sp, err.data, &stats);
-    Py_END_ALLOW_THREADS
-    h->writers--;
-    rows_clear(&r);
-    atoms_view_clear(&err);
-    return status < 0 ? raise_row(status, &stats, "sae_step") : stats_dict(&stats);
+    args_release(&a);
+    return result;
 }
 
-static PyObject *sae_encode(PyObject *self, PyObject *args)
+/* (indptr, indices, values, stats): new arrays; frees the codes. */
+static PyObject *csr_tuple(atoms_csr *csr, int64_t n, const atoms_sae_stats *stats)
 {
-    (void)self;
-    PyObject *ctx_obj, *capsule, *x_obj, *index = Py_None, *shift = Py_None;
-    const atoms_ctx *ctx;
-    float scale = 1;
-    if (!PyArg_ParseTuple(args, "OOO|OOf:sae_encode", &ctx_obj, &capsule, &x_obj, &index, &shift, &scale) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0)
-        return NULL;
-    handle *h = get_handle(capsule, 0);
-    if (!h)
-        return NULL;
-    row_views r;
-    if (rows_parse(x_obj, index, shift, scale, h, &r) < 0)
-        return NULL;
-    atoms_codes *codes = NULL;
-    atoms_sae_stats stats;
-    atoms_status status;
-    h->readers++;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_sae_encode(ctx, r.n, h->sae, &r.rows, &codes, &stats);
-    Py_END_ALLOW_THREADS
-    h->readers--;
-    npy_intp rows = r.n + 1;
-    rows_clear(&r);
-    if (status < 0)
-        return raise_row(status, &stats, "sae_encode");
-    npy_intp nnz = atoms_codes_nnz(codes);
+    npy_intp rows = n + 1, nnz = atoms_csr_nnz(csr);
     PyObject *indptr = PyArray_SimpleNew(1, &rows, NPY_INT64);
     PyObject *indices = PyArray_SimpleNew(1, &nnz, NPY_INT32);
     PyObject *values = PyArray_SimpleNew(1, &nnz, NPY_FLOAT32);
     if (indptr && indices && values)
-        atoms_codes_copy(codes, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
-                         PyArray_DATA((PyArrayObject *)values));
-    atoms_codes_free(codes);
-    PyObject *dict = indptr && indices && values ? stats_dict(&stats) : NULL;
+        atoms_csr_copy(csr, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
+                       PyArray_DATA((PyArrayObject *)values));
+    atoms_csr_free(csr);
+    PyObject *dict = indptr && indices && values ? stats_dict(stats) : NULL;
     if (!dict) {
         Py_XDECREF(indptr);
         Py_XDECREF(indices);
@@ -305,68 +288,146 @@ static PyObject *sae_encode(PyObject *self, PyObject *args)
     return Py_BuildValue("NNNN", indptr, indices, values, dict);
 }
 
-static PyObject *decode(PyObject *self, PyObject *args)
+static PyObject *sae_encode(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *o[7], *result = NULL;
+    static char *names[] = {"ctx", "sae", "X", "index", "shift", "scale", NULL};
+    PyObject *o_ctx, *capsule, *o_x, *o_index = Py_None, *o_shift = Py_None, *result = NULL;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTuple(args, "OOOOOOO:decode", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]) ||
-        atoms_get_ctx(o[0], &ctx) < 0)
+    atoms_batch batch = {.scale = 1};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOf:sae_encode", names, &o_ctx, &capsule, &o_x, &o_index,
+                                     &o_shift, &batch.scale) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
-    atoms_view indptr = {0}, indices = {0}, values = {0}, w = {0}, bias = {0}, out = {0};
-    int64_t any[2] = {-1, -1};
-    if (atoms_view_typed(o[1], "indptr", NPY_INT64, 0, 1, any, &indptr) < 0 ||
-        atoms_view_typed(o[2], "indices", NPY_INT32, 0, 1, any, &indices) < 0 ||
-        atoms_view_typed(o[3], "values", NPY_FLOAT32, 0, 1, indices.shape, &values) < 0 ||
-        atoms_view_typed(o[4], "W_dec", NPY_FLOAT32, 0, 2, any, &w) < 0 ||
-        atoms_view_typed(o[5], "bias", NPY_FLOAT32, 0, 1, &w.shape[1], &bias) < 0)
-        goto done;
-    int64_t shape[2] = {indptr.shape[0] - 1, w.shape[1]};
-    const int64_t *ptr = indptr.data;
-    if (shape[0] < 0 || ptr[0] != 0 || ptr[shape[0]] != indices.shape[0]) {
-        PyErr_SetString(PyExc_ValueError, "indptr: expected to run from 0 to the number of values");
-        goto done;
+    handle *h = get_handle(capsule, false);
+    if (!h)
+        return NULL;
+    arguments a = {0};
+    if (take_batch(&a, h, o_x, o_index, o_shift, &batch) == 0) {
+        atoms_csr *csr = NULL;
+        atoms_sae_stats stats;
+        atoms_status status;
+        h->readers++;
+        WITHOUT_GIL(status = atoms_sae_encode(ctx, h->sae, &batch, &csr, &stats));
+        h->readers--;
+        result = status < 0 ? raise_row(status, &stats, "sae_encode") : csr_tuple(csr, batch.n, &stats);
     }
-    for (int64_t i = 0; i < shape[0]; i++)
-        if (ptr[i + 1] < ptr[i]) {
-            PyErr_SetString(PyExc_ValueError, "indptr: expected ascending values");
-            goto done;
-        }
-    if (atoms_view_typed(o[6], "out", NPY_FLOAT32, 1, 2, shape, &out) < 0 ||
-        atoms_views_overlap(&w, "W_dec", &out, "out") || atoms_views_overlap(&values, "values", &out, "out"))
-        goto done;
-    atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_decode(ctx, shape[0], shape[1], w.shape[0], indptr.data, indices.data, values.data, w.data,
-                          bias.data, out.data);
-    Py_END_ALLOW_THREADS
-    if (status == ATOMS_ERR_ARGUMENT)
-        PyErr_Format(PyExc_ValueError, "codes: a column index lies outside 0..%lld", (long long)w.shape[0] - 1);
-    else
-        result = atoms_raise(status, "decode");
-done:
-    atoms_view_clear(&indptr);
-    atoms_view_clear(&indices);
-    atoms_view_clear(&values);
-    atoms_view_clear(&w);
-    atoms_view_clear(&bias);
-    atoms_view_clear(&out);
+    args_release(&a);
     return result;
 }
 
+/* Compressed rows over `width` latents. */
+static int take_codes(arguments *a, PyObject *o_indptr, PyObject *o_indices, PyObject *o_values, atoms_csr_view *codes)
+{
+    void *indptr, *indices, *values;
+    if (args_array(a, o_indptr, INPUT("indptr", NPY_INT64, 1, -1), &indptr) < 0)
+        return -1;
+    codes->n = args_length(a, 0) - 1;
+    if (args_array(a, o_indices, INPUT("indices", NPY_INT32, 1, -1), &indices) < 0)
+        return -1;
+    int64_t nnz = args_length(a, 0);
+    if (args_array(a, o_values, INPUT("values", NPY_FLOAT32, 1, nnz), &values) < 0)
+        return -1;
+    codes->indptr = indptr;
+    codes->indices = indices;
+    codes->values = values;
+    if (codes->n < 0 || codes->indptr[0] != 0 || codes->indptr[codes->n] != nnz) {
+        PyErr_SetString(PyExc_ValueError, "indptr: expected to run from 0 to the number of values");
+        return -1;
+    }
+    for (int64_t i = 0; i < codes->n; i++)
+        if (codes->indptr[i + 1] < codes->indptr[i]) {
+            PyErr_SetString(PyExc_ValueError, "indptr: expected ascending values");
+            return -1;
+        }
+    return 0;
+}
+
+static PyObject *decode(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    (void)self;
+    static char *names[] = {"ctx", "indptr", "indices", "values", "W_dec", "bias", "out", NULL};
+    PyObject *o_ctx, *o_indptr, *o_indices, *o_values, *o_w, *o_bias, *o_out, *result = NULL;
+    const atoms_ctx *ctx;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOO:decode", names, &o_ctx, &o_indptr, &o_indices, &o_values,
+                                     &o_w, &o_bias, &o_out) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
+        return NULL;
+    arguments a = {0};
+    atoms_csr_view codes;
+    void *w, *bias, *out;
+    if (take_codes(&a, o_indptr, o_indices, o_values, &codes) < 0 ||
+        args_array(&a, o_w, INPUT("W_dec", NPY_FLOAT32, 2, -1, -1), &w) < 0)
+        goto done;
+    int64_t d = args_length(&a, 1);
+    codes.width = args_length(&a, 0);
+    if (args_array(&a, o_bias, INPUT("bias", NPY_FLOAT32, 1, d), &bias) < 0 ||
+        args_array(&a, o_out, (array_spec){"out", NPY_FLOAT32, 2, {codes.n, d}, .written = true}, &out) < 0)
+        goto done;
+    atoms_status status;
+    WITHOUT_GIL(status = atoms_decode(ctx, d, &codes, w, bias, out));
+    if (status == ATOMS_ERR_ARGUMENT)
+        PyErr_Format(PyExc_ValueError, "codes: a column index lies outside 0..%lld", (long long)codes.width - 1);
+    else
+        result = atoms_raise(status, "decode");
+done:
+    args_release(&a);
+    return result;
+}
+
+int atoms_sae_constants(PyObject *module)
+{
+    static const struct {
+        const char *name;
+        int value;
+    } constants[] = {
+        {"JUMPRELU", ATOMS_JUMPRELU},
+        {"RELU", ATOMS_RELU},
+        {"TOPK", ATOMS_TOPK},
+        {"BATCHTOPK", ATOMS_BATCHTOPK},
+        {"SCREEN_AUTO", ATOMS_SCREEN_AUTO},
+        {"SCREEN_F32", ATOMS_SCREEN_F32},
+        {"SCREEN_INT8", ATOMS_SCREEN_INT8},
+        {"SCREEN_INT16", ATOMS_SCREEN_INT16},
+        {"W_ENC", ATOMS_W_ENC},
+        {"W_DEC", ATOMS_W_DEC},
+        {"B_ENC", ATOMS_B_ENC},
+        {"B_DEC", ATOMS_B_DEC},
+        {"THRESHOLD", ATOMS_THRESHOLD},
+        {"W_ENC_M", ATOMS_W_ENC_M},
+        {"W_DEC_M", ATOMS_W_DEC_M},
+        {"B_ENC_M", ATOMS_B_ENC_M},
+        {"B_DEC_M", ATOMS_B_DEC_M},
+        {"THRESHOLD_M", ATOMS_THRESHOLD_M},
+        {"W_ENC_V", ATOMS_W_ENC_V},
+        {"W_DEC_V", ATOMS_W_DEC_V},
+        {"B_ENC_V", ATOMS_B_ENC_V},
+        {"B_DEC_V", ATOMS_B_DEC_V},
+        {"THRESHOLD_V", ATOMS_THRESHOLD_V},
+        {"LAST_FIRED", ATOMS_LAST_FIRED},
+        {"COUNTERS", ATOMS_COUNTERS},
+    };
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
+        if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)
+            return -1;
+    return 0;
+}
+
+#define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
+
 PyMethodDef atoms_sae_methods[] = {
-    {"sae_new", (PyCFunction)(void (*)(void))sae_new, METH_VARARGS | METH_KEYWORDS,
+    {"sae_new", KEYWORDS(sae_new),
      "sae_new(ctx, d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen, "
      "prefixes)"},
     {"sae_get", sae_get, METH_VARARGS, "sae_get(sae, field, out)"},
     {"sae_set", sae_set, METH_VARARGS, "sae_set(sae, field, values)"},
     {"sae_nonfinite", sae_nonfinite, METH_O,
      "sae_nonfinite(sae): number of the first parameter that holds NaN or infinity, or -1"},
-    {"sae_reset", sae_reset, METH_VARARGS, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"},
-    {"sae_step", sae_step, METH_VARARGS,
+    {"sae_reset", KEYWORDS(sae_reset), "sae_reset(ctx, sae, idx, rows, scales, thresholds)"},
+    {"sae_step", KEYWORDS(sae_step),
      "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
      "threshold_shift, k, err, silent_after=0, silent_factor=1, aux_k=0, dead_after=0, "
      "aux_coefficient=0, rise_after=0, rise=0, index=None, shift=None, scale=1)"},
-    {"sae_encode", sae_encode, METH_VARARGS, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"},
-    {"decode", decode, METH_VARARGS, "decode(ctx, indptr, indices, values, W_dec, bias, out)"},
+    {"sae_encode", KEYWORDS(sae_encode), "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"},
+    {"decode", KEYWORDS(decode), "decode(ctx, indptr, indices, values, W_dec, bias, out)"},
     {NULL, NULL, 0, NULL}};

@@ -24,9 +24,30 @@ static void fill(void)
     }
 }
 
-static atoms_batch rows_of(const float *from)
+static atoms_batch batch_of(const float *from, int64_t n)
 {
-    return (atoms_batch){.x = from, .dtype = ATOMS_F32, .row_stride = D, .col_stride = 1};
+    return (atoms_batch){.x = {from, ATOMS_F32, N, D, D, 1}, .n = n};
+}
+
+/* What the codes decode to, against sums in float64. */
+static void check_decoding(const atoms_ctx *ctx, const atoms_csr_view *codes)
+{
+    static float xhat[N * D], bias[D];
+    for (int c = 0; c < D; c++)
+        bias[c] = 0.1f * (float)c;
+    CHECK(atoms_decode(ctx, D, codes, dec, bias, xhat) == ATOMS_OK);
+    double worst = 0;
+    for (int i = 0; i < N; i++)
+        for (int c = 0; c < D; c++) {
+            double want = (double)bias[c];
+            for (int64_t e = codes->indptr[i]; e < codes->indptr[i + 1]; e++)
+                want += (double)codes->values[e] * (double)dec[codes->indices[e] * D + c];
+            worst = fmax(worst, fabs(want - (double)xhat[i * D + c]));
+        }
+    CHECK(worst < 1e-5);
+    atoms_csr_view narrow = *codes;
+    narrow.width = 1;
+    CHECK(atoms_decode(ctx, D, &narrow, dec, bias, xhat) == ATOMS_ERR_ARGUMENT);
 }
 
 /* `wide`: Matryoshka of two widths, and AuxK's room. */
@@ -71,20 +92,22 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
     static int32_t indices[N * S];
     static float values[N * S];
     int64_t indptr[N + 1];
-    atoms_codes *codes = NULL;
+    atoms_csr *codes = NULL;
     atoms_sae_stats stats;
-    atoms_batch from = rows_of(x);
-    CHECK(atoms_sae_encode(ctx, N, sae, &from, &codes, &stats) == ATOMS_OK);
-    CHECK(atoms_codes_nnz(codes) > 0);
-    atoms_codes_copy(codes, indptr, indices, values);
-    CHECK(indptr[0] == 0 && indptr[N] == atoms_codes_nnz(codes));
+    atoms_batch from = batch_of(x, N);
+    CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_csr_nnz(codes) > 0);
+    atoms_csr_copy(codes, indptr, indices, values);
+    CHECK(indptr[0] == 0 && indptr[N] == atoms_csr_nnz(codes));
     for (int i = 0; i < N; i++)
         for (int64_t e = indptr[i]; e < indptr[i + 1]; e++)
             CHECK(values[e] > 0 && indices[e] < S && (e == indptr[i] || indices[e] > indices[e - 1]));
-    atoms_codes_free(codes);
-    CHECK(atoms_sae_encode(ctx, 0, sae, &from, &codes, &stats) == ATOMS_OK);
-    CHECK(atoms_codes_nnz(codes) == 0);
-    atoms_codes_free(codes);
+    check_decoding(ctx, &(atoms_csr_view){N, S, indptr, indices, values});
+    atoms_csr_free(codes);
+    from.n = 0;
+    CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_csr_nnz(codes) == 0);
+    atoms_csr_free(codes);
 }
 
 TEST(sae_learns_on_every_context)
@@ -92,7 +115,7 @@ TEST(sae_learns_on_every_context)
     fill();
     for (int i = 0; i < atoms_test_contexts(); i++) {
         atoms_ctx *ctx = atoms_test_context(i);
-        atoms_batch from = rows_of(x);
+        atoms_batch from = batch_of(x, N);
         for (int a = ATOMS_JUMPRELU; a <= ATOMS_BATCHTOPK; a++)
             for (int tied = 0; tied < 2; tied++) {
                 atoms_sae *sae = new_sae(ctx, (atoms_activation)a, tied, tied);
@@ -100,12 +123,13 @@ TEST(sae_learns_on_every_context)
                 double before = 0;
                 for (int step = 0; step < 12; step++) {
                     /* batches of other sizes reuse the workspace */
-                    int64_t n = step % 3 == 1 ? 64 : step % 3 == 2 ? 1 : N;
-                    CHECK(atoms_sae_step(ctx, n, sae, &from, &step_params, err, &stats) == ATOMS_OK);
+                    from.n = step % 3 == 1 ? 64 : step % 3 == 2 ? 1 : N;
+                    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, err, &stats) == ATOMS_OK);
                     if (step == 0)
                         before = stats.squared_error;
                 }
-                CHECK(atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
+                from.n = N;
+                CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
                 CHECK(stats.squared_error < before);
                 if (a == ATOMS_BATCHTOPK)
                     atoms_sae_set(sae, ATOMS_THRESHOLD, theta);
@@ -145,14 +169,16 @@ TEST(sae_refuses_what_it_cannot_train)
     static float bad[N * D];
     memcpy(bad, x, sizeof bad);
     bad[77 * D + 3] = NAN;
-    atoms_batch from = rows_of(bad);
-    CHECK(atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
+    atoms_batch from = batch_of(bad, N);
+    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
     CHECK(stats.bad_row == 77);
     const int64_t index[3] = {5, 77, 6};
     from.index = index; /* rows are named as the caller numbers them */
-    CHECK(atoms_sae_step(ctx, 3, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
+    from.n = 3;
+    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
     CHECK(stats.bad_row == 77);
-    CHECK(atoms_sae_step(ctx, 0, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    from.n = 0;
+    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_sae_nonfinite(sae) == -1);
     static float damaged[S];
     damaged[S - 1] = -INFINITY;
@@ -166,27 +192,61 @@ TEST(sae_refuses_what_it_cannot_train)
     atoms_sae_free(sae);
 }
 
+/* The workspace that stays from step to step, for batches, threads and AuxK that come and go: every step is that of an
+ * autoencoder which one thread trains. */
+TEST(sae_workspace_fits_every_step)
+{
+    static float weights[2][S * D], errors[2][N * D];
+    fill();
+    atoms_ctx *one = atoms_test_context(0), *three = atoms_test_context(1);
+    atoms_sae *alone = new_sae(one, ATOMS_TOPK, false, true), *shared = new_sae(one, ATOMS_TOPK, false, true);
+    for (int step = 0; step < 9; step++) {
+        atoms_batch from = batch_of(x, step % 3 == 0 ? 3 : step % 3 == 1 ? 100 : N);
+        atoms_sae_step_params params = step_params;
+        atoms_sae_stats stats;
+        params.aux_k = step % 2 ? 0 : 3;
+        params.dead_after = 1;
+        CHECK(atoms_sae_step(one, alone, &from, &params, errors[0], &stats) == ATOMS_OK);
+        CHECK(atoms_sae_step(step % 4 == 3 ? one : three, shared, &from, &params, errors[1], &stats) == ATOMS_OK);
+        CHECK(!memcmp(errors[0], errors[1], (size_t)(from.n * D) * sizeof **errors));
+    }
+    atoms_sae_get(alone, ATOMS_W_ENC, weights[0]);
+    atoms_sae_get(shared, ATOMS_W_ENC, weights[1]);
+    CHECK(!memcmp(weights[0], weights[1], sizeof *weights));
+    atoms_batch narrow = batch_of(x, N);
+    narrow.x.d = D - 1;
+    atoms_sae_stats stats;
+    CHECK(atoms_sae_step(one, alone, &narrow, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    int64_t shape[2];
+    CHECK(atoms_sae_shape(alone, ATOMS_W_DEC_V, shape) == 2 && shape[0] == S && shape[1] == D);
+    CHECK(atoms_sae_shape(alone, ATOMS_B_DEC_M, shape) == 1 && shape[0] == D && shape[1] == 1);
+    atoms_sae_free(alone);
+    atoms_sae_free(shared);
+    atoms_ctx_free(one);
+    atoms_ctx_free(three);
+}
+
 TEST(sae_survives_running_out_of_memory)
 {
     fill();
     atoms_ctx *ctx = atoms_test_context(0);
     for (int nth = 1; nth < 60; nth++) {
         atoms_sae *sae = new_sae(ctx, ATOMS_TOPK, false, true);
-        atoms_batch from = rows_of(x);
+        atoms_batch from = batch_of(x, N);
         atoms_sae_stats stats;
-        atoms_codes *codes = NULL;
+        atoms_csr *codes = NULL;
         atoms_test_fail_alloc(nth);
-        atoms_status stepped = atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats);
+        atoms_status stepped = atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats);
         bool failed = atoms_test_fail_alloc(0);
         CHECK(stepped == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
         /* whatever happened, it goes on working */
-        CHECK(atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
+        CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
         atoms_test_fail_alloc(nth);
-        atoms_status encoded = atoms_sae_encode(ctx, N, sae, &from, &codes, &stats);
+        atoms_status encoded = atoms_sae_encode(ctx, sae, &from, &codes, &stats);
         failed = atoms_test_fail_alloc(0);
         CHECK(encoded == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
         if (encoded == ATOMS_OK)
-            atoms_codes_free(codes);
+            atoms_csr_free(codes);
         atoms_sae_free(sae);
     }
     atoms_ctx_free(ctx);

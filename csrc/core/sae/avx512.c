@@ -1,4 +1,4 @@
-/* sae_kernels_avx512.c: the vector loops of SAE training for one instruction set. */
+/* avx512.c: the kernels for AVX-512. */
 #if defined(__x86_64__)
 #include "isa/avx512.h"
 #pragma GCC target("prefer-vector-width=512")

@@ -1,109 +1,171 @@
-/* sae.h: the model and the batch as the SAE files share them. */
+/* sae.h: the sparse autoencoder, the workspace of a step, and what the room's files offer each other.
+ *
+ * A step (step.c) goes through these files from top to bottom; encoding (encode.c) through the first five alone:
+ *
+ *     batch.c       the workspace
+ *     prepare.c     rows of the caller -> xc = x - b_dec, and its image in 8 or 16 bits
+ *     screen.c      which latents a sample may reach the floor of: candidates
+ *     active.c      their exact z, and lists of those that are active, by sample
+ *     topk.c        the k largest of them, where that is the rule
+ *     gradients.c   by sample: xhat - x, the loss, its gradient by each activation; AuxK
+ *     update.c      by latent: the gradients of its rows, its bias and its threshold, and Adam; the decoder's bias
+ *     dense.c       both of these as matrix products, where most latents are active
+ *
+ * model.c makes and frees the autoencoder, fields.c reads and writes its arrays. */
 #ifndef ATOMS_SAE_H
 #define ATOMS_SAE_H
 
 #include "kernels.h"
 
-#define PANEL 64  /* samples that one mask covers */
-#define GROUP 16  /* panels at most that one task lists together: 1024 samples */
-#define TILE 8    /* the same where BLIS multiplies; of these it forms BLOCK latents' products at a time */
-#define PART 64   /* latents that one partial sum of the decoder bias' gradient is over */
-#define SLICE 256 /* samples of a tile by latent, where products are dense */
-#define BLOCK 768 /* latents screened at a time; a multiple of the int8 kernel's 6 */
+#define TILE_PANELS 16    /* panels at most that one task lists together: 1024 samples */
+#define TILE_PANELS_F32 8 /* the same where the screen is a product by BLAS */
+#define BLOCK_LATENTS 768 /* latents screened at a time; a multiple of SCREEN_LATENTS */
+#define BLOCK_SAMPLES 256 /* samples whose codes are made dense at a time, for the gradients of rows */
+#define PART_LATENTS 64   /* latents that one partial sum over latents is of */
 
-/* A vector of parameters with its Adam moments: n values, the same shape thrice. */
+/* --------------------------------------------------- parts of the model */
+
+/* A vector of parameters with Adam's moments: n values, the same shape thrice. */
 typedef struct {
     float *w, *m, *v;
-} adam_block;
+} sae_vector;
 
 /* A matrix with its moments, two bfloat16 in one word, m above v: half of what an update has to move. */
 typedef struct {
     float *w;
     uint32_t *mv;
-} adam_matrix;
+} sae_matrix;
 
-/* The encoder as the screen sees it. Valid only when the encoder has not changed since. */
+/* The encoder as the screen sees it: an image of each row in few bits, brought up to date whenever the row changes. */
 typedef struct {
-    atoms_screen kind; /* F32, INT8 or INT16 */
-    void *q;           /* (d_sae rounded up to BLOCK, width) int8 or int16 */
-    int32_t *offset;   /* the rest: (d_sae rounded up to BLOCK,) */
-    float *scale, *residual, *norm;
-} screen_weights;
+    atoms_screen kind;      /* F32, INT8 or INT16 */
+    void *q;                /* (rows, width) int8 or int16; nothing for F32 */
+    int32_t *offset;        /* (rows,) 128 sum q, INT8 only */
+    float *scale;           /* (rows,) a row is about scale q; not for F32 */
+    float *residual, *norm; /* (rows,) norms of the row less scale q (F32: 0), and of the row */
+} sae_image;
 
+/* ----------------------------------------------------------------- batch */
+
+/* A block that grows with the data, in which parallel lists lie. */
 typedef struct {
-    int64_t n, cap; /* entries used, allocated */
+    void *block;
+    int64_t cap; /* entries */
+} sae_room;
+
+/* The active latents of a panel's samples, or those that AuxK takes. */
+typedef struct {
+    int64_t n;                        /* entries, by sample, then latent */
+    int32_t start[PANEL_SAMPLES + 1]; /* sample r's are start[r] .. start[r + 1] */
     int32_t *latent;
-    float *z, *ga; /* pre-activation; gradient of the loss by the activation */
-    int32_t start[PANEL + 1];
-    double loss, penalty;
-    double candidates, seconds[3];
-} panel_list;
+    float *z;  /* pre-activation */
+    float *ga; /* gradient of the loss by the activation */
+    sae_room room;
+    double loss, penalty;         /* sums over the samples */
+    double candidates;            /* z that were worked out exactly: the tile's, in its first panel */
+    double screen, exact, decode; /* seconds: the tile's, in its first panel, and those of the panel's gradients */
+} sae_list;
 
-/* A thread's room to list the candidates of one group of panels. */
+/* What a thread needs of its own. */
 typedef struct {
-    int64_t cap;    /* candidates allocated */
-    uint64_t *mask; /* (GROUP, d_sae rounded up) */
-    float *tile;    /* (BLOCK, TILE * PANEL), F32 screen only */
-    int64_t *start; /* (d_sae + 1,) candidates of each latent */
-    int32_t *row;   /* (cap,) sample within the group */
-    float *z;       /* (cap,) */
-    float *strip;   /* (GROUP * PANEL, columns) of x, where there are several strips */
+    uint64_t *mask;  /* (TILE_PANELS, rows) bit r: the panel's sample r is a candidate */
+    float *products; /* (BLOCK_LATENTS, TILE_PANELS_F32 * PANEL_SAMPLES), F32 screen only */
+    float *strip;    /* (TILE_PANELS * PANEL_SAMPLES, columns) of xc, where there are several strips */
+    int64_t *start;  /* (d_sae + 1,) latent j's candidates are start[j] .. start[j + 1] */
+    int32_t *row;    /* the candidates: the sample within the tile, */
+    float *z;        /* and its z */
+    sae_room room;   /* where these two lie */
+    float *codes;    /* (PANEL_SAMPLES, BLOCK_LATENTS), or their gradients; for a step only */
+    float *dead_z;   /* (2, d_sae) z of dead latents, and room to sort them; with AuxK only */
+    float *column;   /* (ld,) sums of no use; with AuxK only */
 } sae_scratch;
 
-/* All that a step needs is kept for the next one: large blocks that are freed go back to the system, and a
- * quarter of a step's time can go into the pages that come again. */
+/* The workspace of a step. It is kept for the next one: large blocks that are freed go back to the system, and a quarter
+ * of a step's time can go into the pages that come again. Drawn in batch.c. */
 typedef struct {
-    int64_t cap; /* panels allocated */
-    int64_t n, panels;
-    int threads;
+    int64_t n, panels; /* of this batch */
+    atoms_arena arena;
+    int64_t most_panels, errors; /* what the arena has room for: panels, blocks of err, */
+    int threads;                 /* and threads */
+
+    float *xc;                      /* (samples, ld) x - b_dec, samples = panels * PANEL_SAMPLES */
+    void *xq;                       /* the screen's image of it: uint8 (panels, width / 4, PANEL_SAMPLES, 4) or int16
+                                       (panels, width / 2, PANEL_SAMPLES, 2) */
+    float *scale, *norm, *residual; /* (samples,) of that image, as sae_screen_samples has them */
+    double *sums;                   /* (panels, 1 + width): |xc|^2, column sums */
+    float *floor;                   /* (rows,) what z has to exceed */
+    float *limit, *rest, *size;     /* (rows,) limit, residual and norm of sae_screen_latents */
+    sae_list *list, *aux;           /* (panels,) active latents; AuxK's */
     sae_scratch *scratch;           /* (threads,) */
-    float *xc;                      /* (panels * PANEL, ld) */
-    int64_t errors;                 /* blocks of err: one for each prefix, and one for AuxK if it is in use */
-    float *err;                     /* (errors, panels * PANEL, ld) */
-    void *xq;                       /* uint8 (panels, width / 4, PANEL, 4) or int16 (panels, width / 2, PANEL, 2) */
-    float *scale, *norm, *residual; /* (panels * PANEL,) */
-    panel_list *list, *aux;         /* (panels,); aux: the entries of AuxK */
-    bool dense;                     /* so many entries that their sums are matrix products */
-    double *sums;                   /* (panels, 1 + ld): |xc|^2, column sums */
-    /* the active entries by latent */
-    int64_t entry_cap;
-    int64_t *start, *aux_start;         /* (d_sae + 1,), (d_sae,): the latent's entries, and where AuxK's begin */
-    int32_t *row;                       /* the sample */
-    float *z, *ga;                      /* then the factors of the gradients' rows, of the decoder and the encoder */
-    float *floor, *limit, *rest, *size; /* (d_sae rounded up to BLOCK,) */
-    float *partial;                     /* (blocks of latents or panels, ld) */
-    int64_t *at;                        /* (d_sae,) */
-    float *g_bias;                      /* (d_sae,) */
-    double *bands;                      /* (PARTs of latents, 2) */
+    float topk_floor;               /* the next batch's floor, TOPK and BATCHTOPK */
+
+    /* from here on for a step only */
+    float *err;     /* (errors, samples, ld) xhat - x: a block for each prefix, and one for AuxK if it is in use */
+    float *err_sum; /* (ld,) over all samples and prefixes */
+    float *partial; /* (panels, ld) the parts of err_sum; then (parts, ld) of the decoder bias' other gradient */
+    double *bands;  /* (parts, 2): active latents in their band, what they gain; parts of PART_LATENTS */
+    int32_t *dead;  /* (d_sae,) with AuxK only */
+    bool dense;     /* so many entries that their sums are matrix products */
+
+    /* the lists by latent */
+    int64_t *start;     /* (d_sae + 1,) latent j's entries are start[j] .. start[j + 1], */
+    int64_t *aux_start; /* (d_sae,) and from aux_start[j] on they are AuxK's */
+    int64_t *at;        /* (d_sae,) where the next entry goes */
+    int32_t *row;       /* the sample */
+    float *z, *ga; /* as in the lists; then the factors of xhat - x and of xc in the gradients of the latent's rows */
+    sae_room room; /* where these three lie */
+    float *g_bias; /* (d_sae,) gradient of b_enc */
+    float *rows;   /* gradients of the weights' rows that threads hold */
     int64_t rows_cap;
-    float *rows; /* (rows_cap,) gradients of the weights' rows that threads hold */
-    float topk_floor;
 } sae_batch;
+
+/* ----------------------------------------------------------------- model */
 
 struct atoms_sae {
     atoms_sae_params p;
-    int64_t width, ld; /* d_in rounded up to 16; floats from row to row: an odd number of cache lines, so that
-                          a strip of many rows spreads over all sets of a cache */
-    int64_t rows;      /* d_sae rounded up to BLOCK */
-    adam_matrix enc, dec;
-    adam_block b_enc, b_dec, thr;
-    int64_t *last_fired;
-    int64_t counters[2];
-    screen_weights screen;
-    sae_batch batch; /* workspace of atoms_sae_step */
+    int64_t width;         /* d_in rounded up to 16 */
+    int64_t rows;          /* d_sae rounded up to BLOCK_LATENTS */
+    int64_t ld;            /* floats from row to row: an odd number of cache lines, so that a strip of many rows spreads
+                              over all sets of a cache */
+    sae_matrix enc, dec;   /* (rows, ld); tied: one and the same */
+    sae_vector b_enc, thr; /* (rows,) */
+    sae_vector b_dec;      /* (ld,) */
+    int64_t *last_fired;   /* (rows,) */
+    int64_t counters[2];   /* steps, samples */
+    sae_image image;
+    atoms_arena arena; /* where all these arrays lie */
+    sae_batch batch;   /* workspace of atoms_sae_step */
 };
 
-struct atoms_codes {
-    int64_t n, nnz;
-    int64_t *indptr;
-    int32_t *indices;
-    float *values;
-};
+/* ------------------------------------------------------------------ step */
+
+/* One step, or one encoding, which is the first half of one: what its functions share. */
+typedef struct {
+    const atoms_ctx *ctx;
+    const sae_kernels *kernels; /* ctx's */
+    const atoms_sae *sae;       /* only update.c changes it */
+    sae_batch *batch;
+    const atoms_sae_step_params *params; /* NULL: encoding */
+} sae_step;
+
+/* Panels that one task lists together, and the room of the thread that does. */
+typedef struct {
+    int64_t first, n; /* panels first .. first + n */
+    sae_scratch *scratch;
+} sae_tile;
+
+/* Latents whose gradients of rows one thread builds up. */
+typedef struct {
+    int64_t from, to;
+    int64_t strip;    /* columns at a time */
+    float *codes;     /* (PART_LATENTS, BLOCK_SAMPLES) of work */
+    float *dec, *enc; /* (to - from, ld) the gradients; one and the same where tied */
+} sae_rows;
 
 /* x_hat - x of sample i, of the prefix `block` (the one after the last: AuxK's). */
 static inline float *sae_error_row(const sae_batch *b, int64_t ld, int64_t block, int64_t i)
 {
-    return b->err + (block * b->panels * PANEL + i) * ld;
+    return b->err + (block * b->panels * PANEL_SAMPLES + i) * ld;
 }
 
 /* Seconds, for the timers of atoms_sae_stats. */
@@ -116,40 +178,84 @@ static inline double sae_now(void)
 #endif
 }
 
-/* Columns of one canonical partial sum of z: a multiple of 64, or all of them. A group's strip of x is to
- * stay in the second-level cache. */
+/* Columns of one canonical partial sum of z: a multiple of 64, or all of them. A tile's strip of xc is to stay in the
+ * second-level cache. */
 static inline int64_t sae_strip(int64_t width)
 {
     return width <= 640 ? width : 128;
 }
 
+/* Bytes of a value in the screen's images; 0 where it has none. */
+static inline int64_t sae_image_bytes(atoms_screen kind)
+{
+    return kind == ATOMS_SCREEN_INT16 ? 2 : kind == ATOMS_SCREEN_INT8 ? 1 : 0;
+}
+
+/* --------------------------------------------------------------- batch.c */
+
+/* A workspace for n samples and the context's threads. errors: blocks of err; 0 to encode only. */
+atoms_status sae_batch_reserve(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t n, int64_t errors);
+void sae_batch_free(sae_batch *b);
+/* Room for n entries in each list; what was there is lost. ga may be NULL: two lists. */
+bool sae_room_reserve(sae_room *room, int64_t n, int32_t **of, float **z, float **ga);
+
+/* ------------------------------------------------------------- prepare.c */
+
+/* Fills xc and what the screen needs of it. stats->bad_row on ATOMS_ERR_NONFINITE. */
+atoms_status sae_prepare(const sae_step *step, const atoms_batch *x, atoms_sae_stats *stats);
+
+/* -------------------------------------------------------------- screen.c */
+
 /* The kind of screen that AUTO stands for. */
 atoms_screen sae_screen_kind(const atoms_ctx *ctx, atoms_screen asked);
-/* Refreshes the screen's view of row j. */
+/* Brings the image of the encoder's row j up to date. */
 void sae_screen_row(const sae_kernels *k, atoms_sae *sae, int64_t j);
+/* What the screens compare with, from the batch's floors. */
+void sae_screen_limits(const sae_step *step);
+/* Masks of candidates for all latents. */
+atoms_status sae_screen_tile(const sae_step *step, atoms_team *team, const sae_tile *tile);
 
-/* errors: blocks of err; 0 to encode only. */
-atoms_status sae_batch_reserve(const atoms_sae *sae, sae_batch *b, int64_t n, int64_t errors);
-void sae_batch_free(sae_batch *b);
+/* -------------------------------------------------------------- active.c */
 
-/* Fills b with x - b_dec and what the screen needs. stats->bad_row on ATOMS_ERR_NONFINITE. */
-atoms_status sae_prepare(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_batch *x, int64_t n, sae_batch *b,
-                         atoms_sae_stats *stats);
-/* Room for n entries; what was there is lost. */
-bool sae_list_reserve(panel_list *l, int64_t n);
 /* Lists, for each panel, the latents with z > floor, by sample, then latent. */
-atoms_status sae_list_active(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b);
-/* Keeps the k largest of each sample, or the n k largest of the batch; re-screens where the floor was
- * too high. */
-atoms_status sae_select_topk(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t k);
+atoms_status sae_list_active(const sae_step *step);
+
+/* ---------------------------------------------------------------- topk.c */
+
+/* Keeps the k largest of each sample, or the n k largest of the batch; lists anew where the floor was too high. */
+atoms_status sae_select_topk(const sae_step *step, int64_t k);
+
+/* ----------------------------------------------------------- gradients.c */
+
+/* Which of the prefixes ends with latent j: the first that holds it. */
+static inline int64_t sae_prefix_of(const atoms_sae *sae, int64_t j)
+{
+    int64_t g = 0;
+    while (j >= sae->p.prefix[g])
+        g++;
+    return g;
+}
+
+/* xhat - x, the loss, and its gradient by each listed activation; then AuxK's entries. */
+atoms_status sae_gradients(const sae_step *step);
+
+/* -------------------------------------------------------------- update.c */
+
+/* The lists by latent; within a latent by sample, AuxK's last. */
+atoms_status sae_sort_by_latent(const sae_step *step);
+/* All parameters, by Adam. On an error none has changed. */
+atoms_status sae_update(const sae_step *step, atoms_sae *sae, atoms_sae_stats *stats);
+
+/* --------------------------------------------------------------- dense.c */
+
 /* Whether products over all entries, zeros too, cost less than rows one by one. */
-bool sae_is_dense(const atoms_sae *sae, const sae_batch *b);
-/* Panel p: adds what its listed entries decode to to its rows of err; or, with `gradients`, writes those of half the
- * squared error by the listed activations into ga. false: no memory. */
-bool sae_dense_panel(const atoms_ctx *ctx, const atoms_sae *sae, sae_batch *b, int64_t p, bool gradients);
-/* Adds sum factor[e] base[row[e]] over the entries e of latent j, AuxK's left out, to row j - from of out:
- * for the latents from .. to, at most PANEL. tile: (PANEL, SLICE) of work. */
-void sae_dense_rows(const atoms_ctx *ctx, const atoms_sae *sae, const sae_batch *b, int64_t from, int64_t to,
-                    const float *factor, const float *base, float *tile, float *out);
+bool sae_is_dense(const sae_step *step);
+/* Panel p: adds what its listed entries decode to to its rows of err. */
+void sae_dense_decode(const sae_step *step, int64_t p);
+/* Panel p: writes the gradients of half the squared error by the listed activations into ga. */
+void sae_dense_gradients(const sae_step *step, int64_t p);
+/* Adds sum factor[e] base[row[e]] over the entries e of latent j, AuxK's left out, to row j - from of out, for the
+ * latents of r, at most PART_LATENTS. */
+void sae_dense_rows(const sae_step *step, const sae_rows *r, const float *factor, const float *base, float *out);
 
 #endif

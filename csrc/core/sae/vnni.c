@@ -1,10 +1,8 @@
-/* sae_screen_vnni.c: the int8 screen: one vpdpbusd pass over 64 samples x 6 latents at a time,
- * the bound applied while the sums are in registers. */
+/* vnni.c: the int8 screen for AVX-512 with VNNI: one pass over a panel x 6 latents at a time, the bound applied while
+ * the sums are in registers. */
 #if defined(__x86_64__)
 #include "isa/vnni.h"
 #include "kernels.h"
-
-#define ROWS 6
 
 /* gcc 12 spills the accumulators of the intrinsic */
 static inline __attribute__((always_inline)) __m512i dpbusd(__m512i acc, __m512i x, __m512i w)
@@ -13,25 +11,25 @@ static inline __attribute__((always_inline)) __m512i dpbusd(__m512i acc, __m512i
     return acc;
 }
 
-static void atoms_screen_int8_vnni(int64_t width, int64_t n_latents, const void *x, const atoms_screen_samples *s,
-                                   const void *w, const atoms_screen_rows *r, uint64_t *mask)
+static void screen_int8_vnni(int64_t width, int64_t n_latents, const void *x, const sae_screen_samples *s,
+                             const void *w, const sae_screen_latents *l, uint64_t *mask)
 {
-    for (int64_t j = 0; j < n_latents; j += ROWS) {
-        __m512i acc[ROWS][4];
+    for (int64_t j = 0; j < n_latents; j += SCREEN_LATENTS) {
+        __m512i acc[SCREEN_LATENTS][4]; /* latent, 16 samples */
 #pragma GCC unroll 6
-        for (int a = 0; a < ROWS; a++)
+        for (int a = 0; a < SCREEN_LATENTS; a++)
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++)
                 acc[a][b] = _mm512_setzero_si512();
         const int8_t *wj = (const int8_t *)w + j * width;
         const uint8_t *xp = x;
-        for (int64_t c = 0; c < width; c += 4, xp += 256) {
+        for (int64_t c = 0; c < width; c += 4, xp += 4 * PANEL_SAMPLES) {
             __m512i xv[4];
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++)
                 xv[b] = _mm512_load_si512(xp + 64 * b);
 #pragma GCC unroll 6
-            for (int a = 0; a < ROWS; a++) {
+            for (int a = 0; a < SCREEN_LATENTS; a++) {
                 int32_t four;
                 memcpy(&four, wj + a * width + c, 4);
                 __m512i wv = _mm512_set1_epi32(four);
@@ -41,12 +39,12 @@ static void atoms_screen_int8_vnni(int64_t width, int64_t n_latents, const void 
             }
         }
 #pragma GCC unroll 6
-        for (int a = 0; a < ROWS; a++) {
+        for (int a = 0; a < SCREEN_LATENTS; a++) {
             if (j + a >= n_latents)
                 break;
-            __m512i offset = _mm512_set1_epi32(r->offset[j + a]);
-            __m512 limit = _mm512_set1_ps(r->limit[j + a]);
-            __m512 res = _mm512_set1_ps(r->residual[j + a]), nrm = _mm512_set1_ps(r->norm[j + a]);
+            __m512i offset = _mm512_set1_epi32(l->offset[j + a]);
+            __m512 limit = _mm512_set1_ps(l->limit[j + a]);
+            __m512 res = _mm512_set1_ps(l->residual[j + a]), nrm = _mm512_set1_ps(l->norm[j + a]);
             uint64_t bits = 0;
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++) {
@@ -62,5 +60,5 @@ static void atoms_screen_int8_vnni(int64_t width, int64_t n_latents, const void 
     }
 }
 
-const sae_screens atoms_screens_vnni = {atoms_screen_int8_vnni, atoms_screen_int16_avx2};
+const sae_screens atoms_screens_vnni = {screen_int8_vnni, sae_screen_int16_avx2};
 #endif

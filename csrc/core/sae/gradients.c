@@ -1,0 +1,177 @@
+/* gradients.c: by sample, xhat - x, the loss, and its gradient by each listed activation; then AuxK. */
+#include "sae.h"
+
+/* ------------------------------------------------------ listed activations */
+
+/* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its own and those
+ * of the wider ones, which is what its latents' gradients need. column: (ld,), to which the errors are added. */
+static void sample_gradients(const sae_step *step, sae_list *l, int64_t i, float *column)
+{
+    const atoms_sae *sae = step->sae;
+    const sae_kernels *k = step->kernels;
+    sae_batch *b = step->batch;
+    int64_t ld = sae->ld, width = sae->width, last = sae->p.n_prefixes - 1;
+    int32_t end = l->start[i % PANEL_SAMPLES + 1], bound[ATOMS_MAX_PREFIXES + 1];
+    bound[0] = l->start[i % PANEL_SAMPLES];
+    for (int64_t g = 0; g <= last; g++) {
+        float *err = sae_error_row(b, ld, g, i);
+        bound[g + 1] = g < last ? bound[g] : end;
+        while (g < last && bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
+            bound[g + 1]++;
+        if (g == 0)
+            k->negate(width, b->xc + i * ld, err);
+        else
+            memcpy(err, sae_error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
+        k->add_rows(width, bound[g + 1] - bound[g], l->z + bound[g], sae->dec.w, ld, l->latent + bound[g], err);
+        *(g == last ? &l->loss : &l->penalty) += k->error_sums(width, err, column);
+    }
+    const float one = 1;
+    for (int64_t g = last; g >= 0; g--) {
+        float *err = sae_error_row(b, ld, g, i);
+        if (g < last)
+            k->add_rows(width, 1, &one, sae_error_row(b, ld, g + 1, i), 0, &(int32_t){0}, err);
+        k->dots(width, bound[g + 1] - bound[g], err, sae->dec.w, ld, l->latent + bound[g], l->ga + bound[g]);
+    }
+}
+
+/* The same for all of panel p, by matrix products. */
+static void dense_gradients(const sae_step *step, int64_t p, float *column)
+{
+    const sae_kernels *k = step->kernels;
+    sae_batch *b = step->batch;
+    int64_t width = step->sae->width, ld = step->sae->ld, end = ATOMS_MIN(b->n, (p + 1) * PANEL_SAMPLES);
+    for (int64_t i = p * PANEL_SAMPLES; i < (p + 1) * PANEL_SAMPLES; i++)
+        k->negate(width, b->xc + i * ld, sae_error_row(b, ld, 0, i));
+    sae_dense_decode(step, p);
+    for (int64_t i = p * PANEL_SAMPLES; i < end; i++)
+        b->list[p].loss += k->error_sums(width, sae_error_row(b, ld, 0, i), column);
+    sae_dense_gradients(step, p);
+}
+
+static void panel_gradients(const sae_step *step, int64_t p)
+{
+    const atoms_sae *sae = step->sae;
+    sae_batch *b = step->batch;
+    sae_list *l = &b->list[p];
+    int64_t end = ATOMS_MIN(b->n, (p + 1) * PANEL_SAMPLES);
+    float *column = b->partial + p * sae->ld;
+    double t0 = sae_now();
+    memset(column, 0, (size_t)sae->ld * sizeof *column);
+    if (l->n)
+        memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
+    l->loss = l->penalty = 0;
+    if (b->dense)
+        dense_gradients(step, p, column);
+    else
+        for (int64_t i = p * PANEL_SAMPLES; i < end; i++)
+            sample_gradients(step, l, i, column);
+    for (int64_t e = 0; e < l->n; e++)
+        l->ga[e] *= 2.0f / (float)b->n;
+    if (sae->p.activation == ATOMS_JUMPRELU)
+        l->penalty += (double)step->params->l0_coefficient * (double)l->n;
+    for (int64_t e = 0; sae->p.activation == ATOMS_RELU && e < l->n; e++)
+        l->penalty += (double)(step->params->l1_coefficient * l->z[e]);
+    l->decode = sae_now() - t0;
+}
+
+/* ------------------------------------------------------------------- AuxK */
+
+/* The k largest positive of z (n values), by latent: entries of one sample. */
+static void take_largest(const int32_t *latent, const float *z, float *sorted, int64_t n, int64_t k, sae_list *l)
+{
+    float cut = 0;
+    int64_t ties = 0;
+    if (n > k) {
+        memcpy(sorted, z, (size_t)n * sizeof *z);
+        cut = ATOMS_MAX(0, atoms_kth_largest(sorted, n, k));
+        ties = k;
+        for (int64_t i = 0; i < n; i++)
+            ties -= z[i] > cut;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        bool tie = z[i] == cut && cut > 0 && ties > 0;
+        if (z[i] > cut || tie) {
+            ties -= tie;
+            l->latent[l->n] = latent[i];
+            l->z[l->n++] = z[i];
+        }
+    }
+}
+
+/* What the dead latents, n_dead of them, make of sample i's error: entries, their gradients, an error of its own. */
+static void aux_sample(const sae_step *step, sae_list *l, int64_t n_dead, int64_t i, float weight)
+{
+    const atoms_sae *sae = step->sae;
+    const sae_kernels *k = step->kernels;
+    sae_batch *b = step->batch;
+    const sae_scratch *s = &b->scratch[atoms_thread()];
+    int64_t ld = sae->ld, last = sae->p.n_prefixes - 1, from = l->n;
+    for (int64_t j = 0; j < n_dead; j++)
+        s->dead_z[j] = sae->b_enc.w[b->dead[j]];
+    k->dots(sae->width, n_dead, b->xc + i * ld, sae->enc.w, ld, b->dead, s->dead_z);
+    take_largest(b->dead, s->dead_z, s->dead_z + n_dead, n_dead, step->params->aux_k, l);
+    float *err = sae_error_row(b, ld, last + 1, i);
+    int64_t n = l->n - from;
+    memcpy(err, sae_error_row(b, ld, last, i), (size_t)ld * sizeof *err);
+    k->add_rows(sae->width, n, l->z + from, sae->dec.w, ld, l->latent + from, err);
+    memset(s->column, 0, (size_t)ld * sizeof *s->column); /* of no use: x - xhat is taken as given */
+    b->list[i / PANEL_SAMPLES].penalty += (double)weight * k->error_sums(sae->width, err, s->column);
+    memset(l->ga + from, 0, (size_t)n * sizeof *l->ga);
+    k->dots(sae->width, n, err, sae->dec.w, ld, l->latent + from, l->ga + from);
+    for (int64_t e = from; e < l->n; e++) {
+        l->ga[e] *= weight * 2.0f / (float)b->n;
+        l->z[e] *= weight; /* from here on only the decoder's gradient uses it */
+    }
+}
+
+static bool aux_panel(const sae_step *step, int64_t n_dead, int64_t p)
+{
+    sae_list *l = &step->batch->aux[p];
+    int64_t aux_k = step->params->aux_k;
+    float weight = step->params->aux_coefficient * ATOMS_MIN(1, (float)n_dead / (float)aux_k);
+    if (!sae_room_reserve(&l->room, PANEL_SAMPLES * ATOMS_MIN(n_dead, aux_k), &l->latent, &l->z, &l->ga))
+        return false;
+    for (int r = 0; r < PANEL_SAMPLES; r++) {
+        l->start[r] = (int32_t)l->n;
+        if (p * PANEL_SAMPLES + r < step->batch->n)
+            aux_sample(step, l, n_dead, p * PANEL_SAMPLES + r, weight);
+    }
+    l->start[PANEL_SAMPLES] = (int32_t)l->n;
+    return true;
+}
+
+static atoms_status aux_gradients(const sae_step *step)
+{
+    const atoms_sae *sae = step->sae;
+    sae_batch *b = step->batch;
+    for (int64_t p = 0; p < b->panels; p++) {
+        b->aux[p].n = 0;
+        memset(b->aux[p].start, 0, sizeof b->aux[p].start);
+    }
+    if (step->params->aux_k < 1)
+        return ATOMS_OK;
+    int64_t n_dead = 0;
+    for (int64_t j = 0; j < sae->p.d_sae; j++)
+        if (sae->counters[1] - sae->last_fired[j] >= step->params->dead_after)
+            b->dead[n_dead++] = (int32_t)j;
+    bool failed = false;
+#pragma omp parallel for num_threads(step->ctx->p.num_threads) schedule(static) reduction(| : failed)
+    for (int64_t p = 0; p < (n_dead ? b->panels : 0); p++)
+        failed |= !aux_panel(step, n_dead, p);
+    return failed ? ATOMS_ERR_MEMORY : ATOMS_OK;
+}
+
+atoms_status sae_gradients(const sae_step *step)
+{
+    sae_batch *b = step->batch;
+    int64_t ld = step->sae->ld;
+    b->dense = sae_is_dense(step);
+#pragma omp parallel for num_threads(step->ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t p = 0; p < b->panels; p++)
+        panel_gradients(step, p);
+    memset(b->err_sum, 0, (size_t)ld * sizeof *b->err_sum);
+    for (int64_t p = 0; p < b->panels; p++)
+        for (int64_t c = 0; c < ld; c++)
+            b->err_sum[c] += b->partial[p * ld + c];
+    return aux_gradients(step);
+}

@@ -127,11 +127,13 @@ coverage: install
 		--json-summary build/coverage/summary.json --txt build/coverage/report.txt build/coverage 2>>build/coverage/log
 	@$(BIN)/python -c "import json; print(json.load(open('build/coverage/summary.json'))['line_percent'])" >build/coverage/percent
 
-lint:  ## ruff, its format, and the compiler's warnings as errors, changing nothing
+lint:  ## ruff, clang-format, the structure (tests/house.py) and the compiler's warnings, all as errors, changing nothing
 	@test -x $(BIN)/python || $(MAKE) -s install
 	@$(PIP) --group lint
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
+	@$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h' '*.inc')
+	@$(BIN)/python tests/house.py
 	@$(PARALLEL) warnings
 
 types: install  ## mypy --strict and pyright over the package, and whether the extension's stubs are complete
@@ -148,7 +150,7 @@ docs: install  ## the documentation site in build/docs, warnings as errors (ATOM
 format: install  ## ruff and clang-format, rewriting files
 	@$(PIP) --group lint
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
-	@$(BIN)/clang-format -i $$(git ls-files 'csrc/*.[ch]')
+	@$(BIN)/clang-format -i $$(git ls-files '*.c' '*.h' '*.inc')
 
 # --------------------------------------------------------------------- uses
 

@@ -6,7 +6,7 @@
  * (Mehrotra's predictor and corrector) solves the linear programme
  *   min w . (u + v)  s.t.  D'(u - v) = x, u >= 0, v >= 0;   slacks p = w - D y, q = w + D y,
  * whose steps solve D' diag(u/p + v/q) D dy = rhs, d x d. */
-#include "recovery.h"
+#include "kernels.h"
 
 #include <math.h>
 

@@ -1,6 +1,6 @@
 /* recovery_omp.c: orthogonal matching pursuit: checks, tiles, threads. The work is in
  * recovery_omp_impl.h. */
-#include "recovery.h"
+#include "kernels.h"
 
 #define LEAST_TILE 32                 /* signals */
 #define MOST_TILE 512                 /* many rows, so that the product packs the dictionary seldom */

@@ -1,6 +1,6 @@
 /* recovery_codes.c: checks, tiles and threads of the solvers whose codes have no fixed length:
  * lasso, basis pursuit and the other pursuits. */
-#include "recovery.h"
+#include "kernels.h"
 
 #include <math.h>
 

@@ -416,7 +416,7 @@ typedef enum {
 } atoms_sae_field;
 
 typedef struct atoms_sae atoms_sae;
-typedef struct atoms_codes atoms_codes;
+typedef struct atoms_csr atoms_csr;
 
 ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
 /* All arrays zero. Memory: about (tied ? 9 : 17) * d_in * d_sae bytes. */
@@ -445,11 +445,11 @@ ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, int64_t n, atoms_sae
 /* Codes of n rows by the inference rule: z > threshold for JUMPRELU and BATCHTOPK, else as
  * in training. *codes is new, to be freed by the caller. */
 ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae, const atoms_batch *x,
-                                        atoms_codes **codes, atoms_sae_stats *stats);
-ATOMS_API int64_t atoms_codes_nnz(const atoms_codes *codes);
+                                        atoms_csr **codes, atoms_sae_stats *stats);
+ATOMS_API int64_t atoms_csr_nnz(const atoms_csr *codes);
 /* CSR: indptr (n + 1,), indices and values (nnz,); indices ascend within a row. */
-ATOMS_API void atoms_codes_copy(const atoms_codes *codes, int64_t *indptr, int32_t *indices, float *values);
-ATOMS_API void atoms_codes_free(atoms_codes *codes);
+ATOMS_API void atoms_csr_copy(const atoms_csr *codes, int64_t *indptr, int32_t *indices, float *values);
+ATOMS_API void atoms_csr_free(atoms_csr *codes);
 
 /* xhat (n, d) = bias + codes (n, d_sae; CSR) W_dec (d_sae, d). Indices must be in range. */
 ATOMS_API atoms_status atoms_decode(const atoms_ctx *ctx, int64_t n, int64_t d, int64_t d_sae, const int64_t *indptr,

@@ -275,7 +275,7 @@ static PyObject *sae_encode(PyObject *self, PyObject *args)
     row_views r;
     if (rows_parse(x_obj, index, shift, scale, h, &r) < 0)
         return NULL;
-    atoms_codes *codes = NULL;
+    atoms_csr *codes = NULL;
     atoms_sae_stats stats;
     atoms_status status;
     h->readers++;
@@ -287,14 +287,14 @@ static PyObject *sae_encode(PyObject *self, PyObject *args)
     rows_clear(&r);
     if (status < 0)
         return raise_row(status, &stats, "sae_encode");
-    npy_intp nnz = atoms_codes_nnz(codes);
+    npy_intp nnz = atoms_csr_nnz(codes);
     PyObject *indptr = PyArray_SimpleNew(1, &rows, NPY_INT64);
     PyObject *indices = PyArray_SimpleNew(1, &nnz, NPY_INT32);
     PyObject *values = PyArray_SimpleNew(1, &nnz, NPY_FLOAT32);
     if (indptr && indices && values)
-        atoms_codes_copy(codes, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
+        atoms_csr_copy(codes, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
                          PyArray_DATA((PyArrayObject *)values));
-    atoms_codes_free(codes);
+    atoms_csr_free(codes);
     PyObject *dict = indptr && indices && values ? stats_dict(&stats) : NULL;
     if (!dict) {
         Py_XDECREF(indptr);

@@ -71,20 +71,20 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
     static int32_t indices[N * S];
     static float values[N * S];
     int64_t indptr[N + 1];
-    atoms_codes *codes = NULL;
+    atoms_csr *codes = NULL;
     atoms_sae_stats stats;
     atoms_batch from = rows_of(x);
     CHECK(atoms_sae_encode(ctx, N, sae, &from, &codes, &stats) == ATOMS_OK);
-    CHECK(atoms_codes_nnz(codes) > 0);
-    atoms_codes_copy(codes, indptr, indices, values);
-    CHECK(indptr[0] == 0 && indptr[N] == atoms_codes_nnz(codes));
+    CHECK(atoms_csr_nnz(codes) > 0);
+    atoms_csr_copy(codes, indptr, indices, values);
+    CHECK(indptr[0] == 0 && indptr[N] == atoms_csr_nnz(codes));
     for (int i = 0; i < N; i++)
         for (int64_t e = indptr[i]; e < indptr[i + 1]; e++)
             CHECK(values[e] > 0 && indices[e] < S && (e == indptr[i] || indices[e] > indices[e - 1]));
-    atoms_codes_free(codes);
+    atoms_csr_free(codes);
     CHECK(atoms_sae_encode(ctx, 0, sae, &from, &codes, &stats) == ATOMS_OK);
-    CHECK(atoms_codes_nnz(codes) == 0);
-    atoms_codes_free(codes);
+    CHECK(atoms_csr_nnz(codes) == 0);
+    atoms_csr_free(codes);
 }
 
 TEST(sae_learns_on_every_context)
@@ -174,7 +174,7 @@ TEST(sae_survives_running_out_of_memory)
         atoms_sae *sae = new_sae(ctx, ATOMS_TOPK, false, true);
         atoms_batch from = rows_of(x);
         atoms_sae_stats stats;
-        atoms_codes *codes = NULL;
+        atoms_csr *codes = NULL;
         atoms_test_fail_alloc(nth);
         atoms_status stepped = atoms_sae_step(ctx, N, sae, &from, &step_params, NULL, &stats);
         bool failed = atoms_test_fail_alloc(0);
@@ -186,7 +186,7 @@ TEST(sae_survives_running_out_of_memory)
         failed = atoms_test_fail_alloc(0);
         CHECK(encoded == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
         if (encoded == ATOMS_OK)
-            atoms_codes_free(codes);
+            atoms_csr_free(codes);
         atoms_sae_free(sae);
     }
     atoms_ctx_free(ctx);

@@ -274,11 +274,11 @@ static float active_floor(const atoms_sae *sae, int64_t j)
 }
 
 atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *sae, const atoms_batch *x,
-                              atoms_codes **out, atoms_sae_stats *stats)
+                              atoms_csr **out, atoms_sae_stats *stats)
 {
     memset(stats, 0, sizeof *stats);
     sae_batch b = {0};
-    atoms_codes *codes = calloc(1, sizeof *codes);
+    atoms_csr *codes = calloc(1, sizeof *codes);
     atoms_status status = codes ? sae_batch_reserve(sae, &b, n, 0) : ATOMS_ERR_MEMORY;
     if (status == ATOMS_OK)
         status = sae_prepare(ctx, sae, x, n, &b, stats);
@@ -319,17 +319,17 @@ atoms_status atoms_sae_encode(const atoms_ctx *ctx, int64_t n, const atoms_sae *
         *out = codes;
         codes = NULL;
     }
-    atoms_codes_free(codes);
+    atoms_csr_free(codes);
     sae_batch_free(&b);
     return status;
 }
 
-int64_t atoms_codes_nnz(const atoms_codes *codes)
+int64_t atoms_csr_nnz(const atoms_csr *codes)
 {
     return codes->nnz;
 }
 
-void atoms_codes_copy(const atoms_codes *codes, int64_t *indptr, int32_t *indices, float *values)
+void atoms_csr_copy(const atoms_csr *codes, int64_t *indptr, int32_t *indices, float *values)
 {
     memcpy(indptr, codes->indptr, (size_t)(codes->n + 1) * sizeof *indptr);
     if (codes->nnz) {
@@ -338,7 +338,7 @@ void atoms_codes_copy(const atoms_codes *codes, int64_t *indptr, int32_t *indice
     }
 }
 
-void atoms_codes_free(atoms_codes *codes)
+void atoms_csr_free(atoms_csr *codes)
 {
     if (!codes)
         return;

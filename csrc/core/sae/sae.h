@@ -93,7 +93,7 @@ struct atoms_sae {
     sae_batch batch; /* workspace of atoms_sae_step */
 };
 
-struct atoms_codes {
+struct atoms_csr {
     int64_t n, nnz;
     int64_t *indptr;
     int32_t *indices;

@@ -1,20 +1,13 @@
-/* recovery_vnni.c: float32 OMP for machines with AVX-512 VNNI. Rows as 16-bit integers give products that are exact in
- * 32 bits, at twice float32's rate. Each run of CHUNK coordinates has a scale of its own, that of its norm: by Cauchy
- * and Schwarz no sum over a run exceeds 2^30 and the little that rounding adds, and the shorter the run the finer the
- * unit. Sums over runs are float32. */
+/* short_rows.c: rows as 16-bit integers, for machines with AVX-512 VNNI. Products are exact in 32 bits, at twice
+ * float32's rate. Each run of CHUNK coordinates has a scale of its own, that of its norm: by Cauchy and Schwarz no sum
+ * over a run exceeds 2^30 and the little that rounding adds, and the shorter the run the finer the unit. Sums over runs
+ * are float32. */
 #if defined(__x86_64__)
 #include "isa/vnni.h"
-#include "recovery.h"
+#include "kernels.h"
 #include <math.h>
 
-#define ROWS_AT_ONCE 6
-
-/* gcc 12 spills the accumulators of the intrinsic */
-static inline __attribute__((always_inline)) __m512i dpwssd(__m512i acc, __m512i a, __m512i b)
-{
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-    return acc;
-}
+#define ROWS_AT_ONCE 6 /* rows of signals, times one panel of atoms: their sums fill the registers */
 
 static __mmask16 first(int64_t n) /* lanes */
 {
@@ -59,9 +52,9 @@ static float chunk_norm(int64_t d, const float *a, int64_t from)
     return norm > 1e-30f ? norm : 0; /* less is not worth a unit, which must not be subnormal */
 }
 
-double atoms_round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_t *to, float *units)
+static double round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_t *to, float *units)
 {
-    double lost[PANEL] = {0}, most = 0;
+    double lost[PANEL_ATOMS] = {0}, most = 0;
     for (int64_t c = 0; c < CHUNKS(ld); c++) {
         float norm = 0;
         for (int64_t i = 0; i < n; i++)
@@ -74,79 +67,75 @@ double atoms_round_rows(int64_t n, int64_t d, const float *a, int64_t ld, int16_
     return sqrt(most) * (1 + 0x1p-20);
 }
 
-atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, atoms_units *u)
+/* m rows times the atoms of some panels. */
+typedef struct {
+    int64_t m, ld, panels;
+    const int16_t *rows;      /* (m, ld) */
+    const float *units;       /* theirs: (m / share, chunks) */
+    int64_t share;            /* so many rows have the same units */
+    const int32_t *packed;    /* (panels, ld / 2, PANEL_ATOMS) */
+    const float *panel_units; /* (panels, chunks) */
+} factors;
+
+/* Rows of length ld: one of the two is NULL. */
+typedef struct {
+    float *full;
+    int16_t *rounded; /* SHORT_ONEths */
+    int64_t ld;
+} result;
+
+/* acc[a][b] = coordinates k to end of row[a] times those of 16 atoms, which lie from `from` on; exact. */
+static inline __attribute__((always_inline)) void sum_chunk(__m512i acc[ROWS_AT_ONCE][4],
+                                                            const int16_t *const row[ROWS_AT_ONCE], int64_t k,
+                                                            int64_t end, const int32_t *from)
 {
-    int64_t ld = (d + 1) / 2 * 2, blocks = n / PANEL;
-    *u = (atoms_units){.ld = ld};
-    u->rows = atoms_alloc(n * ld, sizeof *u->rows);
-    u->units = atoms_alloc(blocks * CHUNKS(ld), sizeof *u->units);
-    u->panels = atoms_alloc(n * ld / 2, sizeof *u->panels);
-    double *errors = atoms_calloc(blocks, sizeof *errors);
-    bool ok = u->rows && u->units && u->panels && errors;
-#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static)
-    for (int64_t b = 0; b < (ok ? blocks : 0); b++) {
-        int16_t *rows = u->rows + b * PANEL * ld;
-        errors[b] = atoms_round_rows(PANEL, d, a + b * PANEL * d, ld, rows, u->units + b * CHUNKS(ld));
-        int32_t *panel = u->panels + b * PANEL * (ld / 2);
-        for (int64_t c = 0; c < ld / 2; c += 16) /* blocked: both sides stay in cache */
-            for (int64_t i = 0; i < PANEL; i++)
-                for (int64_t k = c; k < ATOMS_MIN(c + 16, ld / 2); k++)
-                    memcpy(panel + k * PANEL + i, rows + i * ld + 2 * k, 4);
+#pragma GCC unroll 6
+    for (int a = 0; a < ROWS_AT_ONCE; a++)
+#pragma GCC unroll 4
+        for (int b = 0; b < 4; b++)
+            acc[a][b] = _mm512_setzero_si512();
+    for (; k < end; k += 2, from += PANEL_ATOMS) {
+        __m512i v[4];
+#pragma GCC unroll 4
+        for (int b = 0; b < 4; b++)
+            v[b] = _mm512_load_si512(from + 16 * b);
+#pragma GCC unroll 6
+        for (int a = 0; a < ROWS_AT_ONCE; a++) {
+            int32_t two;
+            memcpy(&two, row[a] + k, 4);
+            __m512i w = _mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (int b = 0; b < 4; b++)
+                acc[a][b] = pmadd(acc[a][b], v[b], w);
+        }
     }
-    for (int64_t b = 0; b < (ok ? blocks : 0); b++)
-        u->error = ATOMS_MAX(u->error, errors[b]);
-    atoms_free(errors);
-    return ok ? ATOMS_OK : ATOMS_ERR_MEMORY;
 }
 
-/* One panel of 64 atoms stays in the second-level cache while all rows pass by, six at a time. `share` rows have the
- * same units. */
-static inline __attribute__((always_inline)) void products(int64_t m, const int16_t *rows, const float *units,
-                                                           int64_t share, int64_t ld, int64_t panels,
-                                                           const int32_t *packed, const float *panel_units, float *out,
-                                                           int16_t *coarse, int64_t out_ld)
+/* One panel stays in the second-level cache while all rows pass by, six at a time. */
+static inline __attribute__((always_inline)) void multiply(factors f, result out)
 {
-    int64_t chunks = CHUNKS(ld);
-    for (int64_t p = 0; p < panels; p++, packed += ld / 2 * PANEL, panel_units += chunks)
-        for (int64_t i = 0; i < m; i += ROWS_AT_ONCE) {
+    const int64_t chunks = CHUNKS(f.ld);
+    for (int64_t p = 0; p < f.panels; p++, f.packed += f.ld / 2 * PANEL_ATOMS, f.panel_units += chunks)
+        for (int64_t i = 0; i < f.m; i += ROWS_AT_ONCE) {
             __m512 total[ROWS_AT_ONCE][4];
             const int16_t *row[ROWS_AT_ONCE];
             const float *unit[ROWS_AT_ONCE];
 #pragma GCC unroll 6
             for (int a = 0; a < ROWS_AT_ONCE; a++) {
-                int64_t r = ATOMS_MIN(i + a, m - 1);
-                row[a] = rows + r * ld;
-                unit[a] = units + r / share * chunks;
+                int64_t r = ATOMS_MIN(i + a, f.m - 1);
+                row[a] = f.rows + r * f.ld;
+                unit[a] = f.units + r / f.share * chunks;
 #pragma GCC unroll 4
                 for (int b = 0; b < 4; b++)
                     total[a][b] = _mm512_setzero_ps();
             }
-            const int32_t *from = packed;
             for (int64_t c = 0; c < chunks; c++) {
                 __m512i acc[ROWS_AT_ONCE][4];
-#pragma GCC unroll 6
-                for (int a = 0; a < ROWS_AT_ONCE; a++)
-#pragma GCC unroll 4
-                    for (int b = 0; b < 4; b++)
-                        acc[a][b] = _mm512_setzero_si512();
-                for (int64_t k = c * CHUNK; k < ATOMS_MIN(ld, (c + 1) * CHUNK); k += 2, from += PANEL) {
-                    __m512i v[4];
-#pragma GCC unroll 4
-                    for (int b = 0; b < 4; b++)
-                        v[b] = _mm512_load_si512(from + 16 * b);
-#pragma GCC unroll 6
-                    for (int a = 0; a < ROWS_AT_ONCE; a++) {
-                        int32_t two;
-                        memcpy(&two, row[a] + k, 4);
-                        __m512i w = _mm512_set1_epi32(two);
-#pragma GCC unroll 4
-                        for (int b = 0; b < 4; b++)
-                            acc[a][b] = dpwssd(acc[a][b], v[b], w);
-                    }
-                }
+                sum_chunk(acc, row, c * CHUNK, ATOMS_MIN(f.ld, (c + 1) * CHUNK),
+                          f.packed + c * (CHUNK / 2) * PANEL_ATOMS);
 #pragma GCC unroll 6
                 for (int a = 0; a < ROWS_AT_ONCE; a++) {
-                    __m512 scale = _mm512_set1_ps(unit[a][c] * panel_units[c]);
+                    __m512 scale = _mm512_set1_ps(unit[a][c] * f.panel_units[c]);
 #pragma GCC unroll 4
                     for (int b = 0; b < 4; b++)
                         total[a][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[a][b]), scale, total[a][b]);
@@ -154,39 +143,47 @@ static inline __attribute__((always_inline)) void products(int64_t m, const int1
             }
 #pragma GCC unroll 6
             for (int a = 0; a < ROWS_AT_ONCE; a++) {
-                if (i + a >= m)
+                if (i + a >= f.m)
                     break;
-                int64_t at = (i + a) * out_ld + p * PANEL;
+                int64_t at = (i + a) * out.ld + p * PANEL_ATOMS;
 #pragma GCC unroll 4
                 for (int b = 0; b < 4; b++)
-                    if (coarse)
-                        store_short(coarse + at + 16 * b, total[a][b]);
+                    if (out.rounded)
+                        store_short(out.rounded + at + 16 * b, total[a][b]);
                     else
-                        _mm512_storeu_ps(out + at + 16 * b, total[a][b]);
+                        _mm512_storeu_ps(out.full + at + 16 * b, total[a][b]);
             }
         }
 }
 
-void atoms_unit_products(int64_t m, const int16_t *rows, const float *units, const atoms_units *u, int64_t panels,
-                         float *out, int64_t out_ld)
+static void multiply_signals(int64_t m, const int16_t *rows, const float *units, const atoms_units *u, int64_t panels,
+                             float *out, int64_t out_ld)
 {
-    products(m, rows, units, 1, u->ld, panels, u->panels, u->units, out, NULL, out_ld);
+    multiply((factors){m, u->ld, panels, rows, units, 1, u->panels, u->units}, (result){out, NULL, out_ld});
 }
 
-void atoms_unit_gram(const atoms_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out,
-                     int64_t out_ld)
+static void multiply_atoms(const atoms_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out,
+                           int64_t out_ld)
 {
-    int64_t chunks = CHUNKS(u->ld);
-    products(rows, u->rows + i * u->ld, u->units + i / PANEL * chunks, PANEL, u->ld, cols / PANEL,
-             u->panels + j * (u->ld / 2), u->units + j / PANEL * chunks, NULL, out, out_ld);
+    const int64_t chunks = CHUNKS(u->ld);
+    multiply((factors){.m = rows,
+                       .ld = u->ld,
+                       .panels = cols / PANEL_ATOMS,
+                       .rows = u->rows + i * u->ld,
+                       .units = u->units + i / PANEL_ATOMS * chunks,
+                       .share = PANEL_ATOMS,
+                       .packed = u->panels + j * (u->ld / 2),
+                       .panel_units = u->units + j / PANEL_ATOMS * chunks},
+             (result){NULL, out, out_ld});
 }
 
-void atoms_round_gram(int64_t n, const float *a, int16_t *to)
+static void round_gram(int64_t n, const float *a, int16_t *to)
 {
     for (int64_t j = 0; j < n; j += 16)
         store_short(to + j, _mm512_loadu_ps(a + j));
 }
 
+const struct short_kernels atoms_short_rows_vnni = {round_rows, multiply_signals, multiply_atoms, round_gram};
 #else
 typedef int atoms_not_x86;
 #endif

@@ -138,7 +138,7 @@ TEST(recovery_short_products_keep_their_bounds)
     for (int k = 0; k < 7 && ctx->kernels->short_rows; k++) {
         int64_t d = sizes[k];
         double lost[M];
-        atoms_units u;
+        dict_units u;
         const struct short_kernels *kernels = ctx->kernels->short_rows;
         for (int i = 0; i < M; i++)
             unit_row(d, i, x + i * d, &seed);
@@ -146,7 +146,7 @@ TEST(recovery_short_products_keep_their_bounds)
             unit_row(d, i < NP - 5 ? i : 2, atoms + i * d, &seed);
         memset(atoms + (NP - 5) * d, 0, (size_t)(5 * d) * sizeof *atoms);
         memcpy(atoms, x, (size_t)d * sizeof *x); /* one product is 1 */
-        CHECK(atoms_units_new(ctx, NP, d, atoms, &u) == ATOMS_OK);
+        CHECK(dict_units_new(ctx, NP, d, atoms, &u) == ATOMS_OK);
         for (int i = 0; i < M; i++)
             lost[i] = kernels->round_rows(1, d, x + i * d, u.ld, rows + i * u.ld, units + i * CHUNKS(u.ld));
         kernels->products(M, rows, units, &u, NP / PANEL_ATOMS, out, NP);
@@ -167,7 +167,7 @@ TEST(recovery_short_products_keep_their_bounds)
         kernels->round_gram(PANEL_ATOMS * NP, exact, fine);
         for (int i = 0; i < PANEL_ATOMS * NP; i++)
             CHECK(fabs((double)fine[i] / SHORT_ONE - (double)exact[i]) <= SHORT_ERROR);
-        atoms_units_free(&u);
+        dict_units_free(&u);
     }
     atoms_ctx_free(ctx);
 }

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-signal_kind atoms_load_signal(atoms_rows x, int64_t i, double *out, double *scale)
+signal_kind dict_load_signal(atoms_rows x, int64_t i, double *out, double *scale)
 {
     atoms_to_f64(atoms_some_rows(x, i, 1), out);
     *scale = atoms_norm(x.d, out);
@@ -19,7 +19,7 @@ signal_kind atoms_load_signal(atoms_rows x, int64_t i, double *out, double *scal
 static atoms_status load_atoms(atoms_rows atoms, atoms_dict *h, double *row)
 {
     for (int64_t i = 0; i < h->n; i++) {
-        if (atoms_load_signal(atoms, i, row, &h->norm[i]) == SIGNAL_NONFINITE)
+        if (dict_load_signal(atoms, i, row, &h->norm[i]) == SIGNAL_NONFINITE)
             return ATOMS_ERR_NONFINITE;
         for (int64_t j = 0; j < h->d; j++)
             if (h->type == ATOMS_F64)
@@ -55,7 +55,7 @@ atoms_status atoms_dict_new(const atoms_ctx *ctx, atoms_rows atoms, atoms_dtype 
     return status;
 }
 
-void atoms_units_free(atoms_units *u)
+void dict_units_free(dict_units *u)
 {
     atoms_free(u->rows);
     atoms_free(u->units);
@@ -71,12 +71,12 @@ void atoms_dict_free(atoms_dict *dict)
     atoms_free(dict->gram);
     atoms_free(dict->coarse);
     atoms_free(dict->fine);
-    atoms_units_free(&dict->units);
+    dict_units_free(&dict->units);
     free(dict);
 }
 
 /* What gram.c publishes. */
-atoms_dict atoms_dict_view(const atoms_dict *dict)
+atoms_dict dict_view(const atoms_dict *dict)
 {
     int16_t *coarse = __atomic_load_n(&dict->coarse, __ATOMIC_ACQUIRE);
     int32_t *panels = __atomic_load_n(&dict->units.panels, __ATOMIC_ACQUIRE);
@@ -92,7 +92,7 @@ atoms_dict atoms_dict_view(const atoms_dict *dict)
                        .coarse = coarse,
                        .fine = fine};
     if (panels)
-        view.units = (atoms_units){dict->units.ld, dict->units.error, NULL, dict->units.units, panels};
+        view.units = (dict_units){dict->units.ld, dict->units.error, NULL, dict->units.units, panels};
     if (coarse)
         view.coarse_error = dict->coarse_error;
     return view;

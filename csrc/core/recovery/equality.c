@@ -5,37 +5,14 @@
  * fails a primal-dual interior-point method (Mehrotra's predictor and corrector) solves the linear programme
  *   min w . (u + v)  s.t.  D'(u - v) = x, u >= 0, v >= 0;   slacks p = w - D y, q = w + D y,
  * whose steps solve D' diag(u/p + v/q) D dy = rhs, d x d. */
-#include "kernels.h"
+#include "equality.h"
 
 #include <math.h>
 
 #define LIKELY_SHARE 2 /* matching pursuit is tried with up to d / LIKELY_SHARE atoms */
 
-/* A tile on its way: one signal after the other. n atoms, d coordinates. */
-typedef struct {
-    const atoms_ctx *ctx;
-    const atoms_dict *dict;
-    const atoms_basis_params *params;
-    const codes_tile *tile;
-    int64_t n, d;
-    const double *atoms;        /* (n, d) unit rows */
-    double *x;                  /* (d) the signal at unit norm */
-    double *w, *dy_all;         /* (n) weights; D dy */
-    double *u, *v, *p, *q;      /* (n) as above */
-    double *du, *dv, *dp, *dq;  /* (n) their directions */
-    double *cu, *cv, *ry;       /* (n) complementarity's targets; what they ask of dy */
-    double *y, *dy, *rhs, *rx;  /* (d) dual point; direction; right-hand side; what z lacks of x */
-    double *m, *scaled;         /* (d, d) matrix of a step or of a set; (n, d) atoms times their weight in it */
-    double *z;                  /* (n) u - v */
-    int32_t *set;               /* (max(n, d)) the code: atoms */
-    double *zs;                 /* (n) and coefficients */
-    int64_t most;               /* atoms that matching pursuit may choose */
-    int32_t *likely;            /* (tile, most) atoms of its codes */
-    double *values, *residuals; /* (tile, most), (tile) of these */
-} job;
-
 /* The workspace of a tile: vectors of n | vectors of d | matrices | the code | codes of matching pursuit. */
-static void lay_out(atoms_arena *arena, job *r)
+static void lay_out(atoms_arena *arena, equality_job *r)
 {
     const int64_t n = r->n, d = r->d, signals = r->tile->x.n;
     double **long_ones[] = {&r->w,  &r->dy_all, &r->u,  &r->v,  &r->p,  &r->q, &r->du, &r->dv,
@@ -53,54 +30,23 @@ static void lay_out(atoms_arena *arena, job *r)
     ATOMS_TAKE(arena, r->residuals, signals);
 }
 
-/* out (n) = D y */
-static void times(const job *r, const double *y, double *out)
-{
-    const double *a = r->atoms;
-    for (int64_t j = 0; j < r->n; j++) {
-        double s = 0;
-        for (int64_t i = 0; i < r->d; i++)
-            s += a[j * r->d + i] * y[i];
-        out[j] = s;
-    }
-}
-
-/* out (d) = D' z */
-static void gather(const job *r, const double *z, double *out)
-{
-    const double *a = r->atoms;
-    memset(out, 0, (size_t)r->d * sizeof *out);
-    for (int64_t j = 0; j < r->n; j++)
-        if (z[j] != 0)
-            for (int64_t i = 0; i < r->d; i++)
-                out[i] += z[j] * a[j * r->d + i];
-}
-
-static double dot(int64_t n, const double *a, const double *b)
-{
-    double s = 0;
-    for (int64_t i = 0; i < n; i++)
-        s += a[i] * b[i];
-    return s;
-}
-
 /* sum w |z| - x . y over the m atoms of the code, for r->y scaled into the dual's feasible set. */
-static double certified_gap(job *r, int64_t m, double *l1)
+static double certified_gap(equality_job *r, int64_t m, double *l1)
 {
     double top = 0;
-    times(r, r->y, r->dy_all);
+    equality_times(r, r->y, r->dy_all);
     for (int64_t j = 0; j < r->n; j++)
         if (r->w[j] > 0)
             top = ATOMS_MAX(top, fabs(r->dy_all[j]) / r->w[j]);
     *l1 = 0;
     for (int64_t k = 0; k < m; k++)
         *l1 += r->w[r->set[k]] * fabs(r->zs[k]);
-    double dual = dot(r->d, r->x, r->y) / ATOMS_MAX(top, 1);
+    double dual = equality_dot(r->d, r->x, r->y) / ATOMS_MAX(top, 1);
     return *l1 - dual;
 }
 
 /* Least squares on the first m atoms of the set: r->zs and, from signs, the y of least norm. False where dependent. */
-static bool fit_set(job *r, int64_t m, double *y)
+static bool fit_set(equality_job *r, int64_t m, double *y)
 {
     const double *a = r->atoms;
     const int32_t *set = r->set;
@@ -109,8 +55,8 @@ static bool fit_set(job *r, int64_t m, double *y)
         return false;
     for (int64_t i = 0; i < m; i++) {
         for (int64_t j = 0; j <= i; j++)
-            r->m[i * d + j] = dot(d, a + set[i] * d, a + set[j] * d);
-        r->rhs[i] = dot(d, a + set[i] * d, r->x);
+            r->m[i * d + j] = equality_dot(d, a + set[i] * d, a + set[j] * d);
+        r->rhs[i] = equality_dot(d, a + set[i] * d, r->x);
     }
     if (atoms_cholesky(m, r->m, d, 1e-12) < m)
         return false;
@@ -128,7 +74,7 @@ static bool fit_set(job *r, int64_t m, double *y)
 }
 
 /* |x - z D| over the first m atoms of the code */
-static double residual_of(const job *r, int64_t m)
+static double residual_of(const equality_job *r, int64_t m)
 {
     const double *a = r->atoms;
     double sum = 0;
@@ -141,173 +87,9 @@ static double residual_of(const job *r, int64_t m)
     return sqrt(sum);
 }
 
-/* Longest step a <= 1 that keeps x + a dx >= 0 */
-static double longest(int64_t n, const double *x, const double *dx)
-{
-    double a = 1;
-    for (int64_t j = 0; j < n; j++)
-        if (dx[j] < 0)
-            a = ATOMS_MIN(a, -x[j] / dx[j]);
-    return a;
-}
-
-/* Cholesky with the inner products along rows, for the d x d systems. Adds to a pivot that is not positive enough what
- * makes the coordinate inert: a direction without atoms. */
-static void factorise(int64_t d, double *m)
-{
-    double top = 0;
-    for (int64_t i = 0; i < d; i++)
-        top = ATOMS_MAX(top, m[i * d + i]);
-    for (int64_t i = 0; i < d; i++) {
-        double *row = m + i * d;
-        for (int64_t j = 0; j < i; j++)
-            row[j] = (row[j] - dot(j, row, m + j * d)) / m[j * d + j];
-        double pivot = row[i] - dot(i, row, row);
-        row[i] = pivot > 1e-15 * top ? sqrt(pivot) : 1e64;
-    }
-}
-
-/* The direction for complementarity's targets:
- *   D'(du - dv) = rx;  dp = -D dy, dq = D dy;  p du + u dp = cu, q dv + v dq = cv */
-static void direction(job *r)
-{
-    const int64_t n = r->n;
-    for (int64_t j = 0; j < n; j++)
-        r->ry[j] = r->cu[j] / r->p[j] - r->cv[j] / r->q[j];
-    gather(r, r->ry, r->rhs);
-    for (int64_t i = 0; i < r->d; i++)
-        r->dy[i] = r->rx[i] - r->rhs[i];
-    atoms_cholesky_solve(r->d, r->m, r->d, r->dy);
-    times(r, r->dy, r->dy_all);
-    for (int64_t j = 0; j < n; j++) {
-        r->dp[j] = -r->dy_all[j];
-        r->dq[j] = r->dy_all[j];
-        r->du[j] = (r->cu[j] - r->u[j] * r->dp[j]) / r->p[j];
-        r->dv[j] = (r->cv[j] - r->v[j] * r->dq[j]) / r->q[j];
-    }
-}
-
-static void normal_matrix(job *r)
-{
-    const double *a = r->atoms;
-    int64_t n = r->n, d = r->d;
-    for (int64_t j = 0; j < n; j++) {
-        double t = r->u[j] / r->p[j] + r->v[j] / r->q[j];
-        for (int64_t i = 0; i < d; i++)
-            r->scaled[j * d + i] = t * a[j * d + i];
-    }
-    atoms_gemm_f64(r->ctx, (atoms_mnk){d, d, n}, (atoms_f64_in){r->scaled, 1, d}, (atoms_f64_in){a, d, 1}, 0,
-                   (atoms_f64_out){r->m, d, 1});
-    factorise(d, r->m);
-}
-
-/* Where the interior point begins: y = 0, z = D x, u and v pushed off zero. Zero atoms stay where they start and count for
- * nothing: their weight is one, their row zero. */
-static void start(job *r)
-{
-    memset(r->y, 0, (size_t)r->d * sizeof(double));
-    times(r, r->x, r->dy_all);
-    double top = 0;
-    for (int64_t j = 0; j < r->n; j++)
-        top = ATOMS_MAX(top, fabs(r->dy_all[j]));
-    for (int64_t j = 0; j < r->n; j++) {
-        r->u[j] = ATOMS_MAX(r->dy_all[j], 0) + top;
-        r->v[j] = ATOMS_MAX(-r->dy_all[j], 0) + top;
-        r->p[j] = r->q[j] = r->w[j];
-    }
-}
-
-/* z and rx of the point; how far it is off: complementarity mu, to be compared with l1, and the largest of rx. */
-typedef struct {
-    double mu, l1, off;
-} distance;
-static distance measure(job *r)
-{
-    distance far = {0};
-    for (int64_t j = 0; j < r->n; j++) {
-        r->z[j] = r->u[j] - r->v[j];
-        far.mu += r->u[j] * r->p[j] + r->v[j] * r->q[j];
-        far.l1 += r->w[j] * (r->u[j] + r->v[j]);
-    }
-    gather(r, r->z, r->rx);
-    for (int64_t i = 0; i < r->d; i++) {
-        r->rx[i] = r->x[i] - r->rx[i];
-        far.off = ATOMS_MAX(far.off, fabs(r->rx[i]));
-    }
-    return far;
-}
-
-/* Longest steps along the direction: of u and v, and of p and q. */
-static double longest_primal(const job *r)
-{
-    return ATOMS_MIN(longest(r->n, r->u, r->du), longest(r->n, r->v, r->dv));
-}
-
-static double longest_dual(const job *r)
-{
-    return ATOMS_MIN(longest(r->n, r->p, r->dp), longest(r->n, r->q, r->dq));
-}
-
-/* Mehrotra's direction: towards complementarity zero, then towards the centre that this suggests. */
-static void predict_and_correct(job *r, double mu)
-{
-    const int64_t n = r->n;
-    normal_matrix(r);
-    for (int64_t j = 0; j < n; j++) {
-        r->cu[j] = -r->u[j] * r->p[j];
-        r->cv[j] = -r->v[j] * r->q[j];
-    }
-    direction(r);
-    double primal = longest_primal(r), dual = longest_dual(r), mu_affine = 0;
-    for (int64_t j = 0; j < n; j++)
-        mu_affine += (r->u[j] + primal * r->du[j]) * (r->p[j] + dual * r->dp[j]) +
-                     (r->v[j] + primal * r->dv[j]) * (r->q[j] + dual * r->dq[j]);
-    double share = mu_affine / mu, centre = share * share * share * mu / (2 * (double)n);
-    for (int64_t j = 0; j < n; j++) {
-        r->cu[j] = centre - r->u[j] * r->p[j] - r->du[j] * r->dp[j];
-        r->cv[j] = centre - r->v[j] * r->q[j] - r->dv[j] * r->dq[j];
-    }
-    direction(r);
-}
-
-/* Most of the longest steps along the direction; false where there is none to speak of. */
-static bool advance(job *r)
-{
-    double primal = 0.9995 * longest_primal(r), dual = 0.9995 * longest_dual(r);
-    for (int64_t j = 0; j < r->n; j++) {
-        r->u[j] += primal * r->du[j];
-        r->v[j] += primal * r->dv[j];
-        r->p[j] += dual * r->dp[j];
-        r->q[j] += dual * r->dq[j];
-    }
-    for (int64_t i = 0; i < r->d; i++)
-        r->y[i] += dual * r->dy[i];
-    return !(primal < 1e-10 && dual < 1e-10);
-}
-
-/* Interior point: r->z (n, dense) and r->y. Returns the steps taken. */
-static int32_t interior(job *r, double tol)
-{
-    start(r);
-    int32_t step = 0, stalls = 0;
-    double last_mu = INFINITY, last_off = INFINITY;
-    for (; step < r->params->max_steps && stalls < 3 && atoms_team_ask(r->tile->team) == ATOMS_OK; step++) {
-        distance far = measure(r);
-        if (far.mu <= 0.1 * tol * far.l1 && (far.off < 1e-10 || far.off > 0.5 * last_off))
-            break;
-        last_off = far.off;
-        stalls = far.mu > 0.9 * last_mu ? stalls + 1 : 0; /* as far as rounding lets it go */
-        last_mu = far.mu;
-        predict_and_correct(r, far.mu);
-        if (!advance(r))
-            break;
-    }
-    return step;
-}
-
 /* The interior point's support: atoms that carry more than rounding, refitted where that keeps the constraint; else all
  * of them as they are. Returns how many. */
-static int64_t clean(job *r)
+static int64_t clean(equality_job *r)
 {
     double top = 0;
     int64_t m = 0, n = r->n;
@@ -329,7 +111,7 @@ static int64_t clean(job *r)
 }
 
 /* The first m atoms of the code, increasing already, into row i of the tile. */
-static void write_code(const job *r, int64_t i, int64_t m, double scale, int status, double gap)
+static void write_code(const equality_job *r, int64_t i, int64_t m, double scale, int status, double gap)
 {
     const atoms_codes *out = &r->tile->out;
     int32_t *indices = out->indices + i * out->width, count = 0;
@@ -352,7 +134,7 @@ static void write_code(const job *r, int64_t i, int64_t m, double scale, int sta
 }
 
 /* Matching pursuit to the end: the point of the span nearest to the signal, *m atoms. */
-static atoms_status nearest(job *r, int64_t i, int64_t *m)
+static atoms_status nearest(equality_job *r, int64_t i, int64_t *m)
 {
     const atoms_omp_params p = {.n_nonzero = ATOMS_MIN(r->n, r->d), .tol = -1};
     int32_t count = 0, steps = 0;
@@ -369,7 +151,7 @@ static atoms_status nearest(job *r, int64_t i, int64_t *m)
 }
 
 /* Signal i of the tile, of norm `scale`: the code that matching pursuit found, proved or improved. */
-static atoms_status solve(job *r, int64_t i, double scale)
+static atoms_status solve(equality_job *r, int64_t i, double scale)
 {
     const double tol = r->params->tol;
     int64_t m = r->tile->out.counts[i];
@@ -383,7 +165,7 @@ static atoms_status solve(job *r, int64_t i, double scale)
             return ATOMS_OK;
         }
     }
-    r->tile->out.steps[i] += interior(r, ATOMS_MIN(tol, 1e-9));
+    r->tile->out.steps[i] += equality_interior(r, ATOMS_MIN(tol, 1e-9));
     m = clean(r);
     gap = certified_gap(r, m, &l1);
     if (residual_of(r, m) > 1e-7) {
@@ -399,7 +181,7 @@ static atoms_status solve(job *r, int64_t i, double scale)
 }
 
 /* The tile's signals by matching pursuit: r->likely, counts, status and steps; what is left of each. */
-static atoms_status try_greedy(job *r)
+static atoms_status try_greedy(equality_job *r)
 {
     const atoms_omp_params p = {.n_nonzero = r->most, .tol = -1};
     codes_tile greedy = *r->tile;
@@ -410,13 +192,13 @@ static atoms_status try_greedy(job *r)
     return omp_code(r->ctx, r->dict, &p, &greedy);
 }
 
-static atoms_status solve_all(job *r)
+static atoms_status solve_all(equality_job *r)
 {
     const atoms_codes *out = &r->tile->out;
     atoms_status status = try_greedy(r);
     for (int64_t i = 0; status == ATOMS_OK && i < r->tile->x.n; i++) {
         double scale;
-        signal_kind kind = atoms_load_signal(r->tile->x, i, r->x, &scale);
+        signal_kind kind = dict_load_signal(r->tile->x, i, r->x, &scale);
         if (out->gap)
             out->gap[i] = kind == SIGNAL_NONFINITE ? NAN : 0;
         if (out->residual)
@@ -432,7 +214,7 @@ static atoms_status solve_all(job *r)
 
 atoms_status equality_tile(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, const codes_tile *tile)
 {
-    job r = {
+    equality_job r = {
         .ctx = ctx, .dict = dict, .params = params, .tile = tile, .n = dict->n, .d = dict->d, .atoms = dict->atoms};
     r.most = ATOMS_MAX(1, ATOMS_MIN(dict->n, dict->d) / LIKELY_SHARE);
     atoms_arena arena = {0};

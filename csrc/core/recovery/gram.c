@@ -17,7 +17,7 @@
                 ((T *)gram)[(j + c) * np + i + k] = ((T *)gram)[(i + k) * np + j + c];
 
 /* One tile of the lower triangle by a product, and its mirror image. u: of a coarse matrix, else NULL. */
-static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_units *u, void *gram, int64_t i,
+static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, const dict_units *u, void *gram, int64_t i,
                       int64_t j)
 {
     int64_t np = dict->np, d = dict->d, rows = ATOMS_MIN(GRAM_TILE, np - i), cols = ATOMS_MIN(GRAM_TILE, np - j);
@@ -37,7 +37,7 @@ static void gram_tile(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_
     }
 }
 
-static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_units *u, void *gram)
+static atoms_status fill_gram(const atoms_ctx *ctx, const atoms_dict *dict, const dict_units *u, void *gram)
 {
     int64_t tiles = (dict->np + GRAM_TILE - 1) / GRAM_TILE, pairs = tiles * (tiles + 1) / 2;
     atoms_team team = {.ctx = ctx};
@@ -91,7 +91,7 @@ static bool takes_units(const atoms_ctx *ctx, const atoms_dict *dict)
 }
 
 /* Keeps the panels alone: the rows have served. */
-static void publish_units(atoms_dict *dict, atoms_units *u)
+static void publish_units(atoms_dict *dict, dict_units *u)
 {
     atoms_free(u->rows);
     dict->units.ld = u->ld;
@@ -100,11 +100,11 @@ static void publish_units(atoms_dict *dict, atoms_units *u)
     PUBLISH(dict->units.panels, u->panels);
 }
 
-atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, atoms_units *u)
+atoms_status dict_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, dict_units *u)
 {
     const struct short_kernels *kernels = ctx->kernels->short_rows;
     const int64_t ld = atoms_whole(d, 2), panels = n / PANEL_ATOMS;
-    *u = (atoms_units){.ld = ld};
+    *u = (dict_units){.ld = ld};
     u->rows = atoms_alloc(n * ld, sizeof *u->rows);
     u->units = atoms_alloc(panels * CHUNKS(ld), sizeof *u->units);
     u->panels = atoms_alloc(n * ld / 2, sizeof *u->panels);
@@ -130,17 +130,17 @@ atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict)
 {
     if (!takes_units(ctx, dict) || dict->units.panels)
         return ATOMS_OK;
-    atoms_units units;
-    atoms_status status = atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &units);
+    dict_units units;
+    atoms_status status = dict_units_new(ctx, dict->np, dict->d, dict->atoms, &units);
     if (status == ATOMS_OK)
         publish_units(dict, &units);
     else
-        atoms_units_free(&units);
+        dict_units_free(&units);
     return status;
 }
 
 /* gram (np, np) from the units; *keep: whether it is of use. */
-static atoms_status fill_coarse(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_units *units, int16_t *gram,
+static atoms_status fill_coarse(const atoms_ctx *ctx, const atoms_dict *dict, const dict_units *units, int16_t *gram,
                                 bool *keep)
 {
     gram_tile(ctx, dict, units, gram, 0, 0);
@@ -155,15 +155,15 @@ atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict)
     if (dict->np > INT64_MAX / dict->np)
         return ATOMS_ERR_MEMORY;
     int16_t *gram = atoms_alloc(dict->np * dict->np, sizeof *gram);
-    atoms_units units = {0};
+    dict_units units = {0};
     bool keep = false;
-    atoms_status status = gram ? atoms_units_new(ctx, dict->np, dict->d, dict->atoms, &units) : ATOMS_ERR_MEMORY;
+    atoms_status status = gram ? dict_units_new(ctx, dict->np, dict->d, dict->atoms, &units) : ATOMS_ERR_MEMORY;
     if (status == ATOMS_OK)
         status = fill_coarse(ctx, dict, &units, gram, &keep);
     if (status < 0 || !keep)
         atoms_free(gram);
     if (status < 0) {
-        atoms_units_free(&units);
+        dict_units_free(&units);
         return status;
     }
     double e = units.error;
@@ -194,7 +194,7 @@ static void correlate_short(const atoms_ctx *ctx, const atoms_dict *dict, int64_
                             float *out)
 {
     const struct short_kernels *kernels = ctx->kernels->short_rows;
-    const atoms_units *u = &dict->units;
+    const dict_units *u = &dict->units;
     for (int64_t i = 0; i < n; i++) {
         const float *row = x + i * dict->d;
         double lost =
@@ -207,8 +207,8 @@ static void correlate_short(const atoms_ctx *ctx, const atoms_dict *dict, int64_
     kernels->products(n, room.rows, room.units, u, dict->np / PANEL_ATOMS, out, dict->np);
 }
 
-void atoms_correlate(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, short_signals room,
-                     void *out)
+void dict_correlate(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, short_signals room,
+                    void *out)
 {
     const atoms_mnk size = {n, dict->np, dict->d};
     if (room.rows)

@@ -46,11 +46,11 @@ struct short_kernels {
      * largest norm of what that took. */
     double (*round_rows)(int64_t n, int64_t d, const float *a, int64_t ld, int16_t *to, float *units);
     /* out (m, 64 panels; rows of length out_ld) = rows, of one signal's units each, times atoms. */
-    void (*products)(int64_t m, const int16_t *rows, const float *units, const atoms_units *u, int64_t panels,
+    void (*products)(int64_t m, const int16_t *rows, const float *units, const dict_units *u, int64_t panels,
                      float *out, int64_t out_ld);
     /* out (rows, cols; rows of length out_ld) = u's rows i ... times its rows j ..., in SHORT_ONEths; i, j, rows and
      * cols are multiples of PANEL_ATOMS. */
-    void (*gram)(const atoms_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out, int64_t out_ld);
+    void (*gram)(const dict_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out, int64_t out_ld);
     /* n products of unit rows, a multiple of PANEL_ATOMS, in SHORT_ONEths. */
     void (*round_gram)(int64_t n, const float *a, int16_t *to);
 };

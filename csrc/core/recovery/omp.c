@@ -57,7 +57,7 @@ atoms_status omp_code(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_
 atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, atoms_rows x, const atoms_omp_params *params,
                        const atoms_codes *codes)
 {
-    const atoms_dict view = atoms_dict_view(shared), *dict = &view;
+    const atoms_dict view = dict_view(shared), *dict = &view;
     const int64_t n = x.n, most = params->n_nonzero;
     if (n < 0 || x.d != dict->d || most < 1 || most > ATOMS_MIN(dict->n, dict->d) || params->tol != params->tol ||
         (params->ols && params->nonnegative) || codes->width < most)

@@ -19,7 +19,7 @@ typedef struct {
     int16_t *rows;   /* (np, ld); NULL once a dictionary has them */
     float *units;    /* (np / PANEL_ATOMS, chunks) */
     int32_t *panels; /* (np / PANEL_ATOMS, ld / 2, PANEL_ATOMS): the rows, pairs of values of a panel side by side */
-} atoms_units;
+} dict_units;
 
 /* A product of a rounded row with a rounded atom is off by at most the norms that rounding took from either, their
  * product, and this for sums in float32. */
@@ -38,25 +38,25 @@ struct atoms_dict {
     void *atoms;         /* (np, d) unit rows; zero atoms and padding are zero rows */
     double *norm;        /* (n,) norms of the atoms as given */
     void *gram;          /* (np, np) products of unit rows, or NULL until atoms_dict_gram */
-    atoms_units units;   /* panels is NULL until atoms_dict_units */
+    dict_units units;    /* panels is NULL until atoms_dict_units */
     int16_t *coarse;     /* (np, np) products of `units`, rounded to 16 bits, or NULL: see atoms_dict_coarse */
     double coarse_error; /* no element of it is further from the true one */
     int16_t *fine;       /* (np, np) `gram` rounded to 16 bits, or NULL: see atoms_dict_fine */
 };
 
 /* The dictionary as it is now, for a whole call: another thread may add a Gram matrix meanwhile. */
-atoms_dict atoms_dict_view(const atoms_dict *dict);
-void atoms_units_free(atoms_units *u);
+atoms_dict dict_view(const atoms_dict *dict);
+void dict_units_free(dict_units *u);
 
 /* A signal, row i of x, as float64 and divided by its norm, `*scale`; what kind it is. A zero or a non-finite signal
  * gives zeros. */
 typedef enum { SIGNAL_OK, SIGNAL_ZERO, SIGNAL_NONFINITE } signal_kind;
-signal_kind atoms_load_signal(atoms_rows x, int64_t i, double *out, double *scale);
+signal_kind dict_load_signal(atoms_rows x, int64_t i, double *out, double *scale);
 
 /* ---------------------------------------------------------- products (gram.c) */
 
 /* Unit rows a (n, d), n a multiple of PANEL_ATOMS, in 16 bits. On failure the caller frees what there is. */
-atoms_status atoms_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, atoms_units *u);
+atoms_status dict_units_new(const atoms_ctx *ctx, int64_t n, int64_t d, const float *a, dict_units *u);
 
 /* Room for rows of signals in 16 bits. */
 typedef struct {
@@ -67,7 +67,7 @@ typedef struct {
 
 /* out (n, np) = correlations of rows x (n, d) of the dictionary's type with its atoms, by 16-bit products where there is
  * room for the rows. */
-void atoms_correlate(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, short_signals room,
-                     void *out);
+void dict_correlate(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, short_signals room,
+                    void *out);
 
 #endif

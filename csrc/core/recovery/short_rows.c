@@ -156,13 +156,13 @@ static inline __attribute__((always_inline)) void multiply(factors f, result out
         }
 }
 
-static void multiply_signals(int64_t m, const int16_t *rows, const float *units, const atoms_units *u, int64_t panels,
+static void multiply_signals(int64_t m, const int16_t *rows, const float *units, const dict_units *u, int64_t panels,
                              float *out, int64_t out_ld)
 {
     multiply((factors){m, u->ld, panels, rows, units, 1, u->panels, u->units}, (result){out, NULL, out_ld});
 }
 
-static void multiply_atoms(const atoms_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out,
+static void multiply_atoms(const dict_units *u, int64_t i, int64_t j, int64_t rows, int64_t cols, int16_t *out,
                            int64_t out_ld)
 {
     const int64_t chunks = CHUNKS(u->ld);

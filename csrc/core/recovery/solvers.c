@@ -37,9 +37,9 @@ static const struct code_kernels *kernels_for(const atoms_ctx *ctx, const atoms_
 static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, atoms_rows x, const void *params,
                         const atoms_codes *codes, codes_solver solve)
 {
-    atoms_dict view = atoms_dict_view(shared), *dict = &view;
+    atoms_dict view = dict_view(shared), *dict = &view;
     if (!ctx->kernels->short_rows)
-        view.units = (atoms_units){0};
+        view.units = (dict_units){0};
     const int64_t n = x.n, tiles = atoms_ceil_div(n, TILE_SIGNALS);
     atoms_team team = {.ctx = ctx};
     const codes_tile whole = {.x = x, .out = *codes, .stride = n, .team = &team};
@@ -58,6 +58,14 @@ static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, atoms_ro
 static bool fit(const atoms_dict *dict, atoms_rows x, const atoms_codes *codes, int64_t width)
 {
     return x.n >= 0 && x.d == dict->d && codes->width >= width;
+}
+
+/* For solvers that have no duality gap. */
+static atoms_codes without_gap(const atoms_codes *codes)
+{
+    atoms_codes out = *codes;
+    out.gap = NULL;
+    return out;
 }
 
 atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, const atoms_lasso_params *params,
@@ -85,7 +93,8 @@ atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, atoms_r
     if (!fit(dict, x, codes, params->n_nonzero) || params->n_nonzero < 1 ||
         params->n_nonzero > ATOMS_MIN(dict->n, dict->d) || params->max_steps < 1 || params->tol != params->tol)
         return ATOMS_ERR_ARGUMENT;
-    return run(ctx, dict, x, params, codes, kernels_for(ctx, dict)->pursuit);
+    const atoms_codes out = without_gap(codes);
+    return run(ctx, dict, x, params, &out, kernels_for(ctx, dict)->pursuit);
 }
 
 atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
@@ -93,7 +102,8 @@ atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, atoms
 {
     if (!fit(dict, x, codes, dict->n))
         return ATOMS_ERR_ARGUMENT;
-    return run(ctx, dict, x, params, codes, kernels_for(ctx, dict)->threshold);
+    const atoms_codes out = without_gap(codes);
+    return run(ctx, dict, x, params, &out, kernels_for(ctx, dict)->threshold);
 }
 
 atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, double *top)

@@ -69,7 +69,7 @@ enum {
 };
 #define FIRST_SHARE 0.3 /* of the worst violation: most smaller ones are not of the code, as long as little is fitted */
 
-/* Types of the templates. */
+/* Types of the templates, each explained where it is defined. */
 #define stored FN(stored)
 #define state FN(state)
 #define job FN(job)
@@ -77,6 +77,11 @@ enum {
 #define inputs FN(inputs)
 #define flight FN(flight)
 #define scratch FN(scratch)
+#define unit_code FN(unit_code)
+#define lasso_job FN(lasso_job)
+#define denoise_job FN(denoise_job)
+#define pursuit_job FN(pursuit_job)
+#define threshold_job FN(threshold_job)
 
 /* What a step's pass reads of the chosen atom: the row u itself, or a row of a Gram matrix, of T or of 16 bits. */
 typedef enum { U_ITSELF, GRAM_ROW, SHORT_ROW } pass_source;

@@ -105,6 +105,27 @@ TEST(recovery_short_memory)
     }
 }
 
+/* Signals that no code meets get the nearest one, or say that memory is short. */
+TEST(recovery_basis_infeasible_in_short_memory)
+{
+    static double atoms[ATOMS * D], x[N * D];
+    static codes c;
+    uint64_t seed = 4;
+    fill(atoms, ATOMS * D, &seed);
+    plant(atoms, x);
+    for (int j = 0; j < ATOMS; j++)
+        atoms[j * D] = 0;
+    atoms_ctx *ctx = atoms_test_context(0);
+    atoms_dict *dict = NULL;
+    CHECK(atoms_dict_new(ctx, rows_of(atoms, ATOMS), ATOMS_F64, &dict) == ATOMS_OK);
+    int nth;
+    CHECK_SHORT_MEMORY(nth, 200, run(ctx, dict, 2, x, &c));
+    for (int i = 0; i < N; i++)
+        CHECK(c.status[i] == ATOMS_SIGNAL_INFEASIBLE && fabs(c.residual[i] - fabs(x[i * D])) < 1e-6);
+    atoms_dict_free(dict);
+    atoms_ctx_free(ctx);
+}
+
 #if defined(__x86_64__)
 /* Row i is of unit norm; now and then one coordinate is all of it, or whole runs are zero. */
 static void unit_row(int64_t d, int i, float *row, uint64_t *seed)

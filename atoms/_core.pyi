@@ -141,6 +141,17 @@ def decode(
 
 # ---- recovery: a handle is a dictionary made ready
 
+SIGNAL_CONVERGED: int
+SIGNAL_DEPENDENT: int
+SIGNAL_LIMIT: int
+SIGNAL_NONFINITE: int
+SIGNAL_RANGE: int
+SIGNAL_INFEASIBLE: int
+PURSUIT_MP: int
+PURSUIT_GRADIENT: int
+PURSUIT_COSAMP: int
+PURSUIT_IHT: int
+
 def dict_new(ctx: Context, atoms: NDArray[Any], double_precision: bool, /) -> Any: ...
 def dict_gram(ctx: Context, handle: Any, units: bool, coarse: bool, /) -> None: ...
 def dict_units(ctx: Context, handle: Any, /) -> bool: ...
@@ -161,7 +172,6 @@ def omp(
     status: NDArray[Any],
     steps: NDArray[Any],
     residual: NDArray[Any] | None,
-    /,
 ) -> None: ...
 def lasso(
     ctx: Context,
@@ -178,7 +188,6 @@ def lasso(
     steps: NDArray[Any],
     residual: NDArray[Any] | None,
     gap: NDArray[Any],
-    /,
 ) -> None: ...
 def basis(
     ctx: Context,
@@ -194,7 +203,6 @@ def basis(
     steps: NDArray[Any],
     residual: NDArray[Any] | None,
     gap: NDArray[Any],
-    /,
 ) -> None: ...
 def pursuit(
     ctx: Context,
@@ -210,7 +218,6 @@ def pursuit(
     status: NDArray[Any],
     steps: NDArray[Any],
     residual: NDArray[Any] | None,
-    /,
 ) -> None: ...
 def threshold(
     ctx: Context,
@@ -224,7 +231,6 @@ def threshold(
     status: NDArray[Any],
     steps: NDArray[Any],
     residual: NDArray[Any] | None,
-    /,
 ) -> None: ...
 def correlation_max(ctx: Context, handle: Any, X: NDArray[Any], top: NDArray[Any], /) -> None: ...
 def pack_codes(
@@ -233,7 +239,6 @@ def pack_codes(
     counts: NDArray[Any],
     out_indices: NDArray[Any],
     out_values: NDArray[Any],
-    /,
 ) -> None: ...
 
 # ---- theory

@@ -340,128 +340,142 @@ typedef struct {
 ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
                                       const atoms_sae_step_params *params, float *err, atoms_sae_stats *stats);
 
-/* ---------------------------------------------------------------- recovery */
+/* -------------------------------------------------------------- recovery
+ *
+ * Sparse codes z of signals x (n, d) over a dictionary D of m atoms d_j (m, d): x_i ~ sum_j z_ij d_j. Make the dictionary
+ * ready once, with its Gram matrix where that pays, then hand signals to any solver:
+ *
+ *     atoms_dict_new(ctx, D, ATOMS_F32, &dict);
+ *     atoms_omp(ctx, dict, x, &params, &codes);
+ *
+ * Signals may be of any type; a solver works in the dictionary's. Norms, residuals and gaps are in the signals' own
+ * units. */
 
-/* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix
- * once asked for, whole, coarse, or both whole and rounded. Immutable but for atoms_dict_gram and the three calls
- * below it, one at a time: any number of threads may share it. */
+/* A dictionary made ready: unit rows and their norms, in one precision, and their Gram matrix once asked for: in full,
+ * in 16 bits only, or both. Immutable but for atoms_dict_gram, _units, _coarse and _fine, one of these at a time: any
+ * number of threads may share it, and solvers may run on it meanwhile. */
 typedef struct atoms_dict atoms_dict;
 
-/* atoms (n, d) of any type and element strides are copied, each divided by its norm (summed in
- * float64). precision: ATOMS_F32 or ATOMS_F64, that of all work on the handle. A zero row is
- * never selected. ATOMS_ERR_NONFINITE when a row holds NaN or infinity. */
-ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, int64_t n, int64_t d, const void *atoms, atoms_dtype type,
-                                      int64_t rs, int64_t cs, atoms_dtype precision, atoms_dict **dict);
+/* The atoms are copied, each divided by its norm (summed in float64). precision: ATOMS_F32 or ATOMS_F64, that of all
+ * work on the dictionary. An atom of zeros is never selected. ATOMS_ERR_NONFINITE when one holds NaN or infinity. */
+ATOMS_API atoms_status atoms_dict_new(const atoms_ctx *ctx, atoms_rows atoms, atoms_dtype precision, atoms_dict **dict);
 ATOMS_API void atoms_dict_free(atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_n_atoms(const atoms_dict *dict);
 ATOMS_API int64_t atoms_dict_d_in(const atoms_dict *dict);
 ATOMS_API atoms_dtype atoms_dict_precision(const atoms_dict *dict);
-ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
-/* Computes the Gram matrix, half of it by products and half by copying; nothing to do the
- * second time. n^2 elements, n rounded up to a multiple of 64. */
+
+/* Computes the Gram matrix, half of it by products and half by copying; nothing to do the second time. m^2 elements,
+ * m rounded up to a multiple of 64. */
 ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
-/* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by: only where
- * the CPU has AVX-512 VNNI and the precision is float32; else nothing happens. */
+ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
+
+/* The other three make what lets solvers screen atoms at a lower precision, and change no code beyond rounding: only
+ * where the CPU has AVX-512 VNNI and the precision is float32. Elsewhere they do nothing and return ATOMS_OK. */
+
+/* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by. */
 ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);
 ATOMS_API int atoms_dict_has_units(const atoms_dict *dict);
-/* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing. Under the same
- * conditions, and where few atoms have near neighbours; not once there are the former or a full one. */
+/* These, and a Gram matrix from them, of 2 bytes an element, with a bound on what is missing: in place of a full one,
+ * where few atoms have near neighbours. Not once there are the units or a full one. */
 ATOMS_API atoms_status atoms_dict_coarse(const atoms_ctx *ctx, atoms_dict *dict);
 ATOMS_API int atoms_dict_has_coarse(const atoms_dict *dict);
-/* The Gram matrix once more, rounded to 16 bits, for OMP's passes to read in half the time: where there is one, under
- * the same conditions of CPU and precision. */
+/* The full Gram matrix once more, rounded to 16 bits, for OMP's passes to read in half the time; nothing where there is
+ * no full one. */
 ATOMS_API atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict);
 
 /* What became of one signal. */
 typedef enum {
     ATOMS_SIGNAL_CONVERGED = 0, /* the stopping rule was met, or the residual is all rounding */
-    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen */
+    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen: OMP only */
     ATOMS_SIGNAL_LIMIT = 2,     /* stopped by the limit on atoms or steps; the code is the best yet */
-    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code */
+    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code, residual and gap NaN */
     ATOMS_SIGNAL_RANGE = 4,     /* a coefficient is too large for the type: empty code */
-    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found */
+    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found. Basis pursuit only */
 } atoms_signal_status;
 
+/* Where a solver writes. The caller's arrays, one row for each signal. */
 typedef struct {
-    int64_t n_nonzero; /* most atoms in a code, 1 .. min(n, d) */
-    double tol;        /* stop once the residual's norm (not squared) is at most this; < 0: never */
-    int ols;           /* choose by alpha^2 / |orthogonalised atom|^2 (OLS, ORMP), not by alpha^2 */
-    int nonnegative;   /* codes >= 0, refitted by non-negative least squares; excludes ols */
+    int64_t width;    /* entries from one row of indices and values to the next: at least what the solver asks for */
+    int32_t *indices; /* (n, width) atoms of the code, increasing; set up to counts[i], beyond it unspecified */
+    void *values;     /* (n, width) their coefficients, of the dictionary's precision */
+    int32_t *counts;  /* (n) entries of each code */
+    int8_t *status;   /* (n) atoms_signal_status */
+    int32_t *steps;   /* (n) atoms chosen, working sets tried, steps taken: as the solver says */
+    double *residual; /* (n) |x - z D|, summed in float64; NULL: not wanted */
+    double *gap;      /* (n) duality gap, of lasso and basis pursuit alone; NULL: not wanted */
+} atoms_codes;
+
+typedef struct {
+    int64_t n_nonzero;           /* most atoms in a code, 1 .. min(m, d); the codes' least width */
+    double tol;                  /* stop once the residual's norm (not squared) is at most this; < 0: never */
+    int ols;                     /* choose by alpha^2 / |orthogonalised atom|^2 (OLS, ORMP), not by alpha^2 */
+    int nonnegative;             /* codes >= 0, refitted by non-negative least squares; excludes ols */
+    const int64_t *warm_indptr;  /* (n + 1) NULL, or where each signal's atoms begin in */
+    const int32_t *warm_indices; /* the atoms to be chosen first, in this order */
 } atoms_omp_params;
 
-/* Orthogonal matching pursuit of n signals x (n, d). With a Gram matrix in the handle one step
- * at t atoms costs n t products a signal; without, n d (one matrix product for each tile of
- * signals). Optional warm support: warm_indices[warm_indptr[i] .. warm_indptr[i + 1]) are chosen
- * first, in that order. Outputs, indexed by signal: indices (n, n_nonzero) increasing, values
- * (n, n_nonzero) in the handle's precision, counts (n,), status (n,), steps (n,), and unless
- * NULL residual (n,), the residual's norm summed in float64. */
-ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                 atoms_dtype type, int64_t rs, int64_t cs, const int64_t *warm_indptr,
-                                 const int32_t *warm_indices, const atoms_omp_params *params, int32_t *indices,
-                                 void *values, int32_t *counts, int8_t *status, int32_t *steps, double *residual);
-
-/* The solvers below write codes of any length: indices and values (n, width), width = the number
- * of atoms (n_nonzero for pursuits), of which the first counts[i] entries of a row are set,
- * atoms increasing. residual and gap may be NULL. */
+/* Orthogonal matching pursuit: the atom most like the residual joins, least squares on all that were chosen. With a Gram
+ * matrix the step at t atoms costs m t products a signal; without, m d (one matrix product for a tile of signals).
+ * steps: atoms chosen, those that left a non-negative code again included. */
+ATOMS_API atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                                 const atoms_omp_params *params, const atoms_codes *codes);
 
 typedef struct {
     int64_t n_alphas;
     const double *alphas; /* penalties, decreasing; each starts from the one before */
-    int positive;
-    double tol;         /* stop at a duality gap of tol |x|^2 */
-    int64_t max_rounds; /* working sets tried for each penalty */
+    int positive;         /* codes >= 0 */
+    double tol;           /* > 0: stop at a duality gap of tol |x|^2 */
+    int64_t max_rounds;   /* working sets tried for each penalty */
 } atoms_lasso_params;
 
-/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Outputs for
- * penalty a and signal i in row a n + i. */
-ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_lasso_params *params,
-                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                   double *residual, double *gap);
+/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Codes of width m at least; those of
+ * penalty a and signal i go to row a n + i. steps: working sets tried. */
+ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                                   const atoms_lasso_params *params, const atoms_codes *codes);
 
 typedef struct {
     double sigma;      /* largest norm of the residual; 0: equality */
-    double tol;        /* relative duality gap */
+    double tol;        /* > 0: relative duality gap */
     int64_t max_steps; /* penalties tried, or steps of the interior-point method */
 } atoms_basis_params;
 
-/* argmin sum |z_j| subject to |x - z D| <= sigma, float64 handles only. With equality: matching
- * pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
- * method (n d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. */
-ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                   atoms_dtype type, int64_t rs, int64_t cs, const atoms_basis_params *params,
-                                   int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                   double *residual, double *gap);
+/* argmin sum |z_j| subject to |x - z D| <= sigma, for dictionaries of float64 only. With equality: matching pursuit where
+ * a dual certificate proves its code optimal, else a primal-dual interior-point method (m d^2 a step). Otherwise: the
+ * lasso's penalty at which the residual is sigma. Codes of width m at least. */
+ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                                   const atoms_basis_params *params, const atoms_codes *codes);
 
 typedef enum {
-    ATOMS_PURSUIT_MP = 0,
-    ATOMS_PURSUIT_GRADIENT = 1,
-    ATOMS_PURSUIT_COSAMP = 2,
-    ATOMS_PURSUIT_IHT = 3
+    ATOMS_PURSUIT_MP = 0,       /* matching pursuit: the strongest atom, its coefficient alone */
+    ATOMS_PURSUIT_GRADIENT = 1, /* the strongest atom joins, one gradient step on those chosen */
+    ATOMS_PURSUIT_COSAMP = 2,   /* 2 n_nonzero atoms merged with the code, least squares, the largest kept */
+    ATOMS_PURSUIT_IHT = 3       /* normalised iterative hard thresholding */
 } atoms_pursuit_method;
 
 typedef struct {
     atoms_pursuit_method method;
-    int64_t n_nonzero; /* most atoms in a code */
-    int64_t max_steps;
-    double tol; /* stop at this norm of the residual (< 0: never); CoSaMP and IHT also stop when
-                   the residual no longer falls */
+    int64_t n_nonzero; /* most atoms in a code, 1 .. min(m, d); the codes' least width */
+    int64_t max_steps; /* >= 1 */
+    double tol;        /* stop at this norm of the residual (< 0: never); COSAMP and IHT also stop when the residual no
+                          longer falls */
 } atoms_pursuit_params;
 
-ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                     atoms_dtype type, int64_t rs, int64_t cs, const atoms_pursuit_params *params,
-                                     int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                     double *residual);
+/* steps: those of the method. */
+ATOMS_API atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                                     const atoms_pursuit_params *params, const atoms_codes *codes);
 
-/* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau[i]
- * (signed: at least tau[i] in magnitude), the rest zero. Outputs as above, width = atoms. */
-ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                       atoms_dtype type, int64_t rs, int64_t cs, const double *tau, int signed_codes,
-                                       int32_t *indices, void *values, int32_t *counts, int8_t *status, int32_t *steps,
-                                       double *residual);
+typedef struct {
+    const double *tau; /* (n) the least correlation that counts, signal by signal */
+    int signed_codes;  /* non-zero: the least magnitude */
+} atoms_threshold_params;
+
+/* The one-pass code: correlations <x, d_j> with the atoms as given that are at least tau, the rest zero. Codes of width
+ * m at least. steps: 0. */
+ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                                       const atoms_threshold_params *params, const atoms_codes *codes);
+
 /* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
-ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                             atoms_dtype type, int64_t rs, int64_t cs, double *top);
+ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, double *top);
 
 /* ---------------------------------------------------------------- theory */
 

@@ -1,5 +1,5 @@
 /* bind_recovery.c: the binding of the recovery room. */
-#include "binding.h"
+#include "arguments.h"
 
 #define DICT "atoms._core.dict"
 
@@ -17,23 +17,23 @@ static atoms_dict *get_dict(PyObject *obj)
     return PyCapsule_GetPointer(obj, DICT);
 }
 
+/* -------------------------------------------------------------- dictionaries */
+
 static PyObject *py_dict_new(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *ctx_obj, *atoms_obj;
+    PyObject *o_ctx, *o_atoms;
     int double_precision;
     const atoms_ctx *ctx;
-    atoms_view a;
-    if (!PyArg_ParseTuple(args, "OOp:dict_new", &ctx_obj, &atoms_obj, &double_precision) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0 || atoms_view_in(atoms_obj, "dictionary", 2, VIEW_FLOATS, &a) < 0)
+    arguments a = {0};
+    atoms_rows rows;
+    if (!PyArg_ParseTuple(args, "OOp:dict_new", &o_ctx, &o_atoms, &double_precision) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0 || args_rows(&a, o_atoms, "dictionary", &rows) < 0)
         return NULL;
     atoms_dict *dict = NULL;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_dict_new(ctx, a.shape[0], a.shape[1], a.data, a.dtype, a.stride[0], a.stride[1],
-                            double_precision ? ATOMS_F64 : ATOMS_F32, &dict);
-    Py_END_ALLOW_THREADS
-    atoms_view_clear(&a);
+    WITHOUT_GIL(status = atoms_dict_new(ctx, rows, double_precision ? ATOMS_F64 : ATOMS_F32, &dict));
+    args_release(&a);
     if (status < 0)
         return atoms_raise(status, "dict_new");
     PyObject *capsule = PyCapsule_New(dict, DICT, dict_destroy);
@@ -42,18 +42,11 @@ static PyObject *py_dict_new(PyObject *self, PyObject *args)
     return capsule;
 }
 
-static PyObject *py_dict_gram(PyObject *self, PyObject *args)
+/* What is asked for and can be had: with `coarse` a coarse Gram matrix in place of a full one, with `units` the 16-bit
+ * rows and, beside a full one, its 16-bit copy. */
+static atoms_status make_gram(const atoms_ctx *ctx, atoms_dict *dict, int units, int coarse)
 {
-    (void)self;
-    PyObject *ctx_obj, *dict_obj;
-    const atoms_ctx *ctx;
-    atoms_dict *dict;
-    int units, coarse;
-    if (!PyArg_ParseTuple(args, "OOpp:dict_gram", &ctx_obj, &dict_obj, &units, &coarse) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
-        return NULL;
     atoms_status status = ATOMS_OK;
-    Py_BEGIN_ALLOW_THREADS
     if (coarse)
         status = atoms_dict_coarse(ctx, dict);
     if (status == ATOMS_OK && units)
@@ -62,23 +55,35 @@ static PyObject *py_dict_gram(PyObject *self, PyObject *args)
         status = atoms_dict_gram(ctx, dict);
     if (status == ATOMS_OK && units)
         status = atoms_dict_fine(ctx, dict);
-    Py_END_ALLOW_THREADS
+    return status;
+}
+
+static PyObject *py_dict_gram(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *o_ctx, *o_dict;
+    const atoms_ctx *ctx;
+    atoms_dict *dict;
+    int units, coarse;
+    if (!PyArg_ParseTuple(args, "OOpp:dict_gram", &o_ctx, &o_dict, &units, &coarse) || atoms_get_ctx(o_ctx, &ctx) < 0 ||
+        !(dict = get_dict(o_dict)))
+        return NULL;
+    atoms_status status;
+    WITHOUT_GIL(status = make_gram(ctx, dict, units, coarse));
     return atoms_raise(status, "dict_gram");
 }
 
 static PyObject *py_dict_units(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *ctx_obj, *dict_obj;
+    PyObject *o_ctx, *o_dict;
     const atoms_ctx *ctx;
     atoms_dict *dict;
-    if (!PyArg_ParseTuple(args, "OO:dict_units", &ctx_obj, &dict_obj) || atoms_get_ctx(ctx_obj, &ctx) < 0 ||
-        !(dict = get_dict(dict_obj)))
+    if (!PyArg_ParseTuple(args, "OO:dict_units", &o_ctx, &o_dict) || atoms_get_ctx(o_ctx, &ctx) < 0 ||
+        !(dict = get_dict(o_dict)))
         return NULL;
     atoms_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = atoms_dict_units(ctx, dict);
-    Py_END_ALLOW_THREADS
+    WITHOUT_GIL(status = atoms_dict_units(ctx, dict));
     return status < 0 ? atoms_raise(status, "dict_units") : PyBool_FromLong(atoms_dict_has_units(dict));
 }
 
@@ -89,63 +94,71 @@ static PyObject *py_dict_has_gram(PyObject *self, PyObject *obj)
     return dict ? PyBool_FromLong(atoms_dict_has_gram(dict)) : NULL;
 }
 
-/* ----------------------------------------------------------------- arrays */
+/* ------------------------------------------------------------- a solver's call */
 
-/* The arrays of one call: cleared together, so that errors need one way out. */
-#define MOST_VIEWS 12
+/* What all solvers have in common: signals in, codes and what became of them out. */
 typedef struct {
-    atoms_view view[MOST_VIEWS];
-    const char *name[MOST_VIEWS];
-    int n;
-} views;
+    PyObject *ctx, *dict, *x;
+    PyObject *indices, *values, *counts, *status, *steps, *residual, *gap; /* gap NULL: this solver has none */
+} call_objects;
+typedef struct {
+    arguments a;
+    const atoms_ctx *ctx;
+    const atoms_dict *dict;
+    atoms_rows x;
+    atoms_codes codes;
+} call;
 
-static void clear(views *v)
+/* Context, dictionary and signals, whose length has to be the dictionary's. */
+static int open_input(call *c, PyObject *ctx, PyObject *dict, PyObject *x)
 {
-    for (int i = 0; i < v->n; i++)
-        atoms_view_clear(&v->view[i]);
-}
-
-static atoms_view *signals(views *v, PyObject *obj, const atoms_dict *dict)
-{
-    atoms_view *x = &v->view[v->n];
-    if (atoms_view_in(obj, "X", 2, VIEW_FLOATS, x) < 0)
-        return NULL;
-    v->name[v->n++] = "X";
-    if (x->shape[1] == atoms_dict_d_in(dict))
-        return x;
-    PyErr_Format(PyExc_ValueError, "X: expected %lld columns, as the dictionary has, got %lld",
-                 (long long)atoms_dict_d_in(dict), (long long)x->shape[1]);
-    return NULL;
-}
-
-/* A contiguous array; None is allowed where `optional` and leaves *data NULL. */
-static int typed(views *v, PyObject *obj, const char *name, int typenum, int writeable, int ndim, int64_t rows,
-                 int64_t cols, int optional, void **data)
-{
-    *data = NULL;
-    if (optional && obj == Py_None)
-        return 0;
-    int64_t shape[2] = {rows, cols};
-    atoms_view *a = &v->view[v->n];
-    if (atoms_view_typed(obj, name, typenum, writeable, ndim, shape, a) < 0)
+    *c = (call){0};
+    if (atoms_get_ctx(ctx, &c->ctx) < 0 || !(c->dict = get_dict(dict)) || args_rows(&c->a, x, "X", &c->x) < 0)
         return -1;
-    v->name[v->n++] = name;
-    *data = a->data;
-    for (int i = 0; writeable && i + 1 < v->n; i++)
-        if (atoms_views_overlap(a, name, &v->view[i], v->name[i]))
+    if (c->x.d == atoms_dict_d_in(c->dict))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "X: expected %lld columns, as the dictionary has, got %lld",
+                 (long long)atoms_dict_d_in(c->dict), (long long)c->x.d);
+    return -1;
+}
+
+/* The output arrays: `rows` of them, codes of `width`. */
+static int open_output(call *c, const call_objects *o, int64_t rows, int64_t width)
+{
+    const int type = atoms_dict_precision(c->dict) == ATOMS_F64 ? NPY_FLOAT64 : NPY_FLOAT32;
+    const struct {
+        PyObject *object;
+        array_spec spec;
+        void **data;
+    } outputs[] = {
+        {o->indices, {"indices", NPY_INT32, 2, {rows, width}, true, false}, (void **)&c->codes.indices},
+        {o->values, {"values", type, 2, {rows, width}, true, false}, &c->codes.values},
+        {o->counts, {"counts", NPY_INT32, 1, {rows}, true, false}, (void **)&c->codes.counts},
+        {o->status, {"status", NPY_INT8, 1, {rows}, true, false}, (void **)&c->codes.status},
+        {o->steps, {"steps", NPY_INT32, 1, {rows}, true, false}, (void **)&c->codes.steps},
+        {o->residual, {"residual", NPY_FLOAT64, 1, {rows}, true, true}, (void **)&c->codes.residual},
+        {o->gap, {"gap", NPY_FLOAT64, 1, {rows}, true, true}, (void **)&c->codes.gap},
+    };
+    c->codes.width = width;
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
+        if (outputs[i].object && args_array(&c->a, outputs[i].object, outputs[i].spec, outputs[i].data) < 0)
             return -1;
     return 0;
 }
 
-static int value_type(const atoms_dict *dict)
+/* Releases the arrays; what the call returns: None, or NULL with an exception that this raises or that there is. */
+static PyObject *close_call(call *c, bool called, atoms_status status, const char *name)
 {
-    return atoms_dict_precision(dict) == ATOMS_F64 ? NPY_FLOAT64 : NPY_FLOAT32;
+    args_release(&c->a);
+    return called ? atoms_raise(status, name) : NULL;
 }
+
+/* --------------------------------------------------------------------- OMP */
 
 /* indptr (n + 1) must grow from 0 to the number of indices, all of them atoms. */
 static int check_support(int64_t n, const int64_t *indptr, const int32_t *indices, int64_t size, int64_t n_atoms)
 {
-    int bad = indptr[0] != 0 || indptr[n] != size;
+    bool bad = indptr[0] != 0 || indptr[n] != size;
     for (int64_t i = 0; i < n; i++)
         bad |= indptr[i] > indptr[i + 1];
     for (int64_t i = 0; !bad && i < size; i++)
@@ -155,252 +168,209 @@ static int check_support(int64_t n, const int64_t *indptr, const int32_t *indice
     return bad ? -1 : 0;
 }
 
-/* --------------------------------------------------------------------- OMP */
+/* The atoms to be chosen first; none where indptr is None. */
+static int open_support(call *c, PyObject *o_indptr, PyObject *o_support, atoms_omp_params *p)
+{
+    void *indptr, *support;
+    const int64_t n = c->x.n;
+    if (args_array(&c->a, o_indptr, (array_spec){"indptr", NPY_INT64, 1, {n + 1}, false, true}, &indptr) < 0 ||
+        args_array(&c->a, o_support, (array_spec){"support", NPY_INT32, 1, {-1}, false, !indptr}, &support) < 0)
+        return -1;
+    p->warm_indptr = indptr;
+    p->warm_indices = support;
+    return indptr ? check_support(n, indptr, support, args_length(&c->a, 0), atoms_dict_n_atoms(c->dict)) : 0;
+}
 
-static PyObject *py_omp(PyObject *self, PyObject *args)
+static PyObject *py_omp(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *ctx_obj, *dict_obj, *o[9];
-    atoms_omp_params p;
+    static char *names[] = {"ctx",     "handle",  "X",      "n_nonzero", "tol",    "ols",   "nonnegative", "indptr",
+                            "support", "indices", "values", "counts",    "status", "steps", "residual",    NULL};
+    call_objects o = {0};
+    PyObject *o_indptr, *o_support;
+    atoms_omp_params p = {0};
+    call c;
     long long n_nonzero;
-    const atoms_ctx *ctx;
-    const atoms_dict *dict;
-    if (!PyArg_ParseTuple(args, "OOOLdppOOOOOOOO:omp", &ctx_obj, &dict_obj, &o[0], &n_nonzero, &p.tol, &p.ols,
-                          &p.nonnegative, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7], &o[8]) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOLdppOOOOOOOO:omp", names, &o.ctx, &o.dict, &o.x, &n_nonzero,
+                                     &p.tol, &p.ols, &p.nonnegative, &o_indptr, &o_support, &o.indices, &o.values,
+                                     &o.counts, &o.status, &o.steps, &o.residual))
         return NULL;
     p.n_nonzero = n_nonzero;
-    views v = {.n = 0};
-    void *indptr, *support, *indices, *values, *counts, *status, *steps, *residual;
-    PyObject *result = NULL;
-    atoms_view *x = signals(&v, o[0], dict);
-    int64_t n = x ? x->shape[0] : 0;
-    if (!x || typed(&v, o[1], "indptr", NPY_INT64, 0, 1, n + 1, 0, 1, &indptr) < 0 ||
-        typed(&v, o[2], "support", NPY_INT32, 0, 1, -1, 0, !indptr, &support) < 0 ||
-        (indptr && check_support(n, indptr, support, v.view[2].shape[0], atoms_dict_n_atoms(dict)) < 0) ||
-        typed(&v, o[3], "indices", NPY_INT32, 1, 2, n, n_nonzero, 0, &indices) < 0 ||
-        typed(&v, o[4], "values", value_type(dict), 1, 2, n, n_nonzero, 0, &values) < 0 ||
-        typed(&v, o[5], "counts", NPY_INT32, 1, 1, n, 0, 0, &counts) < 0 ||
-        typed(&v, o[6], "status", NPY_INT8, 1, 1, n, 0, 0, &status) < 0 ||
-        typed(&v, o[7], "steps", NPY_INT32, 1, 1, n, 0, 0, &steps) < 0 ||
-        typed(&v, o[8], "residual", NPY_FLOAT64, 1, 1, n, 0, 1, &residual) < 0)
-        goto done;
-    atoms_status outcome;
-    Py_BEGIN_ALLOW_THREADS
-    outcome = atoms_omp(ctx, dict, n, x->data, x->dtype, x->stride[0], x->stride[1], indptr, support, &p, indices,
-                        values, counts, status, steps, residual);
-    Py_END_ALLOW_THREADS
-    result = atoms_raise(outcome, "omp");
-done:
-    clear(&v);
-    return result;
+    atoms_status status = ATOMS_OK;
+    bool ready = open_input(&c, o.ctx, o.dict, o.x) == 0 && open_support(&c, o_indptr, o_support, &p) == 0 &&
+                 open_output(&c, &o, c.x.n, n_nonzero) == 0;
+    if (ready)
+        WITHOUT_GIL(status = atoms_omp(c.ctx, c.dict, c.x, &p, &c.codes));
+    return close_call(&c, ready, status, "omp");
 }
 
 /* ------------------------------------------------------- codes of any length */
 
-/* What the remaining solvers have in common: signals in, codes and what became of them out. */
-typedef struct {
-    views v;
-    const atoms_ctx *ctx;
-    const atoms_dict *dict;
-    atoms_view *x;
-    int64_t n;
-    void *indices, *values, *counts, *status, *steps, *residual, *gap;
-} call;
-
-/* o: X, indices, values, counts, status, steps, residual, gap. Rows of the outputs: n * repeat;
- * their width is `width`, or the number of atoms where that is 0. */
-static int open_call(call *c, PyObject *ctx_obj, PyObject *dict_obj, PyObject **o, int64_t repeat, int64_t width)
-{
-    memset(c, 0, sizeof *c);
-    if (atoms_get_ctx(ctx_obj, &c->ctx) < 0 || !(c->dict = get_dict(dict_obj)) ||
-        !(c->x = signals(&c->v, o[0], c->dict)))
-        return -1;
-    c->n = c->x->shape[0];
-    int64_t rows = c->n * repeat;
-    width = width ? width : atoms_dict_n_atoms(c->dict);
-    return typed(&c->v, o[1], "indices", NPY_INT32, 1, 2, rows, width, 0, &c->indices) < 0 ||
-                   typed(&c->v, o[2], "values", value_type(c->dict), 1, 2, rows, width, 0, &c->values) < 0 ||
-                   typed(&c->v, o[3], "counts", NPY_INT32, 1, 1, rows, 0, 0, &c->counts) < 0 ||
-                   typed(&c->v, o[4], "status", NPY_INT8, 1, 1, rows, 0, 0, &c->status) < 0 ||
-                   typed(&c->v, o[5], "steps", NPY_INT32, 1, 1, rows, 0, 0, &c->steps) < 0 ||
-                   typed(&c->v, o[6], "residual", NPY_FLOAT64, 1, 1, rows, 0, 1, &c->residual) < 0 ||
-                   typed(&c->v, o[7], "gap", NPY_FLOAT64, 1, 1, rows, 0, 1, &c->gap) < 0
-               ? -1
-               : 0;
-}
-
-static PyObject *py_lasso(PyObject *self, PyObject *args)
+static PyObject *py_lasso(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *ctx_obj, *dict_obj, *alphas_obj, *o[8], *result = NULL;
-    atoms_lasso_params p;
-    atoms_view alphas;
-    call c = {.n = 0};
+    static char *names[] = {"ctx",    "handle", "X",      "alphas", "positive", "tol", "max_rounds", "indices",
+                            "values", "counts", "status", "steps",  "residual", "gap", NULL};
+    call_objects o = {0};
+    PyObject *o_alphas;
+    atoms_lasso_params p = {0};
+    call c;
+    void *alphas;
     long long max_rounds;
-    if (!PyArg_ParseTuple(args, "OOOOpdLOOOOOOO:lasso", &ctx_obj, &dict_obj, &o[0], &alphas_obj, &p.positive, &p.tol,
-                          &max_rounds, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7]) ||
-        atoms_view_typed(alphas_obj, "alphas", NPY_FLOAT64, 0, 1, NULL, &alphas) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOpdLOOOOOOO:lasso", names, &o.ctx, &o.dict, &o.x, &o_alphas,
+                                     &p.positive, &p.tol, &max_rounds, &o.indices, &o.values, &o.counts, &o.status,
+                                     &o.steps, &o.residual, &o.gap))
         return NULL;
-    p.alphas = alphas.data;
-    p.n_alphas = alphas.shape[0];
     p.max_rounds = max_rounds;
-    if (open_call(&c, ctx_obj, dict_obj, o, p.n_alphas, 0) == 0) {
-        atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_lasso(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
-                              c.values, c.counts, c.status, c.steps, c.residual, c.gap);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "lasso");
+    atoms_status status = ATOMS_OK;
+    bool ready = open_input(&c, o.ctx, o.dict, o.x) == 0 &&
+                 args_array(&c.a, o_alphas, (array_spec){"alphas", NPY_FLOAT64, 1, {-1}, false, false}, &alphas) == 0;
+    if (ready) {
+        p.alphas = alphas;
+        p.n_alphas = args_length(&c.a, 0);
+        ready = open_output(&c, &o, c.x.n * p.n_alphas, atoms_dict_n_atoms(c.dict)) == 0;
     }
-    clear(&c.v);
-    atoms_view_clear(&alphas);
-    return result;
+    if (ready)
+        WITHOUT_GIL(status = atoms_lasso(c.ctx, c.dict, c.x, &p, &c.codes));
+    return close_call(&c, ready, status, "lasso");
 }
 
-static PyObject *py_basis(PyObject *self, PyObject *args)
+static PyObject *py_basis(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *ctx_obj, *dict_obj, *o[8], *result = NULL;
-    atoms_basis_params p;
-    call c = {.n = 0};
+    static char *names[] = {"ctx",    "handle", "X",      "sigma", "tol",      "max_steps", "indices",
+                            "values", "counts", "status", "steps", "residual", "gap",       NULL};
+    call_objects o = {0};
+    atoms_basis_params p = {0};
+    call c;
     long long max_steps;
-    if (!PyArg_ParseTuple(args, "OOOddLOOOOOOO:basis", &ctx_obj, &dict_obj, &o[0], &p.sigma, &p.tol, &max_steps, &o[1],
-                          &o[2], &o[3], &o[4], &o[5], &o[6], &o[7]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOddLOOOOOOO:basis", names, &o.ctx, &o.dict, &o.x, &p.sigma,
+                                     &p.tol, &max_steps, &o.indices, &o.values, &o.counts, &o.status, &o.steps,
+                                     &o.residual, &o.gap))
         return NULL;
     p.max_steps = max_steps;
-    if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0) {
-        atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_basis(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p, c.indices,
-                              c.values, c.counts, c.status, c.steps, c.residual, c.gap);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "basis");
-    }
-    clear(&c.v);
-    return result;
+    atoms_status status = ATOMS_OK;
+    bool ready = open_input(&c, o.ctx, o.dict, o.x) == 0 && open_output(&c, &o, c.x.n, atoms_dict_n_atoms(c.dict)) == 0;
+    if (ready)
+        WITHOUT_GIL(status = atoms_basis(c.ctx, c.dict, c.x, &p, &c.codes));
+    return close_call(&c, ready, status, "basis");
 }
 
-static PyObject *py_pursuit(PyObject *self, PyObject *args)
+static PyObject *py_pursuit(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *ctx_obj, *dict_obj, *o[8], *result = NULL;
-    atoms_pursuit_params p;
-    call c = {.n = 0};
+    static char *names[] = {"ctx",     "handle", "X",      "method", "n_nonzero", "max_steps", "tol",
+                            "indices", "values", "counts", "status", "steps",     "residual",  NULL};
+    call_objects o = {0};
+    atoms_pursuit_params p = {0};
+    call c;
     int method;
     long long n_nonzero, max_steps;
-    if (!PyArg_ParseTuple(args, "OOOiLLdOOOOOO:pursuit", &ctx_obj, &dict_obj, &o[0], &method, &n_nonzero, &max_steps,
-                          &p.tol, &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOiLLdOOOOOO:pursuit", names, &o.ctx, &o.dict, &o.x, &method,
+                                     &n_nonzero, &max_steps, &p.tol, &o.indices, &o.values, &o.counts, &o.status,
+                                     &o.steps, &o.residual))
         return NULL;
     if (method < 0 || method > ATOMS_PURSUIT_IHT || n_nonzero < 1)
         return PyErr_Format(PyExc_ValueError, "pursuit: unknown method or n_nonzero below 1");
     p.method = (atoms_pursuit_method)method;
     p.n_nonzero = n_nonzero;
     p.max_steps = max_steps;
-    o[7] = Py_None;
-    if (open_call(&c, ctx_obj, dict_obj, o, 1, n_nonzero) == 0) {
-        atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_pursuit(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], &p,
-                                c.indices, c.values, c.counts, c.status, c.steps, c.residual);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "pursuit");
-    }
-    clear(&c.v);
-    return result;
+    atoms_status status = ATOMS_OK;
+    bool ready = open_input(&c, o.ctx, o.dict, o.x) == 0 && open_output(&c, &o, c.x.n, n_nonzero) == 0;
+    if (ready)
+        WITHOUT_GIL(status = atoms_pursuit(c.ctx, c.dict, c.x, &p, &c.codes));
+    return close_call(&c, ready, status, "pursuit");
 }
 
-static PyObject *py_threshold(PyObject *self, PyObject *args)
+static PyObject *py_threshold(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *ctx_obj, *dict_obj, *tau_obj, *o[8], *result = NULL;
-    call c = {.n = 0};
-    int signed_codes;
+    static char *names[] = {"ctx",    "handle", "X",      "tau",   "signed",   "indices",
+                            "values", "counts", "status", "steps", "residual", NULL};
+    call_objects o = {0};
+    PyObject *o_tau;
+    atoms_threshold_params p = {0};
+    call c;
     void *tau;
-    if (!PyArg_ParseTuple(args, "OOOOpOOOOOO:threshold", &ctx_obj, &dict_obj, &o[0], &tau_obj, &signed_codes, &o[1],
-                          &o[2], &o[3], &o[4], &o[5], &o[6]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOpOOOOOO:threshold", names, &o.ctx, &o.dict, &o.x, &o_tau,
+                                     &p.signed_codes, &o.indices, &o.values, &o.counts, &o.status, &o.steps,
+                                     &o.residual))
         return NULL;
-    o[7] = Py_None;
-    if (open_call(&c, ctx_obj, dict_obj, o, 1, 0) == 0 &&
-        typed(&c.v, tau_obj, "tau", NPY_FLOAT64, 0, 1, c.n, 0, 0, &tau) == 0) {
-        atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_threshold(c.ctx, c.dict, c.n, c.x->data, c.x->dtype, c.x->stride[0], c.x->stride[1], tau,
-                                  signed_codes, c.indices, c.values, c.counts, c.status, c.steps, c.residual);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "threshold");
+    atoms_status status = ATOMS_OK;
+    bool ready = open_input(&c, o.ctx, o.dict, o.x) == 0 &&
+                 open_output(&c, &o, c.x.n, atoms_dict_n_atoms(c.dict)) == 0 &&
+                 args_array(&c.a, o_tau, (array_spec){"tau", NPY_FLOAT64, 1, {c.x.n}, false, false}, &tau) == 0;
+    if (ready) {
+        p.tau = tau;
+        WITHOUT_GIL(status = atoms_threshold(c.ctx, c.dict, c.x, &p, &c.codes));
     }
-    clear(&c.v);
-    return result;
+    return close_call(&c, ready, status, "threshold");
 }
 
 static PyObject *py_correlation_max(PyObject *self, PyObject *args)
 {
     (void)self;
-    PyObject *ctx_obj, *dict_obj, *x_obj, *top_obj, *result = NULL;
-    const atoms_ctx *ctx;
-    const atoms_dict *dict;
-    views v = {.n = 0};
-    atoms_view *x;
+    PyObject *o_ctx, *o_dict, *o_x, *o_top;
+    call c;
     void *top;
-    if (!PyArg_ParseTuple(args, "OOOO:correlation_max", &ctx_obj, &dict_obj, &x_obj, &top_obj) ||
-        atoms_get_ctx(ctx_obj, &ctx) < 0 || !(dict = get_dict(dict_obj)))
+    if (!PyArg_ParseTuple(args, "OOOO:correlation_max", &o_ctx, &o_dict, &o_x, &o_top))
         return NULL;
-    if ((x = signals(&v, x_obj, dict)) && typed(&v, top_obj, "top", NPY_FLOAT64, 1, 1, x->shape[0], 0, 0, &top) == 0) {
-        atoms_status outcome;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = atoms_correlation_max(ctx, dict, x->shape[0], x->data, x->dtype, x->stride[0], x->stride[1], top);
-        Py_END_ALLOW_THREADS
-        result = atoms_raise(outcome, "correlation_max");
+    atoms_status status = ATOMS_OK;
+    bool ready = open_input(&c, o_ctx, o_dict, o_x) == 0 &&
+                 args_array(&c.a, o_top, (array_spec){"top", NPY_FLOAT64, 1, {c.x.n}, true, false}, &top) == 0;
+    if (ready)
+        WITHOUT_GIL(status = atoms_correlation_max(c.ctx, c.dict, c.x, top));
+    return close_call(&c, ready, status, "correlation_max");
+}
+
+/* ------------------------------------------------------------------- packing */
+
+/* The sum of counts, each of 0 .. width; -1 with an exception. */
+static int64_t total_of(int64_t n, const int32_t *counts, int64_t width)
+{
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (counts[i] < 0 || counts[i] > width) {
+            PyErr_Format(PyExc_ValueError, "counts: expected 0 to %lld, got %d in row %lld", (long long)width,
+                         (int)counts[i], (long long)i);
+            return -1;
+        }
+        total += counts[i];
     }
-    clear(&v);
-    return result;
+    return total;
 }
 
 /* Rows of unequal length out of their padded arrays, one after the other. */
-static PyObject *py_pack_codes(PyObject *self, PyObject *args)
+static PyObject *py_pack_codes(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    PyObject *o[5];
-    if (!PyArg_ParseTuple(args, "OOOOO:pack_codes", &o[0], &o[1], &o[2], &o[3], &o[4]))
+    static char *names[] = {"indices", "values", "counts", "out_indices", "out_values", NULL};
+    PyObject *o[5], *result = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO:pack_codes", names, &o[0], &o[1], &o[2], &o[3], &o[4]))
         return NULL;
     if (!PyArray_Check(o[1]) || !PyArray_Check(o[0]) || PyArray_NDIM((PyArrayObject *)o[0]) != 2)
         return PyErr_Format(PyExc_TypeError, "pack_codes: expected NumPy arrays");
-    int type = PyArray_TYPE((PyArrayObject *)o[1]) == NPY_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32;
-    size_t size = type == NPY_FLOAT64 ? 8 : 4;
-    int64_t n = PyArray_DIM((PyArrayObject *)o[0], 0), width = PyArray_DIM((PyArrayObject *)o[0], 1);
-    views v = {.n = 0};
+    const int type = PyArray_TYPE((PyArrayObject *)o[1]) == NPY_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32;
+    const size_t size = type == NPY_FLOAT64 ? 8 : 4;
+    const int64_t n = PyArray_DIM((PyArrayObject *)o[0], 0), width = PyArray_DIM((PyArrayObject *)o[0], 1);
+    arguments a = {0};
     void *indices, *values, *counts, *to_indices, *to_values;
-    PyObject *result = NULL;
-    if (typed(&v, o[0], "indices", NPY_INT32, 0, 2, n, width, 0, &indices) < 0 ||
-        typed(&v, o[1], "values", type, 0, 2, n, width, 0, &values) < 0 ||
-        typed(&v, o[2], "counts", NPY_INT32, 0, 1, n, 0, 0, &counts) < 0)
+    int64_t total;
+    if (args_array(&a, o[0], (array_spec){"indices", NPY_INT32, 2, {n, width}, false, false}, &indices) < 0 ||
+        args_array(&a, o[1], (array_spec){"values", type, 2, {n, width}, false, false}, &values) < 0 ||
+        args_array(&a, o[2], (array_spec){"counts", NPY_INT32, 1, {n}, false, false}, &counts) < 0 ||
+        (total = total_of(n, counts, width)) < 0 ||
+        args_array(&a, o[3], (array_spec){"out indices", NPY_INT32, 1, {total}, true, false}, &to_indices) < 0 ||
+        args_array(&a, o[4], (array_spec){"out values", type, 1, {total}, true, false}, &to_values) < 0)
         goto done;
-    int64_t total = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int32_t count = ((int32_t *)counts)[i];
-        if (count < 0 || count > width) {
-            PyErr_Format(PyExc_ValueError, "counts: expected 0 to %lld, got %d in row %lld", (long long)width,
-                         (int)count, (long long)i);
-            goto done;
-        }
-        total += count;
+    for (int64_t i = 0, at = 0; i < n; at += ((int32_t *)counts)[i++]) {
+        const size_t count = (size_t)((int32_t *)counts)[i];
+        memcpy((int32_t *)to_indices + at, (int32_t *)indices + i * width, count * 4);
+        memcpy((char *)to_values + (size_t)at * size, (char *)values + (size_t)(i * width) * size, count * size);
     }
-    if (typed(&v, o[3], "out indices", NPY_INT32, 1, 1, total, 0, 0, &to_indices) < 0 ||
-        typed(&v, o[4], "out values", type, 1, 1, total, 0, 0, &to_values) < 0)
-        goto done;
-    int64_t at = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t count = ((int32_t *)counts)[i];
-        memcpy((int32_t *)to_indices + at, (int32_t *)indices + i * width, (size_t)count * 4);
-        memcpy((char *)to_values + (size_t)at * size, (char *)values + (size_t)(i * width) * size,
-               (size_t)count * size);
-        at += count;
-    }
-    Py_INCREF(Py_None);
-    result = Py_None;
+    result = Py_NewRef(Py_None);
 done:
-    clear(&v);
+    args_release(&a);
     return result;
 }
 
@@ -409,20 +379,34 @@ PyMethodDef atoms_recovery_methods[] = {
     {"dict_gram", py_dict_gram, METH_VARARGS, "dict_gram(ctx, handle, units, coarse)"},
     {"dict_units", py_dict_units, METH_VARARGS, "dict_units(ctx, handle): whether it has them"},
     {"dict_has_gram", py_dict_has_gram, METH_O, "dict_has_gram(handle) -> bool"},
-    {"omp", py_omp, METH_VARARGS,
-     "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "
-     "counts, status, steps, residual)"},
-    {"lasso", py_lasso, METH_VARARGS,
-     "lasso(ctx, handle, X, alphas, positive, tol, max_rounds, indices, values, counts, status, "
-     "steps, residual, gap)"},
-    {"basis", py_basis, METH_VARARGS,
-     "basis(ctx, handle, X, sigma, tol, max_steps, indices, values, counts, status, steps, "
-     "residual, gap)"},
-    {"pursuit", py_pursuit, METH_VARARGS,
-     "pursuit(ctx, handle, X, method, n_nonzero, max_steps, tol, indices, values, counts, status, "
-     "steps, residual)"},
-    {"threshold", py_threshold, METH_VARARGS,
-     "threshold(ctx, handle, X, tau, signed, indices, values, counts, status, steps, residual)"},
+    ATOMS_NAMED("omp", py_omp,
+                "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "
+                "counts, status, steps, residual)"),
+    ATOMS_NAMED("lasso", py_lasso,
+                "lasso(ctx, handle, X, alphas, positive, tol, max_rounds, indices, values, counts, status, "
+                "steps, residual, gap)"),
+    ATOMS_NAMED("basis", py_basis,
+                "basis(ctx, handle, X, sigma, tol, max_steps, indices, values, counts, status, steps, "
+                "residual, gap)"),
+    ATOMS_NAMED("pursuit", py_pursuit,
+                "pursuit(ctx, handle, X, method, n_nonzero, max_steps, tol, indices, values, counts, status, "
+                "steps, residual)"),
+    ATOMS_NAMED("threshold", py_threshold,
+                "threshold(ctx, handle, X, tau, signed, indices, values, counts, status, steps, residual)"),
     {"correlation_max", py_correlation_max, METH_VARARGS, "correlation_max(ctx, handle, X, top)"},
-    {"pack_codes", py_pack_codes, METH_VARARGS, "pack_codes(indices, values, counts, out_indices, out_values)"},
+    ATOMS_NAMED("pack_codes", py_pack_codes, "pack_codes(indices, values, counts, out_indices, out_values)"),
     {NULL, NULL, 0, NULL}};
+
+const atoms_constant atoms_recovery_constants[] = {
+    {"SIGNAL_CONVERGED", ATOMS_SIGNAL_CONVERGED},
+    {"SIGNAL_DEPENDENT", ATOMS_SIGNAL_DEPENDENT},
+    {"SIGNAL_LIMIT", ATOMS_SIGNAL_LIMIT},
+    {"SIGNAL_NONFINITE", ATOMS_SIGNAL_NONFINITE},
+    {"SIGNAL_RANGE", ATOMS_SIGNAL_RANGE},
+    {"SIGNAL_INFEASIBLE", ATOMS_SIGNAL_INFEASIBLE},
+    {"PURSUIT_MP", ATOMS_PURSUIT_MP},
+    {"PURSUIT_GRADIENT", ATOMS_PURSUIT_GRADIENT},
+    {"PURSUIT_COSAMP", ATOMS_PURSUIT_COSAMP},
+    {"PURSUIT_IHT", ATOMS_PURSUIT_IHT},
+    {NULL, 0},
+};

@@ -1,8 +1,6 @@
 /* bind_sae.c: the binding of the sparse autoencoder. */
 #include "arguments.h"
 
-int atoms_sae_constants(PyObject *module);
-
 #define CAPSULE "atoms._core.sae"
 
 /* A contiguous input: name, type, dimensions, and the length along each. */
@@ -375,59 +373,48 @@ done:
     return result;
 }
 
-int atoms_sae_constants(PyObject *module)
-{
-    static const struct {
-        const char *name;
-        int value;
-    } constants[] = {
-        {"JUMPRELU", ATOMS_JUMPRELU},
-        {"RELU", ATOMS_RELU},
-        {"TOPK", ATOMS_TOPK},
-        {"BATCHTOPK", ATOMS_BATCHTOPK},
-        {"SCREEN_AUTO", ATOMS_SCREEN_AUTO},
-        {"SCREEN_F32", ATOMS_SCREEN_F32},
-        {"SCREEN_INT8", ATOMS_SCREEN_INT8},
-        {"SCREEN_INT16", ATOMS_SCREEN_INT16},
-        {"W_ENC", ATOMS_W_ENC},
-        {"W_DEC", ATOMS_W_DEC},
-        {"B_ENC", ATOMS_B_ENC},
-        {"B_DEC", ATOMS_B_DEC},
-        {"THRESHOLD", ATOMS_THRESHOLD},
-        {"W_ENC_M", ATOMS_W_ENC_M},
-        {"W_DEC_M", ATOMS_W_DEC_M},
-        {"B_ENC_M", ATOMS_B_ENC_M},
-        {"B_DEC_M", ATOMS_B_DEC_M},
-        {"THRESHOLD_M", ATOMS_THRESHOLD_M},
-        {"W_ENC_V", ATOMS_W_ENC_V},
-        {"W_DEC_V", ATOMS_W_DEC_V},
-        {"B_ENC_V", ATOMS_B_ENC_V},
-        {"B_DEC_V", ATOMS_B_DEC_V},
-        {"THRESHOLD_V", ATOMS_THRESHOLD_V},
-        {"LAST_FIRED", ATOMS_LAST_FIRED},
-        {"COUNTERS", ATOMS_COUNTERS},
-    };
-    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
-        if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) < 0)
-            return -1;
-    return 0;
-}
-
-#define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
+const atoms_constant atoms_sae_constants[] = {
+    {"JUMPRELU", ATOMS_JUMPRELU},
+    {"RELU", ATOMS_RELU},
+    {"TOPK", ATOMS_TOPK},
+    {"BATCHTOPK", ATOMS_BATCHTOPK},
+    {"SCREEN_AUTO", ATOMS_SCREEN_AUTO},
+    {"SCREEN_F32", ATOMS_SCREEN_F32},
+    {"SCREEN_INT8", ATOMS_SCREEN_INT8},
+    {"SCREEN_INT16", ATOMS_SCREEN_INT16},
+    {"W_ENC", ATOMS_W_ENC},
+    {"W_DEC", ATOMS_W_DEC},
+    {"B_ENC", ATOMS_B_ENC},
+    {"B_DEC", ATOMS_B_DEC},
+    {"THRESHOLD", ATOMS_THRESHOLD},
+    {"W_ENC_M", ATOMS_W_ENC_M},
+    {"W_DEC_M", ATOMS_W_DEC_M},
+    {"B_ENC_M", ATOMS_B_ENC_M},
+    {"B_DEC_M", ATOMS_B_DEC_M},
+    {"THRESHOLD_M", ATOMS_THRESHOLD_M},
+    {"W_ENC_V", ATOMS_W_ENC_V},
+    {"W_DEC_V", ATOMS_W_DEC_V},
+    {"B_ENC_V", ATOMS_B_ENC_V},
+    {"B_DEC_V", ATOMS_B_DEC_V},
+    {"THRESHOLD_V", ATOMS_THRESHOLD_V},
+    {"LAST_FIRED", ATOMS_LAST_FIRED},
+    {"COUNTERS", ATOMS_COUNTERS},
+    {NULL, 0},
+};
 
 PyMethodDef atoms_sae_methods[] = {
-    {"sae_new", KEYWORDS(sae_new),
-     "sae_new(ctx, d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen, "
-     "prefixes)"},
+    ATOMS_NAMED("sae_new", sae_new,
+                "sae_new(ctx, d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen, "
+                "prefixes)"),
     {"sae_get", sae_get, METH_VARARGS, "sae_get(sae, field, out)"},
     {"sae_set", sae_set, METH_VARARGS, "sae_set(sae, field, values)"},
     {"sae_nonfinite", sae_nonfinite, METH_O,
      "sae_nonfinite(sae): number of the first parameter that holds NaN or infinity, or -1"},
-    {"sae_reset", KEYWORDS(sae_reset), "sae_reset(ctx, sae, idx, rows, scales, thresholds)"},
-    {"sae_step", KEYWORDS(sae_step),
-     "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
-     "threshold_shift, k, err, silent_after=0, silent_factor=1, aux_k=0, dead_after=0, "
-     "aux_coefficient=0, rise_after=0, rise=0, index=None, shift=None, scale=1)"},
-    {"sae_encode", KEYWORDS(sae_encode), "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"},
-    {"decode", KEYWORDS(decode), "decode(ctx, indptr, indices, values, W_dec, bias, out)"},
+    ATOMS_NAMED("sae_reset", sae_reset, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"),
+    ATOMS_NAMED("sae_step", sae_step,
+                "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
+                "threshold_shift, k, err, silent_after=0, silent_factor=1, aux_k=0, dead_after=0, "
+                "aux_coefficient=0, rise_after=0, rise=0, index=None, shift=None, scale=1)"),
+    ATOMS_NAMED("sae_encode", sae_encode, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"),
+    ATOMS_NAMED("decode", decode, "decode(ctx, indptr, indices, values, W_dec, bias, out)"),
     {NULL, NULL, 0, NULL}};

@@ -187,15 +187,11 @@ done:
     return result;
 }
 
-int atoms_theory_constants(PyObject *module)
-{
-    return PyModule_AddIntConstant(module, "EV_ROWS", ATOMS_EV_ROWS) < 0 ||
-                   PyModule_AddIntConstant(module, "EV_TOKENS", ATOMS_EV_TOKENS) < 0 ||
-                   PyModule_AddIntConstant(module, "COSINE_LOW_BITS", ATOMS_COSINE_LOW_BITS) < 0 ||
-                   PyModule_AddIntConstant(module, "COSINE_BINS", ATOMS_COSINE_BINS) < 0
-               ? -1
-               : 0;
-}
+const atoms_constant atoms_theory_constants[] = {{"EV_ROWS", ATOMS_EV_ROWS},
+                                                 {"EV_TOKENS", ATOMS_EV_TOKENS},
+                                                 {"COSINE_LOW_BITS", ATOMS_COSINE_LOW_BITS},
+                                                 {"COSINE_BINS", ATOMS_COSINE_BINS},
+                                                 {NULL, 0}};
 
 PyMethodDef atoms_theory_methods[] = {
     ATOMS_NAMED("ev_update", ev_update,

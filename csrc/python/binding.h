@@ -27,16 +27,20 @@ PyObject *atoms_raise(atoms_status status, const char *where);
 extern PyType_Spec atoms_context_spec;
 int atoms_watch_forks(void); /* 0, or -1 with an exception */
 
-/* The functions of each room, NULL at the end, and its constants: 0, or -1 with an exception. */
+/* An enumerator or size of atoms.h, as the module exports it. */
+typedef struct {
+    const char *name;
+    int value;
+} atoms_constant;
+
+/* The functions and the constants of each room; the last one's name is NULL. */
 extern PyMethodDef atoms_metric_methods[], atoms_sae_methods[], atoms_recovery_methods[], atoms_theory_methods[];
-int atoms_theory_constants(PyObject *module);
+extern const atoms_constant atoms_sae_constants[], atoms_recovery_constants[], atoms_theory_constants[];
 
 /* One entry of such a table that takes keyword arguments. */
 #define ATOMS_NAMED(name, function, doc)                                                                               \
     {                                                                                                                  \
         name, (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS, doc                                 \
     }
-
-#include "views.h" /* until bind_sae.c and bind_recovery.c take their arrays through arguments.h */
 
 #endif

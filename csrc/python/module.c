@@ -44,11 +44,11 @@ static int module_exec(PyObject *module)
 {
     static const struct {
         PyMethodDef *methods;
-        int (*constants)(PyObject *module); /* NULL: none */
+        const atoms_constant *constants; /* NULL: none */
     } rooms[] = {
         {atoms_metric_methods, NULL},
-        {atoms_sae_methods, NULL},
-        {atoms_recovery_methods, NULL},
+        {atoms_sae_methods, atoms_sae_constants},
+        {atoms_recovery_methods, atoms_recovery_constants},
         {atoms_theory_methods, atoms_theory_constants},
     };
     if (PyArray_ImportNumPyAPI() < 0 || atoms_watch_forks() < 0 || add_isas(module) < 0)
@@ -56,9 +56,11 @@ static int module_exec(PyObject *module)
     PyObject *type = PyType_FromModuleAndSpec(module, &atoms_context_spec, NULL);
     int failed = !type || PyModule_AddType(module, (PyTypeObject *)type) < 0;
     Py_XDECREF(type);
-    for (size_t i = 0; !failed && i < sizeof rooms / sizeof *rooms; i++)
-        failed = PyModule_AddFunctions(module, rooms[i].methods) < 0 ||
-                 (rooms[i].constants && rooms[i].constants(module) < 0);
+    for (size_t i = 0; !failed && i < sizeof rooms / sizeof *rooms; i++) {
+        failed = PyModule_AddFunctions(module, rooms[i].methods) < 0;
+        for (const atoms_constant *c = rooms[i].constants; !failed && c && c->name; c++)
+            failed = PyModule_AddIntConstant(module, c->name, c->value) < 0;
+    }
     return failed ? -1 : 0;
 }
 

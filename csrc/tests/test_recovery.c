@@ -1,6 +1,6 @@
 /* test_recovery.c: codes of known supports, and short memory, under the sanitizers. */
 #include "check.h"
-#include "recovery/recovery.h"
+#include "recovery/kernels.h"
 
 enum { ATOMS = 70, D = 33, N = 19, K = 4 };
 
@@ -9,6 +9,17 @@ typedef struct {
     double values[N * ATOMS], residual[N], gap[N];
     int8_t status[N];
 } codes;
+
+/* Where a solver writes them, `width` entries a row. */
+static atoms_codes into(codes *c, int64_t width)
+{
+    return (atoms_codes){width, c->indices, c->values, c->counts, c->status, c->steps, c->residual, c->gap};
+}
+
+static atoms_rows rows_of(const double *x, int64_t n)
+{
+    return (atoms_rows){x, ATOMS_F64, n, D, D, 1};
+}
 
 static void fill(double *x, int64_t n, uint64_t *seed)
 {
@@ -28,24 +39,21 @@ static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, int method
 {
     memset(c, 0, sizeof *c);
     double alpha = 1e-3;
+    const atoms_codes few = into(c, K), all = into(c, ATOMS);
     if (method == 0) {
         atoms_omp_params p = {.n_nonzero = K, .tol = 1e-6};
-        return atoms_omp(ctx, dict, N, x, ATOMS_F64, D, 1, NULL, NULL, &p, c->indices, c->values, c->counts, c->status,
-                         c->steps, c->residual);
+        return atoms_omp(ctx, dict, rows_of(x, N), &p, &few);
     }
     if (method == 1) {
         atoms_lasso_params p = {1, &alpha, 0, 1e-8, 100};
-        return atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts, c->status, c->steps,
-                           c->residual, c->gap);
+        return atoms_lasso(ctx, dict, rows_of(x, N), &p, &all);
     }
     if (method == 2) {
         atoms_basis_params p = {0, 1e-7, 200};
-        return atoms_basis(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts, c->status, c->steps,
-                           c->residual, c->gap);
+        return atoms_basis(ctx, dict, rows_of(x, N), &p, &all);
     }
     atoms_pursuit_params p = {(atoms_pursuit_method)(method - 3), K, 60, 1e-6};
-    return atoms_pursuit(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c->indices, c->values, c->counts, c->status, c->steps,
-                         c->residual);
+    return atoms_pursuit(ctx, dict, rows_of(x, N), &p, &few);
 }
 
 enum { METHODS = 7 };
@@ -61,7 +69,7 @@ TEST(recovery_same_bits_for_any_threads)
         atoms_ctx *a = atoms_test_context(i), *b = atoms_test_context(i + 1);
         for (int gram = 0; gram < 2; gram++) {
             atoms_dict *dict = NULL;
-            CHECK(atoms_dict_new(a, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict) == ATOMS_OK);
+            CHECK(atoms_dict_new(a, rows_of(atoms, ATOMS), ATOMS_F64, &dict) == ATOMS_OK);
             CHECK(!gram || atoms_dict_gram(b, dict) == ATOMS_OK);
             for (int method = 0; method < METHODS; method++) {
                 CHECK(run(a, dict, method, x, &one) == ATOMS_OK);
@@ -88,13 +96,34 @@ TEST(recovery_short_memory)
         atoms_ctx *ctx = atoms_test_context(i);
         atoms_dict *dict = NULL;
         int nth;
-        CHECK_SHORT_MEMORY(nth, 200, atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F64, &dict));
+        CHECK_SHORT_MEMORY(nth, 200, atoms_dict_new(ctx, rows_of(atoms, ATOMS), ATOMS_F64, &dict));
         CHECK(dict != NULL);
         for (int method = 0; method < METHODS; method++)
             CHECK_SHORT_MEMORY(nth, 200, run(ctx, dict, method, x, &c));
         atoms_dict_free(dict);
         atoms_ctx_free(ctx);
     }
+}
+
+/* Signals that no code meets get the nearest one, or say that memory is short. */
+TEST(recovery_basis_infeasible_in_short_memory)
+{
+    static double atoms[ATOMS * D], x[N * D];
+    static codes c;
+    uint64_t seed = 4;
+    fill(atoms, ATOMS * D, &seed);
+    plant(atoms, x);
+    for (int j = 0; j < ATOMS; j++)
+        atoms[j * D] = 0;
+    atoms_ctx *ctx = atoms_test_context(0);
+    atoms_dict *dict = NULL;
+    CHECK(atoms_dict_new(ctx, rows_of(atoms, ATOMS), ATOMS_F64, &dict) == ATOMS_OK);
+    int nth;
+    CHECK_SHORT_MEMORY(nth, 200, run(ctx, dict, 2, x, &c));
+    for (int i = 0; i < N; i++)
+        CHECK(c.status[i] == ATOMS_SIGNAL_INFEASIBLE && fabs(c.residual[i] - fabs(x[i * D])) < 1e-6);
+    atoms_dict_free(dict);
+    atoms_ctx_free(ctx);
 }
 
 #if defined(__x86_64__)
@@ -121,44 +150,45 @@ static double product(int64_t d, const float *a, const float *b)
 
 TEST(recovery_short_products_keep_their_bounds)
 {
-    enum { M = 7, NP = 2 * PANEL, MOST = 400 };
+    enum { M = 7, NP = 2 * PANEL_ATOMS, MOST = 400 };
     static float x[M * MOST], atoms[NP * MOST], out[M * NP], exact[NP * NP], units[M * CHUNKS(MOST)];
     static int16_t rows[M * MOST], gram[NP * NP], fine[NP * NP];
     uint64_t seed = 3;
     atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
     const int64_t sizes[] = {1, 2, 33, CHUNK - 1, CHUNK, CHUNK + 1, MOST};
-    for (int k = 0; k < 7 && ctx->isa >= ATOMS_ISA_AVX512_VNNI; k++) {
+    for (int k = 0; k < 7 && ctx->kernels->short_rows; k++) {
         int64_t d = sizes[k];
         double lost[M];
-        atoms_units u;
+        dict_units u;
+        const struct short_kernels *kernels = ctx->kernels->short_rows;
         for (int i = 0; i < M; i++)
             unit_row(d, i, x + i * d, &seed);
         for (int i = 0; i < NP; i++)
             unit_row(d, i < NP - 5 ? i : 2, atoms + i * d, &seed);
         memset(atoms + (NP - 5) * d, 0, (size_t)(5 * d) * sizeof *atoms);
         memcpy(atoms, x, (size_t)d * sizeof *x); /* one product is 1 */
-        CHECK(atoms_units_new(ctx, NP, d, atoms, &u) == ATOMS_OK);
+        CHECK(dict_units_new(ctx, NP, d, atoms, &u) == ATOMS_OK);
         for (int i = 0; i < M; i++)
-            lost[i] = atoms_round_rows(1, d, x + i * d, u.ld, rows + i * u.ld, units + i * CHUNKS(u.ld));
-        atoms_unit_products(M, rows, units, &u, NP / PANEL, out, NP);
+            lost[i] = kernels->round_rows(1, d, x + i * d, u.ld, rows + i * u.ld, units + i * CHUNKS(u.ld));
+        kernels->products(M, rows, units, &u, NP / PANEL_ATOMS, out, NP);
         for (int i = 0; i < M; i++)
             for (int j = 0; j < NP; j++) {
                 double bound = lost[i] + u.error + lost[i] * u.error + PRODUCT_ERROR(u.ld);
                 CHECK(fabs(out[i * NP + j] - product(d, x + i * d, atoms + j * d)) <= bound);
             }
         CHECK(u.error < 1e-3);
-        atoms_unit_gram(&u, PANEL, 0, PANEL, NP, gram, NP);
-        for (int i = 0; i < PANEL; i++)
+        kernels->gram(&u, PANEL_ATOMS, 0, PANEL_ATOMS, NP, gram, NP);
+        for (int i = 0; i < PANEL_ATOMS; i++)
             for (int j = 0; j < NP; j++) {
-                double true_one = product(d, atoms + (i + PANEL) * d, atoms + j * d);
+                double true_one = product(d, atoms + (i + PANEL_ATOMS) * d, atoms + j * d);
                 double bound = 2 * u.error + u.error * u.error + SHORT_ERROR + PRODUCT_ERROR(u.ld);
                 exact[i * NP + j] = (float)true_one;
                 CHECK(fabs((double)gram[i * NP + j] / SHORT_ONE - true_one) <= bound);
             }
-        atoms_round_gram(PANEL * NP, exact, fine);
-        for (int i = 0; i < PANEL * NP; i++)
+        kernels->round_gram(PANEL_ATOMS * NP, exact, fine);
+        for (int i = 0; i < PANEL_ATOMS * NP; i++)
             CHECK(fabs((double)fine[i] / SHORT_ONE - (double)exact[i]) <= SHORT_ERROR);
-        atoms_free(u.rows), atoms_free(u.units), atoms_free(u.panels);
+        dict_units_free(&u);
     }
     atoms_ctx_free(ctx);
 }
@@ -181,16 +211,14 @@ TEST(recovery_lasso_screened)
     plant(atoms, x);
     atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
     atoms_dict *dict = NULL;
-    CHECK(atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F32, &dict) == ATOMS_OK);
+    CHECK(atoms_dict_new(ctx, rows_of(atoms, ATOMS), ATOMS_F32, &dict) == ATOMS_OK);
     CHECK(atoms_dict_units(ctx, dict) == ATOMS_OK);
     for (int a = 0; a < 2; a++) {
         atoms_lasso_params p = {1, &alphas[a], 0, 1e-5, 1000};
         int nth;
-        CHECK_SHORT_MEMORY(nth, 200,
-                           atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, c.indices, c.values, c.counts, c.status,
-                                       c.steps, c.residual, c.gap));
-        CHECK(atoms_lasso(ctx, dict, N, x, ATOMS_F64, D, 1, &p, again.indices, again.values, again.counts, again.status,
-                          again.steps, again.residual, again.gap) == ATOMS_OK);
+        const atoms_codes first = into(&c, ATOMS), second = into(&again, ATOMS);
+        CHECK_SHORT_MEMORY(nth, 200, atoms_lasso(ctx, dict, rows_of(x, N), &p, &first));
+        CHECK(atoms_lasso(ctx, dict, rows_of(x, N), &p, &second) == ATOMS_OK);
         for (int i = 0; i < N; i++)
             CHECK(c.status[i] == ATOMS_SIGNAL_CONVERGED && c.counts[i] == again.counts[i] && c.gap[i] == again.gap[i]);
     }
@@ -206,7 +234,7 @@ TEST(recovery_short_gram_matrices_in_short_memory)
     atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
     for (int coarse = 0; coarse < 2; coarse++) {
         atoms_dict *dict = NULL;
-        CHECK(atoms_dict_new(ctx, ATOMS, D, atoms, ATOMS_F64, D, 1, ATOMS_F32, &dict) == ATOMS_OK);
+        CHECK(atoms_dict_new(ctx, rows_of(atoms, ATOMS), ATOMS_F32, &dict) == ATOMS_OK);
         int nth;
         CHECK_SHORT_MEMORY(nth, 50, short_matrices(ctx, dict, coarse));
         atoms_dict_free(dict);

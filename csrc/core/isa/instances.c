@@ -23,11 +23,12 @@ DECLARE(avx2)
 DECLARE(avx512)
 extern const struct sae_screens atoms_screens_avx2, atoms_screens_vnni;
 extern const struct omp_kernels atoms_omp_vnni_f32;
+extern const struct short_kernels atoms_short_rows_vnni;
 
 static const atoms_instances avx2 = {ROOMS(avx2), .screens = &atoms_screens_avx2};
 static const atoms_instances avx512 = {ROOMS(avx512), .screens = &atoms_screens_avx2};
 
-/* of float32's OMP and of the integer screen alone there is a version with VNNI */
+/* of float32's OMP and of the integer screen alone there is a version with VNNI, and 16-bit rows are nothing else */
 static const atoms_instances vnni = {
     .metric = &atoms_metric_avx512,
     .theory = &atoms_theory_avx512,
@@ -35,6 +36,7 @@ static const atoms_instances vnni = {
     .omp_f64 = &atoms_omp_avx512_f64,
     .codes_f32 = &atoms_codes_avx512_f32,
     .codes_f64 = &atoms_codes_avx512_f64,
+    .short_rows = &atoms_short_rows_vnni,
     .sae = &atoms_sae_avx512,
     .screens = &atoms_screens_vnni,
 };

@@ -1,130 +1,115 @@
-/* recovery_codes.c: checks, tiles and threads of the solvers whose codes have no fixed length:
- * lasso, basis pursuit and the other pursuits. */
-#include "recovery.h"
+/* solvers.c: checks, tiles and threads of the solvers whose codes have no fixed length: lasso, basis pursuit, the other
+ * pursuits, thresholds. */
+#include "kernels.h"
 
 #include <math.h>
 
-#define TILE 32 /* signals: few, for their times differ */
+#define TILE_SIGNALS 32 /* few, for their times differ */
 
-typedef atoms_status (*tile_fn)(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, code_tile *tile);
+/* An output's elements from number i on; NULL stays NULL: not wanted. */
+#define FROM(output, i) ((output) ? (output) + (i) : NULL)
 
-static atoms_status run_lasso(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, code_tile *tile)
+codes_tile codes_part(const atoms_dict *dict, const codes_tile *whole, int64_t i, int64_t n)
 {
-    return (dict->type == ATOMS_F64 ? ctx->kernels->codes_f64 : ctx->kernels->codes_f32)
-        ->lasso(ctx, dict, params, tile);
+    const atoms_codes *all = &whole->out;
+    codes_tile part = *whole;
+    part.x = atoms_some_rows(whole->x, i, n);
+    part.first = whole->first + i;
+    part.out = (atoms_codes){
+        .width = all->width,
+        .indices = FROM(all->indices, i * all->width),
+        .values = FROM((char *)all->values, i * all->width * (int64_t)atoms_dtype_size(dict->type)),
+        .counts = FROM(all->counts, i),
+        .status = FROM(all->status, i),
+        .steps = FROM(all->steps, i),
+        .residual = FROM(all->residual, i),
+        .gap = FROM(all->gap, i),
+    };
+    return part;
 }
 
-static atoms_status run_denoise(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, code_tile *tile)
+static const struct code_kernels *kernels_for(const atoms_ctx *ctx, const atoms_dict *dict)
 {
-    return (dict->type == ATOMS_F64 ? ctx->kernels->codes_f64 : ctx->kernels->codes_f32)
-        ->denoise(ctx, dict, params, tile);
+    return dict->type == ATOMS_F64 ? ctx->kernels->codes_f64 : ctx->kernels->codes_f32;
 }
 
-static atoms_status run_equality(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, code_tile *tile)
+/* Solves tile by tile; codes: of all signals. */
+static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, atoms_rows x, const void *params,
+                        const atoms_codes *codes, codes_solver solve)
 {
-    return atoms_equality_tile(ctx, dict, params, tile);
-}
-
-static atoms_status run_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, code_tile *tile)
-{
-    return (dict->type == ATOMS_F64 ? ctx->kernels->codes_f64 : ctx->kernels->codes_f32)
-        ->pursuit(ctx, dict, params, tile);
-}
-
-static atoms_status run_threshold(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, code_tile *tile)
-{
-    return (dict->type == ATOMS_F64 ? ctx->kernels->codes_f64 : ctx->kernels->codes_f32)
-        ->threshold(ctx, dict, params, tile);
-}
-
-/* Runs `fn` over tiles of `whole`, in which n is the number of all signals. */
-static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, const void *params, const code_tile *whole,
-                        tile_fn fn)
-{
-    atoms_dict view = atoms_dict_view(shared), *dict = &view;
-    if (ctx->isa < ATOMS_ISA_AVX512_VNNI)
-        view.units = (atoms_units){0};
-    int64_t n = whole->n, tiles = (n + TILE - 1) / TILE, width = whole->width;
-    int64_t x_size = whole->x_type == ATOMS_F64 ? 8 : whole->x_type == ATOMS_F32 ? 4 : 2;
-    int64_t v_size = dict->type == ATOMS_F64 ? 8 : 4;
+    atoms_dict view = dict_view(shared), *dict = &view;
+    if (!ctx->kernels->short_rows)
+        view.units = (dict_units){0};
+    const int64_t n = x.n, tiles = atoms_ceil_div(n, TILE_SIGNALS);
     atoms_team team = {.ctx = ctx};
+    const codes_tile whole = {.x = x, .out = *codes, .stride = n, .team = &team};
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
     for (int64_t k = 0; k < tiles; k++) {
         if (atoms_team_stopped(&team))
             continue;
-        int64_t i = k * TILE;
-        code_tile part = *whole;
-        part.team = &team;
-        part.n = ATOMS_MIN(TILE, n - i);
-        part.x = (const char *)whole->x + i * whole->rs * x_size;
-        if (whole->indices) {
-            part.indices += i * width;
-            part.values = (char *)whole->values + i * width * v_size;
-            part.counts += i;
-            part.status += i;
-            part.steps += i;
-        }
-        part.tau = whole->tau ? whole->tau + i : NULL;
-        part.residual = whole->residual ? whole->residual + i : NULL;
-        part.gap = whole->gap ? whole->gap + i : NULL;
-        atoms_team_report(&team, fn(ctx, dict, params, &part));
+        int64_t i = k * TILE_SIGNALS;
+        codes_tile part = codes_part(dict, &whole, i, ATOMS_MIN(TILE_SIGNALS, n - i));
+        atoms_team_report(&team, solve(ctx, dict, params, &part));
     }
     return team.status;
 }
 
-/* The arguments that all the functions below call alike. */
-#define WHOLE                                                                                                          \
-    .x = x, .x_type = type, .rs = rs, .cs = cs, .indices = indices, .values = values, .counts = counts,                \
-    .status = status, .steps = steps, .residual = residual
+/* Whether these are signals of the dictionary's length, and codes have room for `width` entries each. */
+static bool fit(const atoms_dict *dict, atoms_rows x, const atoms_codes *codes, int64_t width)
+{
+    return x.n >= 0 && x.d == dict->d && codes->width >= width;
+}
 
-atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, atoms_dtype type,
-                         int64_t rs, int64_t cs, const atoms_lasso_params *params, int32_t *indices, void *values,
-                         int32_t *counts, int8_t *status, int32_t *steps, double *residual, double *gap)
+/* For solvers that have no duality gap. */
+static atoms_codes without_gap(const atoms_codes *codes)
+{
+    atoms_codes out = *codes;
+    out.gap = NULL;
+    return out;
+}
+
+atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, const atoms_lasso_params *params,
+                         const atoms_codes *codes)
 {
     for (int64_t a = 0; a < params->n_alphas; a++)
         if (!(params->alphas[a] > 0) || !isfinite(params->alphas[a]))
             return ATOMS_ERR_ARGUMENT;
-    if (n < 0 || params->n_alphas < 1 || !(params->tol > 0))
+    if (!fit(dict, x, codes, dict->n) || params->n_alphas < 1 || !(params->tol > 0))
         return ATOMS_ERR_ARGUMENT;
-    code_tile whole = {.n = n, .width = dict->n, .stride = n, WHOLE, .gap = gap};
-    return run(ctx, dict, params, &whole, run_lasso);
+    return run(ctx, dict, x, params, codes, kernels_for(ctx, dict)->lasso);
 }
 
-atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, atoms_dtype type,
-                         int64_t rs, int64_t cs, const atoms_basis_params *params, int32_t *indices, void *values,
-                         int32_t *counts, int8_t *status, int32_t *steps, double *residual, double *gap)
+atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, const atoms_basis_params *params,
+                         const atoms_codes *codes)
 {
-    if (n < 0 || !(params->sigma >= 0) || !(params->tol > 0) || dict->type != ATOMS_F64)
+    if (!fit(dict, x, codes, dict->n) || !(params->sigma >= 0) || !(params->tol > 0) || dict->type != ATOMS_F64)
         return ATOMS_ERR_ARGUMENT;
-    code_tile whole = {.n = n, .width = dict->n, .stride = n, WHOLE, .gap = gap};
-    return run(ctx, dict, params, &whole, params->sigma > 0 ? run_denoise : run_equality);
+    return run(ctx, dict, x, params, codes, params->sigma > 0 ? kernels_for(ctx, dict)->denoise : equality_tile);
 }
 
-atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, atoms_dtype type,
-                           int64_t rs, int64_t cs, const atoms_pursuit_params *params, int32_t *indices, void *values,
-                           int32_t *counts, int8_t *status, int32_t *steps, double *residual)
+atoms_status atoms_pursuit(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                           const atoms_pursuit_params *params, const atoms_codes *codes)
 {
-    if (n < 0 || params->n_nonzero < 1 || params->n_nonzero > ATOMS_MIN(dict->n, dict->d) || params->max_steps < 1 ||
-        params->tol != params->tol)
+    if (!fit(dict, x, codes, params->n_nonzero) || params->n_nonzero < 1 ||
+        params->n_nonzero > ATOMS_MIN(dict->n, dict->d) || params->max_steps < 1 || params->tol != params->tol)
         return ATOMS_ERR_ARGUMENT;
-    code_tile whole = {.n = n, .width = params->n_nonzero, .stride = n, WHOLE};
-    return run(ctx, dict, params, &whole, run_pursuit);
+    const atoms_codes out = without_gap(codes);
+    return run(ctx, dict, x, params, &out, kernels_for(ctx, dict)->pursuit);
 }
 
-atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x, atoms_dtype type,
-                             int64_t rs, int64_t cs, const double *tau, int signed_codes, int32_t *indices,
-                             void *values, int32_t *counts, int8_t *status, int32_t *steps, double *residual)
+atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                             const atoms_threshold_params *params, const atoms_codes *codes)
 {
-    if (n < 0)
+    if (!fit(dict, x, codes, dict->n))
         return ATOMS_ERR_ARGUMENT;
-    code_tile whole = {.n = n, .width = dict->n, .stride = n, WHOLE, .tau = tau};
-    return run(ctx, dict, &signed_codes, &whole, run_threshold);
+    const atoms_codes out = without_gap(codes);
+    return run(ctx, dict, x, params, &out, kernels_for(ctx, dict)->threshold);
 }
 
-atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, int64_t n, const void *x,
-                                   atoms_dtype type, int64_t rs, int64_t cs, double *top)
+atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, double *top)
 {
-    int signed_codes = 1;
-    code_tile whole = {.n = n, .x = x, .x_type = type, .rs = rs, .cs = cs, .gap = top};
-    return n < 0 ? ATOMS_ERR_ARGUMENT : run(ctx, dict, &signed_codes, &whole, run_threshold);
+    const atoms_codes codes = {.gap = top};
+    if (!fit(dict, x, &codes, 0))
+        return ATOMS_ERR_ARGUMENT;
+    return run(ctx, dict, x, NULL, &codes, kernels_for(ctx, dict)->correlation_max);
 }

@@ -143,5 +143,5 @@ int64_t args_length(const arguments *a, int axis)
 void args_release(arguments *a)
 {
     while (a->n > 0)
-        Py_CLEAR(a->taken[--a->n].array);
+        Py_DECREF(a->taken[--a->n].array);
 }

@@ -1,7 +1,7 @@
 /* topk.c: TopK and BatchTopK, from the lists of what lies above a floor.
  *
- * The floor is a guess from the last batch; where it hid a latent that belongs to the k largest, the batch is listed again
- * with a floor of zero. */
+ * The floor is a guess from the last batch; where it hid a latent that belongs to the k largest, the batch is listed
+ * again with a floor of zero. */
 #include "sae.h"
 
 /* Keeps z > cut and the first `ties` of z == cut, in [from, to) of l, moved down to *at. */

@@ -186,7 +186,7 @@ typedef enum {
     ATOMS_SCREEN_INT16 = 3 /* of 16-bit ones */
 } atoms_screen;
 
-#define ATOMS_MAX_PREFIXES 16
+#define ATOMS_MAX_PREFIXES 16 /* Matryoshka: most widths of an autoencoder */
 
 /* What stays the same for the life of an autoencoder. */
 typedef struct {
@@ -236,6 +236,7 @@ typedef enum {
 
 /* Rows and columns (1 for vectors) of a field; returns the number of its dimensions, 1 or 2. */
 ATOMS_API int atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64_t shape[2]);
+/* Copies a whole field, of that shape and its type, out of the model and into it. */
 ATOMS_API void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out);
 ATOMS_API void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values);
 /* The first of ATOMS_W_ENC .. ATOMS_THRESHOLD that holds NaN or infinity, or -1. */
@@ -246,7 +247,7 @@ ATOMS_API int atoms_sae_nonfinite(const atoms_sae *sae);
 ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, const int64_t *idx,
                                        const float *rows, const float *scales, const float *thresholds);
 
-/* ---- what goes in */
+/* ---- rows, as encoding and training take them */
 
 /* Rows as the caller holds them, which of them, and how they come into the model's space; they are read and converted
  * panel by panel. Row i of the batch is scale (x[index[i]] - shift), in float32. */
@@ -255,12 +256,12 @@ typedef struct {
     const int64_t *index; /* (n,) row numbers, in range, or NULL: 0, 1, ... */
     int64_t n;            /* rows in the batch */
     const float *shift;   /* (d_in,), or NULL: neither shift nor scale */
-    float scale;
+    float scale;          /* counts only with a shift */
 } atoms_batch;
 
-/* ---- what comes back, beside results */
+/* ---- figures, as both give them */
 
-/* Wall time. The first thread's share for screen, exact and decode. */
+/* Wall time; for screen, exact and decode summed over the threads. */
 typedef struct {
     double prepare; /* reading and centring rows */
     double screen;  /* finding candidates */
@@ -325,10 +326,10 @@ typedef struct {
     int64_t k;             /* TOPK, BATCHTOPK: this step's k */
     int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
                               included, has its threshold multiplied by silent_factor; 0: never */
-    float silent_factor;
-    int64_t rise_after; /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
-    float rise;
-    int64_t aux_k;         /* AuxK: latents a sample; 0: none */
+    float silent_factor;   /* 0 .. 1 */
+    int64_t rise_after;    /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
+    float rise;            /* in units of z */
+    int64_t aux_k;         /* AuxK: latents of each sample; 0: none */
     int64_t dead_after;    /* AuxK: dead are those that did not fire for so many samples */
     float aux_coefficient; /* AuxK: its weight in the loss */
 } atoms_sae_step_params;

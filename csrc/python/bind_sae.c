@@ -175,8 +175,8 @@ static PyObject *stats_dict(const atoms_sae_stats *s)
                          s->band_gain, "lowest", s->lowest, "candidates", s->candidates, "seconds", seconds);
 }
 
-/* X of any float type and strides, an int64 vector of row numbers or None, a float32 vector or None: what the model reads
- * of them. batch->scale is the caller's. */
+/* X of any float type and strides, an int64 vector of row numbers or None, a float32 vector or None: what the model
+ * reads of them. batch->scale is the caller's. */
 static int take_batch(arguments *a, const handle *h, PyObject *x, PyObject *index, PyObject *shift, atoms_batch *batch)
 {
     int64_t d = atoms_sae_get_params(h->sae)->d_in;

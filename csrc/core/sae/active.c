@@ -33,9 +33,9 @@ static bool gather_candidates(const sae_step *step, const sae_tile *tile)
     return true;
 }
 
-/* Exact z of the candidates, less the bias, a strip of the columns at a time, so that the tile's strip of xc stays in the
- * second-level cache while the encoder's rows stream by. One of several strips is copied together: on few pages, and away
- * from neighbours that would be fetched in vain. */
+/* Exact z of the candidates, less the bias, a strip of the columns at a time, so that the tile's strip of xc stays in
+ * the second-level cache while the encoder's rows stream by. One of several strips is copied together: on few pages,
+ * and away from neighbours that would be fetched in vain. */
 static void exact_tile(const sae_step *step, const sae_tile *tile)
 {
     const atoms_sae *sae = step->sae;
@@ -64,8 +64,8 @@ static void exact_tile(const sae_step *step, const sae_tile *tile)
     }
 }
 
-/* The candidates above their floors move up in their lists, each with its bias, without a branch. count: (samples of the
- * tile,), zeros, to which each sample's are added. */
+/* The candidates above their floors move up in their lists, each with its bias, without a branch. count: (samples of
+ * the tile,), zeros, to which each sample's are added. */
 static void keep_active(const sae_step *step, sae_scratch *s, int32_t *count)
 {
     int64_t n = 0, e = 0;
@@ -134,8 +134,8 @@ static atoms_status list_tile(const sae_step *step, atoms_team *team, const sae_
     return ATOMS_OK;
 }
 
-/* Panels of one task, which change the speed, never the result: enough tasks for every thread, the more so the cheaper it
- * is to stream the encoder once more, and the task's strip of xc within the second-level cache. */
+/* Panels of one task, which change the speed, never the result: enough tasks for every thread, the more so the cheaper
+ * it is to stream the encoder once more, and the task's strip of xc within the second-level cache. */
 static int64_t panels_of_tile(const sae_step *step)
 {
     const atoms_sae *sae = step->sae;

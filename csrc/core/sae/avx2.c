@@ -7,8 +7,9 @@
 
 /* ---------------------------------------------------------------- screen
  *
- * Where there are no products of bytes: vpmaddwd and vpaddd do twice the multiplications of float32's fused multiply-add,
- * on half the bytes, and 16 bits let next to nothing through that float32 would not. 16 samples x 6 latents at a time. */
+ * Where there are no products of bytes: vpmaddwd and vpaddd do twice the multiplications of float32's fused
+ * multiply-add, on half the bytes, and 16 bits let next to nothing through that float32 would not. 16 samples x 6
+ * latents at a time. */
 
 /* acc[a][b] = q_x.q_w of latent a and samples 8 b .. 8 b + 8; x: from the first of the 16 samples on */
 static inline __attribute__((always_inline)) void sums_of_16(int64_t width, const int16_t *x, const int16_t *w,

@@ -3,8 +3,8 @@
 
 /* ------------------------------------------------------ listed activations */
 
-/* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its own and those
- * of the wider ones, which is what its latents' gradients need. column: (ld,), to which the errors are added. */
+/* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its own and
+ * those of the wider ones, which is what its latents' gradients need. column: (ld,), to which the errors are added. */
 static void sample_gradients(const sae_step *step, sae_list *l, int64_t i, float *column)
 {
     const atoms_sae *sae = step->sae;

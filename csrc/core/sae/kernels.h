@@ -1,13 +1,13 @@
 /* kernels.h: the vector loops of the sparse autoencoder, one table for each instruction set.
  *
- * Rows are `width` floats: a multiple of 16, zeros behind the last value, on a cache line. Rows of a matrix are ld floats
- * apart, and a list of n of them is given by their numbers.
+ * Rows are `width` floats: a multiple of 16, zeros behind the last value, on a cache line. Rows of a matrix are ld
+ * floats apart, and a list of n of them is given by their numbers.
  *
  * All instruction sets give the same bits: what sums in float32 does so in 16 lanes, whatever a register holds. The
  * canonical dot product has 64 lanes: lane l of accumulator a sums elements 64 c + 16 a + l over c by fused
- * multiply-adds, then come (acc0 + acc1) + (acc2 + acc3), and its halves, 8, 4, 2, 1 lanes apart. It is off by less than
+ * multiply-adds, then come (acc0 + acc1) + (acc2 + acc3), and its halves, 8, 4, 2, 1 lanes apart. Its error is below
  *   gamma |v| |w|,   gamma = (width / 64 + 24) 2^-23,
- * any other order of summation by less than (width + 32) 2^-23 |v| |w|.
+ * that of any other order of summation below (width + 32) 2^-23 |v| |w|.
  *
  * The integer screens. With x = s_x q_x + r_x and w = s_w q_w + r_w, s the scales, q integers, r what rounding took,
  *   |x.w - s_x s_w q_x.q_w| = |x_hat.r_w + r_x.w| <= |x_hat| |r_w| + |r_x| |w|,   x_hat = s_x q_x,
@@ -52,10 +52,10 @@ typedef struct sae_kernels {
     void (*stream)(int64_t width, const float *row, float *out);
     /* column += err; returns |err|^2, summed in float64 */
     double (*error_sums)(int64_t width, const float *err, float *column);
-    /* One Adam update of a row w of d values with gradient g, which is overwritten. With `unit`, the part of g along w is
-     * removed first and w is brought back to unit norm. The moments in mv are bfloat16, m above v, rounded up or down at
-     * random, by `seed`, so that the mean is right: to the nearest, v would keep all that beta2 = 0.999 should take
-     * from it. */
+    /* One Adam update of a row w of d values with gradient g, which is overwritten. With `unit`, the part of g along w
+     * is removed first and w is brought back to unit norm. The moments in mv are bfloat16, m above v, rounded up or
+     * down at random, by `seed`, so that the mean is right: to the nearest, v would keep all that beta2 = 0.999 should
+     * take from it. */
     void (*adam_row)(int64_t width, int64_t d, const sae_adam *a, bool unit, uint32_t seed, float *g, uint32_t *mv,
                      float *w);
     /* The float32 screen: bit i set where tile[i] + slack * norm[i] >= limit, i < PANEL_SAMPLES */
@@ -63,8 +63,8 @@ typedef struct sae_kernels {
     /* xc = a row x of d values in the model's space; returns max |xc|; *sum = |xc|^2 and column += xc in float64 */
     float (*centre)(int64_t width, int64_t d, const float *x, const sae_origin *origin, float *xc, double *sum,
                     double *column);
-    /* q = round(x / scale) with scale = max|x| / 127; returns the scale; *residual = |x - scale q| and *norm = |x|, both
-     * rounded up; *total = sum q. Rows of zeros give scale 0. */
+    /* q = round(x / scale) with scale = max|x| / 127; returns the scale; *residual = |x - scale q| and *norm = |x|,
+     * both rounded up; *total = sum q. Rows of zeros give scale 0. */
     float (*quantise)(int64_t width, const float *x, int8_t *q, float *residual, float *norm, int32_t *total);
     /* The same in 16 bits, |q| at most 46000 so that no sum of products of two rows overflows 31 bits */
     float (*quantise16)(int64_t width, const float *x, int16_t *q, float *residual, float *norm);
@@ -86,8 +86,8 @@ typedef struct {
 } sae_screen_latents;
 
 /* Screens a panel against n_latents rows: bit i of mask[j] is set when sample i may reach the floor of latent j.
- * x: the panel, interleaved: uint8 (width / 4, PANEL_SAMPLES, 4) of q_x + 128, or int16 (width / 2, PANEL_SAMPLES, 2) of
- * q_x. w: int8 or int16 (n_latents, width) of q_w, a multiple of SCREEN_LATENTS rows allocated. */
+ * x: the panel, interleaved: uint8 (width / 4, PANEL_SAMPLES, 4) of q_x + 128, or int16 (width / 2, PANEL_SAMPLES, 2)
+ * of q_x. w: int8 or int16 (n_latents, width) of q_w, a multiple of SCREEN_LATENTS rows allocated. */
 typedef void sae_screen(int64_t width, int64_t n_latents, const void *x, const sae_screen_samples *s, const void *w,
                         const sae_screen_latents *l, uint64_t *mask);
 

@@ -1,4 +1,4 @@
-/* prepare.c: a batch's rows, from wherever the caller has them, into the model's space, and their image for the screen. */
+/* prepare.c: a batch's rows, from wherever the caller has them, into the model's space; their image for the screen. */
 #include "sae.h"
 
 #include <math.h>
@@ -70,9 +70,9 @@ static void place_image(const sae_step *step, int64_t i, const float *xc, float 
     b->residual[i] = residual + gamma * (norm + residual);
 }
 
-/* One panel: centred rows, their images, their norms, the panel's column sums. Returns the first row that is not finite,
- * or -1. A large batch's rows are written past the caches: where those are shared with busy neighbours, fetching lines
- * only to overwrite them costs a tenth of a step. */
+/* One panel: centred rows, their images, their norms, the panel's column sums. Returns the first row that is not
+ * finite, or -1. A large batch's rows are written past the caches: where those are shared with busy neighbours,
+ * fetching lines only to overwrite them costs a tenth of a step. */
 static int64_t prepare_panel(const sae_step *step, const atoms_batch *x, int64_t p)
 {
     const atoms_sae *sae = step->sae;

@@ -47,7 +47,7 @@ typedef struct {
 
 /* ----------------------------------------------------------------- batch */
 
-/* A block that grows with the data, in which parallel lists lie. */
+/* Memory that grows with the data, in which lists of equal length lie side by side. */
 typedef struct {
     void *block;
     int64_t cap; /* entries */
@@ -80,8 +80,8 @@ typedef struct {
     float *column;   /* (ld,) sums of no use; with AuxK only */
 } sae_scratch;
 
-/* The workspace of a step. It is kept for the next one: large blocks that are freed go back to the system, and a quarter
- * of a step's time can go into the pages that come again. Drawn in batch.c. */
+/* The workspace of a step. It is kept for the next one: large blocks that are freed go back to the system, and a
+ * quarter of a step's time can go into the pages that come again. Drawn in batch.c. */
 typedef struct {
     int64_t n, panels; /* of this batch */
     atoms_arena arena;

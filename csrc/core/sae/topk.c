@@ -1,7 +1,7 @@
 /* topk.c: TopK and BatchTopK, from the lists of what lies above a floor.
  *
- * The floor is a guess from the last batch; where it hid a latent that belongs to the k largest, the batch is listed again
- * with a floor of zero. */
+ * The floor is a guess from the last batch; where it hid a latent that belongs to the k largest, the batch is listed
+ * again with a floor of zero. */
 #include "sae.h"
 
 /* Keeps z > cut and the first `ties` of z == cut, in [from, to) of l, moved down to *at. */
@@ -90,12 +90,10 @@ static bool select_panel(sae_list *l, int64_t n_samples, int64_t k, float *work,
 static atoms_status select_samples(const sae_step *step, int64_t k, bool *short_of)
 {
     sae_batch *b = step->batch;
+    int threads = step->ctx->p.num_threads;
     bool lacking = false, failed = false;
     float lowest = 3e38f;
-    /* clang-format off */
-#pragma omp parallel for num_threads(step->ctx->p.num_threads) schedule(static) \
-    reduction(| : lacking, failed) reduction(min : lowest)
-    /* clang-format on */
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : lacking, failed) reduction(min : lowest)
     for (int64_t p = 0; p < b->panels; p++) {
         sae_scratch *s = &b->scratch[atoms_thread()];
         if (sae_room_reserve(&s->room, b->list[p].n, &s->row, &s->z, NULL))

@@ -95,8 +95,8 @@ static void update_threshold(const update *u, int64_t j, float g, bool near)
         sae->b_enc.w[j] += sp->rise;
 }
 
-/* Latent j's scalars: its entries' factors for the rows of the gradients take the place of z and ga, its threshold moves,
- * and its bias' gradient is returned. band (2): counts the entries in its band, sums what they gain. */
+/* Latent j's scalars: its entries' factors for the rows of the gradients take the place of z and ga, its threshold
+ * moves, and its bias' gradient is returned. band (2): counts the entries in its band, sums what they gain. */
 static float scalar_gradients(const update *u, int64_t j, double *band)
 {
     atoms_sae *sae = u->sae;
@@ -132,10 +132,12 @@ static float scalar_gradients(const update *u, int64_t j, double *band)
  *
  * of latent j, over its entries e:  decoder  sum_e z[e] err[row[e]],  encoder  sum_e ga[e] xc[row[e]] */
 
-/* How the latents are cut: a task's are one thread's, the gradients of a block's are held at a time, and built up from
- * `strip` columns of all samples. Rows go by whole, which the hardware foresees, and the block stays in the cache, unless
- * the samples' rows are more than a cache likes and each is met so often that it pays to let them stay, a strip at a time,
- * and the gradients of many latents go by. */
+/* How the latents are cut. A task's are one thread's; the gradients of a block of them are held at a time, and built up
+ * from `strip` columns of all samples at a time.
+ *
+ * Mostly blocks are small, so that their gradients stay in the cache, and the samples' rows are read whole, which the
+ * hardware prefetches. Where these rows are more than a cache holds and each is met often, it is the other way round: a
+ * strip of all samples stays in the second-level cache while the gradients of many latents go by. */
 typedef struct {
     int64_t task, block, strip;
 } latent_cut;

@@ -14,7 +14,6 @@ import threadpoolctl
 from . import _core
 from ._version import __version__
 
-_ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 _CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 _num_threads: int | None = None
 
@@ -87,14 +86,14 @@ def get_num_threads() -> int:
 
 @functools.lru_cache(maxsize=64)
 def _context(num_threads: int, isa: str, blas: str | None) -> _core.Context:
-    return _core.Context(num_threads, _ISAS.index(isa), blas)
+    return _core.Context(num_threads, _core.ISAS.index(isa), blas)
 
 
 def context(num_threads: int | None = None) -> _core.Context:
     """The core's context for so many threads, with ATOMS_ISA and ATOMS_BLAS from the environment."""
-    isa = os.environ.get("ATOMS_ISA", _ISAS[-1])
-    if isa not in _ISAS:
-        raise ValueError(f"ATOMS_ISA: expected one of {', '.join(_ISAS)}, got {isa!r}")
+    isa = os.environ.get("ATOMS_ISA", _core.ISAS[-1])
+    if isa not in _core.ISAS:
+        raise ValueError(f"ATOMS_ISA: expected one of {', '.join(_core.ISAS)}, got {isa!r}")
     n = get_num_threads() if num_threads is None else _positive(num_threads, "num_threads")
     return _context(n, isa, os.environ.get("ATOMS_BLAS") or None)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 import atoms
-from atoms import _config, _core
+from atoms import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng
-ISAS = _config._ISAS[: _config._ISAS.index(_core.build_info()["cpu_isa"]) + 1]  # of this CPU
+ISAS = _core.ISAS[: _core.ISAS.index(_core.build_info()["cpu_isa"]) + 1]  # of this CPU
 BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]  # of this build
 
 # ------------------------------------------------------------------ processes

@@ -25,12 +25,12 @@ class RecoveryWarning(UserWarning):
 class Status(enum.IntEnum):
     """What became of a signal."""
 
-    CONVERGED = 0  #: the stopping rule was met, or the residual is all rounding
-    DEPENDENT = 1  #: the same, after leaving out atoms in the span of those chosen
-    LIMIT = 2  #: stopped by the limit on atoms or steps; the code is the best so far
-    NONFINITE = 3  #: NaN or infinity in the signal: empty row
-    RANGE = 4  #: a coefficient is too large for the dtype: empty row
-    INFEASIBLE = 5  #: no code meets the constraint; the code is the nearest found
+    CONVERGED = _core.SIGNAL_CONVERGED  #: the stopping rule was met, or the residual is all rounding
+    DEPENDENT = _core.SIGNAL_DEPENDENT  #: the same, after leaving out atoms in the span of those chosen
+    LIMIT = _core.SIGNAL_LIMIT  #: stopped by the limit on atoms or steps; the code is the best so far
+    NONFINITE = _core.SIGNAL_NONFINITE  #: NaN or infinity in the signal: empty row
+    RANGE = _core.SIGNAL_RANGE  #: a coefficient is too large for the dtype: empty row
+    INFEASIBLE = _core.SIGNAL_INFEASIBLE  #: no code meets the constraint; the code is the nearest found
 
 
 _COMPLAINT = {
@@ -73,7 +73,7 @@ class RecoveryInfo:
 class Codes(NamedTuple):
     """What a solver fills for m signals: codes of at most `width` atoms each, and what became of each signal.
 
-    The members are in the order in which the core takes them; a method without a duality gap takes all but the last.
+    The members are named as the core's keyword arguments.
     """
 
     indices: Array  #: (m, width) int32; row i holds counts[i] atoms, what follows them is not read
@@ -83,6 +83,10 @@ class Codes(NamedTuple):
     steps: Array  #: (m,) int32
     residual: Array | None  #: (m,) float64; None: not asked for
     gap: Any  #: (m,) float64; None: the method has none
+
+    def without_gap(self) -> dict[str, Any]:
+        """What a method without a duality gap takes."""
+        return {name: array for name, array in self._asdict().items() if name != "gap"}
 
 
 #: solve(handle, x, rows, out): codes of the signals x, which are `rows` of all, into out

@@ -150,7 +150,9 @@ def _solve_lasso(
     ctx: Any, handle: Any, x: Array, alphas: Array, positive: bool, stop: float, rounds: int, out: Codes
 ) -> None:
     """Codes of the signals x for each penalty, all signals of one penalty after those of the one before."""
-    _core.lasso(ctx, handle, x, alphas, positive, stop, rounds, *out)
+    _core.lasso(
+        ctx, handle, x, alphas=alphas, positive=positive, tol=stop, max_rounds=rounds, **out._asdict()
+    )
 
 
 def _penalties(alphas: Any, n_alphas: int, eps: float, X: Array, d: Dictionary) -> Array:
@@ -285,6 +287,6 @@ def _basis(
     hold_gram(d)
 
     def solve(handle: Any, x: Array, rows: slice, out: Codes) -> None:
-        _core.basis(ctx, handle, x, sigma, stop, most, *out)
+        _core.basis(ctx, handle, x, sigma=sigma, tol=stop, max_steps=most, **out._asdict())
 
     return code(name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True, depth=1)

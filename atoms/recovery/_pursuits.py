@@ -123,7 +123,18 @@ def omp(
             begin, end = warm[0][rows.start], warm[0][rows.stop]
             indptr, atoms = warm[0][rows.start : rows.stop + 1] - begin, warm[1][begin:end]
         ols = selection == "ols"
-        _core.omp(ctx, handle, x, most, stop, ols, nonnegative, indptr, atoms, *out[:-1])
+        _core.omp(
+            ctx,
+            handle,
+            x,
+            n_nonzero=most,
+            tol=stop,
+            ols=ols,
+            nonnegative=nonnegative,
+            indptr=indptr,
+            support=atoms,
+            **out.without_gap(),
+        )
 
     return code("omp", X, d, most, solve, verbose=verbose, return_info=return_info)
 
@@ -143,8 +154,16 @@ def _support(support: Any, n: int, n_atoms: int) -> tuple[Array, Array] | None:
 # ------------------------------------------------------------------- other pursuits
 
 
+_METHODS = {
+    "matching_pursuit": _core.PURSUIT_MP,
+    "gradient_pursuit": _core.PURSUIT_GRADIENT,
+    "cosamp": _core.PURSUIT_COSAMP,
+    "iht": _core.PURSUIT_IHT,
+}
+
+
 def _pursuit(
-    method: int,
+    name: str,
     X: Any,
     dictionary: Any,
     n_nonzero: int | None,
@@ -164,9 +183,17 @@ def _pursuit(
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, rows: slice, out: Codes) -> None:
-        _core.pursuit(ctx, handle, x, method, most, steps, stop, *out[:-1])
+        _core.pursuit(
+            ctx,
+            handle,
+            x,
+            method=_METHODS[name],
+            n_nonzero=most,
+            max_steps=steps,
+            tol=stop,
+            **out.without_gap(),
+        )
 
-    name = ("matching_pursuit", "gradient_pursuit", "cosamp", "iht")[method]
     return code(name, X, d, most, solve, verbose=verbose, return_info=return_info, depth=1)
 
 
@@ -192,7 +219,9 @@ def matching_pursuit(
     ----------
     Mallat, Zhang, "Matching pursuits with time-frequency dictionaries" (1993).
     """
-    return _pursuit(0, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+    return _pursuit(
+        "matching_pursuit", X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info
+    )
 
 
 def gradient_pursuit(
@@ -219,7 +248,9 @@ def gradient_pursuit(
     if max_iter is None:
         X = check_array(X, "X", min_rows=0)
         max_iter = 1000 if tol is not None else n_nonzero or max(1, X.shape[1] // 10)
-    return _pursuit(1, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+    return _pursuit(
+        "gradient_pursuit", X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info
+    )
 
 
 def cosamp(
@@ -243,7 +274,9 @@ def cosamp(
     ----------
     Needell, Tropp, "CoSaMP" (2009).
     """
-    return _pursuit(2, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+    return _pursuit(
+        "cosamp", X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info
+    )
 
 
 def iht(
@@ -267,7 +300,7 @@ def iht(
     ----------
     Blumensath, Davies, "Normalized iterative hard thresholding" (2010).
     """
-    return _pursuit(3, X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
+    return _pursuit("iht", X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info)
 
 
 # --------------------------------------------------------------- threshold coding
@@ -349,6 +382,6 @@ def threshold_code(
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, rows: slice, out: Codes) -> None:
-        _core.threshold(ctx, handle, x, taus[rows], signed, *out[:-1])
+        _core.threshold(ctx, handle, x, tau=taus[rows], signed=signed, **out.without_gap())
 
     return code("threshold_code", X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info)

@@ -12,8 +12,8 @@ from .. import _core
 from ._settings import ACTIVATIONS, SCREENS, Settings
 
 WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-# the core's numbers for its arrays are their places here: weights, Adam's two moments of each, at which
-# sample each latent fired last, and how many steps and samples there have been
+# weights, Adam's two moments of each, at which sample each latent fired last, and how many steps and samples
+# there have been
 FIELDS = (
     *WEIGHTS,
     *(f"{name}_m" for name in WEIGHTS),
@@ -21,6 +21,7 @@ FIELDS = (
     "last_fired",
     "counters",
 )
+_NUMBER = {name: getattr(_core, name.upper()) for name in FIELDS}  # the core's
 BLOCK = 8192  # rows encoded at a time
 
 
@@ -74,7 +75,7 @@ class Model:
 
     def __init__(self, ctx: Any, d_in: int, d_sae: int, activation: str, **options: Any) -> None:
         self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
-        self.handle = _core.sae_new(ctx, d_in, d_sae, activation=ACTIVATIONS.index(activation), **options)
+        self.handle = _core.sae_new(ctx, d_in, d_sae, activation=ACTIVATIONS[activation], **options)
 
     @classmethod
     def of(cls, ctx: Any, d_in: int, settings: Settings) -> Model:
@@ -92,19 +93,19 @@ class Model:
             beta2=float(s.beta2),
             epsilon=1e-8,
             clip=float(s.clip),
-            screen=SCREENS.index(s.screen),
+            screen=SCREENS[s.screen],
             prefixes=None if s.matryoshka_widths is None else np.array(s.matryoshka_widths, np.int64),
         )
 
     def get(self, name: str) -> np.ndarray:
         """A copy of one of `FIELDS`."""
         out: np.ndarray = np.empty(*layout(name, self.d_in, self.d_sae))
-        _core.sae_get(self.handle, FIELDS.index(name), out)
+        _core.sae_get(self.handle, _NUMBER[name], out)
         return out
 
     def set(self, name: str, value: np.ndarray) -> None:
         _, dtype = layout(name, self.d_in, self.d_sae)
-        _core.sae_set(self.handle, FIELDS.index(name), np.ascontiguousarray(value, dtype))
+        _core.sae_set(self.handle, _NUMBER[name], np.ascontiguousarray(value, dtype))
 
     @property
     def steps(self) -> int:
@@ -119,10 +120,12 @@ class Model:
     def nonfinite(self) -> str | None:
         """Name of the first array that holds NaN or infinity."""
         field = _core.sae_nonfinite(self.handle)
-        return FIELDS[field] if field >= 0 else None
+        return next((name for name, number in _NUMBER.items() if number == field), None)
 
     def encode(self, ctx: Any, batch: Batch) -> sp.csr_array:
-        indptr, indices, values, _ = _core.sae_encode(ctx, self.handle, *batch)
+        indptr, indices, values, _ = _core.sae_encode(
+            ctx, self.handle, batch.X, index=batch.rows, shift=batch.shift, scale=batch.scale
+        )
         return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
 
     def decode(self, ctx: Any, codes: sp.csr_array) -> np.ndarray:
@@ -134,12 +137,12 @@ def decode(ctx: Any, codes: sp.csr_array, W: np.ndarray, b: np.ndarray) -> np.nd
     out = np.empty((codes.shape[0], W.shape[1]), np.float32)
     _core.decode(
         ctx,
-        codes.indptr.astype(np.int64, copy=False),
-        codes.indices.astype(np.int32, copy=False),
-        np.ascontiguousarray(codes.data, np.float32),
-        W,
-        b,
-        out,
+        indptr=codes.indptr.astype(np.int64, copy=False),
+        indices=codes.indices.astype(np.int32, copy=False),
+        values=np.ascontiguousarray(codes.data, np.float32),
+        W_dec=W,
+        bias=b,
+        out=out,
     )
     return out
 

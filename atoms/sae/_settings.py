@@ -7,8 +7,21 @@ from typing import Any
 
 import numpy as np
 
-ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")  # the core's numbers for them: their places here
-SCREENS = ("auto", "float32", "int8", "int16")  # likewise
+from .. import _core
+
+# by name, the core's numbers
+ACTIVATIONS = {
+    "jumprelu": _core.JUMPRELU,
+    "relu": _core.RELU,
+    "topk": _core.TOPK,
+    "batchtopk": _core.BATCHTOPK,
+}
+SCREENS = {
+    "auto": _core.SCREEN_AUTO,
+    "float32": _core.SCREEN_F32,
+    "int8": _core.SCREEN_INT8,
+    "int16": _core.SCREEN_INT16,
+}
 MOST_WIDTHS = 16  # that the core takes, d_sae among them
 
 

@@ -54,10 +54,27 @@ class Steering:
         factor = float(np.exp(-min(1.0, 4 * n / window))) if window else 1.0
         rise_after = self._rise_after() if window else 0
         stats: dict[str, Any] = _core.sae_step(
-            ctx, self.model.handle, batch.X, rate, rate, c.price, c.l1, c.shift, s.k, err, window // 4, factor,
-            s.aux_k, window, float(s.aux_coefficient), rise_after,
-            n / max(rise_after, 1), batch.rows, batch.shift, batch.scale,
-        )  # fmt: skip
+            ctx,
+            self.model.handle,
+            batch.X,
+            index=batch.rows,
+            shift=batch.shift,
+            scale=batch.scale,
+            learning_rate=rate,
+            threshold_rate=rate,
+            l0_coefficient=c.price,
+            l1_coefficient=c.l1,
+            threshold_shift=c.shift,
+            k=s.k,
+            err=err,
+            silent_after=window // 4,
+            silent_factor=factor,
+            rise_after=rise_after,
+            rise=n / max(rise_after, 1),
+            aux_k=s.aux_k,
+            dead_after=window,
+            aux_coefficient=float(s.aux_coefficient),
+        )
         self._steer(stats)
         if err is not None:
             self._resample(ctx, step, batch.dense(), err)
@@ -140,4 +157,4 @@ class Steering:
         if not s.tied:
             start = scale * start
         rows, scales, thresholds = (np.ascontiguousarray(a, np.float32) for a in (D, scale, start))
-        _core.sae_reset(ctx, self.model.handle, dead, rows, scales, thresholds)
+        _core.sae_reset(ctx, self.model.handle, idx=dead, rows=rows, scales=scales, thresholds=thresholds)

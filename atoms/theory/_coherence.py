@@ -12,8 +12,7 @@ from .. import _core
 from .._config import context
 from .._unit_rows import unit_rows
 
-_LOW_BITS = 13  # as in csrc/include/atoms.h
-_BINS = (0x3F800000 >> _LOW_BITS) + 1
+_LOW_BITS = _core.COSINE_LOW_BITS
 _SLOTS = 128  # bins refined in one pass: 8 MB for each thread
 
 
@@ -29,7 +28,7 @@ class _Cosines:
         self.unit = unit
         self.num_threads = num_threads
         self.n_pairs = unit.shape[0] * (unit.shape[0] - 1) // 2
-        counts = np.zeros(_BINS, np.int64)
+        counts = np.zeros(_core.COSINE_BINS, np.int64)
         _core.cosine_histogram(context(num_threads), unit, counts)
         self.below = np.concatenate([[0], np.cumsum(counts)])  # below[b]: values in bins < b
         self.fine: dict[int, np.ndarray] = {}
@@ -38,7 +37,7 @@ class _Cosines:
         wanted = sorted({int(b) for b in bins} - self.fine.keys())
         for start in range(0, len(wanted), _SLOTS):
             some = wanted[start : start + _SLOTS]
-            slot = np.full(_BINS, -1, np.int32)
+            slot = np.full(_core.COSINE_BINS, -1, np.int32)
             slot[some] = np.arange(len(some), dtype=np.int32)
             counts = np.zeros((len(some), 1 << _LOW_BITS), np.int64)
             _core.cosine_refine(context(self.num_threads), self.unit, slot, counts)

@@ -186,7 +186,7 @@ class ExplainedVariance:
             elif self.convention in ("centered", "metric_centered"):
                 self._offset = self.mean if self._whitener is None else (self.mean[None] @ self._whitener)[0]
                 self._offset = np.ascontiguousarray(self._offset)
-        self._sums = np.zeros((2, 8, d))
+        self._sums = np.zeros((2, _core.EV_ROWS, d))
         return self._sums
 
     def update(self, X: Any, X_hat: Any) -> ExplainedVariance:
@@ -199,19 +199,19 @@ class ExplainedVariance:
         sums = self._prepare(X.shape[1])
         before = sums.copy()  # a block with a bad row leaves no trace
         step = max(1, (64 << 20) // (8 * X.shape[1]))
-        tokens = np.empty((X.shape[0], 4))
+        tokens = np.empty((X.shape[0], _core.EV_TOKENS))
         try:
             for first in range(0, X.shape[0], step):
                 part = slice(first, first + step)
                 bad = _core.ev_update(
                     context(self.num_threads),
-                    native(X[part], "X"),
-                    None if X_hat is None else native(X_hat[part], "X_hat"),
-                    self._whitener,
-                    self._offset,
-                    self.massive_norm,
-                    sums,
-                    tokens[part],
+                    X=native(X[part], "X"),
+                    X_hat=None if X_hat is None else native(X_hat[part], "X_hat"),
+                    whitener=self._whitener,
+                    mean=self._offset,
+                    massive_norm=self.massive_norm,
+                    sums=sums,
+                    tokens=tokens[part],
                 )
                 if bad >= 0:
                     row = np.asarray(X[first + bad], dtype=np.float64)

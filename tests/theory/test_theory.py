@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from support import run
 
 from atoms import _core, reference
-from atoms._config import _ISAS
 from atoms.theory import (
     CONVENTIONS,
     Coherence,
@@ -63,7 +62,7 @@ def test_explained_variance_is_the_exact_one(shape, convention):
         assert result.total == want
 
 
-@pytest.mark.parametrize("isa", _ISAS)
+@pytest.mark.parametrize("isa", _core.ISAS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_explained_variance_same_to_the_bit_everywhere(isa, threads, monkeypatch):
     rng = np.random.default_rng(2)
@@ -437,7 +436,7 @@ def test_nearest(isa, n, m, d, absolute):
     want_index, want = reference.nearest(A, B, absolute)
     for threads in (1, 3):
         index, value = np.empty(n, np.int64), np.empty(n, np.float32)
-        _core.nearest(_core.Context(threads, _ISAS.index(isa)), A, B, absolute, index, value)
+        _core.nearest(_core.Context(threads, _core.ISAS.index(isa)), A, B, absolute, index, value)
         assert np.array_equal(index, want_index) and np.array_equal(value, want)
 
 

@@ -217,15 +217,14 @@ atoms_status equality_tile(const atoms_ctx *ctx, const atoms_dict *dict, const v
     equality_job r = {
         .ctx = ctx, .dict = dict, .params = params, .tile = tile, .n = dict->n, .d = dict->d, .atoms = dict->atoms};
     r.most = ATOMS_MAX(1, ATOMS_MIN(dict->n, dict->d) / LIKELY_SHARE);
-    atoms_arena arena = {0};
-    lay_out(&arena, &r);
-    if (!atoms_arena_open(&arena))
+    atoms_arena counted = {0};
+    lay_out(&counted, &r);
+    if (!codes_open(tile, counted))
         return ATOMS_ERR_MEMORY;
-    lay_out(&arena, &r);
+    lay_out(tile->arena, &r);
     memset(r.z, 0, (size_t)r.n * sizeof *r.z); /* the code of an interior point that is stopped before its first step */
     for (int64_t j = 0; j < r.n; j++)
         r.w[j] = dict->norm[j] > 0 ? 1 / dict->norm[j] : 1;
     atoms_status status = solve_all(&r);
-    atoms_arena_close(&arena);
     return status;
 }

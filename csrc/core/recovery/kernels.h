@@ -7,12 +7,17 @@
 
 /* A tile of signals on its way through a solver. */
 typedef struct {
-    atoms_rows x;     /* its signals */
-    int64_t first;    /* the number of the first of them in the call: for what parameters give signal by signal */
-    atoms_codes out;  /* its rows of the output */
-    int64_t stride;   /* lasso: rows of the output between one penalty's codes and the next one's */
-    atoms_team *team; /* asked in every round of a solver: a tile's may be millions. Not by OMP */
+    atoms_rows x;       /* its signals */
+    int64_t first;      /* the number of the first of them in the call: for what parameters give signal by signal */
+    atoms_codes out;    /* its rows of the output */
+    int64_t stride;     /* lasso: rows of the output between one penalty's codes and the next one's */
+    atoms_team *team;   /* asked in every round of a solver: a tile's may be millions. Not by OMP */
+    atoms_arena *arena; /* the thread's workspace, kept from tile to tile: see codes_open. Not OMP's */
 } codes_tile;
+
+/* Makes tile->arena ready for a workspace that has been counted. It is kept from tile to tile, for fresh pages cost more
+ * than small tiles take: a thread's first tile is never smaller than its later ones. False when memory is short. */
+bool codes_open(const codes_tile *tile, atoms_arena counted);
 
 /* n signals of a call from its signal i on. */
 codes_tile codes_part(const atoms_dict *dict, const codes_tile *whole, int64_t i, int64_t n);

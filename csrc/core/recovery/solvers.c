@@ -28,6 +28,16 @@ codes_tile codes_part(const atoms_dict *dict, const codes_tile *whole, int64_t i
     return part;
 }
 
+bool codes_open(const codes_tile *tile, atoms_arena counted)
+{
+    if (tile->arena->base) {
+        tile->arena->used = 0;
+        return true;
+    }
+    *tile->arena = counted;
+    return atoms_arena_open(tile->arena);
+}
+
 static const struct code_kernels *kernels_for(const atoms_ctx *ctx, const atoms_dict *dict)
 {
     return dict->type == ATOMS_F64 ? ctx->kernels->codes_f64 : ctx->kernels->codes_f32;
@@ -43,13 +53,19 @@ static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, atoms_ro
     const int64_t n = x.n, tiles = atoms_ceil_div(n, TILE_SIGNALS);
     atoms_team team = {.ctx = ctx};
     const codes_tile whole = {.x = x, .out = *codes, .stride = n, .team = &team};
-#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(dynamic, 1)
-    for (int64_t k = 0; k < tiles; k++) {
-        if (atoms_team_stopped(&team))
-            continue;
-        int64_t i = k * TILE_SIGNALS;
-        codes_tile part = codes_part(dict, &whole, i, ATOMS_MIN(TILE_SIGNALS, n - i));
-        atoms_team_report(&team, solve(ctx, dict, params, &part));
+#pragma omp parallel num_threads(ctx->p.num_threads)
+    {
+        atoms_arena arena = {0};
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t k = 0; k < tiles; k++) {
+            if (atoms_team_stopped(&team))
+                continue;
+            int64_t i = k * TILE_SIGNALS;
+            codes_tile part = codes_part(dict, &whole, i, ATOMS_MIN(TILE_SIGNALS, n - i));
+            part.arena = &arena;
+            atoms_team_report(&team, solve(ctx, dict, params, &part));
+        }
+        atoms_arena_close(&arena);
     }
     return team.status;
 }

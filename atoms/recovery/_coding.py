@@ -26,7 +26,7 @@ class Status(enum.IntEnum):
     """What became of a signal."""
 
     CONVERGED = 0  #: the stopping rule was met, or the residual is all rounding
-    DEPENDENT = 1  #: the same, after leaving out atoms in the span of those chosen
+    DEPENDENT = 1  #: the stopping rule was met, but atoms in the span of those chosen were left out
     LIMIT = 2  #: stopped by the limit on atoms or steps; the code is the best so far
     NONFINITE = 3  #: NaN or infinity in the signal: empty row
     RANGE = 4  #: a coefficient is too large for the dtype: empty row
@@ -73,7 +73,7 @@ class RecoveryInfo:
 class Codes(NamedTuple):
     """What a solver fills for m signals: codes of at most `width` atoms each, and what became of each signal.
 
-    The members are in the order in which the core takes them; a method without a duality gap takes all but the last.
+    Its members stand in the order of the core's arguments; a method without a duality gap takes all but the last.
     """
 
     indices: Array  #: (m, width) int32; row i holds counts[i] atoms, what follows them is not read
@@ -143,7 +143,7 @@ def code(
 
 
 def packed(indices: Array, values: Array, counts: Array) -> tuple[Array, Array]:
-    """The atoms and coefficients that are in the codes, row after row, without the room left in each row."""
+    """The codes' atoms and coefficients, row after row, without the unused room at the end of each row."""
     total = int(counts.sum())
     out = np.empty(total, np.int32), np.empty(total, values.dtype)
     _core.pack_codes(indices, values, counts, *out)

@@ -133,7 +133,7 @@ class _Stream:
         return out
 
     def context(self, place: int, focus: int | None = None, act: np.ndarray | None = None) -> Context:
-        """The window that ends at a place of the stream, marked there or at another place in it."""
+        """The window of tokens that ends at a place of the stream; marked there, or at the place `focus` in it."""
         first = max(0, place + 1 - self.window)
         while self.contexts[first] != self.contexts[place]:
             first += 1

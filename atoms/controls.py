@@ -46,7 +46,7 @@ def _nearest(Z: np.ndarray, unit: np.ndarray, num_threads: int | None) -> np.nda
 
 
 class _Dictionary(Estimator):
-    """Unit atoms in whitened space, the l0 of them that correlate most, least squares on those."""
+    """A control: unit atoms in whitened space; a code is least squares on the l0 atoms that correlate most."""
 
     d_sae: Any
     l0: Any
@@ -68,6 +68,7 @@ class _Dictionary(Estimator):
         self.num_threads = num_threads
 
     def _start(self, X: Any) -> np.ndarray:
+        """X checked; the whitener and b_dec are set."""
         rows = self._check_X(X, reset=True)
         d = rows.shape[1]
         self._whitener = whitener_of(self.metric, d)
@@ -149,7 +150,7 @@ class _Dictionary(Estimator):
         return np.full(len(Z), self.l0), chosen.ravel(), value.ravel()
 
     def _encoder(self) -> tuple[_Encode, int]:
-        """What codes a block of whitened rows, and the numbers it holds for each of them."""
+        """A function from whitened rows to codes, and how many numbers it holds for each row meanwhile."""
         return self._encode, max(self._unit.shape[1] * (1 if self.l0 == 1 else self.l0), self.d_sae)
 
     def transform(self, X: Any) -> scipy.sparse.csr_array:
@@ -199,6 +200,7 @@ _COMMON = """metric : AtomicInnerProduct, optional
 
 
 def _document(cls: type) -> type:
+    """Put the parameters that all controls share into a docstring."""
     cls.__doc__ = (cls.__doc__ or "").replace("{common}", _COMMON)
     return cls
 

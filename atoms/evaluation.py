@@ -398,7 +398,7 @@ def _targets(ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 class _Tally:
-    """What the passes leave: figures of each token, and of each dictionary its firings and variances.
+    """What is kept of the passes: figures of each token, and for each dictionary its firings and variances.
 
     ``columns`` has arrays, one for each batch, under "context", "target", (name, "l0"), (what, "ce") and
     (what, "kl"). There, what is "clean", "zero", "mean" or, for a dictionary, the tuple (name,), so that one

@@ -29,7 +29,7 @@ Judge = Callable[[Sequence["Context"], Sequence["Context"]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A few tokens of text; ``focus`` is the marked one, the last but in fuzzing.
+    """A few tokens of text; ``focus`` is the marked one: the last, except in fuzzing.
 
     ``tokens`` are strings, ``ids`` the same as rows of the judge's embeddings, ``activations`` what the
     latent does at each (all zero where the judge must not know).

@@ -255,7 +255,7 @@ class SparseAutoencoder(Estimator):
         checkpoint: Any,
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None,
     ) -> Run:
-        """Ready for the first step, or for the one after a checkpoint's last."""
+        """A run that is ready for its first step, or for the one after a checkpoint's last."""
         settings = Settings.of(self)
         self._check_X(rows.shards[0], reset=True)
         self._folded: dict[str, np.ndarray] | None = None

@@ -1,4 +1,4 @@
-"""Statistics of a dictionary and its codes: how well it explains, how coherent, certain and stable it is.
+"""Statistics of a dictionary and its codes: explained variance, coherence, certificates, stability, agreement.
 
 The files, each of which imports only from those above it::
 

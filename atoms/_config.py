@@ -91,7 +91,7 @@ def _context(num_threads: int, isa: str, blas: str | None) -> _core.Context:
 
 
 def context(num_threads: int | None = None) -> _core.Context:
-    """The core's context for that many threads, with the environment's ATOMS_ISA and ATOMS_BLAS."""
+    """The core's context for so many threads, with ATOMS_ISA and ATOMS_BLAS from the environment."""
     isa = os.environ.get("ATOMS_ISA", _ISAS[-1])
     if isa not in _ISAS:
         raise ValueError(f"ATOMS_ISA: expected one of {', '.join(_ISAS)}, got {isa!r}")

@@ -73,7 +73,7 @@ class RecoveryInfo:
 class Codes(NamedTuple):
     """What a solver fills for m signals: codes of at most `width` atoms each, and what became of each signal.
 
-    Its members stand in the order of the core's arguments; a method without a duality gap takes all but the last.
+    The members are in the order in which the core takes them; a method without a duality gap takes all but the last.
     """
 
     indices: Array  #: (m, width) int32; row i holds counts[i] atoms, what follows them is not read

@@ -126,7 +126,6 @@ class Model:
         return FIELDS[field] if field >= 0 else None
 
     def encode(self, ctx: Any, batch: Batch) -> sp.csr_array:
-        """Codes (n, d_sae)."""
         indptr, indices, values, _ = _core.sae_encode(ctx, self.handle, *batch)
         return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
 

@@ -12,7 +12,7 @@ from .. import _core
 from .._config import context
 from .._unit_rows import unit_rows
 
-_LOW_BITS = 13  # ATOMS_COSINE_LOW_BITS of csrc/include/atoms.h
+_LOW_BITS = 13  # as in csrc/include/atoms.h
 _BINS = (0x3F800000 >> _LOW_BITS) + 1
 _SLOTS = 128  # bins refined in one pass: 8 MB for each thread
 

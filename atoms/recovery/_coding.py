@@ -26,7 +26,7 @@ class Status(enum.IntEnum):
     """What became of a signal."""
 
     CONVERGED = 0  #: the stopping rule was met, or the residual is all rounding
-    DEPENDENT = 1  #: the stopping rule was met, but atoms in the span of those chosen were left out
+    DEPENDENT = 1  #: the same, after leaving out atoms in the span of those chosen
     LIMIT = 2  #: stopped by the limit on atoms or steps; the code is the best so far
     NONFINITE = 3  #: NaN or infinity in the signal: empty row
     RANGE = 4  #: a coefficient is too large for the dtype: empty row

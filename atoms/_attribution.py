@@ -115,8 +115,8 @@ def _unembedding(model: Model) -> Any:
 
 
 def _final_norm(model: Model, d: int) -> tuple[Any, bool]:
-    """The norm's gain, and whether it subtracts the mean, from what it makes of probes: each
-    architecture has a class of its own, some of which keep gain - 1."""
+    """The norm's gain, and whether it subtracts the mean, found by probing it: each architecture has
+    its own class, and some store gain - 1."""
     torch = model.torch
     base = model.model if model.kind == "hooked" else getattr(model.model, "base_model", model.model)
     known = [getattr(base, name) for name in _NORMS if isinstance(getattr(base, name, None), torch.nn.Module)]
@@ -131,7 +131,8 @@ def _final_norm(model: Model, d: int) -> tuple[Any, bool]:
     if d % 2:
         probe[-3:] = torch.tensor([1.0, 1.0, -2.0])
         probe[:-3][1::2] = -1
-    probe = 1e3 * probe / probe.square().mean().sqrt()  # eps is nothing beside it
+    # mean 0, no entry 0, and so large that the norm's epsilon does not matter
+    probe = 1e3 * probe / probe.square().mean().sqrt()
     shift = 1e3 * torch.ones_like(probe)
     dtype = next((p.dtype for p in norm.parameters()), torch.float32)
 

@@ -1,6 +1,6 @@
-"""What arguments are checked with, in one place: arrays, numbers, metrics, and the errors for NaN and infinity.
+"""Checks of arguments (arrays, numbers, metrics), and the errors for NaN and infinity.
 
-Nothing is imported from any room of the package.
+It imports nothing else of the package.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) ->
 
     float32, float64, float16 and bfloat16 arrays, memory maps and any strides pass untouched;
     integers, booleans, lists, data frames and objects that hold numbers become float64.
-    Finiteness is not looked at here: the core meets it while it reads.
+    NaN and infinity are not looked for here: the core finds them while it reads.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def _check_shape(a: np.ndarray, name: str, ndim: int, min_rows: int) -> None:
 
 
 def atoms_of(D: Any) -> Any:
-    """A dictionary's rows: of a model (ours, a control, one that `atoms.load` read) its decoder's."""
+    """Atoms as rows: the ``W_dec`` of a model (ours, a control, one that `atoms.load` read), or the array itself."""
     return getattr(D, "W_dec", D)
 
 

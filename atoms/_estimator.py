@@ -2,7 +2,7 @@
 
 scikit-learn is not needed at run time. Its ``clone``, ``Pipeline``, ``GridSearchCV`` and
 ``check_estimator`` work with these estimators all the same, because it asks for methods, not for
-a base class; it is only imported when it is already there and asks a question.
+a base class. It is imported only where it is itself the caller.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Estimator:
         return "n_features_in_" in vars(self)
 
     def __sklearn_tags__(self) -> Any:
-        # asked only by scikit-learn, which is therefore there
+        # only scikit-learn calls this, so it can be imported
         from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
 
         return Tags(

@@ -1,4 +1,4 @@
-"""Files: each is written beside its target and renamed onto it; what is read is checked and errors name the file."""
+"""Safe files: each is written beside its target, then renamed; what is read is checked, and errors name the file."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
 def reading(path: Any, kind: str) -> Iterator[None]:
     """Whatever a file's contents lead to inside becomes a ValueError that names the file.
 
-    A file is anybody's: settings may be missing or of any type, and what is made of them raises in its own
-    words, which stay as the cause.
+    Anybody may have written the file: settings may be missing or of any type. Whatever error they lead to
+    stays as the cause.
     """
     try:
         yield

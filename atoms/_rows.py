@@ -38,7 +38,9 @@ class Rows:
         self.d = self.shards[0].shape[1]
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> RowSampler:
-        """batches: no more will be drawn, counted from the beginning, skipped ones too."""
+        """Batches of these rows. `batches`, the most that will be drawn (skipped ones included), is of use only to
+        a source that reads ahead.
+        """
         return RowSampler(self, batch_size, seed)
 
     def take(self, index: np.ndarray) -> np.ndarray:
@@ -61,7 +63,7 @@ class Rows:
         return self.take(np.arange(start, stop))
 
     def refer(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """An array and the row numbers in it that are meant; None: all of it. One shard is not copied."""
+        """An array and the numbers of its rows that are meant (None: all). One shard is not copied."""
         if len(self.shards) == 1:
             return self.shards[0], index
         return self.take(index), None
@@ -92,6 +94,7 @@ class Sampler:
         self._order = self._permutation()
 
     def next(self) -> np.ndarray:
+        """Row numbers of the next batch."""
         parts, need = [], self.batch_size
         while need:
             part = self._order[self.position : self.position + need]
@@ -116,10 +119,11 @@ class RowSampler(Sampler):
         return self.rows
 
     def draw(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The next batch, as `Rows.refer` gives it."""
         return self.rows.refer(self.next())
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to let go of."""
 
 
 # ------------------------------------------------------------------ block by block
@@ -150,7 +154,7 @@ class BlockSource(abc.ABC):
     sizes : ndarray of int64
         Rows of each block; block 0 begins with row 0.
     buffer_rows : int
-        Memory is twice a group: one is used while the next is read.
+        Rows of a group, about. Memory holds two groups: one is used while the next is read.
     """
 
     n: int
@@ -183,7 +187,7 @@ class BlockSource(abc.ABC):
 
     def within(self, seed: int | Sequence[int], epoch: int, group: int, rows: int) -> np.ndarray:
         """The permutation of the rows of a group."""
-        where = [] if rows == self.n else [group]
+        where = [] if rows == self.n else [group]  # all rows in one group: the permutation of an array
         return np.random.default_rng([*_as_seed(seed), 1, epoch, *where]).permutation(rows)
 
     def order(self, seed: int | Sequence[int] = 0, epoch: int = 0) -> np.ndarray:
@@ -228,9 +232,11 @@ class BlockRows:
 
     def __init__(self, source: BlockSource) -> None:
         self.source, self.n, self.d = source, source.n, source.d
-        self.shards = [np.zeros((1, source.d), source.dtype)]  # as far as checks of shape and dtype look
+        # one row of zeros: checks look at nothing but shape and dtype
+        self.shards = [np.zeros((1, source.d), source.dtype)]
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> BlockSampler:
+        """Batches of these rows; no more than `batches` will be drawn, skipped ones included."""
         last = None if batches is None else batches * batch_size
         return BlockSampler(self.source, batch_size, seed, last=last)
 
@@ -260,7 +266,8 @@ class BlockSampler:
         self.source, self.batch_size, self.seed = source, batch_size, list(seed)
         self.drawn = epoch * source.n
         count = max(1, -(-source.n // source.buffer_rows))
-        self._whole = count == 1  # else an epoch may still have but one group, by the order of its blocks
+        # by buffer size, not by an epoch's groups: some order of the blocks may make one group of several
+        self._whole = count == 1
         self._capacity = min(source.n, -(-source.n // count) + int(source.sizes.max()))
         self._thread: threading.Thread | None = None
         self._rows: np.ndarray | None = None
@@ -271,6 +278,7 @@ class BlockSampler:
     # ------------------------------------------------------------- reading ahead
 
     def _open(self) -> None:
+        """Start reading at the row number that is drawn next."""
         epoch, position = divmod(self.drawn, self.source.n)
         sizes = [int(self.source.sizes[blocks].sum()) for blocks in self.source.groups(self.seed, epoch)]
         ends = np.cumsum(sizes)
@@ -287,6 +295,7 @@ class BlockSampler:
         self._thread.start()
 
     def _read(self, epoch: int, group: int) -> None:
+        """What the thread does: read group after group, from this one on, into buffers that are free."""
         try:
             while True:
                 groups = self.source.groups(self.seed, epoch)
@@ -307,9 +316,9 @@ class BlockSampler:
                         self.source.read(block, buffer[start:end])
                     self._ready.put((epoch, g, buffer, end))
                 if self._whole:
-                    return  # it stays in its buffer for all epochs
+                    return  # the one group stays in its buffer for all epochs
                 epoch, group = epoch + 1, 0
-        except BaseException as error:  # whatever it is, it belongs to whoever draws
+        except BaseException as error:  # raised again in the thread that draws
             self._ready.put(error)
 
     def _advance(self) -> None:

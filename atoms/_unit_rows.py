@@ -1,4 +1,4 @@
-"""Atoms as rows of unit norm, in a metric where there is one."""
+"""A dictionary as unit rows in float32, whitened where there is a metric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._config import context
 
 
 def unit_rows(D: Any, metric: Any, num_threads: int | None, name: str = "D") -> tuple[np.ndarray, np.ndarray]:
-    """Whitened rows of unit norm in float32, and the norms they had in float64; of a model, its decoder's."""
+    """Whitened rows of unit norm in float32, and the norms that they had, in float64; of a model, its ``W_dec``."""
     D = check_rows(atoms_of(D), name)
     root = whitener_of(metric, D.shape[1])
     unit = np.empty(D.shape, np.float32)

@@ -32,7 +32,7 @@ __all__ = [
     "shuffle_coordinates",
 ]
 
-# whitened rows -> entries of each row, their atoms, ascending, and their values
+# from whitened rows: how many entries each has; their atoms, ascending within a row; their values
 _Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 _WORK = 32 << 20  # bytes of float32 for a block of correlations
@@ -46,7 +46,7 @@ def _nearest(Z: np.ndarray, unit: np.ndarray, num_threads: int | None) -> np.nda
 
 
 class _Dictionary(Estimator):
-    """Unit atoms in whitened space, the l0 of them that correlate most, least squares on those."""
+    """A control: unit atoms in whitened space; a code is least squares on the l0 atoms that correlate most."""
 
     d_sae: Any
     l0: Any
@@ -68,6 +68,7 @@ class _Dictionary(Estimator):
         self.num_threads = num_threads
 
     def _start(self, X: Any) -> np.ndarray:
+        """X checked; the whitener and b_dec are set."""
         rows = self._check_X(X, reset=True)
         d = rows.shape[1]
         self._whitener = whitener_of(self.metric, d)
@@ -135,7 +136,7 @@ class _Dictionary(Estimator):
         return np.sort(np.argpartition(strength, -self.l0, axis=1)[:, -self.l0 :], axis=1)
 
     def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Least squares on the chosen atoms; dependent ones share by a ridge of 1e-9."""
+        """Least squares on the chosen atoms; a ridge of 1e-9 shares it among atoms that depend on each other."""
         atoms = self._unit[index].astype(np.float64)
         right: np.ndarray = np.einsum("nkd,nd->nk", atoms, Z.astype(np.float64))
         if index.shape[1] == 1:
@@ -149,7 +150,7 @@ class _Dictionary(Estimator):
         return np.full(len(Z), self.l0), chosen.ravel(), value.ravel()
 
     def _encoder(self) -> tuple[_Encode, int]:
-        """What codes a block of whitened rows, and the numbers it holds for each of them."""
+        """A function from whitened rows to codes, and how many numbers it holds for each row meanwhile."""
         return self._encode, max(self._unit.shape[1] * (1 if self.l0 == 1 else self.l0), self.d_sae)
 
     def transform(self, X: Any) -> scipy.sparse.csr_array:
@@ -199,6 +200,7 @@ _COMMON = """metric : AtomicInnerProduct, optional
 
 
 def _document(cls: type) -> type:
+    """Put the parameters that all controls share into a docstring."""
     cls.__doc__ = (cls.__doc__ or "").replace("{common}", _COMMON)
     return cls
 
@@ -326,6 +328,7 @@ class MemorizingDictionary(_Dictionary):
         self.num_threads = num_threads
 
     def fit(self, X: Any, y: Any = None) -> MemorizingDictionary:
+        """Store the samples' directions."""
         X = self._start(X)
         keep = np.arange(len(X))
         if self.d_sae is not None and self.d_sae < len(X):
@@ -452,6 +455,7 @@ class PCADictionary(_Dictionary):
         self.d_sae = d_sae
 
     def fit(self, X: Any, y: Any = None) -> PCADictionary:
+        """The leading directions of X's second moment about b_dec."""
         X = self._start(X)
         d = X.shape[1]
         second = np.zeros((d, d))
@@ -459,7 +463,8 @@ class PCADictionary(_Dictionary):
             block = part.astype(np.float64) - self.b_dec
             second += block.T @ block
         directions = np.linalg.eigh(second)[1][:, ::-1].T  # rows, the largest first
-        if self._whitener is not None:  # the nearest orthonormal rows to the whitened directions
+        if self._whitener is not None:
+            # whitened, they are no longer orthonormal: take the orthonormal rows nearest to them
             U, _, Vt = np.linalg.svd(directions @ self._whitener, full_matrices=False)
             directions = U @ Vt
         kept = d if self.d_sae is None else self.d_sae
@@ -490,16 +495,18 @@ class NeuronBasis(_Dictionary):
     d_sae = None
 
     def fit(self, X: Any, y: Any = None) -> NeuronBasis:
+        """X gives the dimension and the mean alone."""
         X = self._start(X)
         d = X.shape[1]
         rows = np.eye(d) if self._whitener is None else self._whitener
         unit, self._norms = unit_rows(rows, None, self.num_threads, "metric")
         self._set_atoms(unit)
-        self.W_dec = np.diag((1 / self._norms).astype(np.float32))  # exact zeros elsewhere
+        # not as `_set_atoms` computed it: off the diagonal it must be zero exactly
+        self.W_dec = np.diag((1 / self._norms).astype(np.float32))
         return self
 
     def _whiten(self, X: np.ndarray) -> np.ndarray:
-        """Coordinates in units of the atoms, not whitened: the codes before selection."""
+        """Coordinates times the norms of their unit vectors in the metric, not whitened: the codes before selection."""
         return np.asarray((X.astype(np.float64) - self.b_dec) * self._norms, np.float32)
 
     def _select(self, Z: np.ndarray) -> np.ndarray:
@@ -521,13 +528,14 @@ class NeuronBasis(_Dictionary):
 def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.ndarray:
     """X with each coordinate permuted over the samples, independently of the others.
 
-    Every coordinate keeps its distribution; all that joins coordinates is gone. What a dictionary
-    finds here it owes to the marginals.
+    Every coordinate keeps its distribution; whatever ties coordinates to each other is gone. What a
+    dictionary still finds, it owes to each coordinate's own distribution.
 
     Parameters
     ----------
     X : array (n, d)
     random_state : int
+        Seed of the permutations.
     out : array (n, d), optional
         Where to write, a memory map for instance; not X itself.
 

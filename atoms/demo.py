@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _CURVE_L0 = (1, 2, 4, 8, 16, 32, 64)
-_CURVE_ROWS = 2000  # held-out tokens behind a point of the curves
+_CURVE_ROWS = 2000  # held-out tokens that each point of the curves is computed from
 _CONTROL_ROWS = 4000  # tokens of each part that a control is scored on
 
 
@@ -49,7 +49,7 @@ _CONTROL_ROWS = 4000  # tokens of each part that a control is scored on
 class Settings:
     """What the demo does; the command line's options, with the same defaults.
 
-    ``d_sae`` None means four times the width of the model. ``samples`` counts repeats.
+    ``d_sae`` None means four times the width of the model. ``samples`` counts a token as often as it is seen.
     """
 
     model: str = "smollm2"

@@ -1,5 +1,8 @@
 """Dictionaries judged inside the model: what it still predicts when their reconstruction takes the place
-of its own activations, and which words a latent speaks for."""
+of its own activations.
+
+`logit_attribution`, which words a latent speaks for, has a file of its own, ``_attribution.py``.
+"""
 
 from __future__ import annotations
 
@@ -218,7 +221,8 @@ def _losses(
 
 def _reconstruction(sae: Any, X: np.ndarray) -> tuple[Any, np.ndarray]:
     codes = sae.transform(X)
-    normed = getattr(sae, "input_norm", "none") != "none"  # then the codes alone do not say what x was
+    # a normalised input cannot be rebuilt from the codes alone
+    normed = getattr(sae, "input_norm", "none") != "none"
     return codes, np.asarray(sae.reconstruct(X) if normed else sae.inverse_transform(codes))
 
 
@@ -394,10 +398,10 @@ def _targets(ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 class _Tally:
-    """What the passes leave: figures of each token, and of each dictionary its firings and variances.
+    """What is kept of the passes: figures of each token, and for each dictionary its firings and variances.
 
     ``columns`` has arrays, one for each batch, under "context", "target", (name, "l0"), (what, "ce") and
-    (what, "kl"). There, what is "clean", "zero", "mean" or, of a dictionary, the tuple (name,): one that is
+    (what, "kl"). There, what is "clean", "zero", "mean" or, for a dictionary, the tuple (name,), so that one
     called "zero" is not taken for the ablation.
     """
 
@@ -451,9 +455,9 @@ def _run(spliced: _Spliced, padded: tuple[np.ndarray, np.ndarray, np.ndarray], t
 
 
 class _Bootstrap:
-    """From figures of tokens to sums of contexts, and from these to estimates and their intervals.
+    """Estimates and their intervals, from each context's sums of its tokens' figures.
 
-    All intervals come of the same draws of contexts. What is asked about is named as in `_Tally`.
+    All intervals use the same draws of contexts. ``what`` is named as in `_Tally`.
     """
 
     def __init__(self, tally: _Tally, level: float, n_boot: int, random_state: int):
@@ -484,11 +488,14 @@ class _Bootstrap:
     def _figure(
         self, of: Callable[[Callable[[np.ndarray], Any]], Any], estimate: float | None = None
     ) -> Interval:
-        """`of` makes the figure of sums over contexts, which it asks for, all or as drawn."""
+        """A figure and its interval. `of` computes it, given a function that sums a column over contexts: over all
+        of them, or over each draw of them.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             found = np.asarray(of(lambda column: self.draws @ column), float)
             value = float(of(lambda column: column.sum())) if estimate is None else estimate
-            low, high = np.quantile(found, [(1 - self.level) / 2, (1 + self.level) / 2])  # NaN stays NaN
+            # NaN draws give NaN bounds
+            low, high = np.quantile(found, [(1 - self.level) / 2, (1 + self.level) / 2])
         return Interval(float(low), float(high), value, self.level, found)
 
     def cross_entropy(self, what: Any) -> Interval:
@@ -503,7 +510,7 @@ class _Bootstrap:
 
     def explained(self, variance: ExplainedVariance) -> Interval:
         result = variance.result()
-        if result.squared_deviation is None:  # it has no form for single tokens
+        if result.squared_deviation is None:  # no sum over tokens: nothing to draw
             return Interval(np.nan, np.nan, result.total, self.level, np.empty(0))
         error, deviation = self.of_contexts(result.squared_error), self.of_contexts(result.squared_deviation)
         return self._figure(lambda total: 1 - total(error) / total(deviation), result.total)

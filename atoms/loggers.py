@@ -20,7 +20,7 @@ __all__ = ["TensorBoard", "WandB"]
 
 
 class _Logger:
-    """A callback that turns steps into named numbers; what becomes of them is the subclass's `_write`."""
+    """A callback that turns steps into named numbers, which a subclass's `_write` passes on."""
 
     def __init__(self, every: int, label: Callable[[Any], str] | None) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:

@@ -132,7 +132,7 @@ def angles(axes: Any, edges: np.ndarray, pairs: Sequence[tuple[str, np.ndarray, 
             deviation = float(np.sqrt(share @ (centres - mean) ** 2))
             text = f"{mean:.1f}° ± {deviation:.1f}°"
             text = f"{name}\n{text}" if i == 0 else text
-            if side < 0:  # over its own hill; beside it for the narrow one at 90 degrees
+            if side < 0:  # above its curve; the other curve is narrow, at 90 degrees, and has room beside it
                 axes.text(
                     mean,
                     floor + top.max() + 0.02,
@@ -313,7 +313,7 @@ def contexts(axes: Any, found: Sequence[Any], *, columns: int = 96) -> None:
 
 
 def _font_size(axes: Any, columns: int) -> float:
-    """At which `columns` characters of DejaVu Sans Mono (0.602 em wide) fill the axes."""
+    """The font size at which `columns` characters of DejaVu Sans Mono (0.602 em wide) fill the axes."""
     inches = axes.figure.get_size_inches()[0] * axes.get_position().width
     return float(72 * inches / (0.602 * columns))
 

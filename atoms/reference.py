@@ -53,9 +53,8 @@ def cosines(D: ArrayLike, whitener: Array | None = None) -> Array:
 def q_star(cosines: Array, l0: Array, grid: Iterable[float]) -> float:
     """The largest q of a grid in (0, 1] with mu_q < 1/(2 K_q - 1), by the definition."""
 
-    def quantile(
-        values: Array, q: float
-    ) -> Any:  # np.quantile's "inverted_cdf", not led astray by q n = 192.0000001
+    # np.quantile's "inverted_cdf", but a product q n that rounding has lifted above a whole number counts as that
+    def quantile(values: Array, q: float) -> Any:
         share = np.arange(1, len(values) + 1) / len(values)
         return np.sort(values)[np.searchsorted(share, q - 1e-12)]
 
@@ -202,6 +201,7 @@ class SparseAutoencoderTwin:
         self.last_fired = np.zeros(len(self.p["b_enc"]), np.int64)
 
     def pre_activations(self, x: Array) -> Array:
+        """z of every latent, for each row of x."""
         p = self.p
         return np.asarray((x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"])
 
@@ -232,7 +232,7 @@ class SparseAutoencoderTwin:
         err, start = p["b_dec"] - x, 0
         penalty: Any = 0.0
         errors, weights = [], np.zeros((len(p["b_enc"]), len(self.prefixes)))
-        for group, width in enumerate(self.prefixes):  # the wider ones hold what the narrower hold
+        for group, width in enumerate(self.prefixes):  # each wider prefix begins with the narrower one's sum
             err = err + a[:, start:width] @ p["W_dec"][start:width]
             errors.append(err)
             weights[:width, group] = 1
@@ -260,9 +260,10 @@ class SparseAutoencoderTwin:
             "threshold": np.zeros_like(p["threshold"]),
         }
         if self.activation == "jumprelu":
-            # the objective's change if the threshold rose by the bandwidth: those in between go off
+            # what the objective would change by if the threshold rose by the bandwidth: activations in between
+            # would be switched off
             band = on & (z <= p["threshold"] + self.bandwidth)
-            held = weights.sum(1)  # by so many prefixes
+            held = weights.sum(1)  # in how many prefixes each latent is
             g["threshold"] = ((z * (held * z / n - ga) - l0_coefficient / n) * band).sum(0) / self.bandwidth
             penalty += l0_coefficient * on.sum() / n
         elif self.activation == "relu":
@@ -290,6 +291,7 @@ class SparseAutoencoderTwin:
         silent_after: int = 0, silent_factor: float = 1.0, rise_after: int = 0, rise: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
+        """One step on the batch x: its (squared error, penalty, l0) before the update."""
         x = np.asarray(x, np.float64)
         error, penalty, l0, g = self.gradients(x, **kwargs)
         self.samples += len(x)

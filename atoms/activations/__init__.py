@@ -2,13 +2,22 @@
 
 `capture` runs a model over tokens with PyTorch hooks: one row per token for each layer asked for, as
 `Activations` (arrays in memory or mapped) or as an `ActivationStore` (checked shards on disk, read back
-shuffled). `ActivationStream` trains from the running model and keeps nothing. Nothing else in the package
-needs PyTorch: rows from hooks of your own go straight into ``sae.fit(tensor.numpy())``.
+shuffled). `ActivationStream` trains from the running model and keeps nothing. PyTorch is needed to run the
+model, not to train: rows from hooks of your own go straight into ``sae.fit(tensor.numpy())``.
+
+The files, each of which imports only from those above it::
+
+    _models     text, tokens, and models that Transformers loads
+    _table      Activations: rows in memory, or mapped from a folder
+    _hooks      Model, Pass: where a model's activations are, and how it is run over batches
+    _store      ActivationStore, StoredRows: shards on disk
+    _stream     ActivationStream: rows from the running model
+    _capture    capture
 """
 
 from ._capture import capture
 
-# Under an alias of the same name: for other rooms, not for users
+# `as` the same name: for other modules of the package, not for users, so not in __all__
 from ._hooks import Forward as Forward
 from ._hooks import Model as Model
 from ._hooks import Pass as Pass

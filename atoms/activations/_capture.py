@@ -22,6 +22,7 @@ from ._table import (
     new_folder,
     row_dtype,
     storable,
+    stored_dtype,
     write_index,
 )
 
@@ -43,8 +44,8 @@ class _Rows:
     def _array(self, key: Key, d: int) -> np.ndarray:
         if self.out is None:
             return np.empty((self.n, d), self.dtype)
-        stored = np.dtype(np.uint16) if self.dtype.name == "bfloat16" else self.dtype
-        mapped = np.lib.format.open_memmap(self._temporary(key), mode="w+", dtype=stored, shape=(self.n, d))
+        stored, shape = stored_dtype(self.dtype), (self.n, d)
+        mapped = np.lib.format.open_memmap(self._temporary(key), mode="w+", dtype=stored, shape=shape)
         return mapped.view(self.dtype)
 
     def put(self, key: Key, start: int, rows: np.ndarray) -> None:
@@ -59,7 +60,8 @@ class _Rows:
         rows = np.flatnonzero(keep)
         for key, old in self.arrays.items():
             self.norms[key] = self.norms[key][rows]
-            for start in range(0, len(rows), 4096):  # rows only move forwards: in place is safe
+            for start in range(0, len(rows), 4096):
+                # a row never moves to a later place, so writing in place loses nothing
                 block = rows[start : start + 4096]
                 old[start : start + len(block)] = old[block]
             if self.out is None:
@@ -205,9 +207,9 @@ def capture(
         ``forward(model, ids, mask)`` runs a model that is not called with the ids alone; ids and mask
         are tensors (contexts, positions), the mask False at padding.
     tokenizer : optional
-        Only to be named in the store's manifest.
+        Only named in the store's manifest.
     shard_mb : float
-        Megabytes of each layer's rows in a shard of the store; what a kill can cost.
+        Megabytes of each layer's rows in a shard of the store: a killed run loses one shard at most.
     progress : bool
         Show a progress bar, and a line of what was captured, on standard error.
 
@@ -278,7 +280,7 @@ def capture(
 
 
 def _finished(plan: Pass, rows: _Rows, massive_multiple: float, drop: bool) -> Activations:
-    """The captured rows with what they are; massive ones are counted, and left out with `drop`."""
+    """The captured rows and which tokens they are; massive ones are counted, and left out with `drop`."""
     index: dict[str, Any] = plan.index()
     skipped = plan.skip * len(plan.contexts)
     result = Activations({}, rows.norms, **index, massive_multiple=massive_multiple, n_dropped_first=skipped)

@@ -108,7 +108,7 @@ class Model:
         if not layers:
             return
         if self.kind == "module":
-            decoder_blocks(self.model)  # says what is missing
+            decoder_blocks(self.model)  # raises, and says what the model lacks
         count = self._blocks()
         for layer in layers:
             number = isinstance(layer, (int, np.integer)) and not isinstance(layer, bool)
@@ -122,7 +122,7 @@ class Model:
         return 1 + max((int(n) for n in numbers if n.isdigit()), default=-1)
 
     def place(self, key: Key) -> Any:
-        """The module whose output is meant."""
+        """The module whose output is taken for a key."""
         layer, site = key
         if isinstance(layer, str):
             known = {name: m for name, m in self.model.named_modules() if name}
@@ -208,7 +208,8 @@ class Hooks:
         self.found: dict[Key, Any] = {}
         self.keep: Any = None
         self.handles: list[Any] = []
-        # blocks of a decoder lie before its head, which then need not run; a named module may be anywhere
+        # layers by number come before the language-model head, which need not run for them; a named module may
+        # be anywhere
         self.head = any(isinstance(key[0], str) for key in self.keys)
         try:
             for key in self.keys:
@@ -229,6 +230,7 @@ class Hooks:
         return hook
 
     def run(self, ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> dict[Key, np.ndarray]:
+        """Rows of each place at the positions that `keep` says."""
         self.found = {}
         self.keep = self.torch.from_numpy(keep).to(self.model.device)
         with contextlib.suppress(_Enough):
@@ -239,12 +241,14 @@ class Hooks:
         return self.found
 
     def remove(self) -> None:
+        """Take the hooks off the model."""
         for handle in self.handles:
             handle.remove()
         self.handles = []
 
 
 def check_shape(hidden: Any, key: Key, shape: tuple[int, ...]) -> None:
+    """ValueError where a module's output is no tensor (context, position, ...) that begins with `shape`."""
     found = tuple(getattr(hidden, "shape", ()))
     if len(found) < 3 or found[:2] != shape:
         raise ValueError(
@@ -286,11 +290,12 @@ class Pass:
         self.n = int(self.sizes.sum())
 
     def padded(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A batch's ids, its attention mask, and the mask of positions whose rows are kept."""
         return _pad([self.contexts[i] for i in self.batches[batch]], self.skip)
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[Callable[[int], dict[Key, np.ndarray]]]:
-        """A function from a batch's number to its rows, while the model wears its hooks."""
+        """A function from a batch's number to its rows, while the hooks are on the model."""
         with self.model.evaluating():
             hooks = Hooks(self.model, self.keys)
             try:

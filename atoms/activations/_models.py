@@ -26,6 +26,7 @@ def require(module: str, install: str) -> ModuleType:
 
 
 def import_torch() -> ModuleType:
+    """PyTorch, or an ImportError that says how to install it."""
     return require("torch", "pip install torch --index-url https://download.pytorch.org/whl/cpu")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from .._files import replacing
 from .._rows import BlockSource, Rows
 from ._hooks import Pass
-from ._table import INDEX, Key, checked_norms, point_name, row_dtype
+from ._table import INDEX, Key, checked_norms, point_name, row_dtype, stored_dtype
 
 __all__ = ["ActivationStore", "StoredRows"]
 
@@ -106,13 +106,14 @@ _NAMES = {("model", "name"), ("model", "revision"), ("tokenizer", "name")}
 
 
 def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
+    """ValueError where the store was written with settings that give other rows."""
     for name, ours in settings.items():
         theirs = manifest[name]
         pairs = [(f"{name}", ours, theirs)]
         if isinstance(ours, dict) and isinstance(theirs, dict):
             pairs = [(f"{name} {k}", ours[k], theirs.get(k)) for k in ours if (name, k) not in _NAMES]
         elif name == "tokenizer" and (ours is None or theirs is None):
-            continue  # only a note: the digest of the ids decides
+            continue  # a tokenizer is named for information only: equal token ids are what counts
         for label, mine, other in pairs:
             if mine != other:
                 raise ValueError(
@@ -123,7 +124,7 @@ def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]
 
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """A lock that goes with the process, however it ends."""
+    """A lock that the system takes back when the process ends, however it ends."""
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,7 +145,10 @@ def _write_shard(
     shard_mb: float,
     advance: Callable[[int], Any],
 ) -> int:
-    """One shard of every place, whole batches, then the manifest that knows of it; batches written."""
+    """Write the next shard of every place, from batch `first` on, then the manifest that lists it.
+
+    A shard holds whole batches: how many is returned.
+    """
     started = time.perf_counter()
     number, start = len(manifest["shards"]), int(plan.sizes[:first].sum())
     found = run(first)  # its width says how many batches a shard takes
@@ -189,14 +193,14 @@ def _write_shard(
 def _open_rows(stack: contextlib.ExitStack, path: Path, dtype: np.dtype, shape: tuple[int, int]) -> _Hashed:
     """A NumPy file whose rows are to be written, renamed to `path` when the stack is left."""
     file = stack.enter_context(_Hashed(stack.enter_context(replacing(path))))
-    descr = np.lib.format.dtype_to_descr(_stored(dtype))
+    descr = np.lib.format.dtype_to_descr(stored_dtype(dtype))
     header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     return file
 
 
 def _write_index(stack: contextlib.ExitStack, path: Path, index: dict[str, Any]) -> _Hashed:
-    """What the rows of a shard are, renamed to `path` when the stack is left."""
+    """Write which tokens the rows of a shard are; renamed to `path` when the stack is left."""
     packed = io.BytesIO()
     np.savez(packed, **index)
     file = stack.enter_context(_Hashed(stack.enter_context(replacing(path))))
@@ -205,7 +209,7 @@ def _write_index(stack: contextlib.ExitStack, path: Path, index: dict[str, Any])
 
 
 def _on_disk(file: _Hashed, name: str) -> dict[str, Any]:
-    """What the manifest says of a file, when all of it has reached the disk."""
+    """Wait until all of a file is on disk; what the manifest says of it."""
     os.fsync(file.fileno())
     return {"name": name, "bytes": file.tell(), "sha256": file.digest.hexdigest()}
 
@@ -224,11 +228,6 @@ class _Hashed(io.FileIO):
         while len(left):
             left = left[super().write(left) :]
         return len(view)
-
-
-def _stored(dtype: np.dtype) -> np.dtype:
-    """NumPy's file format has no bfloat16: its bits go in as uint16."""
-    return np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -261,6 +260,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_files(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -> None:
+    """ValueError where a shard's file is missing, or of another size than the manifest says."""
     for file in shard["files"].values():
         path = folder / file["name"]
         size = path.stat().st_size if path.exists() else None
@@ -270,6 +270,7 @@ def _check_files(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) 
 
 
 def _remedy(manifest: dict[str, Any], shard: dict[str, Any]) -> str:
+    """What to do about a damaged shard, for messages."""
     number = manifest["shards"].index(shard)
     return (
         "restore it from a copy, or call ActivationStore.discard(folder, "
@@ -287,6 +288,7 @@ class ActivationStore:
     Parameters
     ----------
     folder : path
+        What ``capture(..., store=folder)`` wrote.
     verify : bool
         Call `verify` at once.
 
@@ -366,9 +368,11 @@ class ActivationStore:
         Parameters
         ----------
         layer : int or str
+            Number of a block, or name of a module.
         site : str, optional
+            "residual", "mlp", "attention" or "output".
         buffer_rows : int
-            Rows among which those next to come are drawn: see `StoredRows`.
+            Rows that are shuffled together: see `StoredRows`.
         """
         for point in self.manifest["points"]:
             if point["layer"] == layer and site in (None, point["site"]):
@@ -385,7 +389,7 @@ class ActivationStore:
                     with np.load(path) as found:
                         for column in found.files:
                             parts.setdefault(column, []).append(found[column])
-                except Exception as error:  # zipfile, zlib and NumPy each have their own
+                except Exception as error:  # zipfile, zlib and NumPy each raise errors of their own
                     raise ValueError(
                         f"{path}: is damaged ({error}); {_remedy(self.manifest, shard)}"
                     ) from error
@@ -476,7 +480,7 @@ class StoredRows(BlockSource):
     sizes : ndarray of int64
         Rows of each block.
     buffer_rows : int
-        Memory is twice a group: one is used while the next is read.
+        Rows of a group, about. Memory holds two groups: one is used while the next is read.
     shards : list of ndarray
         Memory maps.
     """

@@ -29,7 +29,7 @@ class ActivationStream(BlockSource):
     layer : int or str
         One layer, or the name of a module.
     buffer_rows : int
-        Rows among which those next to come are drawn: see `StoredRows`.
+        Rows that are shuffled together: see `StoredRows`.
 
     Raises
     ------
@@ -38,7 +38,7 @@ class ActivationStream(BlockSource):
 
     Notes
     -----
-    The model must not be used for anything else while it is trained from: during a forward pass it wears
+    The model must not be used for anything else while it is trained from: during a forward pass it has
     hooks that stop it after `layer`. The model and the core compete for the same cores;
     ``torch.set_num_threads`` and `atoms.set_num_threads` divide them.
 
@@ -92,7 +92,7 @@ class ActivationStream(BlockSource):
         """
         import torch
 
-        # PyTorch's setting is each thread's own, and the order of its sums depends on it
+        # PyTorch keeps this setting for each Python thread, and the order of its sums depends on it
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         with self._plan.hooked() as run:

@@ -193,7 +193,7 @@ class Activations:
 
 
 def write_index(activations: Activations, folder: Path) -> None:
-    """What the rows are. The manifest goes last: a folder without one is an unfinished capture."""
+    """Write which tokens the rows are. The manifest goes last: a folder without one is an unfinished capture."""
     columns = {name: getattr(activations, name) for name in INDEX}
     columns |= {f"norms-{layer}-{site}": norms for (layer, site), norms in activations.norms.items()}
     with replacing(folder / "index.npz") as temporary, open(temporary, "wb") as file:
@@ -214,15 +214,17 @@ def write_index(activations: Activations, folder: Path) -> None:
 
 
 def file_name(key: Key) -> str:
+    """Name of the file that holds one place's rows."""
     return f"{point_name(key)}.npy"
 
 
 def point_name(key: Key) -> str:
-    """Of files: "layer015-residual", or a module's own dotted name."""
+    """A place's name in files: "layer015-residual", or a module's own dotted name and "output"."""
     return f"layer{key[0]:03d}-{key[1]}" if isinstance(key[0], int) else f"{key[0]}-{key[1]}"
 
 
 def new_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder that must not hold activations yet."""
     folder = Path(folder)
     if (folder / MANIFEST).exists():
         raise FileExistsError(f"out: {folder} already holds activations; name another folder or remove it")
@@ -246,9 +248,14 @@ def row_dtype(name: Any) -> np.dtype:
     return dtype
 
 
+def stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The type in a ``.npy`` file: NumPy's format has no bfloat16, so its bits go in as uint16."""
+    return np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+
+
 def storable(array: np.ndarray) -> np.ndarray:
-    """NumPy's file format has no bfloat16: its bits go in as uint16."""
-    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+    """The array as `stored_dtype` says."""
+    return array.view(stored_dtype(array.dtype))
 
 
 def checked_norms(key: Key, rows: np.ndarray, dtype: np.dtype, start: int) -> np.ndarray:

@@ -10,6 +10,12 @@ dictionary_learning       ``ae.pt``, ``config.json``
 sparsify                  ``cfg.json``, ``sae.safetensors``
 atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`
 ========================  ============================================  =======================
+
+Here are `load`, `save`, `convert` and `from_pretrained`. The other files, each importing only from those above it::
+
+    _files     files that anyone may have written, to arrays
+    _model     PretrainedSAE
+    _formats   one importer for each tool
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ from ._model import PretrainedSAE
 
 __all__ = ["PretrainedSAE", "convert", "from_pretrained", "load", "save"]
 
-# in a folder: the file that tells the format, the file beside it that it needs, and the reader
+# format, which is the name of its reader in `_formats` -> the file that tells it, and one that must be beside it
 _FOLDERS = {
     "saelens": ("sae_weights.safetensors", "cfg.json"),
     "sparsify": ("sae.safetensors", "cfg.json"),
@@ -42,8 +48,9 @@ _FOLDERS = {
     "gemma_scope": ("params.npz", None),
     "gemma_scope_2": ("params.safetensors", None),
 }
-# by the kind that their own files name
+# our own classes, by the kind that their files state
 _OURS: dict[str, Any] = {"SparseAutoencoder": SparseAutoencoder, "AtomicInnerProduct": AtomicInnerProduct}
+# all that is fetched from the hub
 _FILES = (
     "cfg.json", "config.json", "sae_weights.safetensors", "sae.safetensors", "ae.pt", "params.npz",
     "params.safetensors", "activation_scaler.json", "activation_whitening.safetensors",
@@ -93,7 +100,7 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
     if beside is not None and not (file.parent / beside).is_file():
         raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
     reader = getattr(_formats, kind)
-    with np.errstate(all="ignore"):  # what overflows while weights are folded is refused at the end
+    with np.errstate(all="ignore"):  # folding may overflow; the finished weights are checked
         model: PretrainedSAE = reader(file.parent if beside is not None else file)
     model.num_threads = num_threads
     return model
@@ -130,7 +137,7 @@ def _kind_of_file(path: Path) -> str:
     metadata = safetensors_metadata(path)
     if metadata.get("format") == "atoms":
         kind = metadata.get("kind", "")
-        if not isinstance(kind, str) or kind not in _OURS:  # files are anybody's
+        if not isinstance(kind, str) or kind not in _OURS:  # a file may state anything
             raise ValueError(
                 f"{path}: written by atoms as {kind or 'nothing'}, which this version does not know"
             )
@@ -156,6 +163,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         A new folder (``"saelens"``: ``cfg.json`` and ``sae_weights.safetensors``) or file (``"npz"``: Gemma
         Scope's five arrays). Written beside itself and renamed.
     format : {"saelens", "npz"}
+        See `path`.
     **metadata
         Into SAELens's ``metadata``: ``model_name``, ``hook_name``, ``context_size`` and what else its tools use.
         That of a model read from SAELens goes with it, but for what is given here.
@@ -234,7 +242,7 @@ def _saelens_config(
     }  # fmt: skip
     known = _formats.saelens_metadata(sae.config) if getattr(sae, "source", None) == "saelens" else {}
     if known.pop("reshape_activations", None) == "hook_z":
-        config["reshape_activations"] = "hook_z"  # SAELens then flattens the heads of a hook's activations
+        config["reshape_activations"] = "hook_z"  # makes SAELens flatten the heads of a hook's activations
     if transcoder:
         config["d_out"] = d_out
     if activation == "topk":

@@ -34,6 +34,7 @@ _SAFETENSORS_DTYPES = {
 
 
 def _allowed(path: Path) -> int:
+    """Bytes that a file of this size may unpack to."""
     return _GROWTH * path.stat().st_size + _MARGIN
 
 
@@ -114,7 +115,8 @@ def _npy(data: bytes, what: str) -> np.ndarray:
         }.get(version)
         if read is None:
             raise ValueError(f"npy version {version}")
-        with warnings.catch_warnings():  # headers of Python 2 and odd dtypes warn
+        # NumPy only warns of headers by Python 2 and of odd dtypes: refused here
+        with warnings.catch_warnings():
             warnings.simplefilter("error")
             shape, fortran, dtype = read(file)
     except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, Warning) as error:
@@ -139,14 +141,16 @@ _ZIP_FAULTS = (
 
 
 def _zip_error(path: Path, what: str, error: Exception) -> Exception:
-    """ValueError for a damaged archive; the system's own errors, but for seeking before its start, stay."""
+    """ValueError for a damaged archive. Errors of the system stay as they are, except EINVAL: a damaged archive makes
+    zipfile seek before the file's start.
+    """
     if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return error
     return ValueError(f"{path}: not {what}: {error}")
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """What is in an archive, after what it says of sizes: as much is asked for when it is read."""
+    """An archive's members, once the sizes that it states are within bounds: reading allocates what it states."""
     members = archive.infolist()
     packed, total = sum(m.compress_size for m in members), sum(m.file_size for m in members)
     if packed > path.stat().st_size:
@@ -169,7 +173,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 name = member.filename[: -len(".npy")]
                 if name in tensors:
                     raise ValueError(f"{name} is there twice")
-                # a member longer than it says is stopped by the archive's own count
+                # zipfile stops reading at the size that the archive states
                 tensors[name] = _npy(archive.read(member), f"{name}")
     except _ZIP_FAULTS as error:
         raise _zip_error(path, "an .npz file of arrays", error) from None
@@ -233,7 +237,7 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def plain(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Only arrays that hold something, and only of float types; counts may be integers."""
+    """The tensors, if all are arrays that hold something, and of float types (counts may be integers)."""
     out = {}
     for name, a in tensors.items():
         if not isinstance(a, np.ndarray):
@@ -242,7 +246,7 @@ def plain(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray
             raise ValueError(
                 f"{path}: {name} has dtype {a.dtype}; expected float32, float16, bfloat16 or float64"
             )
-        if a.size == 0:  # of which one side may still be of any size
+        if a.size == 0:  # such as (0, 10**12): it holds nothing but promises a huge model
             raise ValueError(f"{path}: {name} is empty, of shape {a.shape}")
         if a.dtype.itemsize > 8:
             raise ValueError(f"{path}: {name} has dtype {a.dtype}; expected at most float64")

@@ -135,7 +135,7 @@ def _is_legacy(config: dict[str, Any]) -> bool:
     return found is None or int(found[1]) < 6
 
 
-# of a legacy configuration's flat keys, those that are metadata today, under today's names
+# keys of a legacy configuration that SAELens 6 keeps under metadata: old name, new name
 _METADATA = {
     "hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
     **{k: k for k in (
@@ -226,9 +226,10 @@ def _saelens_folded(m: _Weights, config: dict[str, Any], transcoder: bool, folde
         m.W_enc, m.W_dec, m.b_dec = m.W_enc * c, m.W_dec / c, m.b_dec / c
         m.center = None if m.center is None else m.center / c
         if rescale and m.threshold is not None:
-            m.threshold = m.threshold / c  # it is measured against z times the decoder's norm
+            # SAELens compares the threshold with z times the decoder row's norm, which has just been divided by c
+            m.threshold = m.threshold / c
     if rescale:
-        # latents are chosen by their contribution's size: the same with decoder rows of unit norm
+        # latents are compared by z times the norm of their decoder row: folded in here, by rows of unit norm
         norm = np.linalg.norm(m.W_dec.astype(np.float64), axis=1)
         norm[norm == 0] = 1
         m.W_enc, m.b_enc, m.W_dec = m.W_enc * norm, m.b_enc * norm, m.W_dec / norm[:, None]
@@ -285,7 +286,8 @@ def _gemma(w: Tensors, path: Path, config: dict[str, Any], source: str) -> Pretr
     W_enc, W_dec = w["W_enc"], w["W_dec"]
     if W_enc.ndim != 2:
         raise ValueError(f"{path}: W_enc has shape {W_enc.shape}, expected a matrix")
-    parts = path.absolute().parent.parts  # as named: a hub's cache links to files of other names
+    # not resolved: the hub's cache holds links to files whose names say nothing
+    parts = path.absolute().parent.parts
     # as in the release: embedding/width_4k/average_l0_111
     if parts[-3:-2] == ("embedding",) and parts[-2].startswith("width_"):
         # trained on embeddings times sqrt(d), which Gemma multiplies in itself
@@ -300,9 +302,9 @@ def _gemma(w: Tensors, path: Path, config: dict[str, Any], source: str) -> Pretr
 def gemma_scope(path: Path) -> PretrainedSAE:
     """Gemma Scope: ``params.npz`` (arrays only, no configuration). JumpReLU, input not centred.
 
-    There is no configuration, so the folders' names tell, as the release has them: in
-    ``embedding/width_4k/average_l0_111`` are the embedding's autoencoders, trained on activations
-    ``sqrt(d_in)`` times larger; one of the last four with ``transcoder`` in its name means that. Attention
+    There is no configuration, so the names of folders decide, as the release has them. An autoencoder in
+    ``embedding/width_4k/average_l0_111`` is the embedding's, trained on activations ``sqrt(d_in)`` times
+    larger. ``transcoder`` in the name of one of the last four folders means a transcoder. Attention
     autoencoders take the heads' outputs side by side.
     """
     return _gemma(read_npz(path), path, {}, "gemma_scope")
@@ -377,7 +379,7 @@ def dictionary_learning(path: Path) -> PretrainedSAE:
 
 def _dl_class(w: Tensors, trainer: dict[str, Any], path: Path, file: Path) -> str:
     """Which class of dictionary_learning it is; its weights are all there, and nothing else."""
-    # the weights' names come first: some trainers write a class that is not the one they train
+    # the weights' names decide before the configuration does: some trainers write another class than they train
     fits = [name for name, keys in _DL_KEYS.items() if set(keys) == set(w)]
     kind = fits[0] if len(fits) == 1 else trainer.get("dict_class")
     if not isinstance(kind, str):
@@ -387,7 +389,7 @@ def _dl_class(w: Tensors, trainer: dict[str, Any], path: Path, file: Path) -> st
         )
     if kind not in _DL_KEYS:
         raise ValueError(f"{file}: dict_class {kind!r} is not supported; those are {', '.join(_DL_KEYS)}")
-    # versions before thresholds were added lack them: unset is -1, no threshold
+    # older versions have no threshold; newer ones write -1 for none
     optional = {"AutoEncoderTopK": ("k", "threshold"), "BatchTopKSAE": ("k", "threshold")}.get(kind, ())
     _take(w, path, [key for key in _DL_KEYS[kind] if key not in optional], optional)
     for name in ("encoder.weight", "decoder.weight", "W_enc", "W_dec"):

@@ -38,12 +38,17 @@ class PretrainedSAE:
     Parameters
     ----------
     W_enc : ndarray (d_in, d_sae)
+        Encoder.
     b_enc : ndarray (d_sae,)
+        Its bias.
     W_dec : ndarray (d_sae, d_out)
+        Decoder.
     b_dec : ndarray (d_out,)
+        Its bias.
     threshold : ndarray (d_sae,), optional
         Not negative; zeros if None. Only for ``"jumprelu"``.
     activation : {"jumprelu", "relu", "topk"}
+        What decides which latents are active, see above.
     k : int, optional
         For ``"topk"``.
     center : ndarray (d_in,), optional
@@ -52,6 +57,7 @@ class PretrainedSAE:
     input_norm : {"none", "layer_norm", "constant_norm_rescale"}
         Of each sample, as SAELens defines them.
     W_skip : ndarray (d_in, d_out), optional
+        Skip connection, of a transcoder.
     is_transcoder : bool
         The output is at another place of the model than the input.
     config : dict, optional
@@ -59,6 +65,7 @@ class PretrainedSAE:
     source : str
         Format it came from.
     num_threads : int, optional
+        None for the package's setting.
 
     Attributes
     ----------
@@ -76,7 +83,7 @@ class PretrainedSAE:
     Notes
     -----
     Encoding costs ``2 d_in d_sae`` operations a sample and goes through the core. The weights take
-    8 d_in d_sae bytes, the core's copy, made when it is first needed, 13 more.
+    8 d_in d_sae bytes; the core's copy, made when it is first needed, takes 9 more.
 
     Examples
     --------
@@ -166,7 +173,7 @@ class PretrainedSAE:
     def _encode(self, x: np.ndarray) -> sp.csr_array:
         ctx = context(self.num_threads)
         if self._model is None:
-            # tied: one block of weights serves. The core's decoder is not used, for it may have another width
+            # tied, so that the core holds one matrix: only its encoder is used (the decoder may have another width)
             model = Model(ctx, self.n_features_in_, self.d_sae, self.activation, k=self.k or 0, tied=True)
             model.set("W_dec", self.W_enc.T)
             model.set("b_enc", self._b_enc)
@@ -246,7 +253,8 @@ def _weight(a: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     a = np.asarray(a)
     if a.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
-    with np.errstate(over="ignore"):  # a copy: what is mapped from a file would change, or end, with it
+    # always a copy: a mapped file may be changed or cut while the model is in use
+    with np.errstate(over="ignore"):
         weight = np.array(a, np.float32, order="C")
     if not np.isfinite(weight).all():
         raise ValueError(f"{name}: contains NaN or infinity")

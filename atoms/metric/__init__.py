@@ -1,4 +1,14 @@
-"""The atomic inner product: the metric in which activations look isotropic."""
+"""The atomic inner product: the metric in which activations look isotropic.
+
+The files, each of which imports only from those above it::
+
+    _moments         Moments: sums over rows, which streams and machines add to
+    _spectrum        from a second moment to its inverse: shrinkage, eigenvalues, powers
+    _geometry        rows multiplied by a matrix; angles between rows
+    _errors          standard errors of the eigenvalues
+    _saving          a metric as named arrays
+    _inner_product   AtomicInnerProduct, the estimator
+"""
 
 from ._errors import EigenvalueErrors
 from ._geometry import AngleHistogram

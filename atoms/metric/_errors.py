@@ -24,7 +24,7 @@ class EigenvalueErrors(NamedTuple):
 def errors_of(
     X: Array, moments: Moments, spectrum: Spectrum, a: float, block_size: int, num_threads: int | None
 ) -> EigenvalueErrors:
-    """Of the spectrum after shrinkage by `a`, from rows X; scaled to the rows that the moments have seen."""
+    """Errors of the eigenvalues after shrinkage by `a`, from rows X; scaled to the number of rows in `moments`."""
     n, d = X.shape
     center = moments.mean if moments.centered else None
     rows = max(1, 4096 // block_size) * block_size

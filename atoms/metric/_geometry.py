@@ -61,7 +61,7 @@ def unit(u: Array) -> Array:
 
 
 def squeeze(a: Array, first: bool, second: bool) -> Any:
-    """A table without the axes of which one vector was given, not a matrix."""
+    """A table of all pairs, without the axis of an argument that was one vector and not a matrix."""
     if first and second:
         return float(a[0, 0])
     return a[0] if first else a[:, 0] if second else a
@@ -96,7 +96,7 @@ class AngleHistogram:
 
 
 class Pairs(NamedTuple):
-    """Pairs of different rows to look at."""
+    """Pairs of different rows whose angles are wanted."""
 
     total: int
     first: Array | None = None  #: (total,) row numbers; None: all pairs of all rows
@@ -104,7 +104,7 @@ class Pairs(NamedTuple):
 
 
 def draw_pairs(n: int, pairs: int | None, random_state: Any) -> Pairs:
-    """All pairs of n rows, or so many drawn with replacement where there are more."""
+    """All pairs of n rows; where there are more than `pairs`, that many drawn with replacement."""
     total = n * (n - 1) // 2
     if pairs is None:
         return Pairs(total)
@@ -125,7 +125,7 @@ def _generator(random_state: Any) -> np.random.Generator:
 
 
 def rows_in(pairs: Pairs) -> tuple[Array, Pairs] | None:
-    """The rows that occur, ascending, and the pairs by their places among these; None where all rows do."""
+    """Numbers of the rows in the pairs, ascending, and the pairs as places among them; None for all pairs."""
     if pairs.first is None or pairs.second is None:
         return None
     seen, at = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)

@@ -127,13 +127,14 @@ class AtomicInnerProduct(Estimator):
     def fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
         """Estimate the metric from activations, forgetting any seen before.
 
+        Where X is rejected, what was fitted before stays as it was.
+
         Parameters
         ----------
         X : (n, d) array of float32, float64, float16 or bfloat16
             Any strides, memory maps included; other numbers are converted to float64.
         y : ignored
-
-        Where X is rejected, what was fitted before stays as it was.
+            For scikit-learn's pipelines.
 
         Raises
         ------
@@ -149,7 +150,7 @@ class AtomicInnerProduct(Estimator):
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
-        """Add activations to those already seen. What is derived is computed when asked for.
+        """Add activations to those already seen. The metric is computed when it is first asked for.
 
         Where X is rejected, what was seen before stays as it was.
         """
@@ -278,6 +279,7 @@ class AtomicInnerProduct(Estimator):
         Parameters
         ----------
         X : (n, d) array
+            Activations.
         out : (n, d) float32 array, optional
             Where to write; C-contiguous, apart from X.
 
@@ -378,6 +380,7 @@ class AtomicInnerProduct(Estimator):
             Whitened first in the metric (with the mean removed if ``centered``), taken as it is in
             Euclidean geometry, which works before `fit` too.
         geometry : "metric" or "euclidean"
+            Where angles are taken.
         pairs : int or None
             None looks at all n (n - 1) / 2 pairs; a number draws so many pairs of different rows,
             with replacement. All pairs are taken where there are no more than that.
@@ -394,7 +397,7 @@ class AtomicInnerProduct(Estimator):
         -----
         All pairs: n^2 d operations by float32 products of tiles (angles good to about 1e-5
         degrees near 90, 0.03 near 0 and 180); n x n is never held. A sample: float64. Memory: in
-        the metric, the whitened rows that are looked at, 4 d bytes each. Sums run in float64, and
+        the metric, the whitened rows of the sample, 4 d bytes each. Sums run in float64, and
         the result is the same for any number of threads.
 
         Examples
@@ -448,6 +451,7 @@ class AtomicInnerProduct(Estimator):
             The activations of `fit`, or a sample like them; errors are scaled to
             `n_samples_seen_`.
         block_size : int
+            Consecutive samples that count as one observation.
 
         Returns
         -------
@@ -479,7 +483,7 @@ class AtomicInnerProduct(Estimator):
             return from_state(tensors, meta, num_threads, cls)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Plain attributes under the names they have had from the first: any version reads the others' pickles."""
+        """Plain attributes under the names that pickles have always had: older and newer versions read each other's."""
         state = dict(vars(self))
         moments = state.pop("_moments", None)
         if moments is not None:
@@ -507,7 +511,7 @@ _PICKLED = {
 
 
 def state_of(metric: AtomicInnerProduct) -> tuple[dict[str, Array], dict[str, Any]]:
-    """All of it, as arrays and JSON: what `save` writes and an autoencoder carries along."""
+    """A fitted metric as arrays and JSON: what `save` writes, and what an autoencoder's file holds of its metric."""
     spectrum, a = metric._spectrum(), metric.shrinkage
     names = list(metric.feature_names_in_) if hasattr(metric, "feature_names_in_") else None
     return to_tensors(metric._moments, spectrum), {

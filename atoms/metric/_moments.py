@@ -19,7 +19,7 @@ _SHIFT_ROWS = 1024  # rows whose mean is subtracted before centred moments are s
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over n rows y = x - shift. Nothing in it changes: what is added makes another one."""
+    """Sums over n rows y = x - shift. Immutable: adding rows makes another one."""
 
     n: int
     centered: bool  #: whether the mean is to be removed; else the shift is zero
@@ -89,7 +89,7 @@ def moments_of(
     fourth = _norm_sums(X, shift) if norms else None
     if seen is None:
         return Moments(n, centered, shift, total, second, fourth)
-    second += seen.second  # in place: of size d x d as few as can be
+    second += seen.second  # in place: a d x d matrix may be large
     fourth = None if fourth is None or seen.norms is None else seen.norms + fourth
     return Moments(seen.n + n, centered, shift, seen.total + total, second, fourth)
 

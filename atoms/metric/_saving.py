@@ -13,7 +13,7 @@ from ._spectrum import Spectrum
 
 
 def to_tensors(moments: Moments, spectrum: Spectrum) -> dict[str, Array]:
-    """What `from_tensors` reads, the same bits."""
+    """Named arrays, from which `from_tensors` makes the same, to the bit."""
     tensors = {
         "shift": moments.shift,
         "sum": moments.total,
@@ -26,7 +26,7 @@ def to_tensors(moments: Moments, spectrum: Spectrum) -> dict[str, Array]:
 
 
 def from_tensors(tensors: dict[str, Array], n: Any, centered: bool) -> tuple[Moments, Spectrum]:
-    """Sums over n rows and their spectrum, of the shapes and the type that they must have."""
+    """Sums over n rows and their spectrum, once shapes and types have been checked."""
     d = len(tensors["shift"])
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
         ("shift", "sum", "eigenvalues", "shrunk_eigenvalues"), (d,)
@@ -42,7 +42,7 @@ def from_tensors(tensors: dict[str, Array], n: Any, centered: bool) -> tuple[Mom
 
 
 def names_of_features(names: Any, d: int) -> Array | None:
-    """Names of columns out of a file."""
+    """Names of columns as an array, checked; None stays None."""
     if names is None:
         return None
     if len(names) != d or not all(isinstance(name, str) for name in names):

@@ -22,7 +22,7 @@ class Spectrum(NamedTuple):
     vectors: Array  #: (d, d), columns
 
     def power(self, half: float) -> Array:
-        """The second moment after shrinkage to the power 2 half; a product with its own transpose: symmetric."""
+        """The second moment after shrinkage, to the power ``2 half``: a product with its own transpose, symmetric."""
         root = self.vectors * self.shrunk**half
         return root @ root.T
 
@@ -67,7 +67,7 @@ def shrinkage_of(a: Any, moments: Moments, C: Array) -> float:
 
 
 def spectrum_of(a: float, moments: Moments, C: Array) -> Spectrum:
-    """Of the second moment C, which after shrinkage by `a` must have an inverse."""
+    """Eigenvalues and eigenvectors of C; ValueError where it has no inverse after shrinkage by `a`."""
     n, d, centered = moments.n, len(C), moments.centered
     kind = "covariance" if centered else "second moment"
     if a == 0 and n - centered < d:

@@ -10,11 +10,21 @@ Nothing is dropped silently. Signals that cannot be coded give empty rows; ``ret
 returns a :class:`RecoveryInfo` with a status for each signal beside the codes, and a
 :class:`RecoveryWarning` counts the signals concerned.
 
-Signals are read in blocks, so memory maps of any length will do. Peak memory is the dictionary
-(where OMP screens by 16-bit products as much again, later half of that) and its Gram matrix
-(``n_atoms ** 2`` numbers, half as much again where OMP screens, never more than `gram_bytes`), one block
-of signals with its codes at full width (64 MB, or 256 signals if those need more), the codes returned,
-twice while the blocks are joined, and 24 bytes a signal for what became of it.
+Signals are read in blocks, so memory maps of any length will do. Peak memory:
+
+- the dictionary, and its Gram matrix of ``n_atoms ** 2`` numbers, at most `gram_bytes`;
+- where OMP screens by 16-bit products, half of both again (the dictionary's share is as large as the dictionary
+  itself while it is being made);
+- one block of signals with its codes at full width: 64 MB, or 256 signals if those need more;
+- the codes returned, twice while the blocks are joined, and some 25 bytes a signal for what became of it.
+
+The files, each of which imports only from those above it::
+
+    _dictionary   Dictionary: atoms made ready once for any number of calls
+    _coding       a solver over blocks of signals: codes, statuses, warnings
+    _pursuits     OMP, other pursuits, thresholds
+    _lasso        the lasso, its path, basis pursuit
+    _coder        SparseCoder, the estimator
 """
 
 from ._coder import SparseCoder

@@ -47,8 +47,11 @@ class SparseCoder(Estimator):
     alpha : float
         Penalty of "lasso", largest residual of "basis_pursuit_denoise", threshold of "threshold".
     metric : AtomicInnerProduct, optional
+        Signals and atoms are whitened by it.
     num_threads : int, optional
+        None for the package's setting.
     verbose : bool
+        Show a progress bar.
 
     Attributes
     ----------
@@ -88,7 +91,7 @@ class SparseCoder(Estimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None) -> SparseCoder:
-        """Check the arguments and prepare the dictionary; X only has to have its width."""
+        """Check the arguments and prepare the dictionary; of X only the width counts, where a dictionary was given."""
         if self.method not in _METHODS:
             raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {self.method!r}")
         X = self._check_X(X, reset=True)

@@ -147,7 +147,7 @@ def code(
 
 
 def packed(indices: Array, values: Array, counts: Array) -> tuple[Array, Array]:
-    """The atoms and coefficients that are in the codes, row after row, without the room left in each row."""
+    """The codes' atoms and coefficients, row after row, without the unused room at the end of each row."""
     total = int(counts.sum())
     out = np.empty(total, np.int32), np.empty(total, values.dtype)
     _core.pack_codes(indices, values, counts, *out)

@@ -29,6 +29,7 @@ class Dictionary:
     gram_bytes : int, default 2 ** 31
         Largest Gram matrix to hold. Beyond it methods work from the atoms alone.
     num_threads : int, optional
+        To prepare it with; None for the package's setting.
 
     Raises
     ------
@@ -95,9 +96,10 @@ def _gram_fits(d: Dictionary, itemsize: int) -> bool:
 
 
 def hold_gram(d: Dictionary, units: bool = False, coarse: bool = False) -> None:
-    """Hold the Gram matrix from now on, if it fits.
+    """Make the Gram matrix, once, if it fits in `gram_bytes`.
 
-    `units`: and atoms and Gram matrix in 16 bits, to screen by; `coarse`: a Gram matrix of such atoms will do.
+    With `units` also atoms and Gram matrix in 16 bits, to screen by; with `coarse` too, a Gram matrix made of the
+    16-bit atoms may take the place of both.
     """
     size = d.dtype.itemsize
     if _gram_fits(d, size):
@@ -107,7 +109,7 @@ def hold_gram(d: Dictionary, units: bool = False, coarse: bool = False) -> None:
 
 
 def hold_screen(d: Dictionary) -> None:
-    """Hold what the lasso screens correlations by, or else the Gram matrix if it fits."""
+    """Make the atoms in 16 bits, to screen by, where the CPU can use them; else the Gram matrix, if it fits."""
     with d._lock:
         screened = _core.dict_units(context(d.num_threads), d._handle)
     if not screened:
@@ -122,7 +124,7 @@ def remake(atoms: Any, metric: Any, dtype: Any, gram_bytes: int, num_threads: in
 def dictionary_of(
     dictionary: Any, X: Array, metric: Any, num_threads: int | None, dtype: Any = None
 ) -> Dictionary:
-    """What a solver was given as a dictionary, as a `Dictionary`; `dtype` where the solver works in no other."""
+    """A solver's argument as a `Dictionary`; `dtype` is given where the solver works in no other."""
     if isinstance(dictionary, Dictionary):
         if dtype is not None and dictionary.dtype != dtype:
             raise ValueError(

@@ -56,13 +56,14 @@ def lasso(
     -----
     Coordinate descent on a working set with its Gram matrix in cache, ended by a step to the minimiser on the support.
     Correlations of all atoms with the residuals are taken for up to 32 signals at once, two or three times in all:
-    ``n_atoms * d_in`` multiplications a signal each time. In between only the atoms are evaluated that could reach
-    the penalty by as far as the residual has moved, which is enough for the duality gap. In float32 with AVX-512
-    VNNI these correlations are 16-bit products, with an error bound that counts as movement; what enters code and gap
-    is evaluated in float32. This takes the atoms once more in 16 bits and no Gram matrix. Other CPUs and float64
-    hold the Gram matrix where it fits and bring correlations up to date from it, at ``n_atoms`` multiplications for
-    each coefficient that changed. Each thread works on 32 signals: their rows, ``32 * n_atoms`` correlations, and the
-    Gram matrix of one working set, of up to 64 atoms for those that wait.
+    ``n_atoms * d_in`` multiplications a signal each time. In between, the distance that the residual has moved
+    bounds the change of every correlation; only atoms that may have reached the penalty are evaluated, and no others
+    enter the duality gap. In float32 with AVX-512 VNNI these correlations are 16-bit products, with an error bound
+    that is added to that distance; what enters code and gap is evaluated in float32. This takes the atoms once more
+    in 16 bits and no Gram matrix. Other CPUs and float64 hold the Gram matrix where it fits and bring correlations
+    up to date from it, at ``n_atoms`` multiplications for each coefficient that changed. Each thread holds 32
+    signals, their ``32 * n_atoms`` correlations, the Gram matrix of the working set that it is at, and those of up
+    to 64 atoms for the signals that wait.
 
     Examples
     --------
@@ -103,8 +104,12 @@ def lasso_path(
     Parameters
     ----------
     alphas : array-like, optional
-        Penalties, used in decreasing order. Default: `n_alphas` from ``max |D x|`` over all
-        signals down to `eps` times that, evenly in the logarithm.
+        Penalties, used in decreasing order. Default: from ``max |D x|`` over all signals down,
+        evenly in the logarithm.
+    n_alphas : int
+        How many, by default.
+    eps : float
+        The smallest over the largest, by default.
     X, dictionary, positive, tol, max_iter, metric, num_threads, return_info
         As in :func:`lasso`.
 
@@ -136,7 +141,7 @@ def lasso_path(
         _solve_lasso(ctx, handle_of(d), x, grid, positive, stop, rounds, Codes(indices, values, *out))
         for whole, part in zip((counts, status, steps, residual, gap), out, strict=True):
             whole[:, rows] = part.reshape(k, m)
-        for a in range(k):  # the codes of one penalty after those of another
+        for a in range(k):  # the core gives all signals' codes for one penalty, then those for the next
             one = slice(a * m, (a + 1) * m)
             parts[a].append(packed(indices[one], values[one], out[0][one]))
     codes = [csr(counts[a], parts[a], (n, d.n_atoms), d.dtype) for a in range(k)]

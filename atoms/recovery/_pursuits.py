@@ -13,8 +13,8 @@ from .._config import context
 from ._coding import Codes, code
 from ._dictionary import Array, dictionary_of, hold_gram
 
-# For so many signals OMP screens by 16-bit products; for so few nonzeros, over so many atoms, it makes do with a Gram
-# matrix of them and goes back to the atoms for what it chooses.
+# From _UNITS_SIGNALS signals on OMP screens by 16-bit products. With at most _COARSE_NONZERO nonzeros over at least
+# _COARSE_ATOMS atoms the Gram matrix is one of such products too, and what is chosen is computed from the atoms.
 _UNITS_SIGNALS, _COARSE_NONZERO, _COARSE_ATOMS = 64, 16, 1024
 
 
@@ -56,13 +56,16 @@ def omp(
     tol : float, optional
         Stop once the norm (not squared) of the residual is at most this.
     selection : {"omp", "ols"}
+        The rule by which an atom joins, see above.
     nonnegative : bool
         Codes with coefficients >= 0 only: the largest positive ``<d, r>`` joins, refits are
         non-negative least squares, and atoms may leave. Only with ``selection="omp"``.
     support : sparse array (n_signals, n_atoms), optional
         Warm support, for example an SAE's codes: these atoms join first, largest first.
     metric : AtomicInnerProduct, optional
+        Signals and atoms are whitened by it.
     num_threads : int, optional
+        None for the package's setting.
     verbose : bool
         Show a progress bar.
     return_info : bool
@@ -79,8 +82,8 @@ def omp(
     fits, ``n_atoms * d_in`` where it does not. In float32 the search runs on 16-bit integers
     with an error bound; every atom that could win within the bound is evaluated again at full
     precision, so selections are those of float32. With AVX-512 VNNI and 64 signals or more the
-    correlations are 16-bit products too, and the search reads the Gram matrix rounded to 16 bits (6 bytes an
-    element in all); for at most 16 nonzeros over 1,024 atoms or more, few of them with near neighbours, a
+    correlations are 16-bit products too, and the search reads the Gram matrix rounded to 16 bits (4 + 2 bytes
+    an element); for at most 16 nonzeros over 1,024 atoms or more, few of them with near neighbours, a
     Gram matrix of 16-bit products alone (2 bytes) takes its place. An atom counts as dependent when
     the squared norm of its part outside the span is below 3e-5 (float32) or 1e-12 (float64); it is left out
     and the status says so. A signal that is explained down to rounding stops early.
@@ -211,7 +214,7 @@ def matching_pursuit(
 ) -> Any:
     """Matching pursuit: the strongest atom's coefficient takes the whole correlation, no refit.
 
-    Once `n_nonzero` atoms (default 10% of d_in) are in the code only those go on. Stops at `tol`
+    Once `n_nonzero` atoms (default 10% of d_in) are in the code, only their coefficients still change. Stops at `tol`
     (norm of the residual, not squared), at `max_iter` steps, or when what is left is rounding.
     A step costs n_atoms multiplications. Other arguments as in :func:`omp`.
 

@@ -1,5 +1,8 @@
-"""What the jobs compute. Each function takes parameters, the folders and a progress callback, and
-returns figures for JSON and arrays."""
+"""What the jobs compute, by name in `CELLS`: angles, one dictionary, agreement across seeds.
+
+Each of these functions takes a job's parameters, the folders of results and of activations, and a progress callback;
+it returns figures for JSON, and arrays.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +165,7 @@ def _rows(params: dict[str, Any], data: Data) -> _Rows:
 
 
 def _fit(model: Any, params: dict[str, Any], rows: _Rows, progress: Progress) -> float | None:
-    """Train or fit the model; the shift of its thresholds that holds L0, where one is asked for."""
+    """Train or fit the model; the shift of its thresholds by which L0 was held at the target, if it was."""
     if not isinstance(model, SparseAutoencoder):
         model.fit(rows.train)
         return None
@@ -177,8 +180,8 @@ def _fit(model: Any, params: dict[str, Any], rows: _Rows, progress: Progress) ->
 
 
 class _Scored(NamedTuple):
-    """A fitted dictionary's score and what it was made of: the coherence of `some` of its atoms, what it
-    made of each part (X, codes, X_hat), and the full results."""
+    """A fitted dictionary's score and what it was computed from: the coherence (`spectrum`) of `some` of its atoms,
+    each part as (X, codes, X_hat) in `coded`, and the full results."""
 
     some: np.ndarray
     spectrum: theory.Coherence

@@ -37,7 +37,7 @@ class Frontier:
     """Held-out explained variance against q*: sweeps at one layer around the table's setting.
 
     ``layer`` None: no frontier. ``widths`` are multiples of d_in, ``data`` shares of the training rows,
-    ``variants`` of the atoms' training: "tied", "centered", "ledoit_wolf", "shrunk" (shrinkage 0.1).
+    ``variants`` other ways to train the atoms: "tied", "centered", "ledoit_wolf", "shrunk" (shrinkage 0.1).
     """
 
     layer: int | None = None
@@ -50,7 +50,11 @@ class Frontier:
 
 @dataclasses.dataclass(frozen=True)
 class Monosemanticity:
-    """Top contexts and scores of ``latents`` latents of each dictionary at one layer (None: none)."""
+    """Top contexts and scores of ``latents`` latents of each dictionary at one layer (None: none).
+
+    The judge sees the ``examples`` strongest contexts, of ``window`` tokens, and says of ``candidates`` contexts in
+    which the latent fires, and of as many others, whether it does. ``shown`` latents get a place on the pages.
+    """
 
     layer: int | None = None
     latents: int = 64
@@ -71,7 +75,7 @@ class Config:
     model : str
         As `atoms.activations.load_model` takes it.
     parameters, d_in, n_layers : int
-        Of the model, for the estimate of the cost alone; 0 where unknown.
+        Of the model; only the estimate of the cost needs them. 0 where unknown.
     texts : str, optional
         Folder of the three texts below; without it, they are Python's language reference.
     metric_text, train_text, held_out_text : str, optional
@@ -82,6 +86,8 @@ class Config:
         Tokens of each at most.
     held_out : float
         Share of the training text, in contiguous chunks, that no dictionary sees.
+    context_length : int
+        Tokens of a context.
     layers : tuple of int
         Blocks, from 0, of the main table.
     shift_layers : tuple of int or "all"
@@ -98,7 +104,9 @@ class Config:
     random_share : float
         Share of the text that the randomly initialised model is given.
     eval_rows : int
-        Rows of each part behind explained variance.
+        Rows of each part from which explained variance is computed.
+    grid, frontier, monosemanticity
+        See `Grid`, `Frontier`, `Monosemanticity`; a ``layer`` of None leaves that part out.
     """
 
     name: str = "SmolLM2-135M"

@@ -24,7 +24,8 @@ class Estimate:
     Attributes
     ----------
     capture_seconds, training_seconds, seconds : float
-        Of all workers together running side by side; `seconds` is their sum and that of scoring.
+        Time by the clock, with all workers running side by side; `seconds` is capture, training and scoring
+        together.
     memory_mb : float
         The larger of the model with its batch and of all workers' jobs.
     disk_mb : float
@@ -159,7 +160,7 @@ def _captured(config: Config) -> tuple[float, float]:
 
 
 def _trained(config: Config) -> tuple[int, float]:
-    """Jobs that train, and their samples at the table's width: those of others weigh by theirs."""
+    """Jobs that train, and their samples, counted at the table's width: a job of twice the width counts twice."""
     jobs, samples = 0, 0.0
     for name in config.dictionaries:
         if KINDS[name].autoencoder:

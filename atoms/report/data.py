@@ -181,8 +181,8 @@ def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str,
     Returns
     -------
     dict
-        ``key`` (of everything that decides the rows), ``parts`` (name -> source folder or files),
-        ``layers`` (of the shift), ``counts``, ``seconds`` of capture. `Data` finds it by its key.
+        ``key`` (a hash of all that decides the rows), ``parts`` (name -> source folder or files),
+        ``layers`` (whose angles are measured), ``counts``, ``seconds`` of capture. `Data` finds it by its key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about, index = _from_disk(config) if config.activations else _from_model(config, folder, progress)

@@ -34,7 +34,7 @@ _RECORD = "record.json"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """``cell`` names a function of `cells`, ``params`` (JSON) are all that decides its result."""
+    """One computation: ``cell`` names a function of `cells`, and ``params`` (JSON) alone decide its result."""
 
     cell: str
     params: dict[str, Any]
@@ -42,6 +42,7 @@ class Job:
 
     @property
     def key(self) -> str:
+        """Name of its result: equal for jobs of equal cell and parameters."""
         text = json.dumps([_FORMAT, self.cell, self.params], sort_keys=True)
         return f"{self.cell}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -87,7 +88,7 @@ class _Progress:
         now = time.monotonic()
         if now - self.last > 1:
             self.last = now
-            with contextlib.suppress(OSError):  # a picture of progress, nothing depends on it
+            with contextlib.suppress(OSError):  # the file only shows progress: nothing depends on it
                 self.path.write_text(f"{self.label} {100 * share:.0f}% {figures}".rstrip(), encoding="utf-8")
 
 
@@ -167,6 +168,8 @@ def run(
         Its workers do the jobs, by joblib's Dask backend. A job whose worker dies is done by another.
     progress : bool
         A bar over jobs, with how far the running ones are.
+    title : str
+        What the bar is called.
 
     Raises
     ------
@@ -192,7 +195,7 @@ def run(
                 "several workers need joblib: run `pip install joblib` or set jobs to 1"
             ) from error
         backend = {"backend": "loky"} if client is None else {"backend": "dask", "client": client}
-        # each job alone: what has been done by a worker that dies is on disk, and only its last is done again
+        # one job at a time to each worker: if it dies, only the job it was at is lost
         with joblib.parallel_config(**backend):
             one_by_one: dict[str, Any] = {"batch_size": 1, "return_as": "generator_unordered"}
             parallel = joblib.Parallel(n_jobs=n_jobs if client is None else -1, **one_by_one)

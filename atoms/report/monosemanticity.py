@@ -29,7 +29,7 @@ Judge = Callable[[Sequence["Context"], Sequence["Context"]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A few tokens of text; ``focus`` is the marked one, the last but in fuzzing.
+    """A few tokens of text; ``focus`` is the marked one: the last, except in fuzzing.
 
     ``tokens`` are strings, ``ids`` the same as rows of the judge's embeddings, ``activations`` what the
     latent does at each (all zero where the judge must not know).
@@ -133,7 +133,7 @@ class _Stream:
         return out
 
     def context(self, place: int, focus: int | None = None, act: np.ndarray | None = None) -> Context:
-        """The window that ends at a place of the stream, marked there or at another place in it."""
+        """The window of tokens that ends at a place of the stream; marked there, or at the place `focus` in it."""
         first = max(0, place + 1 - self.window)
         while self.contexts[first] != self.contexts[place]:
             first += 1

@@ -94,6 +94,7 @@ def report(
 
 
 def run_jobs(planned: Plan, out: Path, **options: Any) -> None:
+    """All jobs: first those that need no other's result, then the comparisons of seeds."""
     _jobs.run(planned.first, out, out / "data", title="jobs", **options)
     _jobs.run(list(planned.agreement.values()), out, out / "data", title="seeds", **options)
 

@@ -73,9 +73,11 @@ def score(
     Parameters
     ----------
     name : str
+        The dictionary's.
     D : array (d_sae, d_in) or Coherence
         Its atoms, or as many of them as coherence is measured on.
     metric : AtomicInnerProduct
+        The one that judges.
     coded : mapping of part to (X, codes, X_hat)
         "held_out", whose L0 decides q*, must be among them.
     conventions : sequence of str
@@ -131,8 +133,8 @@ def pursued(
 
 
 def hold_l0(model: SparseAutoencoder, X: np.ndarray, l0: float) -> float:
-    """Shift all thresholds of a JumpReLU or BatchTopK autoencoder by one number, at which `l0` latents are
-    active on average on X (rows it was not trained on, nor is judged on); the number.
+    """Shift all thresholds of a JumpReLU or BatchTopK autoencoder by one number, so that `l0` latents are active
+    on average on X (rows that it is neither trained nor judged on). Returns that number.
 
     A small autoencoder fires more often on new text than on what it was trained on, each kind by another
     factor, and what fires more explains more: without this, kinds are not compared at equal L0. No threshold
@@ -149,7 +151,7 @@ def hold_l0(model: SparseAutoencoder, X: np.ndarray, l0: float) -> float:
 
 
 def sample(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers, in order: all, or so many of them."""
+    """Row numbers, ascending: all n, or `size` of them at random."""
     return np.arange(n) if n <= size else np.sort(rng.choice(n, size, replace=False))
 
 
@@ -163,6 +165,7 @@ def peak_memory() -> float:
 
 
 def percent(value: float | None) -> str:
+    """ "12.3%", or nothing where there is no finite number."""
     return "" if value is None or not np.isfinite(value) else f"{100 * value:.1f}%"
 
 

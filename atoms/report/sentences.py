@@ -414,7 +414,8 @@ def _moved(changed: Sequence[Row], line: Sequence[Row], config: Config) -> list[
     for p in changed:
         at_equal_q = np.interp(p["q_star"], [o["q_star"] for o in line], [o["R2_held_out"] for o in line])
         label = _change(p, config)
-        if not 0.5 < p["l0_fitted"] / config.l0 < 2:  # its thresholds were moved far: not what was trained
+        # L0 was more than a factor 2 off in training, and thresholds were moved to compare: say so
+        if not 0.5 < p["l0_fitted"] / config.l0 < 2:
             label += f", whose training ended at L0 {p['l0_fitted']:.1f},"
         moved.append((p["R2_held_out"] - at_equal_q, p["l0"], label))
     if not moved:

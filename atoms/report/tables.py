@@ -40,7 +40,7 @@ __all__ = [
 Row = Mapping[str, Any]
 
 _SHORT = {"metric_centered": "R2", "metric_uncentered": "R2u", "centered": "raw", "uncentered": "raw_u"}
-_FORMS = ("_with_massive", "_median", "")  # as they stand in `Score.explained`
+_FORMS = ("_with_massive", "_median", "")  # endings of columns, in the order of `Score.explained`
 
 
 # ------------------------------------------------------------------ rows
@@ -79,7 +79,7 @@ def main_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
 
 
 def _scores(records: Sequence[Row]) -> dict[str, Any]:
-    """The part of a main row that dictionaries of several seeds are averaged for."""
+    """The part of a main row that is averaged over seeds."""
     row: dict[str, Any] = {}
 
     def mean(*path: Any) -> float | None:
@@ -312,6 +312,8 @@ def _cell(field: str, value: Any) -> str:
 
 
 def shift_table(rows: Sequence[Row]) -> Table:
+    """Angles by layer, with the spectrum behind them."""
+
     def angle(row: Row, geometry: str) -> str:
         return f"{row[f'angles_{geometry}_mean']:.1f}° ± {row[f'angles_{geometry}_std']:.1f}°"
 
@@ -332,6 +334,7 @@ def shift_table(rows: Sequence[Row]) -> Table:
 
 
 def frontier_table(rows: Sequence[Row]) -> Table:
+    """The frontier's points."""
     head = ["dictionary", "varies", "value", "atoms", "rows", "L0", "R² train", "R² held-out", "q*", "random"]
     body = [
         [KINDS[r["dictionary"]].label, r["varies"], str(r["value"]), f"{r['d_sae']:,}", f"{r['n_train']:,}",
@@ -342,6 +345,8 @@ def frontier_table(rows: Sequence[Row]) -> Table:
 
 
 def monosemanticity_table(rows: Sequence[Row]) -> Table:
+    """Mean scores of each dictionary."""
+
     def number(v: float | None) -> str:
         return "" if v is None else f"{v:.3f}"
 
@@ -359,5 +364,6 @@ def monosemanticity_table(rows: Sequence[Row]) -> Table:
 
 
 def claims_table(claims: Sequence[Sequence[str]]) -> Table:
+    """The paper's claims, beside what is found here."""
     head = ["the paper's claim", "the paper", "here", "what stands beside it"]
     return Table([dict(zip(head, claim)) for claim in claims], head, claims)

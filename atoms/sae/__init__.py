@@ -1,16 +1,17 @@
-"""Sparse autoencoders, trained by the C core on whitened activations."""
+"""Sparse autoencoders, trained by the C core on whitened activations.
 
-# From parameters to a trained model. Each module imports only from those above it:
-#
-#   _settings      Settings: the parameters, checked, and what follows from them
-#   _model         Model: the core's weights and optimiser, by name; batches to codes and back
-#   _space         TrainingSpace: rows and weights to the model's coordinates and back
-#   _calibration   the factor by which thresholds meet an L0 on given rows
-#   _start         first weights and thresholds
-#   _steering      Control, Steering: one step, and what follows from its figures for the next
-#   _saving        Trained (space, model, control, history): to a file and back
-#   _training      Run, train: steps, history, checkpoints, of one autoencoder or of several in one pass
-#   _autoencoder   SparseAutoencoder, which holds the four of Trained, and fit_many
+The files, each of which imports only from those above it::
+
+    _settings      Settings: the parameters, checked, and what follows from them
+    _model         Model: the core's weights and optimiser, by name; batches to codes and back
+    _space         TrainingSpace: rows and weights to the model's coordinates and back
+    _calibration   the factor by which thresholds meet an L0 on given rows
+    _start         first weights and thresholds
+    _steering      Control, Steering: one step, and what follows from its figures for the next
+    _saving        Trained (space, model, control, history): to a file and back
+    _training      Run, train: steps, history, checkpoints, of one autoencoder or of several in one pass
+    _autoencoder   SparseAutoencoder, which holds the four of Trained, and fit_many
+"""
 
 from ._autoencoder import SparseAutoencoder, fit_many
 from ._training import TrainingDiverged

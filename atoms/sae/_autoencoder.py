@@ -1,4 +1,4 @@
-"""The sparse autoencoder as its users meet it."""
+"""SparseAutoencoder, the estimator, and fit_many."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class SparseAutoencoder(Estimator):
     d_sae : int
         Number of latents.
     activation : {"jumprelu", "relu", "topk", "batchtopk"}
+        What decides which latents are active, see above.
     metric : AtomicInnerProduct, optional
         Fitted. None trains in Euclidean geometry.
     target_l0 : float
@@ -71,8 +72,10 @@ class SparseAutoencoder(Estimator):
     batch_size, max_steps : int
         Samples for each step; steps.
     learning_rate : float
-        Adam's, after a warm-up over `warmup` of the steps and before a linear decay to zero over the
-        last `decay` of them.
+        Adam's, between warm-up and decay.
+    warmup, decay : float
+        Shares of the steps: over the first `warmup` of them the learning rate rises from zero, over the
+        last `decay` it falls to zero, both linearly.
     bandwidth : float
         Width of the band above each threshold, in units of z (whitened activations have unit variance).
     l1_coefficient : float, optional
@@ -83,22 +86,26 @@ class SparseAutoencoder(Estimator):
     dead_after : float
         A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
         direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
-        of that, its threshold comes down until it fires, and, once 3% of all samples and ten batches have gone by
-        too, its bias rises (both ``"jumprelu"``). 0: none of it. Runs too short for several such times find more
-        with 50 to 300.
+        of that time its threshold comes down until it fires; its bias rises then too, but not before 3% of the
+        run's samples and ten batches without firing (both ``"jumprelu"``). 0: none of it. In runs too short for
+        several such periods, 50 to 300 finds more.
+    beta1, beta2 : float
+        Adam's decay rates of the first and the second moment.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
     aux_k : int
         0, or AuxK takes the place of the new directions for dead latents; d_in / 2 is usual.
     aux_coefficient : float
+        Weight of AuxK in the objective.
     screen : {"auto", "float32", "int8", "int16"}
         How the core finds the latents that may be active: products of 8 bits where the CPU has them
         (AVX-512 VNNI), of 16 bits on AVX2, else float32's. The result is the same.
     random_state : int
         Seeds everything; equal seeds give equal bits, for any number of threads.
     num_threads : int, optional
+        None for the package's setting.
     verbose : bool
-        Progress bar.
+        Show a progress bar.
 
     Attributes
     ----------
@@ -118,8 +125,8 @@ class SparseAutoencoder(Estimator):
     (9 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held.
 
     Training begins with directions of samples as decoder rows and the encoder their transpose, scaled by the
-    one factor that reconstructs best; thresholds (of the others, minus their encoder biases) are where each
-    latent fires as often as the next, at `target_l0` in all.
+    one factor that reconstructs best; thresholds (where there are none, encoder biases of minus that) begin where
+    every latent fires equally often, `target_l0` of them on average.
 
     Examples
     --------
@@ -205,16 +212,19 @@ class SparseAutoencoder(Estimator):
             `atoms.activations.StoredRows` states, and mean, scale and first atoms are those of the first
             buffer; otherwise all is as for the array in memory, to the bit.
         X_val : array (m, d_in), optional
-            Held out; its explained variance is shown and recorded twenty times. One number for each
-            row of X, as scikit-learn's pipelines pass for ``y``, is ignored.
+            Held out; its explained variance is shown and recorded twenty times. A one-dimensional array,
+            which scikit-learn's pipelines pass as ``y``, is ignored.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
             Start from these weights (of raw activations, as this class gives them) instead of afresh.
         checkpoint : path, optional
-            Written every `checkpoint_minutes` or `checkpoint_steps`, and at the end, beside itself and
-            then renamed. Where the file is there already, training goes on from it, and ends with
-            the same bits as if it had never stopped.
+            File to write every now and then and at the end, first beside itself, then renamed. Where it is
+            there already, training goes on from it, and ends with the same bits as if it had never stopped.
+        checkpoint_minutes : float
+            Minutes from one checkpoint to the next.
+        checkpoint_steps : int, optional
+            Write one after each multiple of so many steps, too.
 
         Raises
         ------
@@ -245,7 +255,7 @@ class SparseAutoencoder(Estimator):
         checkpoint: Any,
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None,
     ) -> Run:
-        """Ready for the first step, or for the one after a checkpoint's last."""
+        """A run that is ready for its first step, or for the one after a checkpoint's last."""
         settings = Settings.of(self)
         self._check_X(rows.shards[0], reset=True)
         self._folded: dict[str, np.ndarray] | None = None
@@ -288,12 +298,13 @@ class SparseAutoencoder(Estimator):
         """Multiply all thresholds by the one factor at which the mean L0 on X is `target_l0`.
 
         Training holds L0 on the rows it sees. On other text it may differ by some percent, and in small
-        or long-trained data by more, for the encoder fits the rows it has seen; held-out rows as X put
-        that right without touching anything else.
+        or long-trained data by more, for the encoder fits the rows it has seen. Calibrating on held-out rows
+        puts that right and changes nothing else.
 
         Parameters
         ----------
         X : array (n, d_in), memory map, or list of them
+            Activations.
         target_l0 : float, optional
             Default: the estimator's own.
 
@@ -325,7 +336,7 @@ class SparseAutoencoder(Estimator):
     # --------------------------------------------------------------- inference
 
     def _rows(self, X: Any) -> Rows:
-        """Checked against the rows that it was fitted to."""
+        """X as `Rows`, checked against the rows that the autoencoder was fitted to."""
         self._check_fitted()
         rows = Rows(X)
         self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)

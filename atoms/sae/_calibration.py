@@ -19,7 +19,7 @@ def threshold_factor(ctx: Any, model: Model, space: TrainingSpace, rows: Rows, t
     """
     thresholds = model.get("threshold")
     want = max(1, round(target * rows.n))
-    low = 1.0  # the factor down to which all entries are known
+    low = 1.0  # all z / threshold above this are known
     try:
         while len(ratios := _ratios(ctx, model, space, rows, thresholds, low)) <= want:
             if low == 0:
@@ -30,7 +30,7 @@ def threshold_factor(ctx: Any, model: Model, space: TrainingSpace, rows: Rows, t
             low = 0.8 * low if low > 1e-3 else 0.0
     finally:
         model.set("threshold", thresholds)
-    # of the want largest ratios the smallest is just above the factor, the next one is not
+    # the factor is the next ratio after the `want` largest: exactly those exceed it
     factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
     if not np.isfinite(factor):
         raise ValueError(
@@ -42,7 +42,7 @@ def threshold_factor(ctx: Any, model: Model, space: TrainingSpace, rows: Rows, t
 def _ratios(
     ctx: Any, model: Model, space: TrainingSpace, rows: Rows, thresholds: np.ndarray, low: float
 ) -> np.ndarray:
-    """z / threshold of all entries where it is above `low`; infinity for thresholds of zero."""
+    """All ratios z / threshold above `low`; infinity where the threshold is zero."""
     model.set("threshold", thresholds * np.float32(low))
     parts = []
     for block in blocks(rows.n):

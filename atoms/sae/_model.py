@@ -26,7 +26,7 @@ BLOCK = 8192  # rows encoded at a time
 
 
 class Batch(NamedTuple):
-    """Rows in the training space, said without moving them: ``scale (X[rows] - shift)``."""
+    """Rows in the training space as references, not copies: ``scale (X[rows] - shift)``, which the core computes."""
 
     X: np.ndarray
     rows: np.ndarray | None = None
@@ -37,6 +37,7 @@ class Batch(NamedTuple):
         return len(self.X if self.rows is None else self.rows)
 
     def dense(self) -> np.ndarray:
+        """These rows as an array, float32."""
         x = (self.X if self.rows is None else self.X[self.rows]).astype(np.float32, copy=False)
         return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
 
@@ -63,7 +64,9 @@ class Model:
     ctx : context
         Threads and instruction set, as for every method that computes.
     d_in, d_sae : int
+        Features of a row, and latents.
     activation : one of ACTIVATIONS
+        Which latents are active.
     **options
         The core's others: k, tied, bandwidth, ...
 
@@ -104,6 +107,7 @@ class Model:
         return out
 
     def set(self, name: str, value: np.ndarray) -> None:
+        """Overwrite one of `FIELDS`."""
         _, dtype = layout(name, self.d_in, self.d_sae)
         _core.sae_set(self.handle, _NUMBER[name], np.ascontiguousarray(value, dtype))
 
@@ -129,6 +133,7 @@ class Model:
         return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
 
     def decode(self, ctx: Any, codes: sp.csr_array) -> np.ndarray:
+        """Reconstructions (n, d_in)."""
         return decode(ctx, codes, self.get("W_dec"), self.get("b_dec"))
 
 

@@ -35,7 +35,7 @@ def write(
     space, model, control, history = trained
     control.publish_cut(model)
     names = FIELDS if training_state else (*WEIGHTS, "counters")
-    twins = ("W_enc", "W_enc_m", "W_enc_v") if parameters["tied"] else ()  # W_dec's are the same
+    twins = ("W_enc", "W_enc_m", "W_enc_v") if parameters["tied"] else ()  # tied: the same arrays as W_dec's
     tensors = {name: model.get(name) for name in names if name not in twins}
     meta: dict[str, Any] = {
         "parameters": parameters,
@@ -68,7 +68,8 @@ def restore(
     if meta["n_features_in"] != d:
         raise ValueError(f"n_features_in is {meta['n_features_in']!r}, b_dec has {d}")
     required = {*WEIGHTS, "counters"} - ({"W_enc"} if settings.tied else set())
-    for name in FIELDS:  # before anything of the size that the settings say is made
+    # first: the settings may promise more than the file holds, and nothing of that size is to be allocated
+    for name in FIELDS:
         if name in tensors or name in required:
             check_tensor(tensors, name, *layout(name, d, s))
     history = {str(name): list(values) for name, values in meta["history"].items()}
@@ -118,14 +119,14 @@ def resume(
 
 
 def as_state(trained: Trained) -> dict[str, Any]:
-    """What a pickle holds of it, under the names that pickles have always had for it."""
+    """What a pickle holds of a trained autoencoder, under the names that pickles have always had."""
     space, model, control, _ = trained
     state = {"_arrays": [model.get(name) for name in FIELDS], "_control": dict(vars(control))}
     return state if space.metric is not None else state | {"_mean": space.mean, "_scale": space.scale}
 
 
 def from_state(state: dict[str, Any], settings: Settings, metric: Any, ctx: Any) -> Trained:
-    """What `as_state` was given, from an autoencoder's attributes and that."""
+    """What `as_state` was given; `state` has the autoencoder's other attributes too."""
     d = state["n_features_in_"]
     where = {} if metric is not None else {"mean": state["_mean"], "scale": state["_scale"]}
     model = Model.of(ctx, d, settings)

@@ -27,7 +27,7 @@ MOST_WIDTHS = 16  # that the core takes, d_sae among them
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `SparseAutoencoder`'s arguments of the same names say; `of` makes it, and checks them."""
+    """`SparseAutoencoder`'s arguments of the same names, checked: made by `of`."""
 
     d_sae: int
     activation: str
@@ -52,7 +52,7 @@ class Settings:
 
     @classmethod
     def of(cls, parameters: Any) -> Settings:
-        """Those that an object has as attributes.
+        """Checked settings, from an object's attributes of the same names.
 
         Raises
         ------
@@ -76,6 +76,7 @@ class Settings:
 
     @property
     def k(self) -> int:
+        """Active latents of each sample in the TopK family."""
         return k_of(self.target_l0)
 
     @property

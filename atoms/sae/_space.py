@@ -20,9 +20,10 @@ class TrainingSpace:
     metric : AtomicInnerProduct or None
         Fitted. It subtracts its own mean, where it is centred.
     mean : ndarray (d,), optional
-        Without a metric; float64, but float32's numbers, so that a batch can be mapped in float32.
+        Subtracted where there is no metric. float64, but rounded to float32, so that mapping a batch in
+        float32 subtracts exactly this mean.
     scale : float
-        Likewise.
+        Multiplied with where there is no metric; rounded to float32 too.
     """
 
     def __init__(self, d: int, metric: Any, mean: np.ndarray | None = None, scale: float = 1.0) -> None:
@@ -55,7 +56,7 @@ class TrainingSpace:
         return cls(rows.d, None, mean.astype(np.float32).astype(np.float64), float(np.float32(scale)))
 
     def batch(self, x: np.ndarray, index: np.ndarray | None = None) -> Batch:
-        """Rows of raw activations as the core takes them: only a metric needs a pass over them."""
+        """Raw activations as the core takes them: whitened here under a metric, else mapped by the core as it reads."""
         if self.metric is not None:
             return Batch(self.metric.whiten(x if index is None else x[index]))
         return Batch(x, index, self.mean.astype(np.float32), self.scale)
@@ -78,7 +79,8 @@ class TrainingSpace:
         W, D, b_enc = model.get("W_enc"), model.get("W_dec"), model.get("b_enc")
         b_dec = model.get("b_dec").astype(np.float64)
         W_enc = np.empty(W.shape[::-1], np.float32)
-        for block in blocks(len(W), 1024):  # float64 would be twice as large as all of them
+        # block by block: in float64 at once they would take twice the model's memory
+        for block in blocks(len(W), 1024):
             E = W[block].astype(np.float64)
             W_enc[:, block] = forward @ E.T
             b_enc[block] -= E @ (shift @ forward + b_dec)
@@ -92,7 +94,7 @@ class TrainingSpace:
         }
 
     def unfold(self, other: Any, d_sae: int) -> dict[str, np.ndarray]:
-        """A model's weights out of another's for raw activations; decoder rows get unit norm."""
+        """Weights in this space, from an autoencoder's for raw activations; decoder rows get unit norm."""
         d, n = self.d, d_sae
         if getattr(other, "input_norm", "none") != "none":
             raise ValueError(f"init: normalises each sample ({other.input_norm}), which this class does not")

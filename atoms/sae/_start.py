@@ -32,7 +32,7 @@ def initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) -
     start = _starting_thresholds(centred, D, settings.target_l0)
     if settings.activation == "jumprelu":
         model.set("threshold", np.maximum(start, 0))
-    else:  # without it the k largest are those along the few strongest directions, in every sample
+    else:  # without these biases the k largest z are, in every sample, those along the few strongest directions
         model.set("b_enc", -start)
     if not settings.tied:
         _scale_encoder(ctx, model, sample, centred)
@@ -56,7 +56,7 @@ def _starting_thresholds(centred: np.ndarray, D: np.ndarray, target_l0: float) -
     """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on some of these samples."""
     s, centred = len(D), _spread(centred, 2048)
     want = target_l0 / s
-    some = max(1, s * len(centred) >> 21)  # two million z say where the tail begins
+    some = max(1, s * len(centred) >> 21)  # a stride with which two million z enter the histogram
     mean, deviation = np.empty(s, np.float32), np.empty(s, np.float32)
     bins = np.linspace(-4, 12, 1601)
     counts = np.zeros(len(bins) - 1)
@@ -71,7 +71,7 @@ def _starting_thresholds(centred: np.ndarray, D: np.ndarray, target_l0: float) -
 
 
 def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarray) -> None:
-    """Pre-activations by the factor that reconstructs best.
+    """Scale pre-activations by the one factor that reconstructs best.
 
     Where samples share a few strong directions, so do the latents that fire together, and
     unscaled they would reconstruct a sample many times over.
@@ -86,5 +86,5 @@ def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarr
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows, from all over."""
+    """At most `most` rows, evenly spaced."""
     return rows[:: -(-len(rows) // most)]

@@ -50,7 +50,7 @@ class Steering:
         due = window and step % max(1, window // n) == 0 and step <= s.max_steps * (1 - s.decay)
         resample = due and not s.aux_k and len(self.dead()) > 0
         err = np.empty((n, self.model.d_in), np.float32) if resample else None
-        # silent latents' thresholds come down by a factor e within a quarter of the window
+        # thresholds of silent latents shrink by a factor e in the time of a quarter window
         factor = float(np.exp(-min(1.0, 4 * n / window))) if window else 1.0
         rise_after = self._rise_after() if window else 0
         stats: dict[str, Any] = _core.sae_step(
@@ -83,7 +83,7 @@ class Steering:
     # ---------------------------------------------------------------- sparsity
 
     def _steer(self, stats: dict[str, Any]) -> None:
-        """What the activation has for it brings L0 towards its target."""
+        """Bring L0 towards its target, by what the activation has for that."""
         c, s = self.control, self.settings
         if s.activation == "jumprelu":
             self._steer_thresholds(stats)
@@ -106,7 +106,7 @@ class Steering:
             c.shift = float(np.clip(0.3 * (stats["l0"] - s.target_l0) / density, -0.05, 0.05))
         else:
             c.shift = 0.01 * float(np.sign(excess))
-        if excess < -0.4:  # so few that most bands are empty: all thresholds come down by a share
+        if excess < -0.4:  # L0 is so low that most bands are empty and say nothing: all thresholds shrink
             self.model.set("threshold", self.model.get("threshold") * max(1 + excess, 0.1) ** 0.1)
 
     # ------------------------------------------------------------ dead latents
@@ -116,7 +116,7 @@ class Steering:
         return int(self.settings.dead_after * self.settings.d_sae / self.settings.target_l0)
 
     def _rise_after(self) -> int:
-        """Samples without firing after which a latent's bias rises, by one within as many.
+        """Samples without firing after which a latent's bias begins to rise, by one in as many samples again.
 
         Its z may be below zero in every sample, where a lower threshold is of no use.
         """
@@ -129,7 +129,7 @@ class Steering:
         return np.flatnonzero(self.model.get("last_fired") <= self.model.samples - window)
 
     def _resample(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> None:
-        """Dead latents take directions of what is left unexplained.
+        """Give dead latents directions of what is left unexplained.
 
         Each gets the mean residual of a random sample's nearest neighbours among the residuals, rather than
         one sample's, so that several samples will use it, and the threshold at which it fires as often as
@@ -150,7 +150,7 @@ class Steering:
         D /= np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1e-30)
         z = (batch - self.model.get("b_dec")) @ D.T
         start = np.quantile(z, 1 - s.target_l0 / s.d_sae, axis=0).clip(min=0)
-        # the scale at which a latent's activations fit the residual where it fires
+        # encoder scale: least squares of the residual on the new latent's activations, over the samples where it fires
         fired = np.where(z > start, z, 0.0)
         power = (fired * fired).sum(axis=0)
         scale = np.clip(-(fired * (err @ D.T)).sum(axis=0) / np.maximum(power, 1e-30), 0.01, 1.0)

@@ -32,7 +32,7 @@ class TrainingDiverged(ArithmeticError):
 class Run:
     """One autoencoder's part in `train`.
 
-    The autoencoder makes it, out of parts that stay its own: it can be used whenever training stops.
+    It works on the autoencoder's own parts, not on copies: wherever training stops, the autoencoder can be used.
     """
 
     settings: Settings
@@ -54,7 +54,7 @@ class Run:
         except ValueError as error:
             if not np.isfinite(batch.dense()).all():
                 raise
-            stats = {"squared_error": np.inf}  # x is finite, so x - b_dec was not
+            stats = {"squared_error": np.inf}  # x is finite, so b_dec is what diverged
             cause: ValueError | None = error
         else:
             cause = None
@@ -71,7 +71,7 @@ class Run:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
 
     def check_model(self, step: int) -> None:
-        """A step of finite loss can leave weights that are not: no checkpoint takes their place, and no result."""
+        """A step of finite loss can leave weights that are not: they must not become a checkpoint or a result."""
         name = self.model.nonfinite()
         if name is not None:
             raise self._diverged(step, f"{name} became non-finite")
@@ -111,7 +111,7 @@ class Run:
             self.history[key].append(value)
 
     def _explained_variance(self, ctx: Any, t: np.ndarray) -> float:
-        """Centred, in the training space."""
+        """Explained variance of rows t of the training space, centred."""
         residual = 0.0
         for rows in blocks(len(t)):
             block = t[rows]
@@ -151,9 +151,8 @@ def train(
         )
     first, steps = done.pop(), runs[0].settings.max_steps
     sampler.skip(first)
-    spaces = {
-        id(run.space.metric): run.space for run in runs
-    }  # without a metric, all have one mean and scale
+    # one for each metric; without a metric, all runs have the same mean and scale
+    spaces = {id(run.space.metric): run.space for run in runs}
     vals = {key: None if val is None else space.to_space(val) for key, space in spaces.items()}
     saved = time.perf_counter()
     with tqdm(total=steps, initial=first, disable=not verbose, unit="step", desc="SAE") as bar:
@@ -172,7 +171,7 @@ def train(
 
 
 def _checkpoint(runs: Sequence[Run], step: int) -> None:
-    for run in runs:  # first, so that no file is written where another's model is lost
+    for run in runs:  # all of them first: if one has diverged, no file is written
         run.check_model(step)
     for run in runs:
         if run.save is not None:

@@ -1,7 +1,13 @@
-"""What can be said of a dictionary and its codes.
+"""Statistics of a dictionary and its codes: explained variance, coherence, certificates, stability, agreement.
 
-Explained variance; coherence and stability; certificates of uniqueness and recovery; intervals;
-agreement of dictionaries.
+The files, each of which imports only from those above it::
+
+    _variance       explained variance, in named conventions
+    _coherence      coherence: cosines of all pairs of atoms, and their quantiles
+    _certificates   certificates of uniqueness and recovery; Babel's function
+    _stability      the paper's q*, its curve and its ceilings
+    _intervals      bootstrap intervals
+    _matching       agreement of two dictionaries
 """
 
 from ._certificates import DictionaryCertificate, SampleCertificates, babel, certificate, certify

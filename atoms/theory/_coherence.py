@@ -34,6 +34,7 @@ class _Cosines:
         self.fine: dict[int, np.ndarray] = {}
 
     def refine(self, bins: Iterable[int]) -> None:
+        """Count by the lower bits within these bins, where that has not been done yet."""
         wanted = sorted({int(b) for b in bins} - self.fine.keys())
         for start in range(0, len(wanted), _SLOTS):
             some = wanted[start : start + _SLOTS]
@@ -84,6 +85,7 @@ class _Cosines:
 
 
 def check_q(q: Any, name: str) -> np.ndarray:
+    """Quantiles' q as an array (n,), all of them from 0 to 1."""
     found = np.atleast_1d(np.asarray(q, dtype=np.float64))
     if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
         raise ValueError(f"{name}: expected numbers between 0 and 1, got {found!r}")
@@ -107,8 +109,8 @@ def welch_bound(n: int, d: int) -> float:
 
 
 def inverse_cdf_ranks(q: np.ndarray, n: int) -> np.ndarray:
-    """Ranks, from 0, of the smallest of n values that a share q does not exceed. A product q n
-    that rounding has lifted above a whole number is taken as that number."""
+    """Ranks, from 0, of the quantiles q of n sorted values: the first at which a share q of them is reached. A
+    product q n that rounding has lifted above a whole number is taken as that number."""
     return np.clip(np.ceil(q * n * (1 - 4e-16)).astype(np.int64) - 1, 0, n - 1)
 
 

@@ -114,10 +114,10 @@ def match_dictionaries(
         Atoms as rows, of a model its `W_dec`; their numbers may differ.
     metric : AtomicInnerProduct, optional
     candidates : int
-        Beyond 4,096 atoms in both, only each atom's so many nearest, from either side, can be
-        matched (atoms that find no partner so are matched among what is left), and `exact` is
-        False: `mcc` is then a lower bound of the maximum, and the mean of `nearest_a` or
-        `nearest_b`, of the smaller dictionary, an upper one.
+        Beyond 4,096 x 4,096 pairs, partners are sought only among so many nearest of each atom of A
+        and of B; atoms left without one are then matched with what is left. `exact` is False: `mcc`
+        is a lower bound of the maximum, and the mean of `nearest_a` or `nearest_b`, whichever
+        dictionary is smaller, an upper one.
     num_threads : int, optional
 
     Returns

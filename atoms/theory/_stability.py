@@ -49,7 +49,7 @@ def uniqueness_limit(k: int) -> float:
 
 
 def crossing(levels: np.ndarray, reach: np.ndarray, share: Callable[[int], float]) -> float:
-    """sup {q : q <= share(K_q)}: K_q = levels[i] for q in (reach[i-1], reach[i]], share falling."""
+    """sup {q : q <= share(K_q)}: K_q = levels[i] for q in (reach[i-1], reach[i]], where share(K) falls with K."""
     best, before = 0.0, 0.0
     for k, to in zip(levels.tolist(), reach.tolist()):
         s = share(k)
@@ -63,8 +63,8 @@ def crossing(levels: np.ndarray, reach: np.ndarray, share: Callable[[int], float
 
 
 def q_star_of_levels(c: Coherence, levels: np.ndarray, times: np.ndarray, shares: dict[int, float]) -> float:
-    """q* where `times` samples have each of the ascending `levels` of L0; shares is a memory of
-    the shares of pairs below each level's limit."""
+    """q* where `times` samples have each of the ascending `levels` of L0. `shares` remembers, from call
+    to call, the share of pairs below each level's limit."""
 
     def share(k: int) -> float:
         if k not in shares:
@@ -144,7 +144,7 @@ def stability(
 
     q* = sup{q : mu_q < 1/(2 K_q - 1)}, where mu_q is the q-quantile of |cosine| over **pairs**
     of atoms and K_q the q-quantile of L0 over **samples** (both as inverse distribution
-    functions: the smallest value that a share q does not exceed). mu_q rises with q and
+    functions: the smallest value that at least a share q of them does not exceed). mu_q rises with q and
     1/(2 K_q - 1) falls, so q* is where they cross.
 
     Parameters

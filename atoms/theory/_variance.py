@@ -125,7 +125,7 @@ class ExplainedVariance:
     convention : str
         See :func:`explained_variance`.
     metric : AtomicInnerProduct, optional
-        Needed by the metric conventions.
+        For the metric conventions.
     mean : array (d,), optional
         The mean that the *median over samples* subtracts in a centred convention (the total uses
         the mean of what it has seen). Without it that median is NaN.
@@ -197,7 +197,7 @@ class ExplainedVariance:
             if X_hat.shape != X.shape:
                 raise ValueError(f"X_hat: expected shape {X.shape} as X has, got {X_hat.shape}")
         sums = self._prepare(X.shape[1])
-        before = sums.copy()  # a block with a bad row leaves no trace
+        before = sums.copy()  # to be put back if the block has a bad row
         step = max(1, (64 << 20) // (8 * X.shape[1]))
         tokens = np.empty((X.shape[0], _core.EV_TOKENS))
         try:
@@ -374,8 +374,8 @@ def explained_variance(
     Two passes over X, one over X_hat. Sums in double-double arithmetic and quotients of whole
     numbers: the total is the true value for the numbers given, rounded. So a prediction of the
     mean, taken in float64, scores exactly 0 as long as the mean stays below about 1e6 standard
-    deviations; a mean rounded to float32 scores what it deserves, about
-    -4e-15 (mean / deviation)^2.
+    deviations; a mean rounded to float32 scores about -4e-15 (mean / deviation)^2, which is its true
+    value.
 
     Memory: a block, 32 bytes for each sample and 128 d bytes. Time: that of reading X twice;
     the metric conventions add 4 d^2 operations for each sample.

@@ -64,14 +64,15 @@ test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens
 
 # The core and its C tests, compiled once for each flavour into build/FLAVOUR: only what changed is compiled again,
 # on all CPUs. -MMD writes beside each object which headers it read.
-CSOURCES := $(wildcard csrc/core/*/*.c csrc/tests/*.c)
+CORE := $(wildcard csrc/core/*/*.c)
+CSOURCES := $(CORE) $(wildcard csrc/tests/*.c)
 CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno -Icsrc/include -Icsrc/core
 LINK := -fopenmp -Wl,--wrap=aligned_alloc
 BLIS = $(eval BLIS := $$(shell $$(PYTHON) setup.py blis-flags))$(BLIS)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 PARALLEL = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN))
 
-# $(call flavour,NAME,COMPILER,FLAGS OF ITS OWN): objects, and the program that runs the tests. Other flags than the
+# $(call flavour,NAME,COMPILER,FLAGS OF ITS OWN): objects, the program that runs the tests, and the example in C. Other flags than the
 # last time, of BLIS for example, compile everything again.
 define flavour
 build/$(1)/flags: always
@@ -82,7 +83,9 @@ build/$(1)/%.o: %.c build/$(1)/flags
 	@$(2) $(3) $$(CFLAGS_ALL) -MMD -MP -c $$< -o $$@
 build/$(1)/tests: $(CSOURCES:%.c=build/$(1)/%.o)
 	@$(2) $(3) $$^ $$(LINK) $(3) -lm -o $$@
--include $(CSOURCES:%.c=build/$(1)/%.d)
+build/$(1)/core: $(CORE:%.c=build/$(1)/%.o) build/$(1)/examples/core.o
+	@$(2) $(3) $$^ -fopenmp $(3) -lm -o $$@
+-include $(CSOURCES:%.c=build/$(1)/%.d) build/$(1)/examples/core.d
 endef
 $(eval $(call flavour,asan,$$(CC),-O1 -fno-omit-frame-pointer $(SANITIZE) $$(BLIS)))
 $(eval $(call flavour,ctest,$$(CC),-O3 $$(BLIS)))

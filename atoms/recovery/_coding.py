@@ -26,7 +26,7 @@ class Status(enum.IntEnum):
     """What became of a signal."""
 
     CONVERGED = _core.SIGNAL_CONVERGED  #: the stopping rule was met, or the residual is all rounding
-    DEPENDENT = _core.SIGNAL_DEPENDENT  #: the same, after leaving out atoms in the span of those chosen
+    DEPENDENT = _core.SIGNAL_DEPENDENT  #: the stopping rule was met, but atoms in the span of those chosen were left out
     LIMIT = _core.SIGNAL_LIMIT  #: stopped by the limit on atoms or steps; the code is the best so far
     NONFINITE = _core.SIGNAL_NONFINITE  #: NaN or infinity in the signal: empty row
     RANGE = _core.SIGNAL_RANGE  #: a coefficient is too large for the dtype: empty row

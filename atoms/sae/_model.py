@@ -21,7 +21,7 @@ FIELDS = (
     "last_fired",
     "counters",
 )
-_NUMBER = {name: getattr(_core, name.upper()) for name in FIELDS}  # the core's
+_NUMBER = {name: getattr(_core, name.upper()) for name in FIELDS}  # the core's number of each
 BLOCK = 8192  # rows encoded at a time
 
 

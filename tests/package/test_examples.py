@@ -1,11 +1,12 @@
 """The scripts in examples/ run as they stand, warnings being errors, and say what they promise."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import support
-from support import ROOT
+from support import BLAS, ROOT
 
 EXAMPLES = ROOT / "examples"
 pytestmark = pytest.mark.slow
@@ -64,3 +65,16 @@ def test_cluster_sweep():
     assert [row[:3] for row in rows] == [[d, k, "0"] for d in ("48", "96") for k in ("2", "4")]
     assert all(0 < float(row[3]) < 1 for row in rows)
     assert all(0.5 * float(row[1]) < float(row[4]) < 2 * float(row[1]) for row in rows)
+
+
+@pytest.mark.skipif("blis" not in BLAS, reason="the program takes BLIS")
+def test_the_core_alone():
+    """The program in C, compiled as the C tests are, under the sanitizers."""
+    assert len((EXAMPLES / "core.c").read_text().splitlines()) < 80
+    subprocess.run(["make", "-s", "build/asan/core"], cwd=ROOT, check=True, timeout=300)
+    said = subprocess.run(
+        [ROOT / "build/asan/core"], capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+    assert number(said, "explained variance") > 0.9
+    assert said.count("x atom") == 3
+    assert 0 < number(said, "a norm of") < 5

@@ -18,7 +18,8 @@ needs_tree = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs 
 def test_stubs_name_what_the_extension_has():
     stubs = ast.parse((Path(atoms.__file__).parent / "_core.pyi").read_text(encoding="utf-8"))
     classes = {n.name: n for n in stubs.body if isinstance(n, ast.ClassDef)}
-    said = {n.name for n in stubs.body if isinstance(n, ast.FunctionDef)} | set(classes)
+    constants = {n.target.id for n in stubs.body if isinstance(n, ast.AnnAssign)}
+    said = {n.name for n in stubs.body if isinstance(n, ast.FunctionDef)} | set(classes) | constants
     there = {name for name in vars(_core) if not name.startswith("_")}
     assert said == there
 

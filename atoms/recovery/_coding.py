@@ -25,12 +25,18 @@ class RecoveryWarning(UserWarning):
 class Status(enum.IntEnum):
     """What became of a signal."""
 
-    CONVERGED = _core.SIGNAL_CONVERGED  #: the stopping rule was met, or the residual is all rounding
-    DEPENDENT = _core.SIGNAL_DEPENDENT  #: the stopping rule was met, but atoms in the span of those chosen were left out
-    LIMIT = _core.SIGNAL_LIMIT  #: stopped by the limit on atoms or steps; the code is the best so far
-    NONFINITE = _core.SIGNAL_NONFINITE  #: NaN or infinity in the signal: empty row
-    RANGE = _core.SIGNAL_RANGE  #: a coefficient is too large for the dtype: empty row
-    INFEASIBLE = _core.SIGNAL_INFEASIBLE  #: no code meets the constraint; the code is the nearest found
+    #: the stopping rule was met, or the residual is all rounding
+    CONVERGED = _core.SIGNAL_CONVERGED
+    #: the stopping rule was met, but atoms in the span of those chosen were left out
+    DEPENDENT = _core.SIGNAL_DEPENDENT
+    #: stopped by the limit on atoms or steps; the code is the best so far
+    LIMIT = _core.SIGNAL_LIMIT
+    #: NaN or infinity in the signal: empty row
+    NONFINITE = _core.SIGNAL_NONFINITE
+    #: a coefficient is too large for the dtype: empty row
+    RANGE = _core.SIGNAL_RANGE
+    #: no code meets the constraint; the code is the nearest found
+    INFEASIBLE = _core.SIGNAL_INFEASIBLE
 
 
 _COMPLAINT = {

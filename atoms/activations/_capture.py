@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import numpy as np
 
@@ -29,6 +29,32 @@ from ._table import (
 __all__ = ["capture"]
 
 
+def _write_header(file: IO[bytes], dtype: np.dtype, shape: tuple[int, int]) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _allocate(file: int, start: int, size: int, folder: Path | None) -> None:
+    """Take a file's space on the disk before it is mapped: a write to a map on a full disk ends the process."""
+    try:
+        if not size:
+            return
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, start, size)
+        else:  # macOS
+            zeros = bytes(min(size, 1 << 20))
+            for at in range(0, size, len(zeros)):
+                os.pwrite(file, zeros[: size - at], start + at)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"out: no room for {size:,} bytes of rows ({os.strerror(error.errno or 0)}); make room, capture "
+            "fewer tokens or layers, or use dtype='float16'",
+            str(folder),
+        ) from error
+
+
 class _Rows:
     """Where captured rows go: arrays in memory, or files mapped under `out`."""
 
@@ -45,8 +71,12 @@ class _Rows:
         if self.out is None:
             return np.empty((self.n, d), self.dtype)
         stored, shape = stored_dtype(self.dtype), (self.n, d)
-        mapped = np.lib.format.open_memmap(self._temporary(key), mode="w+", dtype=stored, shape=shape)
-        return mapped.view(self.dtype)
+        with open(self._temporary(key), "wb") as file:
+            _write_header(file, stored, shape)
+            start, size = file.tell(), self.n * d * stored.itemsize
+            file.flush()
+            _allocate(file.fileno(), start, size, self.out)
+        return np.memmap(self._temporary(key), stored, "r+", start, shape).view(self.dtype)
 
     def put(self, key: Key, start: int, rows: np.ndarray) -> None:
         if key not in self.arrays:
@@ -75,12 +105,7 @@ class _Rows:
         stored, d = storable(old), old.shape[1]
         stored.flush()  # type: ignore[attr-defined]
         with open(path, "r+b") as file:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(stored.dtype),
-                "fortran_order": False,
-                "shape": (n, d),
-            }
-            np.lib.format.write_array_header_1_0(file, header)
+            _write_header(file, stored.dtype, (n, d))
             file.truncate(file.tell() + n * d * stored.dtype.itemsize)
         self.arrays[key] = np.load(path, mmap_mode="r").view(self.dtype)
 

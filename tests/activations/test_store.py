@@ -1,5 +1,6 @@
 """Stores of activations on disk and streams from running models: bytes, order, and what training makes of them."""
 
+import io
 import json
 import os
 import pickle
@@ -260,6 +261,104 @@ def test_damaged_index_and_manifest(copy):
         (copy / "store.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             ActivationStore(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["/absolute", "../outside/thesis.tex", "thesis.tex", "store.json", ".", "", 7]
+)
+@pytest.mark.parametrize("which", ["layer002-residual", "index"])
+def test_a_manifest_names_only_files_of_its_own(copy, model, contexts, name, which):
+    outside = copy / "outside"
+    outside.mkdir()
+    victims = [outside / "thesis.tex", copy / "thesis.tex", copy / "store.json"]
+    manifest = json.loads(victims[2].read_text())
+    manifest["shards"][1]["files"][which]["name"] = str(victims[0]) if name == "/absolute" else name
+    for victim in victims:
+        victim.write_text(json.dumps(manifest))
+    opened = copy / "store" if name == "../outside/thesis.tex" else copy
+    if opened != copy:
+        opened.mkdir()
+        victims[2].rename(opened / "store.json")
+        victims[2] = opened / "store.json"
+    before = names(copy)
+    for act in (
+        lambda: ActivationStore(opened),
+        lambda: ActivationStore.discard(opened, 0),
+        lambda: capture_again(model, contexts, opened),
+    ):
+        with pytest.raises(ValueError, match=r"store.json: not what atoms.ActivationStore writes"):
+            act()
+    assert names(copy) == before and all(victim.exists() for victim in victims)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("shards", 0, "rows"), 10**12),
+        (("shards", 0, "rows"), "7"),
+        (("shards", 0, "blocks"), [2**70]),
+        (("shards", 0, "crc32", "layer000-residual"), []),
+        (("shards", 0, "files"), {}),
+        (("shards", 0, "files", "index", "bytes"), -1),
+        (("shards",), {"0": 1}),
+        (("shards",), 7),
+        (("widths", "layer000-residual"), 10**15),
+        (("widths",), []),
+        (("points", 0, "layer"), "../../x"),
+        (("points", 0, "name"), "layer001-residual"),
+        (("points",), None),
+        (("dtype",), "float64"),
+        (("complete",), "no"),
+        (("tokens",), 3),
+    ],
+)
+def test_manifests_that_cannot_be(copy, path, value):
+    manifest = json.loads((copy / "store.json").read_text())
+    inner = manifest
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    (copy / "store.json").write_text(json.dumps(manifest))
+    for act in (ActivationStore, lambda folder: ActivationStore.discard(folder, 0)):
+        with pytest.raises(ValueError, match=r"store.json: not what atoms.ActivationStore writes"):
+            act(copy)
+
+
+def test_flipped_bytes_are_seen_wherever_rows_are_read(copy, in_memory, tmp_path):
+    path = copy / "layer000-residual-00001.npy"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 64  # an exponent: a plausible number
+    path.write_bytes(data)
+    opened = ActivationStore(copy)
+    sae = atoms.SparseAutoencoder(24, target_l0=3, max_steps=5, verbose=False).fit(in_memory[0])
+    last = sum(shard["rows"] for shard in opened.manifest["shards"][:2]) - 1
+    for read in (
+        lambda rows: rows[last],
+        lambda rows: rows[: last + 1],
+        lambda rows: rows[[0, last]],
+        lambda rows: rows.shards,
+        sae.transform,
+        lambda rows: sae.transform(rows.held_out()[0]),
+        lambda rows: atoms.AtomicInnerProduct().fit(rows),
+    ):
+        with pytest.raises(ValueError, match=r"layer000-residual-00001.npy: is damaged in block"):
+            read(opened[0])
+    np.testing.assert_array_equal(opened[0][:5], in_memory[0][:5])  # blocks that are well
+    np.testing.assert_array_equal(opened[0][np.array([], int)], in_memory[0][:0])
+
+
+def test_an_index_of_well_formed_lies_is_seen(copy):
+    path = copy / "index-00001.npz"
+    with np.load(path) as found:
+        columns = dict(found)
+    columns["token_ids"][3] += 1
+    packed = io.BytesIO()
+    np.savez(packed, **columns)
+    assert len(packed.getvalue()) == path.stat().st_size
+    path.write_bytes(packed.getvalue())
+    for read in (lambda s: s.token_ids, lambda s: s.norms(0)):
+        with pytest.raises(ValueError, match=r"index-00001.npz: is damaged \(SHA-256 .*discard"):
+            read(ActivationStore(copy))
 
 
 def test_a_file_cut_while_it_is_read(copy):

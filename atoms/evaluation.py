@@ -314,14 +314,10 @@ def evaluate(
     plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward)
     if len(plan.keys) != 1:
         raise ValueError(f"layer: expected one layer at one site, got {len(plan.keys)}")
-    if not 0 <= dense_above < 1:
-        raise ValueError(f"dense_above: expected at least 0 and less than 1, got {dense_above}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    if n_boot < 1:
-        raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
+    _check_settings(dense_above, level, n_boot)
     key = plan.keys[0]
     conventions = _conventions(named, conventions)
+    _check_head(plan)
 
     from tqdm import tqdm
 
@@ -353,6 +349,15 @@ def evaluate(
     )
 
 
+def _check_settings(dense_above: float, level: float, n_boot: int) -> None:
+    if not 0 <= dense_above < 1:
+        raise ValueError(f"dense_above: expected at least 0 and less than 1, got {dense_above}")
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
+    if n_boot < 1:
+        raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
+
+
 def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) -> list[str]:
     if not named:
         raise ValueError("dictionaries: expected at least one")
@@ -379,6 +384,13 @@ def _check_widths(named: Mapping[str, Any], d: int) -> None:
                 f"dictionaries: {name} takes activations of width {width}, this place of the model has {d}; "
                 "name the layer and site it was trained on"
             )
+
+
+def _check_head(plan: Pass) -> None:
+    """ValueError from a pass over one context where the model gives no logits."""
+    ids, mask, _ = plan.padded(int(np.argmin(plan.sizes)))
+    with plan.model.evaluating():
+        plan.model.logits(ids[:1], mask[:1])
 
 
 def _mean(plan: Pass, key: Key, bar: Any) -> np.ndarray:

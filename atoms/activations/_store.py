@@ -71,6 +71,7 @@ def _settings(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
         "format": "atoms activation store",
         "version": VERSION,
         "model": plan.model.describe(),
+        "forward": _describe_forward(plan.model.forward),
         "tokenizer": _describe_tokenizer(tokenizer),
         "tokens": {
             "contexts": len(plan.contexts),
@@ -86,6 +87,13 @@ def _settings(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
             for key in plan.keys
         ],
     }
+
+
+def _describe_forward(forward: Any) -> str | None:
+    """A name: two functions of one name are not told apart."""
+    if forward is None:
+        return None
+    return f"{forward.__module__}.{getattr(forward, '__qualname__', type(forward).__qualname__)}"
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
@@ -108,6 +116,12 @@ _NAMES = {("model", "name"), ("model", "revision"), ("tokenizer", "name")}
 
 def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
     """ValueError where the store was written with settings that give other rows."""
+    if "weights_sha256" not in manifest["model"]:
+        raise ValueError(
+            f"store: {folder} was written by an earlier version, which noted only a sample of the model's weights, so "
+            "whether its rows are this model's cannot be told; ActivationStore(folder) opens it if you know, else "
+            "name another folder"
+        )
     for name, ours in settings.items():
         theirs = manifest.get(name)
         pairs = [(f"{name}", ours, theirs)]
@@ -270,6 +284,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     Anybody may have written it: above all it must name no file but those that `capture` writes.
     """
     row_dtype(manifest["dtype"])
+    _expect(isinstance(manifest["model"], dict), "model", manifest["model"])
     _expect(isinstance(manifest["complete"], bool), "complete", manifest["complete"])
     _expect(_is_count(manifest["tokens"]["batches"]), "tokens: batches", manifest["tokens"]["batches"])
     _expect(isinstance(manifest["seconds"], (int, float)), "seconds", manifest["seconds"])
@@ -350,7 +365,7 @@ class ActivationStore:
     ----------
     folder : Path
     manifest : dict
-        ``model`` (class, name, revision, digest of a sample of its weights), ``tokenizer``, ``tokens``
+        ``model`` (class, name, revision, SHA-256 of its weights), ``tokenizer``, ``tokens``
         (counts and SHA-256 of the ids), ``points`` (layer, site, name of the hooked module), ``widths``,
         ``dtype``, ``drop_first``, ``batch_tokens``, and for each of the ``shards`` its rows, the rows of
         each block (a forward pass), CRC-32 of each block, size and SHA-256 of each file.

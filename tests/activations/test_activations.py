@@ -121,6 +121,15 @@ def test_leaves_the_model_as_it_was(llama):
     assert out.logits.shape == (1, 3, VOCABULARY)
 
 
+def test_each_module_keeps_its_own_mode():
+    model = tiny("gpt2").train()
+    model.base_model.h[1].eval()  # as a frozen part is kept
+    before = [m.training for m in model.modules()]
+    assert len(set(before)) == 2
+    capture(model, contexts_of([5]), 3, progress=False)
+    assert [m.training for m in model.modules()] == before
+
+
 def test_dropout_is_off():
     model = tiny("gpt2").train()
     a, b = (capture(model, contexts_of([20]), 2, progress=False)[2] for _ in range(2))

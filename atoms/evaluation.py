@@ -241,6 +241,7 @@ def evaluate(
     n_boot: int = 1000,
     random_state: int = 0,
     forward: Forward | None = None,
+    attention_mask: Any = None,
     progress: bool = True,
 ) -> Evaluation:
     """Judge dictionaries inside the model, on held-out text.
@@ -255,13 +256,13 @@ def evaluate(
     model : torch.nn.Module
         With its language-model head: ``smollm2(head=True)``, ``load_model(name, head=True)``, an
         ``AutoModelForCausalLM``, or one with TransformerLens's interface that gives logits.
-    tokens : list of 1-D integer arrays, 2-D array or tensor
-        Contexts of text that the dictionaries have not seen.
+    tokens : list of 1-D integer arrays, 2-D array or tensor, BatchEncoding, dict, or list of dicts
+        As `capture` takes them. Contexts of text that the dictionaries have not seen.
     dictionaries : object, or mapping of name to object
         Each with ``transform`` and ``inverse_transform``: `SparseAutoencoder`, `PretrainedSAE` (no
         transcoders: their output belongs elsewhere), anything of `atoms.controls`. A single one is
         called "autoencoder".
-    layer, site, drop_first, batch_tokens, forward
+    layer, site, drop_first, batch_tokens, forward, attention_mask
         As in :func:`atoms.activations.capture`. With `drop_first`, position 0 keeps its own activation in
         every pass, ablations too, and its prediction is not counted.
     conventions : sequence of str, optional
@@ -311,7 +312,7 @@ def evaluate(
     named: dict[str, Any] = (
         dict(dictionaries) if isinstance(dictionaries, Mapping) else {"autoencoder": dictionaries}
     )
-    plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward)
+    plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward, attention_mask)
     if len(plan.keys) != 1:
         raise ValueError(f"layer: expected one layer at one site, got {len(plan.keys)}")
     _check_settings(dense_above, level, n_boot)

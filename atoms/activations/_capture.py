@@ -143,6 +143,7 @@ def capture(
     out: str | os.PathLike[str] | None = ...,
     store: None = ...,
     forward: Forward | None = ...,
+    attention_mask: Any = ...,
     progress: bool = ...,
 ) -> Activations: ...
 
@@ -159,6 +160,7 @@ def capture(
     drop_first: bool = ...,
     dtype: str = ...,
     forward: Forward | None = ...,
+    attention_mask: Any = ...,
     tokenizer: Any = ...,
     shard_mb: float = ...,
     progress: bool = ...,
@@ -179,6 +181,7 @@ def capture(
     out: str | os.PathLike[str] | None = None,
     store: str | os.PathLike[str] | None = None,
     forward: Forward | None = None,
+    attention_mask: Any = None,
     tokenizer: Any = None,
     shard_mb: float = 256.0,
     progress: bool = True,
@@ -194,8 +197,10 @@ def capture(
         On any device; its training mode is restored afterwards. A Transformers decoder; a model with
         named hook points in ``hook_dict``, as TransformerLens's are; or any module that takes a batch
         of token ids.
-    tokens : list of 1-D integer arrays, 2-D array or tensor
-        Contexts of token ids; `tokenize` makes them. Contexts of different lengths are padded on
+    tokens : list of 1-D integer arrays, 2-D array or tensor, BatchEncoding, dict, or list of dicts
+        Contexts of token ids; `tokenize` makes them. Of what a tokenizer returns, ``input_ids`` and
+        ``attention_mask`` are used. Padding is left out where the mask says what it is; rows of a table
+        that begin or end with the model's padding id, and no mask, are refused. Contexts of different lengths are padded on
         the right and masked where the model takes a mask, else they go into different batches. Each
         row sees the tokens before it in its own context only.
     layers : int, str, or iterable of these
@@ -232,6 +237,8 @@ def capture(
     forward : callable, optional
         ``forward(model, ids, mask)`` runs a model that is not called with the ids alone; ids and mask
         are tensors (contexts, positions), the mask False at padding.
+    attention_mask : 2-D array or tensor, or list of 1-D arrays, optional
+        As a tokenizer gives it beside its ids: 1 at tokens of the text, 0 at padding, on either side.
     tokenizer : optional
         Only named in the store's manifest.
     shard_mb : float
@@ -272,7 +279,7 @@ def capture(
     if not massive_multiple > 1:
         raise ValueError(f"massive_multiple: expected a number above 1, got {massive_multiple}")
     row_type = row_dtype(dtype)
-    plan = Pass(model, tokens, layers, site, batch_tokens, drop_first, forward)
+    plan = Pass(model, tokens, layers, site, batch_tokens, drop_first, forward, attention_mask)
     if store is not None:
         if out is not None:
             raise ValueError("out, store: give one of the two")

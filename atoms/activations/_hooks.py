@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ._contexts import as_contexts
 from ._models import decoder_blocks, import_torch
 from ._table import Key
 
@@ -79,6 +80,23 @@ class Model:
         names = ("d_vocab", "n_ctx") if self.kind == "hooked" else ("vocab_size", "max_position_embeddings")
         vocabulary, longest = (getattr(self.config, name, None) for name in names)
         return vocabulary, longest
+
+    def padding(self) -> tuple[int, int | None] | None:
+        """The id of padding, and how many may stand at an end of a row: see `as_contexts`.
+
+        Where nothing names one, tokenizers are told to pad with the id that ends a text, which may also stand at
+        the end of a row once.
+        """
+        sources = [self.config, getattr(self.model, "config", None), getattr(self.model, "tokenizer", None)]
+
+        def named(what: str) -> int | None:
+            ids = (getattr(source, f"{what}_token_id", None) for source in sources)
+            return next((n for n in ids if isinstance(n, int) and not isinstance(n, bool)), None)
+
+        pad, first, last = named("pad"), named("bos"), named("eos")
+        if pad is None:
+            return None if last is None else (last, 1)
+        return pad, None if pad in (first, last) else 0
 
     # -------------------------------------------------------------- places
 
@@ -337,12 +355,15 @@ class Pass:
         batch_tokens: int,
         drop_first: bool,
         forward: Forward | None,
+        attention_mask: Any = None,
     ):
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected a positive integer, got {batch_tokens}")
         self.model = Model(model, forward)
         self.keys = self.model.keys(layers, site)
-        self.contexts = _as_contexts(tokens, *self.model.limits())
+        self.contexts = as_contexts(
+            tokens, attention_mask, limits=self.model.limits(), padding=self.model.padding()
+        )
         self.skip = int(drop_first)
         self.lengths = np.array([len(c) - self.skip for c in self.contexts])
         if self.lengths.sum() < 1:
@@ -393,42 +414,6 @@ class Pass:
             digest.update(len(context).to_bytes(8, "little"))
             digest.update(context.astype("<i8").tobytes())
         return digest.hexdigest()
-
-
-def _as_contexts(tokens: Any, n_vocab: int | None, longest: int | None) -> list[np.ndarray]:
-    """Contexts of int64 ids from a 2-D array or tensor, one context, or a list of contexts."""
-    if hasattr(tokens, "detach"):
-        tokens = tokens.detach().cpu().numpy()
-    if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype != object:
-        tokens = [tokens]
-    elif isinstance(tokens, (list, tuple)) and tokens and np.ndim(tokens[0]) == 0:
-        tokens = [tokens]
-    contexts = [np.asarray(c.detach().cpu() if hasattr(c, "detach") else c) for c in tokens]
-    contexts = [c for c in contexts if c.size]
-    if not contexts:
-        raise ValueError("tokens: there are none; give at least one context of token ids")
-    for i, context in enumerate(contexts):
-        _check_context(i, context, n_vocab, longest)
-    return [c.astype(np.int64) for c in contexts]
-
-
-def _check_context(i: int, context: np.ndarray, n_vocab: int | None, longest: int | None) -> None:
-    if context.ndim != 1 or context.dtype.kind not in "iu":
-        raise ValueError(
-            f"tokens: expected contexts of integer ids, got shape {context.shape} of {context.dtype} "
-            f"at context {i}; tokenize(text, tokenizer) makes them from text"
-        )
-    low, high = int(context.min()), int(context.max())
-    if low < 0 or (n_vocab and high >= n_vocab):
-        raise ValueError(
-            f"tokens: id {low if low < 0 else high} in context {i} is outside the model's vocabulary "
-            f"of {n_vocab}; use the model's own tokenizer"
-        )
-    if longest and len(context) > longest:
-        raise ValueError(
-            f"tokens: context {i} has {len(context)} tokens, the model takes {longest}; "
-            "cut the text with tokenize(text, tokenizer, context_length=...)"
-        )
 
 
 def _batches(contexts: list[np.ndarray], batch_tokens: int, pads: bool) -> Iterable[list[int]]:

@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import tempfile
+import tokenize
+import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["check_tensor", "load_tensors", "reading", "replacing", "save_tensors"]
+__all__ = [
+    "check_tensor",
+    "load_tensors",
+    "map_npy",
+    "plain_name",
+    "read_json",
+    "read_npz",
+    "reading",
+    "replacing",
+    "save_tensors",
+]
+
+LARGEST_JSON = 10 << 20
+# Uncompressed bytes allowed for each byte of the file, and a margin for small files: weights hardly
+# compress, so what grows more is an attack or damage.
+_GROWTH, _MARGIN = 8, 1 << 20
+
+
+def plain_name(name: Any) -> str:
+    """The name, if it can only be that of a file in the folder that it is read for.
+
+    Raises
+    ------
+    ValueError
+        It is no text, is empty, or leads elsewhere: it has a separator, or is "..".
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"expected the plain name of a file, found {name!r}")
+    return name
 
 
 class replacing:
@@ -91,9 +125,23 @@ def reading(path: Any, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         fault = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: not what atoms.{kind} writes, or damaged: {fault}") from error
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """A JSON object of at most `largest` bytes."""
+    size = path.stat().st_size
+    if size > largest:
+        raise ValueError(f"{path}: {size} bytes is too much for a configuration; is it another file?")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON or cut short: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def check_tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -102,3 +150,121 @@ def check_tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ..
     if a.shape != shape or a.dtype != dtype:
         raise ValueError(f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {a.dtype} of {a.shape}")
     return a
+
+
+# ------------------------------------------------------------------ npz
+
+
+def _npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an array in NumPy's format, whose rest has the size that they say."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"npy version {version}")
+        # NumPy only warns of headers by Python 2 and of odd dtypes: refused here
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            shape, fortran, dtype = read(file)
+    except _HEADER_FAULTS as error:
+        raise ValueError(f"not an array: {error}") from None
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects (pickle), which are never loaded")
+    left = size - file.tell()
+    count = 1
+    for n in shape:  # Python's integers do not overflow
+        if not isinstance(n, int) or n < 0:
+            raise ValueError(f"impossible shape {shape}")
+        count *= n
+    if count * dtype.itemsize != left or dtype.itemsize == 0:
+        raise ValueError(f"shape {shape} of {dtype} does not fit its {left} bytes; cut short?")
+    return shape, fortran, dtype
+
+
+_HEADER_FAULTS = (
+    ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, OverflowError,
+    tokenize.TokenError, Warning,
+)  # fmt: skip
+
+
+def _npy(data: bytes, what: str) -> np.ndarray:
+    """An array from a .npy member, refused where its header promises other than what is there."""
+    file = io.BytesIO(data)
+    try:
+        shape, fortran, dtype = _npy_header(file, len(data))
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+    return np.frombuffer(data[file.tell() :], dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def map_npy(path: Path, dtype: np.dtype, n: int) -> np.ndarray:
+    """Map the n rows of a .npy file, once its header and its size have been found to agree.
+
+    Raises
+    ------
+    ValueError
+        The file is none, is cut short, or holds other than n rows of that dtype.
+    """
+    with open(path, "rb") as file:
+        head = io.BytesIO(file.read(1 << 16))
+    try:
+        shape, fortran, found = _npy_header(head, path.stat().st_size)
+        if len(shape) != 2 or fortran or found != dtype or shape[0] != n:
+            raise ValueError(f"expected {n} rows of {dtype}, found {found} of shape {shape}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return np.memmap(path, dtype, "r", head.tell(), shape) if 0 not in shape else np.empty(shape, dtype)
+
+
+ZIP_FAULTS = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError,
+    OverflowError, UnicodeError, OSError,
+)  # fmt: skip
+
+
+def allowed_size(path: Path) -> int:
+    """Bytes that a file of this size may unpack to."""
+    return _GROWTH * path.stat().st_size + _MARGIN
+
+
+def zip_error(path: Path, what: str, error: Exception) -> Exception:
+    """ValueError for a damaged archive. Errors of the system stay as they are, except EINVAL: a damaged archive makes
+    zipfile seek before the file's start.
+    """
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        return error
+    return ValueError(f"{path}: not {what}: {error}")
+
+
+def zip_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """An archive's members, once the sizes that it states are within bounds: reading allocates what it states."""
+    members = archive.infolist()
+    packed, total = sum(m.compress_size for m in members), sum(m.file_size for m in members)
+    if packed > path.stat().st_size:
+        raise ValueError(f"its members would take {packed} bytes, more than there are")
+    if total > allowed_size(path):
+        raise ValueError(f"it would unpack to {total} bytes, far more than its own size")
+    return members
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file; pickled ones are refused."""
+    tensors = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in zip_members(path, archive):
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{member.filename} is compressed in a way that NumPy does not write")
+                if not member.filename.endswith(".npy"):
+                    raise ValueError(f"unexpected member {member.filename!r}")
+                name = member.filename[: -len(".npy")]
+                if name in tensors:
+                    raise ValueError(f"{name} is there twice")
+                # zipfile stops reading at the size that the archive states
+                tensors[name] = _npy(archive.read(member), f"{name}")
+    except ZIP_FAULTS as error:
+        raise zip_error(path, "an .npz file of arrays", error) from None
+    return tensors

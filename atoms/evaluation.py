@@ -241,6 +241,7 @@ def evaluate(
     n_boot: int = 1000,
     random_state: int = 0,
     forward: Forward | None = None,
+    attention_mask: Any = None,
     progress: bool = True,
 ) -> Evaluation:
     """Judge dictionaries inside the model, on held-out text.
@@ -255,13 +256,13 @@ def evaluate(
     model : torch.nn.Module
         With its language-model head: ``smollm2(head=True)``, ``load_model(name, head=True)``, an
         ``AutoModelForCausalLM``, or one with TransformerLens's interface that gives logits.
-    tokens : list of 1-D integer arrays, 2-D array or tensor
-        Contexts of text that the dictionaries have not seen.
+    tokens : list of 1-D integer arrays, 2-D array or tensor, BatchEncoding, dict, or list of dicts
+        As `capture` takes them. Contexts of text that the dictionaries have not seen.
     dictionaries : object, or mapping of name to object
         Each with ``transform`` and ``inverse_transform``: `SparseAutoencoder`, `PretrainedSAE` (no
         transcoders: their output belongs elsewhere), anything of `atoms.controls`. A single one is
         called "autoencoder".
-    layer, site, drop_first, batch_tokens, forward
+    layer, site, drop_first, batch_tokens, forward, attention_mask
         As in :func:`atoms.activations.capture`. With `drop_first`, position 0 keeps its own activation in
         every pass, ablations too, and its prediction is not counted.
     conventions : sequence of str, optional
@@ -311,17 +312,13 @@ def evaluate(
     named: dict[str, Any] = (
         dict(dictionaries) if isinstance(dictionaries, Mapping) else {"autoencoder": dictionaries}
     )
-    plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward)
+    plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward, attention_mask)
     if len(plan.keys) != 1:
         raise ValueError(f"layer: expected one layer at one site, got {len(plan.keys)}")
-    if not 0 <= dense_above < 1:
-        raise ValueError(f"dense_above: expected at least 0 and less than 1, got {dense_above}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    if n_boot < 1:
-        raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
+    _check_settings(dense_above, level, n_boot)
     key = plan.keys[0]
     conventions = _conventions(named, conventions)
+    _check_head(plan)
 
     from tqdm import tqdm
 
@@ -353,6 +350,15 @@ def evaluate(
     )
 
 
+def _check_settings(dense_above: float, level: float, n_boot: int) -> None:
+    if not 0 <= dense_above < 1:
+        raise ValueError(f"dense_above: expected at least 0 and less than 1, got {dense_above}")
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
+    if n_boot < 1:
+        raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
+
+
 def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) -> list[str]:
     if not named:
         raise ValueError("dictionaries: expected at least one")
@@ -379,6 +385,13 @@ def _check_widths(named: Mapping[str, Any], d: int) -> None:
                 f"dictionaries: {name} takes activations of width {width}, this place of the model has {d}; "
                 "name the layer and site it was trained on"
             )
+
+
+def _check_head(plan: Pass) -> None:
+    """ValueError from a pass over one context where the model gives no logits."""
+    ids, mask, _ = plan.padded(int(np.argmin(plan.sizes)))
+    with plan.model.evaluating():
+        plan.model.logits(ids[:1], mask[:1])
 
 
 def _mean(plan: Pass, key: Key, bar: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ The files, each of which imports only from those above it::
 
     _models     text, tokens, and models that Transformers loads
     _table      Activations: rows in memory, or mapped from a folder
+    _contexts   what users give as tokens, without padding
     _hooks      Model, Pass: where a model's activations are, and how it is run over batches
     _store      ActivationStore, StoredRows: shards on disk
     _stream     ActivationStream: rows from the running model

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ._contexts import as_contexts
 from ._models import decoder_blocks, import_torch
 from ._table import Key
 
@@ -80,6 +81,23 @@ class Model:
         vocabulary, longest = (getattr(self.config, name, None) for name in names)
         return vocabulary, longest
 
+    def padding(self) -> tuple[int, int | None] | None:
+        """The id of padding, and how many may stand at an end of a row: see `as_contexts`.
+
+        Where nothing names one, tokenizers are told to pad with the id that ends a text, which may also stand at
+        the end of a row once.
+        """
+        sources = [self.config, getattr(self.model, "config", None), getattr(self.model, "tokenizer", None)]
+
+        def named(what: str) -> int | None:
+            ids = (getattr(source, f"{what}_token_id", None) for source in sources)
+            return next((n for n in ids if isinstance(n, int) and not isinstance(n, bool)), None)
+
+        pad, first, last = named("pad"), named("bos"), named("eos")
+        if pad is None:
+            return None if last is None else (last, 1)
+        return pad, None if pad in (first, last) else 0
+
     # -------------------------------------------------------------- places
 
     def keys(self, layers: Any, site: str | Sequence[str]) -> list[Key]:
@@ -145,18 +163,31 @@ class Model:
         place = self.place(key)
         return next((name for name, m in self.model.named_modules() if m is place), str(key[0]))
 
+    def once(self, keys: Sequence[Key]) -> bool:
+        """Whether these modules are known to run once in a pass: numbered blocks of a Transformers decoder, and
+        what only one of them holds."""
+        if self.kind != "transformers" or self.forward is not None:
+            return False
+        places = [self.place(key) for key in keys]
+        names = [m for _, m in self.model.named_modules(remove_duplicate=False)]
+        return all(
+            isinstance(key[0], int) and sum(m is place for m in names) == 1
+            for key, place in zip(keys, places)
+        )
+
     # ------------------------------------------------------------- running
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Dropout off, no gradients; the training mode is put back."""
-        training = self.model.training
+        """Dropout off, no gradients; each module's own training mode is put back."""
+        training = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             with self.torch.no_grad():
                 yield
         finally:
-            self.model.train(training)
+            for module, mode in training:
+                module.training = mode
 
     def run(self, ids: np.ndarray, mask: np.ndarray, *, head: bool = True) -> Any:
         """The forward pass; without its language-model head where that can be left out."""
@@ -182,28 +213,75 @@ class Model:
         return out
 
     def describe(self) -> dict[str, Any]:
-        """What the model is, for manifests: names, and a digest of a sample of its weights."""
+        """What the model is, for manifests: names, and a digest of all its weights and buffers.
+
+        Raises
+        ------
+        ValueError
+            A weight is not in memory, or something else than the weights decides what the model gives: hooks.
+        """
         digest = hashlib.sha256()
-        for name, weight in self.model.state_dict().items():
+        for name, weight in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if weight.is_meta:
+                raise ValueError(
+                    f"store: the model's {name} is not in memory (offloaded), so a store cannot tell its weights "
+                    "from others; load the model without offloading, or capture without store"
+                )
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            flat = weight.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 256)].to(self.torch.float64)
-            digest.update(sample.cpu().numpy().tobytes())
+            flat = weight.detach().contiguous().reshape(-1)
+            if flat.numel():
+                digest.update(flat.view(self.torch.uint8).cpu().numpy().data)
+        foreign = _foreign(self.torch, self.model)
+        if foreign:
+            raise ValueError(
+                f"store: {foreign} changes what the model gives, and a store opened again could not tell: remove "
+                "it, or capture without store"
+            )
         config = getattr(self.model, "config", None) or self.config
         name = getattr(config, "_name_or_path", None) or getattr(config, "model_name", None)
         return {
             "class": type(self.model).__name__,
             "name": str(name) if name else None,
             "revision": getattr(config, "_commit_hash", None),
-            "weights_sample_sha256": digest.hexdigest(),
+            "weights_sha256": digest.hexdigest(),
         }
 
 
-class Hooks:
-    """Forward hooks on the wanted modules; `run` returns their outputs as float32 arrays."""
+# Transformers leaves hooks that record, torch.nn.utils some that compute weights, accelerate wraps forward
+_KNOWN = ("torch", "transformers", "accelerate", "kernels")
 
-    def __init__(self, model: Model, keys: Sequence[Key]):
-        self.model, self.torch = model, model.torch
+
+def _foreign(torch: Any, model: Any) -> str | None:
+    """The first hook, or replaced forward method, that a user or another package has put on the model."""
+    everywhere = torch.nn.modules.module
+    found = [
+        (f"a global {what} hook of PyTorch", hook)
+        for what in ("forward", "forward_pre")
+        for hook in getattr(everywhere, f"_global_{what}_hooks").values()
+    ]
+    for name, module in model.named_modules():
+        where = f"of {name or 'the model'}"
+        found += [(f"a forward hook {where}", hook) for hook in module._forward_hooks.values()]
+        found += [(f"a forward pre-hook {where}", hook) for hook in module._forward_pre_hooks.values()]
+        if "forward" in vars(module):
+            found.append((f"a forward method {where} that is not its class's", vars(module)["forward"]))
+    for what, function in found:
+        while inner := getattr(function, "func", None) or getattr(function, "__func__", None):
+            function = inner
+        maker = getattr(function, "__module__", None) or type(function).__module__
+        if str(maker).split(".")[0] not in _KNOWN:
+            return f"{what} ({getattr(function, '__qualname__', type(function).__name__)})"
+    return None
+
+
+class Hooks:
+    """Forward hooks on the wanted modules; `run` returns their outputs as float32 arrays.
+
+    A pass stops once they have run, unless it is to show, as `whole`, that none of them runs twice.
+    """
+
+    def __init__(self, model: Model, keys: Sequence[Key], whole: bool):
+        self.model, self.torch, self.whole = model, model.torch, whole
         self.keys = list(keys)
         self.found: dict[Key, Any] = {}
         self.keep: Any = None
@@ -220,11 +298,16 @@ class Hooks:
 
     def _hook(self, key: Key) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
+            if key in self.found:
+                raise ValueError(
+                    f"layers: {key[0]} {key[1]} runs several times in one forward pass, and its rows would be those "
+                    "of one run among them; name a module that runs once"
+                )
             hidden = output[0] if isinstance(output, (tuple, list)) else output
             check_shape(hidden, key, tuple(self.keep.shape))
             rows = hidden[self.keep].to(self.torch.float32)
             self.found[key] = rows.reshape(len(rows), -1).cpu().numpy()
-            if len(self.found) == len(self.keys):
+            if len(self.found) == len(self.keys) and not self.whole:
                 raise _Enough
 
         return hook
@@ -272,12 +355,15 @@ class Pass:
         batch_tokens: int,
         drop_first: bool,
         forward: Forward | None,
+        attention_mask: Any = None,
     ):
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected a positive integer, got {batch_tokens}")
         self.model = Model(model, forward)
         self.keys = self.model.keys(layers, site)
-        self.contexts = _as_contexts(tokens, *self.model.limits())
+        self.contexts = as_contexts(
+            tokens, attention_mask, limits=self.model.limits(), padding=self.model.padding()
+        )
         self.skip = int(drop_first)
         self.lengths = np.array([len(c) - self.skip for c in self.contexts])
         if self.lengths.sum() < 1:
@@ -288,6 +374,7 @@ class Pass:
         self.batches = list(_batches(self.contexts, batch_tokens, self.model.pads))
         self.sizes = np.array([int(self.lengths[batch].sum()) for batch in self.batches])
         self.n = int(self.sizes.sum())
+        self._whole = not self.model.once(self.keys)
 
     def padded(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A batch's ids, its attention mask, and the mask of positions whose rows are kept."""
@@ -297,9 +384,15 @@ class Pass:
     def hooked(self) -> Iterator[Callable[[int], dict[Key, np.ndarray]]]:
         """A function from a batch's number to its rows, while the hooks are on the model."""
         with self.model.evaluating():
-            hooks = Hooks(self.model, self.keys)
+            hooks = Hooks(self.model, self.keys, self._whole)
+
+            def run(batch: int) -> dict[Key, np.ndarray]:
+                found = hooks.run(*self.padded(batch))
+                hooks.whole = self._whole = False
+                return found
+
             try:
-                yield lambda batch: hooks.run(*self.padded(batch))
+                yield run
             finally:
                 hooks.remove()
 
@@ -321,42 +414,6 @@ class Pass:
             digest.update(len(context).to_bytes(8, "little"))
             digest.update(context.astype("<i8").tobytes())
         return digest.hexdigest()
-
-
-def _as_contexts(tokens: Any, n_vocab: int | None, longest: int | None) -> list[np.ndarray]:
-    """Contexts of int64 ids from a 2-D array or tensor, one context, or a list of contexts."""
-    if hasattr(tokens, "detach"):
-        tokens = tokens.detach().cpu().numpy()
-    if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype != object:
-        tokens = [tokens]
-    elif isinstance(tokens, (list, tuple)) and tokens and np.ndim(tokens[0]) == 0:
-        tokens = [tokens]
-    contexts = [np.asarray(c.detach().cpu() if hasattr(c, "detach") else c) for c in tokens]
-    contexts = [c for c in contexts if c.size]
-    if not contexts:
-        raise ValueError("tokens: there are none; give at least one context of token ids")
-    for i, context in enumerate(contexts):
-        _check_context(i, context, n_vocab, longest)
-    return [c.astype(np.int64) for c in contexts]
-
-
-def _check_context(i: int, context: np.ndarray, n_vocab: int | None, longest: int | None) -> None:
-    if context.ndim != 1 or context.dtype.kind not in "iu":
-        raise ValueError(
-            f"tokens: expected contexts of integer ids, got shape {context.shape} of {context.dtype} "
-            f"at context {i}; tokenize(text, tokenizer) makes them from text"
-        )
-    low, high = int(context.min()), int(context.max())
-    if low < 0 or (n_vocab and high >= n_vocab):
-        raise ValueError(
-            f"tokens: id {low if low < 0 else high} in context {i} is outside the model's vocabulary "
-            f"of {n_vocab}; use the model's own tokenizer"
-        )
-    if longest and len(context) > longest:
-        raise ValueError(
-            f"tokens: context {i} has {len(context)} tokens, the model takes {longest}; "
-            "cut the text with tokenize(text, tokenizer, context_length=...)"
-        )
 
 
 def _batches(contexts: list[np.ndarray], batch_tokens: int, pads: bool) -> Iterable[list[int]]:

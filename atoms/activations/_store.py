@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from .._files import replacing
-from .._rows import BlockSource, Rows
+from .._files import plain_name, read_json, read_npz, reading, replacing
+from .._rows import BlockSource
 from ._hooks import Pass
-from ._table import INDEX, Key, checked_norms, point_name, row_dtype, stored_dtype
+from ._table import INDEX, Key, check_column, checked_norms, point_name, row_dtype, stored_dtype
 
 __all__ = ["ActivationStore", "StoredRows"]
 
 MANIFEST = "store.json"
 VERSION = 1
 BUFFER_ROWS = 65536
+_LARGEST_MANIFEST = 1 << 30
 
 
 # ------------------------------------------------------------------ writing
@@ -70,6 +71,7 @@ def _settings(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
         "format": "atoms activation store",
         "version": VERSION,
         "model": plan.model.describe(),
+        "forward": _describe_forward(plan.model.forward),
         "tokenizer": _describe_tokenizer(tokenizer),
         "tokens": {
             "contexts": len(plan.contexts),
@@ -85,6 +87,13 @@ def _settings(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
             for key in plan.keys
         ],
     }
+
+
+def _describe_forward(forward: Any) -> str | None:
+    """A name: two functions of one name are not told apart."""
+    if forward is None:
+        return None
+    return f"{forward.__module__}.{getattr(forward, '__qualname__', type(forward).__qualname__)}"
 
 
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
@@ -107,8 +116,14 @@ _NAMES = {("model", "name"), ("model", "revision"), ("tokenizer", "name")}
 
 def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
     """ValueError where the store was written with settings that give other rows."""
+    if "weights_sha256" not in manifest["model"]:
+        raise ValueError(
+            f"store: {folder} was written by an earlier version, which noted only a sample of the model's weights, so "
+            "whether its rows are this model's cannot be told; ActivationStore(folder) opens it if you know, else "
+            "name another folder"
+        )
     for name, ours in settings.items():
-        theirs = manifest[name]
+        theirs = manifest.get(name)
         pairs = [(f"{name}", ours, theirs)]
         if isinstance(ours, dict) and isinstance(theirs, dict):
             pairs = [(f"{name} {k}", ours[k], theirs.get(k)) for k in ours if (name, k) not in _NAMES]
@@ -125,7 +140,7 @@ def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
     """A lock that the system takes back when the process ends, however it ends."""
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".lock", "a") as file:  # nothing is cut, whatever the name leads to
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -247,16 +262,69 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: no {MANIFEST}: not an activation store; capture(..., store=...) writes one"
         )
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["version"] if manifest["format"] == "atoms activation store" else None
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = read_json(path, _LARGEST_MANIFEST)
+        if manifest["format"] != "atoms activation store":
+            raise ValueError(f"format {manifest['format']!r}")
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{path}: not the manifest of an activation store ({type(error).__name__}: {error}); "
             "remove the folder and capture again"
         ) from error
-    if version != VERSION:
+    version = manifest.get("version")
+    if version != VERSION or isinstance(version, bool):
         raise ValueError(f"{path}: version {version}, this release reads version {VERSION}; update atoms")
+    with reading(path, "ActivationStore"):
+        _check_manifest(manifest)
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """ValueError, or whatever `reading` turns into one, where a manifest says what none of ours can say.
+
+    Anybody may have written it: above all it must name no file but those that `capture` writes.
+    """
+    row_dtype(manifest["dtype"])
+    _expect(isinstance(manifest["model"], dict), "model", manifest["model"])
+    _expect(isinstance(manifest["complete"], bool), "complete", manifest["complete"])
+    _expect(_is_count(manifest["tokens"]["batches"]), "tokens: batches", manifest["tokens"]["batches"])
+    _expect(isinstance(manifest["seconds"], (int, float)), "seconds", manifest["seconds"])
+    points = [(point["layer"], point["site"]) for point in manifest["points"]]
+    names = [point_name(key) for key in points]
+    _expect([point["name"] for point in manifest["points"]] == names, "points", manifest["points"])
+    _expect(len(set(names)) == len(names) and "index" not in names, "points", names)
+    widths = manifest["widths"]
+    if manifest["shards"] or manifest["complete"]:
+        _expect(sorted(widths) == sorted(names), "widths", widths)
+    _expect(all(map(_is_count, widths.values())), "widths", widths)
+    for number, shard in enumerate(manifest["shards"]):
+        _check_shard(number, shard, widths, row_dtype(manifest["dtype"]).itemsize)
+
+
+def _check_shard(number: int, shard: dict[str, Any], widths: dict[str, int], itemsize: int) -> None:
+    what, blocks = f"shard {number}", shard["blocks"]
+    _expect(all(map(_is_count, [shard["rows"], *blocks])), f"{what}: rows", shard["rows"])
+    _expect(sum(blocks) == shard["rows"], f"{what}: the rows of its blocks", shard["rows"])
+    files = shard["files"]
+    _expect(sorted(files) == sorted([*widths, "index"]), f"{what}: files", sorted(files))
+    for name, file in files.items():
+        ours = f"{name}-{number:05d}.{'npz' if name == 'index' else 'npy'}"
+        if plain_name(file["name"]) != ours:
+            raise ValueError(f"{what}: its file of {name} is named {file['name']!r}, not {ours!r}")
+        _expect(_is_count(file["bytes"]), f"{ours}: bytes", file["bytes"])
+        _expect(isinstance(file["sha256"], str), f"{ours}: sha256", file["sha256"])
+    for name, width in widths.items():
+        crc32, size = shard["crc32"][name], files[name]["bytes"]
+        _expect(len(crc32) == len(blocks) and all(map(_is_count, crc32)), f"{what}: crc32", name)
+        _expect(size >= shard["rows"] * width * itemsize, f"{what}: bytes of {name}", size)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _expect(well: bool, what: str, found: Any) -> None:
+    if not well:
+        raise ValueError(f"{what} cannot be {str(found)[:80]}")
 
 
 def _check_files(folder: Path, manifest: dict[str, Any], shard: dict[str, Any]) -> None:
@@ -281,8 +349,9 @@ def _remedy(manifest: dict[str, Any], shard: dict[str, Any]) -> str:
 class ActivationStore:
     """A folder of activations that `capture` wrote; ``store[15]`` are the rows of layer 15.
 
-    Opening reads the manifest and compares the files' sizes with it. Each block of rows is compared with its
-    CRC-32 whenever `StoredRows` reads it, so what reaches training is what was captured; `verify` reads
+    Opening reads the manifest and compares the files' sizes with it; a manifest that names any files but those
+    that `capture` writes is refused. Each block of rows is compared with its CRC-32 whenever `StoredRows`
+    reads it, and an index with its SHA-256, so what reaches training is what was captured; `verify` reads
     everything and compares the files' SHA-256.
 
     Parameters
@@ -296,7 +365,7 @@ class ActivationStore:
     ----------
     folder : Path
     manifest : dict
-        ``model`` (class, name, revision, digest of a sample of its weights), ``tokenizer``, ``tokens``
+        ``model`` (class, name, revision, SHA-256 of its weights), ``tokenizer``, ``tokens``
         (counts and SHA-256 of the ids), ``points`` (layer, site, name of the hooked module), ``widths``,
         ``dtype``, ``drop_first``, ``batch_tokens``, and for each of the ``shards`` its rows, the rows of
         each block (a forward pass), CRC-32 of each block, size and SHA-256 of each file.
@@ -306,7 +375,8 @@ class ActivationStore:
     FileNotFoundError
         There is no store, or it is not finished.
     ValueError
-        A file is missing or of another size; the message names it and says what to do.
+        A file is missing or of another size, or the manifest is damaged; the message names the file and says
+        what to do.
 
     Notes
     -----
@@ -386,13 +456,21 @@ class ActivationStore:
             for shard in self.manifest["shards"]:
                 path = self.folder / shard["files"]["index"]["name"]
                 try:
-                    with np.load(path) as found:
-                        for column in found.files:
-                            parts.setdefault(column, []).append(found[column])
-                except Exception as error:  # zipfile, zlib and NumPy each raise errors of their own
+                    found = read_npz(path)
+                    for column in INDEX:
+                        parts.setdefault(column, []).append(
+                            check_column(found, column, shard["rows"], np.int64)
+                        )
+                    for point in self.manifest["points"]:
+                        column = f"norms-{point['name']}"
+                        parts.setdefault(column, []).append(
+                            check_column(found, column, shard["rows"], np.float64)
+                        )
+                except (ValueError, KeyError) as error:
                     raise ValueError(
                         f"{path}: is damaged ({error}); {_remedy(self.manifest, shard)}"
                     ) from error
+                self._check_sha256(shard, shard["files"]["index"])
             self._index = {column: np.concatenate(arrays) for column, arrays in parts.items()}
         return self._index[name]
 
@@ -426,15 +504,18 @@ class ActivationStore:
         for shard in self.manifest["shards"]:
             _check_files(self.folder, self.manifest, shard)
             for file in shard["files"].values():
-                digest = hashlib.sha256()
-                with open(self.folder / file["name"], "rb") as opened:
-                    while part := opened.read(1 << 22):
-                        digest.update(part)
-                if digest.hexdigest() != file["sha256"]:
-                    raise ValueError(
-                        f"{self.folder / file['name']}: is damaged (SHA-256 {digest.hexdigest()[:12]}..., "
-                        f"expected {file['sha256'][:12]}...); {_remedy(self.manifest, shard)}"
-                    )
+                self._check_sha256(shard, file)
+
+    def _check_sha256(self, shard: dict[str, Any], file: dict[str, Any]) -> None:
+        digest = hashlib.sha256()
+        with open(self.folder / file["name"], "rb") as opened:
+            while part := opened.read(1 << 22):
+                digest.update(part)
+        if digest.hexdigest() != file["sha256"]:
+            raise ValueError(
+                f"{self.folder / file['name']}: is damaged (SHA-256 {digest.hexdigest()[:12]}..., "
+                f"expected {file['sha256'][:12]}...); {_remedy(self.manifest, shard)}"
+            )
 
     @staticmethod
     def discard(folder: str | os.PathLike[str], shard: int) -> None:
@@ -444,7 +525,7 @@ class ActivationStore:
         Raises
         ------
         ValueError
-            There is no shard of that number.
+            There is no shard of that number, or the manifest is none of ours.
         """
         folder = Path(folder)
         with _only_writer(folder):
@@ -469,8 +550,8 @@ class StoredRows(BlockSource):
     Blocks are the rows of one forward pass of the model, so an `ActivationStream` of the same model, tokens
     and settings has the same order. Reads are sequential within a block: a few megabytes each.
 
-    ``shards`` are memory maps in the rows' own order, for whatever takes arrays: ``sae.transform(rows)``,
-    and ``sae.fit(rows.shards)``, which is trained in the order of an array in memory whatever the size, to
+    ``shards`` are memory maps in the rows' own order, for whatever takes arrays: ``sae.transform(rows)``
+    (which reads all rows once before, to check them), and ``sae.fit(rows.shards)``, which is trained in the order of an array in memory whatever the size, to
     the bit, at the price of random reads of single rows.
 
     Attributes
@@ -515,6 +596,7 @@ class StoredRows(BlockSource):
         self.n = int(self.sizes.sum())
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
+        self._checked = False
 
     def __repr__(self) -> str:
         return (
@@ -557,6 +639,8 @@ class StoredRows(BlockSource):
             The file is damaged; the message names it and says what to do.
         """
         s, byte, size, crc, _ = self._places[block].tolist()
+        if not size:
+            return
         file = self._file(s)
         into = out.view(np.uint8).data.cast("B")
         got = 0
@@ -572,19 +656,30 @@ class StoredRows(BlockSource):
 
     @property
     def shards(self) -> list[np.ndarray]:
-        """Memory maps, in the rows' own order."""
-        maps = [np.load(self._path(s), mmap_mode="r") for s in range(len(self.store.manifest["shards"]))]
-        maps = [m.view(self.dtype) for m in maps]
-        if len(self._chosen) == len(self._all):
-            return maps
-        ends = np.cumsum([len(m) for m in maps])
+        """Memory maps, in the rows' own order; all rows are read and checked when they are first asked for.
+
+        Raises
+        ------
+        ValueError
+            A file is damaged; the message names it and says what to do.
+        """
+        if not self._checked:
+            buffer = np.empty((int(self.sizes.max(initial=0)), self.d), self.dtype)
+            for block, size in enumerate(self.sizes.tolist()):
+                self.expect(np.arange(block + 1, min(block + 5, len(self.sizes))))
+                self.read(block, buffer[:size])
+            self._checked = True
         found = []
-        # runs of blocks that lie side by side in one shard are one view
+        # runs of blocks that lie side by side in one shard are one map
         breaks = np.flatnonzero((np.diff(self._chosen) != 1) | (np.diff(self._places[:, 0]) != 0)) + 1
         for run in np.split(np.arange(len(self._chosen)), breaks):
-            s, first = int(self._places[run[0], 0]), int(self._places[run[0], 4])
-            start = first - int(ends[s] - len(maps[s]))
-            found.append(maps[s][start : start + int(self.sizes[run].sum())])
+            s, byte = self._places[run[0], :2].tolist()
+            shape = (int(self.sizes[run].sum()), self.d)
+            if not shape[0]:
+                continue  # contexts of one token, left out
+            found.append(
+                np.memmap(self._path(s), stored_dtype(self.dtype), "r", byte, shape).view(self.dtype)
+            )
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -594,9 +689,22 @@ class StoredRows(BlockSource):
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Rows by number, slice, index array or mask, copied into memory."""
+        """Rows by number, slice, index array or mask, copied into memory.
+
+        The blocks that hold them are read whole and compared with their checksums.
+        """
         wanted = np.arange(self.n)[index]
-        found = Rows(self.shards).take(np.atleast_1d(wanted))
+        flat = np.atleast_1d(wanted)
+        ends = np.cumsum(self.sizes)
+        block = np.searchsorted(ends, flat, side="right")
+        found = np.empty((*flat.shape, self.d), self.dtype)
+        order = np.argsort(block, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+            if len(at):
+                b = int(block[at[0]])
+                rows = np.empty((int(self.sizes[b]), self.d), self.dtype)
+                self.read(b, rows)
+                found[at] = rows[flat[at] - (ends[b] - self.sizes[b])]
         return found if np.ndim(wanted) else found[0]
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import replacing
+from .._files import check_tensor, map_npy, plain_name, read_json, read_npz, reading, replacing
 from ._models import require
 
 __all__ = ["Activations"]
@@ -18,6 +18,7 @@ __all__ = ["Activations"]
 Key = tuple[Any, str]  # (layer, site), or (name of a module, "output")
 
 MANIFEST = "activations.json"
+VERSION = 1
 INDEX = ("token_ids", "contexts", "positions")
 
 
@@ -172,24 +173,42 @@ class Activations:
         ------
         FileNotFoundError
             The folder holds no finished capture.
+        ValueError
+            A file is damaged, or not what this release writes; the message names it.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
             raise FileNotFoundError(
                 f"{folder}: no {MANIFEST}: not a finished capture; run capture(..., out=...) again"
             )
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        massive = {(layer, str(site)): int(n) for layer, site, n in manifest["arrays"]}
-        with np.load(folder / "index.npz") as columns:
-            index = {name: columns[name] for name in INDEX}
-            norms = {key: columns[f"norms-{key[0]}-{key[1]}"] for key in massive}
-        dtype = row_dtype(manifest["dtype"])
-        arrays = {key: np.load(folder / file_name(key), mmap_mode="r").view(dtype) for key in massive}
-        counts = {
-            name: manifest[name]
-            for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
-        }
+        manifest = read_json(folder / MANIFEST)
+        if manifest.get("format") != VERSION:
+            raise ValueError(
+                f"{folder / MANIFEST}: format {manifest.get('format')!r}, this release reads format {VERSION}; "
+                "update atoms, or capture again"
+            )
+        with reading(folder / MANIFEST, cls.__name__):
+            massive = {(layer, site): int(n) for layer, site, n in manifest["arrays"]}
+            files = {key: folder / file_name(key) for key in massive}
+            dtype = row_dtype(manifest["dtype"])
+            counts: dict[str, Any] = {name: _TYPES[name](manifest[name]) for name in _TYPES}
+        columns = read_npz(folder / "index.npz")
+        with reading(folder / "index.npz", cls.__name__):
+            n = len(columns[INDEX[0]])
+            index: dict[str, Any] = {name: check_column(columns, name, n, np.int64) for name in INDEX}
+            norms = {key: check_column(columns, f"norms-{key[0]}-{key[1]}", n, np.float64) for key in massive}
+        arrays = {key: map_npy(path, stored_dtype(dtype), n).view(dtype) for key, path in files.items()}
         return cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
+
+
+_TYPES: dict[str, type[Any]] = {
+    "massive_multiple": float, "n_dropped_first": int, "n_dropped_massive": int, "seconds": float,
+}  # fmt: skip
+
+
+def check_column(columns: dict[str, np.ndarray], name: str, n: int, dtype: Any) -> np.ndarray:
+    """A copy of an index's column, which must have n entries of that type."""
+    return np.array(check_tensor(columns, name, (n,), np.dtype(dtype)))
 
 
 def write_index(activations: Activations, folder: Path) -> None:
@@ -199,15 +218,12 @@ def write_index(activations: Activations, folder: Path) -> None:
     with replacing(folder / "index.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **columns)
     manifest = {
-        "format": 1,
+        "format": VERSION,
         "dtype": str(next(iter(activations.arrays.values())).dtype),
         "arrays": [
             [layer, site, activations.massive_counts[layer, site]] for layer, site in activations.arrays
         ],
-        **{
-            name: getattr(activations, name)
-            for name in ("massive_multiple", "n_dropped_first", "n_dropped_massive", "seconds")
-        },
+        **{name: getattr(activations, name) for name in _TYPES},
     }
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -219,8 +235,14 @@ def file_name(key: Key) -> str:
 
 
 def point_name(key: Key) -> str:
-    """A place's name in files: "layer015-residual", or a module's own dotted name and "output"."""
-    return f"layer{key[0]:03d}-{key[1]}" if isinstance(key[0], int) else f"{key[0]}-{key[1]}"
+    """A place's name in files: "layer015-residual", or a module's own dotted name and "output".
+
+    Raises
+    ------
+    ValueError
+        The layer or the site has a part that leads out of the folder.
+    """
+    return plain_name(f"layer{key[0]:03d}-{key[1]}" if isinstance(key[0], int) else f"{key[0]}-{key[1]}")
 
 
 def new_folder(folder: str | os.PathLike[str]) -> Path:

@@ -6,25 +6,28 @@ before anything they promise is allocated.
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._files import (
+    LARGEST_JSON,
+    ZIP_FAULTS,
+    allowed_size,
+    read_json,
+    read_npz,
+    zip_error,
+    zip_members,
+)
+
 __all__ = ["read_json", "read_npz", "read_safetensors", "read_torch", "safetensors_metadata"]
 
-_LARGEST_JSON = 10 << 20
-# Uncompressed bytes allowed for each byte of the file, and a margin for small files: weights hardly
-# compress, so what grows more is an attack or damage.
-_GROWTH, _MARGIN = 8, 1 << 20
 
 _SAFETENSORS_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
@@ -33,28 +36,9 @@ _SAFETENSORS_DTYPES = {
 }  # fmt: skip
 
 
-def _allowed(path: Path) -> int:
-    """Bytes that a file of this size may unpack to."""
-    return _GROWTH * path.stat().st_size + _MARGIN
-
-
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     """float32 of bfloat16 numbers given as uint16."""
     return np.asarray((bits.astype(np.uint32) << 16).view(np.float32))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 10 MB."""
-    size = path.stat().st_size
-    if size > _LARGEST_JSON:
-        raise ValueError(f"{path}: {size} bytes is too much for a configuration; is it another file?")
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON or cut short: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
 
 
 # ------------------------------------------------------------------ safetensors
@@ -67,7 +51,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with open(path, "rb") as file:
             n = int.from_bytes(file.read(8), "little")
-            if n > _LARGEST_JSON:
+            if n > LARGEST_JSON:
                 raise ValueError(f"a header of {n} bytes is too much for a model's few tensors")
             with safe_open(os.fspath(path), framework="numpy"):
                 pass
@@ -101,85 +85,6 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-# ------------------------------------------------------------------ npz
-
-
-def _npy(data: bytes, what: str) -> np.ndarray:
-    """An array from a .npy member, refused where its header promises other than what is there."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f"npy version {version}")
-        # NumPy only warns of headers by Python 2 and of odd dtypes: refused here
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            shape, fortran, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, Warning) as error:
-        raise ValueError(f"{what}: not an array: {error}") from None
-    if dtype.hasobject:
-        raise ValueError(f"{what}: it holds Python objects (pickle), which are never loaded")
-    body = data[file.tell() :]
-    count = 1
-    for n in shape:  # Python's integers do not overflow
-        if not isinstance(n, int) or n < 0:
-            raise ValueError(f"{what}: impossible shape {shape}")
-        count *= n
-    if count * dtype.itemsize != len(body) or dtype.itemsize == 0:
-        raise ValueError(f"{what}: shape {shape} of {dtype} does not fit its {len(body)} bytes; cut short?")
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-_ZIP_FAULTS = (
-    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError,
-    OverflowError, UnicodeError, OSError,
-)  # fmt: skip
-
-
-def _zip_error(path: Path, what: str, error: Exception) -> Exception:
-    """ValueError for a damaged archive. Errors of the system stay as they are, except EINVAL: a damaged archive makes
-    zipfile seek before the file's start.
-    """
-    if isinstance(error, OSError) and error.errno != errno.EINVAL:
-        return error
-    return ValueError(f"{path}: not {what}: {error}")
-
-
-def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """An archive's members, once the sizes that it states are within bounds: reading allocates what it states."""
-    members = archive.infolist()
-    packed, total = sum(m.compress_size for m in members), sum(m.file_size for m in members)
-    if packed > path.stat().st_size:
-        raise ValueError(f"its members would take {packed} bytes, more than there are")
-    if total > _allowed(path):
-        raise ValueError(f"it would unpack to {total} bytes, far more than its own size")
-    return members
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file; pickled ones are refused."""
-    tensors = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in _members(path, archive):
-                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ValueError(f"{member.filename} is compressed in a way that NumPy does not write")
-                if not member.filename.endswith(".npy"):
-                    raise ValueError(f"unexpected member {member.filename!r}")
-                name = member.filename[: -len(".npy")]
-                if name in tensors:
-                    raise ValueError(f"{name} is there twice")
-                # zipfile stops reading at the size that the archive states
-                tensors[name] = _npy(archive.read(member), f"{name}")
-    except _ZIP_FAULTS as error:
-        raise _zip_error(path, "an .npz file of arrays", error) from None
-    return tensors
-
-
 # ------------------------------------------------------------------ torch
 
 
@@ -191,11 +96,11 @@ def read_torch(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _members(path, archive)
-    except _ZIP_FAULTS as error:
+            zip_members(path, archive)
+    except ZIP_FAULTS as error:
         what = "a zip archive as torch.save writes since PyTorch 1.6 (load an older file where it comes from, and save it again)"
-        raise _zip_error(path, what, error) from None
-    allowed = _allowed(path)
+        raise zip_error(path, what, error) from None
+    allowed = allowed_size(path)
     try:
         import torch
     except ImportError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import activations, controls
-from .._files import replacing
+from .._files import plain_name, replacing
 from ..activations import MANIFEST, Activations
 from .config import Config
 from .kinds import KINDS
@@ -322,14 +322,14 @@ class Data:
         where = self.about["parts"][part]
         if "files" in where:
             return np.asarray(np.load(where["files"][str(layer)], mmap_mode="r")[wanted])
-        return np.asarray(Activations.load(self.folder / where["folder"])[layer][wanted])
+        return np.asarray(Activations.load(self.folder / plain_name(where["folder"]))[layer][wanted])
 
     def words(self, part: str, layer: int) -> dict[str, np.ndarray] | None:
         """The stream of tokens behind a part and the places of its rows there; None where unknown."""
         where = self.about["parts"].get(part, {})
         if "folder" not in where:
             return None
-        source = self.folder / where["folder"]
+        source = self.folder / plain_name(where["folder"])
         found = Activations.load(source)
         with np.load(source / "words.npz") as known:
             ids, strings, embeddings = known["ids"], known["strings"], known["embeddings"]

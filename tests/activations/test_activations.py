@@ -1,7 +1,10 @@
 """Capture against Transformers' own hidden states, on tiny decoders with random weights."""
 
+import errno
 import json
+import os
 import sys
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -118,6 +121,15 @@ def test_leaves_the_model_as_it_was(llama):
     assert out.logits.shape == (1, 3, VOCABULARY)
 
 
+def test_each_module_keeps_its_own_mode():
+    model = tiny("gpt2").train()
+    model.base_model.h[1].eval()  # as a frozen part is kept
+    before = [m.training for m in model.modules()]
+    assert len(set(before)) == 2
+    capture(model, contexts_of([5]), 3, progress=False)
+    assert [m.training for m in model.modules()] == before
+
+
 def test_dropout_is_off():
     model = tiny("gpt2").train()
     a, b = (capture(model, contexts_of([20]), 2, progress=False)[2] for _ in range(2))
@@ -218,6 +230,78 @@ def test_a_run_that_dies_leaves_nothing(llama, tmp_path, monkeypatch):
         capture(llama, contexts_of([9] * 6), 0, batch_tokens=9, out=tmp_path / "rows", progress=False)
     assert list((tmp_path / "rows").iterdir()) == []
     with pytest.raises(FileNotFoundError, match="not a finished capture"):
+        Activations.load(tmp_path / "rows")
+
+
+def test_a_full_disk_is_an_error_before_anything_is_mapped(llama, tmp_path, monkeypatch):
+    rows = capture(llama, contexts_of([9]), 0, out=tmp_path / "well", progress=False)
+    file = (tmp_path / "well" / "layer000-residual.npy").stat()
+    assert 512 * file.st_blocks >= file.st_size and len(rows) == 8  # all of it is there, no holes
+
+    def full(file, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"out: no room for 768 bytes of rows .*make room.*rows'") as raised:
+        capture(llama, contexts_of([9]), 0, out=tmp_path / "rows", progress=False)
+    assert raised.value.errno == errno.ENOSPC
+    assert list((tmp_path / "rows").iterdir()) == []
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    again = capture(llama, contexts_of([9]), 0, out=tmp_path / "rows", progress=False)
+    np.testing.assert_array_equal(again[0], rows[0])
+
+
+def _npz(folder, **columns):
+    with np.load(folder / "index.npz") as found:
+        columns = dict(found) | columns
+    np.savez(folder / "index.npz", **{k: v for k, v in columns.items() if v is not None})
+
+
+def _false_size(folder):
+    """An archive without a fault, in which an array's header promises 8 TB."""
+    with zipfile.ZipFile(folder / "index.npz") as found:
+        members = {name: found.read(name) for name in found.namelist()}
+    with zipfile.ZipFile(folder / "index.npz", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data.replace(b"(14,), }            ", b"(1000000000014,), }"))
+
+
+def _edit(name, old, new):
+    def edit(folder):
+        data = (folder / name).read_bytes()
+        assert old in data
+        (folder / name).write_bytes(data.replace(old, new, 1))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_edit("activations.json", b'"format": 1', b'"format": 2'), "format 2, this release reads format 1"),
+        (_edit("activations.json", b'"format": 1', b'"format": null'), "format None"),
+        (_edit("activations.json", b"[", b"[" * 100000), "activations.json: not JSON"),
+        (_edit("activations.json", b'"float32"', b'"float64"'), "activations.json: .*float32, float16"),
+        (_edit("activations.json", b"0,", b'"../../x",'), "activations.json: .*plain name.*x-residual"),
+        (_edit("activations.json", b"0,", b"[0],"), "activations.json: not what"),
+        (_edit("activations.json", b'"arrays"', b'"arrows"'), "activations.json: .*arrays"),
+        (_false_size, "index.npz: not an .npz"),
+        (lambda f: _npz(f, token_ids=None), "index.npz: .*token_ids"),
+        (lambda f: _npz(f, positions=np.arange(5)), "index.npz: .*positions"),
+        (lambda f: os.truncate(f / "index.npz", 100), "index.npz: not an .npz"),
+        (lambda f: os.truncate(f / "layer000-residual.npy", 500), "layer000-residual.npy: .*cut short"),
+        (_edit("layer000-residual.npy", b"(14, 24)", b"(9914, 24)"), "layer000-residual.npy: "),
+        (_edit("layer000-residual.npy", b"'shape'", b"'shap((("), "layer000-residual.npy: not an array"),
+        (_edit("layer000-residual.npy", b"'shape'", b"'shope'"), "layer000-residual.npy: not an array"),
+        (_edit("layer000-residual.npy", b"'<f4'", b"'|O8'"), "layer000-residual.npy: .*never loaded"),
+        (_edit("layer000-residual.npy", b"'<f4'", b"'<i4'"), "layer000-residual.npy: expected 14 rows"),
+    ],
+)
+def test_damaged_folders_are_one_clear_error(llama, tmp_path, damage, message):
+    capture(llama, contexts_of([9, 7]), 0, out=tmp_path / "rows", progress=False)
+    assert Activations.load(tmp_path / "rows")[0].shape == (14, 24)
+    damage(tmp_path / "rows")
+    with pytest.raises(ValueError, match=message):
         Activations.load(tmp_path / "rows")
 
 

@@ -1,5 +1,6 @@
 """Stores of activations on disk and streams from running models: bytes, order, and what training makes of them."""
 
+import io
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from support import ROOT, VOCABULARY, decoder, random_contexts, started
 
 import atoms
+from atoms import activations
 from atoms._rows import BlockSampler, BlockSource, Sampler
 from atoms.activations import ActivationStore, ActivationStream, capture, load_model
 from atoms.sae._model import FIELDS
@@ -86,7 +88,7 @@ def test_manifest_says_where_it_comes_from(model, contexts, tmp_path, tiny):
     )
     manifest = json.loads((tmp_path / "store.json").read_text())
     assert manifest["model"]["class"] == "LlamaModel" and manifest["model"]["name"] == str(tiny)
-    assert "revision" in manifest["model"] and len(manifest["model"]["weights_sample_sha256"]) == 64
+    assert "revision" in manifest["model"] and len(manifest["model"]["weights_sha256"]) == 64
     assert manifest["tokenizer"]["vocabulary"] == 20
     assert manifest["tokens"]["contexts"] == 60 and len(manifest["tokens"]["sha256"]) == 64
     assert [p["hook"] for p in manifest["points"]] == ["layers.0", "layers.1", "layers.0.mlp", "layers.1.mlp"]
@@ -108,8 +110,101 @@ def test_manifest_says_where_it_comes_from(model, contexts, tmp_path, tiny):
             )
     with torch.no_grad():
         loaded.layers[0].mlp.up_proj.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="other settings: model weights_sample_sha256"):
+    with pytest.raises(ValueError, match="other settings: model weights_sha256"):
         capture(loaded, ids, [0, 1], site=["residual", "mlp"], store=tmp_path, progress=False)
+
+
+def test_a_store_is_of_all_weights(contexts, tmp_path):
+    """Whatever single weight differs, a store is not opened again: rows are this model's or there is an error."""
+    model = decoder()
+    arguments = {"store": tmp_path, "batch_tokens": 128, "progress": False}
+    before = np.asarray(capture(model, contexts, 1, **arguments)[1])
+    block = model.model.layers[0]
+    for weight, column in ((block.mlp.down_proj.weight, 5), (block.self_attn.o_proj.weight, slice(8, 16))):
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight[:, column] = 0  # a neuron, an attention head
+        assert np.abs(capture(model, contexts, 1, batch_tokens=128, progress=False)[1] - before).max() > 1e-4
+        with pytest.raises(ValueError, match="other settings: model weights_sha256"):
+            capture(model, contexts, 1, **arguments)
+        with torch.no_grad():
+            weight.copy_(kept)
+    np.testing.assert_array_equal(np.asarray(capture(model, contexts, 1, **arguments)[1]), before)
+    digests = set()
+    for weight in model.parameters():  # first and last entries, and the smallest change
+        for i in (0, -1):
+            flat = weight.detach().view(-1)
+            kept = flat[i].clone()
+            flat[i] = torch.nextafter(kept, kept + 1)
+            digests.add(activations.Model(model).describe()["weights_sha256"])
+            flat[i] = kept
+    assert len(digests) == 2 * len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_type_are_told_apart(dtype):
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 4).to(dtype))
+    model.register_buffer("steps", torch.tensor(7), persistent=False)
+    model.register_buffer("mask", torch.ones(3, 2, dtype=torch.bool).T)
+    model.register_buffer("none", torch.empty(0, 3))
+    seen = {activations.Model(model).describe()["weights_sha256"]}
+    with torch.no_grad():
+        for change in (model.steps.add_, lambda one: model.mask[0, 0].logical_not_(), model[1].bias[1:].add_):
+            change(1)
+            seen.add(activations.Model(model).describe()["weights_sha256"])
+    assert len(seen) == 4
+    with pytest.raises(ValueError, match="store: the model's 0.weight is not in memory"):
+        activations.Model(model.to("meta")).describe()
+
+
+def test_hooks_that_a_store_could_not_tell_are_refused(contexts, tmp_path):
+    model = decoder()
+    model(torch.tensor([[1, 2]]), output_hidden_states=True)  # Transformers leaves hooks of its own
+    arguments = {"store": tmp_path, "batch_tokens": 128, "progress": False}
+    store = capture(model, contexts, 1, **arguments)
+    mlp = model.model.layers[0].mlp
+
+    def ablate(module, inputs, output=None):
+        return inputs if output is None else output * 0
+
+    def see(module, inputs, output):
+        pass
+
+    def replaced():
+        mlp.forward = lambda x: x * 0
+        return lambda: delattr(mlp, "forward")
+
+    for put, what in (
+        (lambda: mlp.register_forward_hook(ablate).remove, "a forward hook of model.layers.0.mlp .*ablate"),
+        (lambda: mlp.register_forward_pre_hook(ablate).remove, "a forward pre-hook of model.layers.0.mlp"),
+        (
+            lambda: torch.nn.modules.module.register_module_forward_hook(see).remove,
+            "a global forward hook",
+        ),
+        (replaced, "a forward method of model.layers.0.mlp that is not its class's"),
+    ):
+        remove = put()
+        try:
+            with pytest.raises(ValueError, match=f"store: {what}.*remove it, or capture without store"):
+                capture(model, contexts, 1, **arguments)
+            capture(model, contexts[:2], 1, progress=False)  # rows with them, in memory
+        finally:
+            remove()
+    with pytest.raises(ValueError, match=r"other settings: forward is None, now .*<lambda>"):
+        capture(model, contexts, 1, forward=lambda model, ids, mask: model(input_ids=ids), **arguments)
+    assert len(capture(model, contexts, 1, **arguments)) == len(store)
+
+
+def test_stores_of_before_are_read_but_not_taken_for_the_model_s(copy, model, contexts, in_memory):
+    manifest = json.loads((copy / "store.json").read_text())
+    manifest["model"]["weights_sample_sha256"] = manifest["model"].pop("weights_sha256")
+    del manifest["forward"]
+    (copy / "store.json").write_text(json.dumps(manifest))
+    np.testing.assert_array_equal(np.asarray(ActivationStore(copy, verify=True)[2]), in_memory[2])
+    with pytest.raises(
+        ValueError, match=r"written by an earlier version.*ActivationStore\(folder\) opens it"
+    ):
+        capture_again(model, contexts, copy)
 
 
 def test_a_finished_store_is_opened(model, contexts, store):
@@ -260,6 +355,104 @@ def test_damaged_index_and_manifest(copy):
         (copy / "store.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             ActivationStore(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["/absolute", "../outside/thesis.tex", "thesis.tex", "store.json", ".", "", 7]
+)
+@pytest.mark.parametrize("which", ["layer002-residual", "index"])
+def test_a_manifest_names_only_files_of_its_own(copy, model, contexts, name, which):
+    outside = copy / "outside"
+    outside.mkdir()
+    victims = [outside / "thesis.tex", copy / "thesis.tex", copy / "store.json"]
+    manifest = json.loads(victims[2].read_text())
+    manifest["shards"][1]["files"][which]["name"] = str(victims[0]) if name == "/absolute" else name
+    for victim in victims:
+        victim.write_text(json.dumps(manifest))
+    opened = copy / "store" if name == "../outside/thesis.tex" else copy
+    if opened != copy:
+        opened.mkdir()
+        victims[2].rename(opened / "store.json")
+        victims[2] = opened / "store.json"
+    before = names(copy)
+    for act in (
+        lambda: ActivationStore(opened),
+        lambda: ActivationStore.discard(opened, 0),
+        lambda: capture_again(model, contexts, opened),
+    ):
+        with pytest.raises(ValueError, match=r"store.json: not what atoms.ActivationStore writes"):
+            act()
+    assert names(copy) == before and all(victim.exists() for victim in victims)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("shards", 0, "rows"), 10**12),
+        (("shards", 0, "rows"), "7"),
+        (("shards", 0, "blocks"), [2**70]),
+        (("shards", 0, "crc32", "layer000-residual"), []),
+        (("shards", 0, "files"), {}),
+        (("shards", 0, "files", "index", "bytes"), -1),
+        (("shards",), {"0": 1}),
+        (("shards",), 7),
+        (("widths", "layer000-residual"), 10**15),
+        (("widths",), []),
+        (("points", 0, "layer"), "../../x"),
+        (("points", 0, "name"), "layer001-residual"),
+        (("points",), None),
+        (("dtype",), "float64"),
+        (("complete",), "no"),
+        (("tokens",), 3),
+    ],
+)
+def test_manifests_that_cannot_be(copy, path, value):
+    manifest = json.loads((copy / "store.json").read_text())
+    inner = manifest
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    (copy / "store.json").write_text(json.dumps(manifest))
+    for act in (ActivationStore, lambda folder: ActivationStore.discard(folder, 0)):
+        with pytest.raises(ValueError, match=r"store.json: not what atoms.ActivationStore writes"):
+            act(copy)
+
+
+def test_flipped_bytes_are_seen_wherever_rows_are_read(copy, in_memory, tmp_path):
+    path = copy / "layer000-residual-00001.npy"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 64  # an exponent: a plausible number
+    path.write_bytes(data)
+    opened = ActivationStore(copy)
+    sae = atoms.SparseAutoencoder(24, target_l0=3, max_steps=5, verbose=False).fit(in_memory[0])
+    last = sum(shard["rows"] for shard in opened.manifest["shards"][:2]) - 1
+    for read in (
+        lambda rows: rows[last],
+        lambda rows: rows[: last + 1],
+        lambda rows: rows[[0, last]],
+        lambda rows: rows.shards,
+        sae.transform,
+        lambda rows: sae.transform(rows.held_out()[0]),
+        lambda rows: atoms.AtomicInnerProduct().fit(rows),
+    ):
+        with pytest.raises(ValueError, match=r"layer000-residual-00001.npy: is damaged in block"):
+            read(opened[0])
+    np.testing.assert_array_equal(opened[0][:5], in_memory[0][:5])  # blocks that are well
+    np.testing.assert_array_equal(opened[0][np.array([], int)], in_memory[0][:0])
+
+
+def test_an_index_of_well_formed_lies_is_seen(copy):
+    path = copy / "index-00001.npz"
+    with np.load(path) as found:
+        columns = dict(found)
+    columns["token_ids"][3] += 1
+    packed = io.BytesIO()
+    np.savez(packed, **columns)
+    assert len(packed.getvalue()) == path.stat().st_size
+    path.write_bytes(packed.getvalue())
+    for read in (lambda s: s.token_ids, lambda s: s.norms(0)):
+        with pytest.raises(ValueError, match=r"index-00001.npz: is damaged \(SHA-256 .*discard"):
+            read(ActivationStore(copy))
 
 
 def test_a_file_cut_while_it_is_read(copy):
@@ -589,6 +782,50 @@ def test_submodules_by_name(model, contexts, in_memory, tmp_path):
     np.testing.assert_array_equal(again["model.layers.2"], in_memory[2])
     with pytest.raises(ValueError, match="gave .* of shape .*expected a tensor .context, position"):
         capture(model, contexts, "model.rotary_emb", progress=False)
+
+
+class Looped(torch.nn.Module):
+    """One block, three times over; then another once."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, VOCABULARY)
+        self.block, self.last = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for _ in range(3):
+            x = x + torch.tanh(self.block(x))
+        return self.head(self.last(x))
+
+
+def test_a_module_that_runs_several_times_is_refused(contexts, tmp_path):
+    torch.manual_seed(0)
+    looped = Looped()
+    pca = atoms.controls.PCADictionary().fit(capture(looped, contexts, "last", progress=False)["last"])
+    message = "layers: block output runs several times in one forward pass.*name a module that runs once"
+    for act in (
+        lambda: capture(looped, contexts, "block", progress=False),
+        lambda: capture(looped, contexts, ["block", "head"], progress=False),
+        lambda: capture(looped, contexts, ["last", "block"], progress=False),
+        lambda: capture(looped, contexts, "block", store=tmp_path, progress=False),
+        lambda: ActivationStream(looped, contexts, "block"),
+        lambda: atoms.evaluate(looped, contexts, pca, "block", progress=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            act()
+    assert not any(m._forward_hooks for m in looped.modules())
+    shared = decoder()  # one MLP in two blocks
+    shared.model.layers[2].mlp = shared.model.layers[0].mlp
+    with pytest.raises(ValueError, match="layers: 0 mlp runs several times"):
+        capture(shared, contexts, 0, site="mlp", progress=False)
+
+
+def test_only_the_first_pass_is_run_to_its_end(contexts):
+    model, ran = decoder(), []
+    model.lm_head.register_forward_hook(lambda *_: ran.append(1))
+    stream = ActivationStream(model, contexts, "model.layers.1", batch_tokens=128)
+    assert len(list(stream.blocks())) > 3 and len(ran) == 1
 
 
 def test_forward_of_ones_own(contexts):

@@ -234,6 +234,16 @@ def test_errors(model, sae, tiny, rows):
             evaluate(model, contexts, sae, 1, progress=False, **bad)
 
 
+def test_a_model_without_head_fails_before_work(sae, tiny):
+    headless, _ = load_model(tiny)
+    ran = []
+    headless.register_forward_hook(lambda module, inputs, output: ran.append(1))
+    headless.layers[1].register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    with pytest.raises(ValueError, match="gives no logits"):
+        evaluate(headless, [c % 20 for c in contexts_of(40)], sae, 1, progress=False)
+    assert ran == [1, 1]  # one context
+
+
 def test_models_with_a_head_are_loaded(tiny):
     model, _ = load_model(tiny, head=True)
     assert model.get_output_embeddings() is not None

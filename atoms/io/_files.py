@@ -119,7 +119,9 @@ def _npy(data: bytes, what: str) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             shape, fortran, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, Warning) as error:
+    except (
+        Exception
+    ) as error:  # NumPy parses the header as Python: a damaged one raises whatever that leads to
         raise ValueError(f"{what}: not an array: {error}") from None
     if dtype.hasobject:
         raise ValueError(f"{what}: it holds Python objects (pickle), which are never loaded")
@@ -160,11 +162,21 @@ def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return members
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file; pickled ones are refused."""
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes, no more than the archive states: read() alone unpacks all that is there and cuts it then."""
+    with archive.open(member) as file:
+        data = file.read(member.file_size)
+    if len(data) != member.file_size:
+        raise ValueError(f"{member.filename} has {len(data)} bytes, {member.file_size} are stated")
+    return data
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], bytes]:
+    """Arrays of an .npz file, and the archive's comment; pickled arrays are refused."""
     tensors = {}
     try:
         with zipfile.ZipFile(path) as archive:
+            comment = archive.comment
             for member in _members(path, archive):
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{member.filename} is compressed in a way that NumPy does not write")
@@ -173,11 +185,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 name = member.filename[: -len(".npy")]
                 if name in tensors:
                     raise ValueError(f"{name} is there twice")
-                # zipfile stops reading at the size that the archive states
-                tensors[name] = _npy(archive.read(member), f"{name}")
+                tensors[name] = _npy(_unpacked(archive, member), f"{name}")
     except _ZIP_FAULTS as error:
         raise _zip_error(path, "an .npz file of arrays", error) from None
-    return tensors
+    return tensors, comment
 
 
 # ------------------------------------------------------------------ torch

@@ -13,6 +13,7 @@ __all__ = [
     "atoms_of",
     "check_array",
     "check_count",
+    "check_metric",
     "check_number",
     "check_rows",
     "first_nonfinite_row",
@@ -125,17 +126,23 @@ def native(block: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(block, dtype=np.float64)
 
 
-def whitener_of(metric: Any, d: int) -> np.ndarray | None:
-    """The symmetric square root of the metric, checked against the dimension; None stays None."""
-    if metric is None:
-        return None
-    whitener = getattr(metric, "whitener_", None)
-    if whitener is None:
+def check_metric(metric: Any) -> None:
+    """None, or a fitted metric."""
+    if metric is not None and getattr(metric, "whitener_", None) is None:
+        if hasattr(metric, "fit"):
+            raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
         raise ValueError(
             "metric: expected a fitted AtomicInnerProduct or None, got "
             f"{type(metric).__name__} without whitener_; call fit first"
         )
-    whitener = np.ascontiguousarray(whitener, dtype=np.float64)
+
+
+def whitener_of(metric: Any, d: int) -> np.ndarray | None:
+    """The symmetric square root of the metric, checked against the dimension; None stays None."""
+    if metric is None:
+        return None
+    check_metric(metric)
+    whitener = np.ascontiguousarray(metric.whitener_, dtype=np.float64)
     if whitener.shape != (d, d):
         raise ValueError(
             f"metric: expected one of dimension {d} as the data has, got {whitener.shape[0]}; "

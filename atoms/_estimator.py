@@ -120,18 +120,18 @@ class Estimator:
             )
         return a
 
-    def _check_feature_names(self, names: np.ndarray | None) -> None:
+    def _check_feature_names(self, names: np.ndarray | None, who: str = "X") -> None:
         """A data frame's columns must be those seen in fit, in that order."""
         fitted = getattr(self, "feature_names_in_", None)
         if fitted is None and names is None:
             return
         if fitted is None or names is None:
             fault = (
-                "X has feature names, but {} was fitted without feature names"
+                "{} has feature names, but {} was fitted without feature names"
                 if fitted is None
-                else "X does not have valid feature names, but {} was fitted with feature names"
+                else "{} does not have valid feature names, but {} was fitted with feature names"
             )
-            warnings.warn(fault.format(type(self).__name__), UserWarning, stacklevel=4)
+            warnings.warn(fault.format(who, type(self).__name__), UserWarning, stacklevel=4)
             return
         if len(names) == len(fitted) and (names == fitted).all():
             return

@@ -8,14 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 __all__ = [
     "atoms_of",
     "check_array",
     "check_count",
+    "check_metric",
     "check_number",
     "check_rows",
+    "feature_names",
     "first_nonfinite_row",
+    "narrow",
     "native",
     "nonfinite_error",
     "whitener_of",
@@ -34,7 +38,8 @@ def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) ->
     """An array of activations as the core takes it, without a copy where it already is one.
 
     float32, float64, float16 and bfloat16 arrays, memory maps and any strides pass untouched;
-    integers, booleans, lists, data frames and objects that hold numbers become float64.
+    integers, booleans, lists, data frames and objects that hold numbers become float64. 16-bit integers that look
+    like the bits of bfloat16 numbers are refused.
     NaN and infinity are not looked for here: the core finds them while it reads.
 
     Parameters
@@ -65,6 +70,7 @@ def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) ->
     if not _is_float(a.dtype):
         if a.dtype.kind not in "biufO":
             raise ValueError(f"{name}: expected numbers, got dtype {a.dtype}")
+        _check_bits(a, name)
         try:
             a = a.astype(np.float64)
         except (TypeError, ValueError) as error:
@@ -74,6 +80,30 @@ def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) ->
     if not a.flags.aligned or not a.dtype.isnative or any(s % item for s in a.strides):
         a = a.astype(a.dtype.newbyteorder("="), order="C", copy=True)
     return a
+
+
+def _check_bits(a: np.ndarray, name: str) -> None:
+    """16-bit integers whose values are, nearly all, the bits of bfloat16 numbers between 2^-30 and 2^30."""
+    if a.dtype.kind not in "iu" or a.dtype.itemsize != 2 or a.ndim == 0:
+        return
+    some = np.asarray(a[:: max(1, len(a) // 256)][:256]).astype(np.int64) & 0x7FFF
+    some = some[some > 0]
+    if some.size and ((some >= (127 - 30) << 7) & (some < (127 + 30) << 7)).mean() > 0.98:
+        here = name if a.dtype.isnative else f"{name}.astype(numpy.{a.dtype.name})"
+        raise ValueError(
+            f"{name}: {a.dtype.name} whose values look like the bits of bfloat16 numbers. Pass "
+            f"{here}.view(ml_dtypes.bfloat16), or from PyTorch {name}.float().numpy(); if they are counts, "
+            f"{name}.astype(numpy.float32)"
+        )
+
+
+def feature_names(X: Any) -> np.ndarray | None:
+    """Column names of a data frame whose columns are all strings, else None."""
+    columns = getattr(X, "columns", None)
+    if columns is None or (not hasattr(X, "__array__") and not hasattr(X, "__dataframe__")):
+        return None
+    names = np.asarray(columns, dtype=object)
+    return names if len(names) and all(isinstance(c, str) for c in names) else None
 
 
 def _check_shape(a: np.ndarray, name: str, ndim: int, min_rows: int) -> None:
@@ -122,26 +152,41 @@ def native(block: np.ndarray, name: str) -> np.ndarray:
         return block
     if kind.kind not in "biuf" and kind.name != "bfloat16":
         raise TypeError(f"{name}: expected real numbers, got dtype {kind}; convert it to float32")
+    _check_bits(block, name)
     return np.ascontiguousarray(block, dtype=np.float64)
+
+
+def check_metric(metric: Any) -> None:
+    """None, or a fitted metric."""
+    if metric is not None and getattr(metric, "whitener_", None) is None:
+        if hasattr(metric, "fit"):
+            raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
+        raise ValueError(
+            "metric: expected a fitted AtomicInnerProduct or None, got "
+            f"{type(metric).__name__} without whitener_; call fit first"
+        )
 
 
 def whitener_of(metric: Any, d: int) -> np.ndarray | None:
     """The symmetric square root of the metric, checked against the dimension; None stays None."""
     if metric is None:
         return None
-    whitener = getattr(metric, "whitener_", None)
-    if whitener is None:
-        raise ValueError(
-            "metric: expected a fitted AtomicInnerProduct or None, got "
-            f"{type(metric).__name__} without whitener_; call fit first"
-        )
-    whitener = np.ascontiguousarray(whitener, dtype=np.float64)
+    check_metric(metric)
+    whitener = np.ascontiguousarray(metric.whitener_, dtype=np.float64)
     if whitener.shape != (d, d):
         raise ValueError(
             f"metric: expected one of dimension {d} as the data has, got {whitener.shape[0]}; "
             "fit it on activations of the same layer"
         )
     return whitener
+
+
+def narrow(codes: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """The same codes, numbered by int32 where that holds them: scikit-learn takes no other."""
+    if max(codes.nnz, *codes.shape) > np.iinfo(np.int32).max:
+        return codes
+    indices, indptr = (a.astype(np.int32, copy=False) for a in (codes.indices, codes.indptr))
+    return scipy.sparse.csr_array((codes.data, indices, indptr), shape=codes.shape)
 
 
 # --------------------------------------------------------------- NaN and infinity

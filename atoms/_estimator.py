@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import check_array
+from ._checks import check_array, feature_names
 
 __all__ = ["Estimator", "NotFittedError"]
 
@@ -101,11 +101,17 @@ class Estimator:
                 f"before using it."
             )
 
-    def _check_X(self, X: Any, *, reset: bool, name: str = "X", min_rows: int = 1) -> np.ndarray:
-        """`X` as a checked array; its features are remembered (`reset`) or compared."""
-        names = _feature_names(X)
+    def _check_X(
+        self, X: Any, *, reset: bool, name: str = "X", min_rows: int = 1, names: np.ndarray | None = None
+    ) -> np.ndarray:
+        """`X` as a checked array; its features are remembered (`reset`) or compared.
+
+        `names` has those of a frame that is an array by now.
+        """
+        names = feature_names(X) if names is None else names
         a = check_array(X, name, min_rows=min_rows)
         if reset:
+            _check_metric_names(getattr(self, "metric", None), names)
             self.n_features_in_ = a.shape[1]
             if names is not None:
                 self.feature_names_in_ = names
@@ -120,18 +126,18 @@ class Estimator:
             )
         return a
 
-    def _check_feature_names(self, names: np.ndarray | None) -> None:
+    def _check_feature_names(self, names: np.ndarray | None, who: str = "X") -> None:
         """A data frame's columns must be those seen in fit, in that order."""
         fitted = getattr(self, "feature_names_in_", None)
         if fitted is None and names is None:
             return
         if fitted is None or names is None:
             fault = (
-                "X has feature names, but {} was fitted without feature names"
+                "{} has feature names, but {} was fitted without feature names"
                 if fitted is None
-                else "X does not have valid feature names, but {} was fitted with feature names"
+                else "{} does not have valid feature names, but {} was fitted with feature names"
             )
-            warnings.warn(fault.format(type(self).__name__), UserWarning, stacklevel=4)
+            warnings.warn(fault.format(who, type(self).__name__), UserWarning, stacklevel=4)
             return
         if len(names) == len(fitted) and (names == fitted).all():
             return
@@ -150,10 +156,13 @@ class Estimator:
         raise ValueError(message)
 
 
-def _feature_names(X: Any) -> np.ndarray | None:
-    """Column names of a data frame whose columns are all strings, else None."""
-    columns = getattr(X, "columns", None)
-    if columns is None or (not hasattr(X, "__array__") and not hasattr(X, "__dataframe__")):
-        return None
-    names = np.asarray(columns, dtype=object)
-    return names if len(names) and all(isinstance(c, str) for c in names) else None
+def _check_metric_names(metric: Any, names: np.ndarray | None) -> None:
+    """A metric that knows its features by name must have been fitted on these, in this order."""
+    fitted = getattr(metric, "feature_names_in_", None)
+    if names is None or fitted is None or list(names) == list(fitted):
+        return
+    first = next((i for i, (a, b) in enumerate(zip(names, fitted)) if a != b), min(len(names), len(fitted)))
+    raise ValueError(
+        f"metric: fitted on other features than X has, or in another order (they differ from number {first} on); "
+        "pass X[metric.feature_names_in_], or fit the metric on X"
+    )

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import tempfile
-import tokenize
 import warnings
 import zipfile
 import zlib
@@ -169,7 +168,9 @@ def _npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.d
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             shape, fortran, dtype = read(file)
-    except _HEADER_FAULTS as error:
+    except (
+        Exception
+    ) as error:  # NumPy parses the header as Python: a damaged one raises whatever that leads to
         raise ValueError(f"not an array: {error}") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects (pickle), which are never loaded")
@@ -182,12 +183,6 @@ def _npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.d
     if count * dtype.itemsize != left or dtype.itemsize == 0:
         raise ValueError(f"shape {shape} of {dtype} does not fit its {left} bytes; cut short?")
     return shape, fortran, dtype
-
-
-_HEADER_FAULTS = (
-    ValueError, TypeError, SyntaxError, KeyError, RecursionError, MemoryError, OverflowError,
-    tokenize.TokenError, Warning,
-)  # fmt: skip
 
 
 def _npy(data: bytes, what: str) -> np.ndarray:
@@ -250,11 +245,21 @@ def zip_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return members
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file; pickled ones are refused."""
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes, no more than the archive states: read() alone unpacks all that is there and cuts it then."""
+    with archive.open(member) as file:
+        data = file.read(member.file_size)
+    if len(data) != member.file_size:
+        raise ValueError(f"{member.filename} has {len(data)} bytes, {member.file_size} are stated")
+    return data
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], bytes]:
+    """Arrays of an .npz file, and the archive's comment; pickled arrays are refused."""
     tensors = {}
     try:
         with zipfile.ZipFile(path) as archive:
+            comment = archive.comment
             for member in zip_members(path, archive):
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{member.filename} is compressed in a way that NumPy does not write")
@@ -263,8 +268,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 name = member.filename[: -len(".npy")]
                 if name in tensors:
                     raise ValueError(f"{name} is there twice")
-                # zipfile stops reading at the size that the archive states
-                tensors[name] = _npy(archive.read(member), f"{name}")
+                tensors[name] = _npy(_unpacked(archive, member), f"{name}")
     except ZIP_FAULTS as error:
         raise zip_error(path, "an .npz file of arrays", error) from None
-    return tensors
+    return tensors, comment

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import check_array
+from ._checks import check_array, feature_names, first_nonfinite_row, nonfinite_error
 
 
 def is_shards(X: Any) -> bool:
@@ -30,6 +30,7 @@ class Rows:
         self.shards: list[np.ndarray] = [
             check_array(s, f"{name}[{i}]" if len(shards) > 1 else name) for i, s in enumerate(shards)
         ]
+        self.feature_names = _names_of(shards, name)
         widths = {s.shape[1] for s in self.shards}
         if len(widths) > 1:
             raise ValueError(f"{name}: the shards have different numbers of columns: {sorted(widths)}")
@@ -232,6 +233,7 @@ class BlockRows:
 
     def __init__(self, source: BlockSource) -> None:
         self.source, self.n, self.d = source, source.n, source.d
+        self.feature_names = None
         # one row of zeros: checks look at nothing but shape and dtype
         self.shards = [np.zeros((1, source.d), source.dtype)]
 
@@ -239,6 +241,28 @@ class BlockRows:
         """Batches of these rows; no more than `batches` will be drawn, skipped ones included."""
         last = None if batches is None else batches * batch_size
         return BlockSampler(self.source, batch_size, seed, last=last)
+
+
+def _names_of(shards: Sequence[Any], name: str) -> np.ndarray | None:
+    """Names of the columns, where the rows are frames; the same in all of them."""
+    found = [names for shard in shards if (names := feature_names(shard)) is not None]
+    if any(list(names) != list(found[0]) for names in found[1:]):
+        raise ValueError(f"{name}: the shards' columns have different names, or another order")
+    return found[0] if found else None
+
+
+def held_out(X_val: Any, rows: Rows | BlockRows) -> np.ndarray:
+    """Rows beside those to train on: as many columns, of the same names, and finite numbers."""
+    val = Rows(X_val, "X_val")
+    if val.d != rows.d:
+        raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
+    names, ours = val.feature_names, rows.feature_names
+    if names is not None and ours is not None and list(names) != list(ours):
+        raise ValueError("X_val: its columns have other names than those of X, or another order")
+    whole = val.slice(0, val.n)
+    if (row := first_nonfinite_row(whole)) >= 0:
+        raise nonfinite_error(whole, "X_val", row)
+    return whole
 
 
 def rows_of(X: Any, name: str = "X") -> Rows | BlockRows:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from . import _core, recovery
-from ._checks import nonfinite_error, whitener_of
+from ._checks import narrow, nonfinite_error, whitener_of
 from ._config import context
 from ._estimator import Estimator
 from ._unit_rows import unit_rows
@@ -175,7 +175,7 @@ class _Dictionary(Estimator):
         atoms = np.concatenate(index).astype(np.int32) if index else np.zeros(0, np.int32)
         codes = scipy.sparse.csr_array((entries, atoms, starts), shape=(len(X), len(self._unit)))
         codes.eliminate_zeros()
-        return codes
+        return narrow(codes)
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """codes @ W_dec + b_dec, (n, d_in) float32."""

@@ -107,7 +107,10 @@ def autoencoders(X, aip, folder):
             sae.fit(X, X_val=X[:100])
             sae.save(path, training_state=True)
             c = sae.transform(X)
-            yield f"sae/{activation}/{name}", digest(file(path), c.data, c.indices, sae.inverse_transform(c))
+            yield (
+                f"sae/{activation}/{name}",
+                digest(file(path), c.data, c.indices.astype(np.int64), sae.inverse_transform(c)),
+            )
             if activation in ("jumprelu", "batchtopk") and name in ("", "tied", "euclidean"):
                 sae.calibrate(X, 6)
                 yield f"calibrate/{activation}/{name}", digest(sae.threshold, sae.W_enc, sae.b_enc, sae.b_dec)
@@ -165,7 +168,7 @@ def exports(sae, X, folder):
     for name in ("lens", "scope.npz"):
         other = atoms.load(os.path.join(folder, name))
         c = other.transform(X)
-        yield f"load/{name}", digest(c.data, c.indices, other.inverse_transform(c))
+        yield f"load/{name}", digest(c.data, c.indices.astype(np.int64), other.inverse_transform(c))
 
 
 def codes(X, D):

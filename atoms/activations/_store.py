@@ -456,7 +456,7 @@ class ActivationStore:
             for shard in self.manifest["shards"]:
                 path = self.folder / shard["files"]["index"]["name"]
                 try:
-                    found = read_npz(path)
+                    found, _ = read_npz(path)
                     for column in INDEX:
                         parts.setdefault(column, []).append(
                             check_column(found, column, shard["rows"], np.int64)

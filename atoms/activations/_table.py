@@ -192,7 +192,7 @@ class Activations:
             files = {key: folder / file_name(key) for key in massive}
             dtype = row_dtype(manifest["dtype"])
             counts: dict[str, Any] = {name: _TYPES[name](manifest[name]) for name in _TYPES}
-        columns = read_npz(folder / "index.npz")
+        columns, _ = read_npz(folder / "index.npz")
         with reading(folder / "index.npz", cls.__name__):
             n = len(columns[INDEX[0]])
             index: dict[str, Any] = {name: check_column(columns, name, n, np.int64) for name in INDEX}

@@ -25,6 +25,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ _FILES = (
 )  # fmt: skip
 
 
-def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any:
+def load(
+    path: str | os.PathLike[str], *, is_transcoder: bool | None = None, num_threads: int | None = None
+) -> Any:
     """Read a model of any known format, which is recognised from the files.
 
     Parameters
@@ -66,6 +69,10 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
         A folder as its tool wrote it, or one file of it: ``.safetensors`` (also those of
         `SparseAutoencoder.save` and `AtomicInnerProduct.save`), ``.npz`` (Gemma Scope), ``.pt``
         (dictionary_learning; needs PyTorch, whose weights_only loader runs no code).
+    is_transcoder : bool, optional
+        For files that do not say it themselves (``params.npz`` of Gemma Scope): None takes it from the names that
+        the release gives its repositories and folders, and warns where there are none. What a file or its
+        configuration says is not overruled.
     num_threads : int, optional
         Of the model.
 
@@ -79,7 +86,7 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
         There is nothing there, or nothing known in the folder.
     ValueError
         Damaged or hostile files, unknown weights, shapes and types that do not fit, NaN, an architecture
-        that is not supported. The message names the file and the fault. No code in a file is ever run, and
+        or a setting that is not known, another `is_transcoder` than the file says. The message names the file and the fault. No code in a file is ever run, and
         no more memory is used than its size justifies.
     ImportError
         A .pt file without PyTorch.
@@ -100,8 +107,11 @@ def load(path: str | os.PathLike[str], *, num_threads: int | None = None) -> Any
     if beside is not None and not (file.parent / beside).is_file():
         raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
     reader = getattr(_formats, kind)
+    options = {"is_transcoder": is_transcoder} if kind.startswith("gemma_scope") else {}
     with np.errstate(all="ignore"):  # folding may overflow; the finished weights are checked
-        model: PretrainedSAE = reader(file.parent if beside is not None else file)
+        model: PretrainedSAE = reader(file.parent if beside is not None else file, **options)
+    if is_transcoder is not None and model.is_transcoder != is_transcoder:
+        raise ValueError(f"is_transcoder: {file} says {model.is_transcoder}, got {is_transcoder}")
     model.num_threads = num_threads
     return model
 
@@ -191,6 +201,8 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     try:
         if format == "npz":
             np.savez(temporary / "params.npz", **arrays)
+            with zipfile.ZipFile(temporary / "params.npz", "a") as archive:
+                archive.comment = _formats.NPZ_COMMENT[transcoder]  # the arrays do not say it
             os.replace(temporary / "params.npz", path)
         else:
             config = _saelens_config(sae, activation, transcoder, skip is not None, norm, arrays, metadata)
@@ -253,17 +265,19 @@ def _saelens_config(
     return config
 
 
-def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, is_transcoder: bool | None = None
+) -> str:
     """Read any known format and write another: ``.npz`` by that ending, else a SAELens folder.
 
-    ``python -m atoms convert IN OUT`` does this.
+    ``python -m atoms convert IN OUT`` does this. `is_transcoder` is for `load`.
 
     Returns
     -------
     str
         One line that says what was read and written.
     """
-    sae = load(source)
+    sae = load(source, is_transcoder=is_transcoder)
     if not hasattr(sae, "W_enc"):
         raise ValueError(f"{source}: holds no autoencoder but a {type(sae).__name__}")
     format = "npz" if Path(target).suffix == ".npz" else "saelens"
@@ -281,6 +295,7 @@ def from_pretrained(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    is_transcoder: bool | None = None,
     num_threads: int | None = None,
 ) -> Any:
     """A model of the Hugging Face hub, or of a local folder laid out like one.
@@ -300,6 +315,8 @@ def from_pretrained(
         The hub's own by default.
     local_files_only : bool
         Nothing is fetched.
+    is_transcoder : bool, optional
+        As `load`.
     num_threads : int, optional
         Of the model.
 
@@ -316,7 +333,7 @@ def from_pretrained(
     if Path(subfolder).is_absolute() or ".." in parts:
         raise ValueError(f"subfolder: expected a path inside the repository, got {subfolder!r}")
     if Path(name).is_dir():
-        return load(Path(name) / subfolder, num_threads=num_threads)
+        return load(Path(name) / subfolder, is_transcoder=is_transcoder, num_threads=num_threads)
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -337,4 +354,4 @@ def from_pretrained(
         raise ValueError(f"name: neither a folder here nor a name on the hub: {error}") from None
     except (OSError, errors.HfHubHTTPError) as error:
         raise FileNotFoundError(f"{name}: not to be had from the hub nor its cache: {error}") from error
-    return load(Path(root) / subfolder, num_threads=num_threads)
+    return load(Path(root) / subfolder, is_transcoder=is_transcoder, num_threads=num_threads)

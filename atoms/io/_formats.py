@@ -45,6 +45,29 @@ def _integer(config: dict[str, Any], key: str, path: Path, default: Any = None) 
     return value
 
 
+def _switch(config: dict[str, Any], key: str, path: Path, default: bool) -> bool:
+    """What the configuration says of something that is either on or off."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{path}: {key} should be true or false, is {value!r}")
+    return default if value is None else value
+
+
+def _check_known(config: dict[str, Any], known: frozenset[str], path: Path) -> None:
+    """A setting that this reader does not know may change the codes: none is passed over, unless it is off."""
+    unknown = [
+        key
+        for key, value in config.items()
+        if key not in known and value not in (None, False, "", "none", [], {})
+    ]
+    if unknown:
+        said = ", ".join(f"{key} = {config[key]!r}" for key in unknown[:8])
+        raise ValueError(
+            f"{path}: {said} is not understood and may change the codes; "
+            "where it does not, take it out of the file"
+        )
+
+
 def _scalar(a: Any, name: str, path: Path) -> float:
     a = np.asarray(a)
     if a.size != 1 or a.dtype.kind not in "iuf" or not np.isfinite(a).all():
@@ -59,8 +82,8 @@ def _model(path: Path, *args: Any, **kwargs: Any) -> PretrainedSAE:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _check_size(model: PretrainedSAE, config: dict[str, Any], names: tuple[str, str], path: Path) -> None:
-    for name, have in zip(names, (model.n_features_in_, model.d_sae)):
+def _check_size(model: PretrainedSAE, config: dict[str, Any], names: tuple[str, ...], path: Path) -> None:
+    for name, have in zip(names, (model.n_features_in_, model.d_sae, model.d_out)):
         if name in config and config[name] != have:
             raise ValueError(f"{path}: the configuration says {name} = {config[name]!r}, the weights {have}")
 
@@ -109,15 +132,46 @@ _SAELENS_KEYS = {
 }
 
 
+# settings of SAELens 6 that a reader of its weights knows, or that only training asks for
+_SAELENS_SETTINGS = frozenset(
+    """
+    architecture d_in d_sae d_out dtype device apply_b_dec_to_input normalize_activations reshape_activations
+    metadata k rescale_acts_by_decoder_norm finetuning_scaling_factor activation_fn activation_fn_str
+    activation_fn_kwargs
+    decoder_init_norm jumprelu_init_threshold jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale
+    jumprelu_ste_to_input target_l0 l0_coefficient l0_warm_up_steps pre_act_loss_coefficient l1_coefficient
+    l1_warm_up_steps lp_norm use_sparse_activations aux_loss_coefficient topk_threshold_lr matryoshka_widths
+    sae_lens_version sae_lens_training_version model_name model_class_name hook_name hook_point hook_layer hook_eval
+    hook_head_index hook_point_head_index hook_name_out hook_layer_out hook_head_index_out model_kwargs
+    model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size seqpos_slice
+    dataset_path dataset_trust_remote_code streaming is_dataset_tokenized use_cached_activations
+    cached_activations_path from_pretrained_path n_batches_in_buffer training_tokens total_training_samples
+    store_batch_size_prompts disable_concat_sequences sequence_separator_token act_store_device seed autocast
+    autocast_lm compile_llm llm_compilation_mode compile_sae sae_compilation_mode train_batch_size_tokens
+    train_batch_size_samples adam_beta1 adam_beta2 lr lr_scheduler_name lr_warm_up_steps lr_end lr_decay_steps
+    n_restart_cycles dead_feature_window feature_sampling_window dead_feature_threshold n_eval_batches
+    eval_batch_size_prompts logger n_checkpoints checkpoint_path save_final_checkpoint output_path
+    resume_from_checkpoint verbose
+    """.split()
+)
+_SAELENS_DTYPES = tuple(
+    prefix + name for prefix in ("", "torch.") for name in ("float32", "float64", "float16", "bfloat16")
+)
+
+
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     """A flat configuration from before SAELens 6, in today's words."""
     new = dict(config)
-    new.setdefault("architecture", "standard")
-    function = new.get("activation_fn_str", new.get("activation_fn")) or "relu"
+    if new.get("architecture") is None:
+        new["architecture"] = "standard"
+    first, second = new.get("activation_fn"), new.get("activation_fn_str")
+    if first and second and first != second:
+        raise ValueError(f"activation_fn and activation_fn_str disagree: {first!r} and {second!r}")
+    function = second or first or "relu"
     if function == "topk":
         new["architecture"] = "topk"
-        kwargs = new.get("activation_fn_kwargs")
-        new["k"] = kwargs.get("k") if isinstance(kwargs, dict) else None
+        if not isinstance(new.get("activation_fn_kwargs"), dict):
+            raise ValueError("activation_fn_kwargs should hold the k of 'topk'")
     elif function != "relu":
         raise ValueError(f"activation function {function!r} is not supported, only 'relu' and 'topk'")
     norm = new.get("normalize_activations")
@@ -168,8 +222,10 @@ def saelens(folder: Path) -> PretrainedSAE:
         config = _legacy(raw) if _is_legacy(raw) else raw
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    _saelens_check(config, raw, file)
     w = plain(read_safetensors(path), path)
-    if config.get("finetuning_scaling_factor") or not np.allclose(w.pop("scaling_factor", np.ones(1)), 1):
+    # finetuning_scaling_factor without the weight means nothing: SAELens turns it off
+    if not np.allclose(w.pop("scaling_factor", np.ones(1)), 1):
         raise ValueError(f"{path}: a finetuning scaling factor is not supported; fold it into W_dec first")
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or architecture not in _SAELENS_KEYS:
@@ -179,7 +235,7 @@ def saelens(folder: Path) -> PretrainedSAE:
     _take(w, path, _SAELENS_KEYS[architecture])
     transcoder = "transcoder" in architecture
     m = _saelens_weights(w, architecture, config, path)
-    if not transcoder and config.get("apply_b_dec_to_input", True):
+    if not transcoder and _switch(config, "apply_b_dec_to_input", file, True):
         m.center = m.b_dec
     norm = _saelens_folded(m, config, transcoder, folder)
     model = _model(
@@ -187,8 +243,33 @@ def saelens(folder: Path) -> PretrainedSAE:
         center=m.center, input_norm=norm, W_skip=w["W_skip"].T if "W_skip" in w else None,
         is_transcoder=transcoder, config=raw, source="saelens",
     )  # fmt: skip
-    _check_size(model, config, ("d_in", "d_sae"), file)
+    _check_size(model, config, ("d_in", "d_sae", "d_out") if transcoder else ("d_in", "d_sae"), file)
     return model
+
+
+def _saelens_check(config: dict[str, Any], raw: dict[str, Any], file: Path) -> None:
+    """That all it says is understood. Files from before version 6 hold the whole training run's settings, of which
+    SAELens itself picks what it knows; later ones hold what their classes declare.
+    """
+    if not _is_legacy(raw):
+        _check_known(config, _SAELENS_SETTINGS, file)
+    for key, allowed in (("dtype", _SAELENS_DTYPES), ("reshape_activations", ("none", "hook_z"))):
+        value = config.get(key)
+        if value is not None and value not in allowed:
+            raise ValueError(f"{file}: {key} should be one of {', '.join(allowed)}, is {value!r}")
+
+
+def _saelens_k(config: dict[str, Any], file: Path) -> int:
+    """k by its own name, or among the arguments of an activation function, where files before version 6 have it."""
+    kwargs = config.get("activation_fn_kwargs")
+    if not isinstance(kwargs, dict) or not kwargs:
+        return _integer(config, "k", file, 100)  # SAELens's default
+    k = _integer(kwargs, "k", file)
+    if config.get("k") not in (None, k):
+        raise ValueError(
+            f"{file}: k is {config['k']!r}, and {k} in activation_fn_kwargs; which of them is it?"
+        )
+    return k
 
 
 def _saelens_weights(w: Tensors, architecture: str, config: dict[str, Any], path: Path) -> _Weights:
@@ -206,7 +287,7 @@ def _saelens_weights(w: Tensors, architecture: str, config: dict[str, Any], path
         cut = max(_scalar(w["topk_threshold"], "topk_threshold", path), 0.0)
         m.threshold = np.full(W_enc.shape[1], cut)
     elif architecture == "topk":
-        m.activation, m.k = "topk", _integer(config, "k", path.parent / "cfg.json", 100)
+        m.activation, m.k = "topk", _saelens_k(config, path.parent / "cfg.json")
     else:
         m.activation = "relu"
     if np.shape(m.b_enc) != W_enc.shape[1:]:
@@ -216,7 +297,7 @@ def _saelens_weights(w: Tensors, architecture: str, config: dict[str, Any], path
 
 def _saelens_folded(m: _Weights, config: dict[str, Any], transcoder: bool, folder: Path) -> Any:
     """Fold scales, decoder norms and whitening into the weights; what is left to do to each sample."""
-    rescale = bool(config.get("rescale_acts_by_decoder_norm", False))
+    rescale = _switch(config, "rescale_acts_by_decoder_norm", folder / "cfg.json", False)
     norm_kind = config.get("normalize_activations") or "none"
     if transcoder and norm_kind in ("expected_average_only_in", "covariance_whitening"):
         # its input and output are at two places of the model, and the file has the scale of one
@@ -279,46 +360,125 @@ def _saelens_unwhiten(m: _Weights, folder: Path) -> None:
 # ------------------------------------------------------------------ Gemma Scope
 
 
-def _gemma(w: Tensors, path: Path, config: dict[str, Any], source: str) -> PretrainedSAE:
+_GEMMA_SETTINGS = frozenset(
+    """
+    architecture type affine_connection model_name model hf_hook_point_in hf_hook_point_out hook_point layer width
+    l0 d_in d_out d_model d_sae dtype dataset seed
+    """.split()
+)
+_GEMMA_TYPES = {"sae": False, "autoencoder": False, "transcoder": True, "skip_transcoder": True}
+
+
+def _gemma(
+    w: Tensors, path: Path, config: dict[str, Any], source: str, said: bool | None, embedding: bool = False
+) -> PretrainedSAE:
     w = {"W" + name[1:] if name.startswith("w_") else name: a for name, a in plain(w, path).items()}
     skip = w.pop("affine_skip_connection", None)
     _take(w, path, (*_SAELENS, "threshold"))
     W_enc, W_dec = w["W_enc"], w["W_dec"]
-    if W_enc.ndim != 2:
-        raise ValueError(f"{path}: W_enc has shape {W_enc.shape}, expected a matrix")
-    # not resolved: the hub's cache holds links to files whose names say nothing
-    parts = path.absolute().parent.parts
-    # as in the release: embedding/width_4k/average_l0_111
-    if parts[-3:-2] == ("embedding",) and parts[-2].startswith("width_"):
+    if W_enc.ndim != 2 or W_dec.ndim != 2:
+        raise ValueError(
+            f"{path}: W_enc and W_dec have shapes {W_enc.shape} and {W_dec.shape}, expected matrices"
+        )
+    if skip is not None and said is False:
+        raise ValueError(f"{path}: affine_skip_connection is there, which an autoencoder does not have")
+    transcoder = said
+    if transcoder is None:
+        transcoder = True if skip is not None or len(W_enc) != W_dec.shape[1] else _gemma_by_path(path)
+    if transcoder is None:
+        transcoder = False
+        warnings.warn(
+            f"{path}: neither the file nor its place says whether it is an autoencoder or a transcoder; read as an "
+            "autoencoder. Say is_transcoder=True or False to atoms.load",
+            stacklevel=4,  # the caller of atoms.load
+        )
+    if embedding:
         # trained on embeddings times sqrt(d), which Gemma multiplies in itself
         root = np.sqrt(len(W_enc))
         W_enc, W_dec = W_enc / root, W_dec * root
     return _model(
         path, W_enc, w["b_enc"], W_dec, w["b_dec"], threshold=np.maximum(w["threshold"], 0), W_skip=skip,
-        is_transcoder=any("transcoder" in part for part in parts[-4:]), config=config, source=source,
+        is_transcoder=transcoder, config=config, source=source,
     )  # fmt: skip
 
 
-def gemma_scope(path: Path) -> PretrainedSAE:
+def _places(path: Path) -> list[str]:
+    """The folders that a file is in, innermost first. Not resolved: the hub's cache holds links to files whose names
+    say nothing.
+    """
+    return list(reversed(path.absolute().parent.parts))
+
+
+def _gemma_by_path(path: Path) -> bool | None:
+    """Whether the release's names (its repository's, its folders') make it a transcoder; None: they do not say."""
+    for depth, part in enumerate(_places(path)):
+        if "transcoder" in part and (depth < 4 or "gemma-scope" in part):
+            return True
+        if re.search(r"gemma-scope.*-(res|mlp|att)\b", part):
+            return False
+        if depth < 4 and re.match(r"(resid_(pre|mid|post)|attn_out|mlp_out)(_all)?$|embedding$", part):
+            return False
+    return None
+
+
+def gemma_scope(path: Path, is_transcoder: bool | None = None) -> PretrainedSAE:
     """Gemma Scope: ``params.npz`` (arrays only, no configuration). JumpReLU, input not centred.
 
-    There is no configuration, so the names of folders decide, as the release has them. An autoencoder in
-    ``embedding/width_4k/average_l0_111`` is the embedding's, trained on activations ``sqrt(d_in)`` times
-    larger. ``transcoder`` in the name of one of the last four folders means a transcoder. Attention
-    autoencoders take the heads' outputs side by side.
+    The file does not say what it is, so the names of the release do: a repository ``...-transcoders`` (in the path,
+    as the hub's cache has it, or a folder of such a name) holds transcoders, ``...-res``, ``...-mlp`` and ``...-att``
+    autoencoders. An autoencoder in ``embedding/width_4k/average_l0_111`` is the embedding's, trained on activations
+    ``sqrt(d_in)`` times larger. Attention autoencoders take the heads' outputs side by side. What `atoms.io.save`
+    wrote says it itself, in the archive's comment.
     """
-    return _gemma(read_npz(path), path, {}, "gemma_scope")
+    w, comment = read_npz(path)
+    ours = _OURS.get(comment)
+    said = _agreed(path, ours, is_transcoder)
+    places = _places(path)
+    embedding = ours is None and not said and places[2:3] == ["embedding"] and places[1].startswith("width_")
+    return _gemma(w, path, {}, "gemma_scope", said, embedding)
 
 
-def gemma_scope_2(path: Path) -> PretrainedSAE:
-    """Gemma Scope 2: ``params.safetensors`` with lower-case names, and ``config.json`` where it is there."""
+_OURS = {b"atoms autoencoder": False, b"atoms transcoder": True}
+NPZ_COMMENT = {said: comment for comment, said in _OURS.items()}
+
+
+def _agreed(path: Path, said: bool | None, asked: bool | None) -> bool | None:
+    """What the file says, or what the caller says of one that does not."""
+    if said is not None and asked is not None and said != asked:
+        raise ValueError(f"is_transcoder: {path} says {said}, got {asked}")
+    return asked if said is None else said
+
+
+def gemma_scope_2(path: Path, is_transcoder: bool | None = None) -> PretrainedSAE:
+    """Gemma Scope 2: ``params.safetensors`` with lower-case names, and ``config.json`` where it is there.
+
+    The configuration's ``type`` decides whether it is a transcoder, else its two hook points; the folder's name only
+    where there is neither.
+    """
     file = path.parent / "config.json"
     config = read_json(file) if file.exists() else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise ValueError(
             f"{file}: architecture {config['architecture']!r} is not supported, only 'jump_relu'"
         )
-    return _gemma(read_safetensors(path), path, config, "gemma_scope_2")
+    _check_known(config, _GEMMA_SETTINGS, file)
+    w = read_safetensors(path)
+    affine, skip = _switch(config, "affine_connection", file, False), "affine_skip_connection" in w
+    if affine != skip and config.get("affine_connection") is not None:
+        raise ValueError(
+            f"{file}: affine_connection is {'true' if affine else 'false'}, and {path.name} has "
+            f"{'an' if skip else 'no'} affine_skip_connection"
+        )
+    kind = config.get("type")
+    if kind is not None and (not isinstance(kind, str) or kind not in _GEMMA_TYPES):
+        raise ValueError(f"{file}: type {kind!r} is not supported, only {', '.join(_GEMMA_TYPES)}")
+    hooks = [config.get(key) for key in ("hf_hook_point_in", "hf_hook_point_out")]
+    said = None if kind is None else _GEMMA_TYPES[kind]
+    if said is None and None not in hooks:
+        said = hooks[0] != hooks[1]
+    model = _gemma(w, path, config, "gemma_scope_2", _agreed(path, said, is_transcoder))
+    _check_size(model, config, ("d_in", "d_sae", "d_out"), file)
+    return model
 
 
 # ------------------------------------------------------------------ dictionary_learning
@@ -412,6 +572,8 @@ def _dl_weights(w: Tensors, kind: str, trainer: dict[str, Any], factor: float, p
     elif kind == "AutoEncoderTopK":
         said = _scalar(w["k"], "k", path) if "k" in w else trainer.get("k")
         m.activation, m.k = "topk", _integer({"k": said}, "k", path)
+        if trainer.get("k") not in (None, m.k) and not trainer.get("k_anneal_steps"):
+            raise ValueError(f"{path}: k is {m.k}, and {trainer['k']!r} in config.json; which of them is it?")
     elif kind in ("AutoEncoder", "AutoEncoderNew"):
         m.activation = "relu"
     elif kind == "JumpReluAutoEncoder":
@@ -430,6 +592,11 @@ def _dl_weights(w: Tensors, kind: str, trainer: dict[str, Any], factor: float, p
 # ------------------------------------------------------------------ sparsify
 
 
+_SPARSIFY_SETTINGS = frozenset(
+    "activation expansion_factor normalize_decoder num_latents k multi_topk skip_connection transcode d_in".split()
+)
+
+
 def sparsify(folder: Path) -> PretrainedSAE:
     """sparsify: ``cfg.json``, ``sae.safetensors``. TopK autoencoders and transcoders, skip or not."""
     path, file = folder / "sae.safetensors", folder / "cfg.json"
@@ -437,17 +604,27 @@ def sparsify(folder: Path) -> PretrainedSAE:
     w = plain(read_safetensors(path), path)
     if config.get("activation", "topk") != "topk":
         raise ValueError(f"{file}: activation {config['activation']!r} is not supported, only 'topk'")
+    if config.get("signed"):
+        raise ValueError(f"{file}: signed codes are not supported: the k largest of either sign were active")
+    _check_known(config, _SPARSIFY_SETTINGS, file)
     _take(w, path, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), ("W_skip",))
-    transcoder = bool(config.get("transcode", False))
+    transcoder, skip = _switch(config, "transcode", file, False), "W_skip" in w
+    if _switch(config, "skip_connection", file, skip) != skip:
+        raise ValueError(
+            f"{file}: skip_connection is {'false' if skip else 'true'}, and {path.name} has "
+            f"{'a' if skip else 'no'} W_skip"
+        )
     if w["encoder.weight"].ndim != 2:
         raise ValueError(f"{path}: encoder.weight has shape {w['encoder.weight'].shape}, expected a matrix")
     model = _model(
         path, w["encoder.weight"].T, w["encoder.bias"], w["W_dec"], w["b_dec"], activation="topk",
         k=_integer(config, "k", file, 32), center=None if transcoder else w["b_dec"],
-        W_skip=w["W_skip"].T if "W_skip" in w else None, is_transcoder=transcoder, config=config, source="sparsify",
+        W_skip=w["W_skip"].T if skip else None, is_transcoder=transcoder, config=config, source="sparsify",
     )  # fmt: skip
     said = dict(config)
     if not said.get("num_latents"):
         said.pop("num_latents", None)
+        if "expansion_factor" in config:
+            said["num_latents"] = model.n_features_in_ * _integer(config, "expansion_factor", file)
     _check_size(model, said, ("d_in", "num_latents"), file)
     return model

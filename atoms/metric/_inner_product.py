@@ -166,16 +166,23 @@ class AtomicInnerProduct(Estimator):
 
         Returns self; `other` stays as it is. The result is that of one fit on both parts, up to
         rounding.
+
+        Raises
+        ------
+        ValueError
+            Another number, names or order of features, or `other` is centred and this one is not (or the reverse).
         """
         if not isinstance(other, AtomicInnerProduct):
             raise TypeError(f"other: expected an AtomicInnerProduct, got {type(other).__name__}")
         other._check_fitted()
-        theirs = other._moments
+        theirs, names = other._moments, getattr(other, "feature_names_in_", None)
         if not self.__sklearn_is_fitted__():
             self._check_parameters()
             if bool(self.centered) != theirs.centered:
                 raise ValueError(_DIFFERENT.format("centered", self.centered, theirs.centered))
             self.n_features_in_ = other.n_features_in_
+            if names is not None:
+                self.feature_names_in_ = names
             self._see(theirs)
             return self
         ours = self._moments
@@ -183,6 +190,7 @@ class AtomicInnerProduct(Estimator):
             raise ValueError(_DIFFERENT.format("n_features_in_", self.n_features_in_, other.n_features_in_))
         if theirs.centered != ours.centered:
             raise ValueError(_DIFFERENT.format("centered", ours.centered, theirs.centered))
+        self._check_feature_names(names, "other")
         self._see(ours.plus(theirs))
         return self
 
@@ -471,7 +479,10 @@ class AtomicInnerProduct(Estimator):
     # -------------------------------------------------------------------- files
 
     def save(self, path: Any) -> None:
-        """Write to a safetensors file, first beside `path`, then renamed: never half a file."""
+        """Write to a safetensors file, first beside `path`, then renamed: never half a file.
+
+        What has seen too few rows for a metric yet is written too, to be added to once it is loaded.
+        """
         tensors, meta = state_of(self)
         save_tensors(path, type(self).__name__, tensors, meta)
 
@@ -512,12 +523,17 @@ _PICKLED = {
 
 def state_of(metric: AtomicInnerProduct) -> tuple[dict[str, Array], dict[str, Any]]:
     """A fitted metric as arrays and JSON: what `save` writes, and what an autoencoder's file holds of its metric."""
-    spectrum, a = metric._spectrum(), metric.shrinkage
+    metric._check_fitted()
+    spectrum: Spectrum | None = None
+    used: float | None = None
+    with contextlib.suppress(ValueError):  # no inverse yet: the sums alone are kept
+        spectrum, used = metric._spectrum(), metric.shrinkage_
+    a = metric.shrinkage
     names = list(metric.feature_names_in_) if hasattr(metric, "feature_names_in_") else None
     return to_tensors(metric._moments, spectrum), {
         "centered": metric._moments.centered,
         "shrinkage": a if a is None or isinstance(a, str) else float(a),
-        "shrinkage_": metric.shrinkage_,
+        "shrinkage_": used,
         "n_samples_seen": metric.n_samples_seen_,
         "feature_names": names,
     }
@@ -538,6 +554,8 @@ def from_state(
     if names is not None:
         metric.feature_names_in_ = names
     metric._see(moments)
-    a = meta["shrinkage_"]
-    metric._derived |= {"shrinkage_": None if a is None else float(a), "spectrum": spectrum}
+    if spectrum is not None:
+        metric._derived |= {"shrinkage_": float(meta["shrinkage_"]), "spectrum": spectrum}
+    elif meta["shrinkage_"] is not None:
+        raise ValueError("no eigenvalues")
     return metric

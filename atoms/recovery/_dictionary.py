@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import atoms_of, check_array, nonfinite_error
+from .._checks import atoms_of, check_array, check_metric, nonfinite_error
 from .._config import context
 
 Array = np.ndarray
@@ -55,6 +55,7 @@ class Dictionary:
         self.gram_bytes = gram_bytes
         self.num_threads = num_threads
         if metric is not None:
+            check_metric(metric)
             if metric.n_features_in_ != self.d_in:
                 raise ValueError(
                     f"metric: fitted on {metric.n_features_in_} features, the dictionary has {self.d_in} columns"

@@ -257,7 +257,7 @@ class SparseAutoencoder(Estimator):
     ) -> Run:
         """A run that is ready for its first step, or for the one after a checkpoint's last."""
         settings = Settings.of(self)
-        self._check_X(rows.shards[0], reset=True)
+        self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
         self._folded: dict[str, np.ndarray] | None = None
         if checkpoint is not None and os.path.exists(checkpoint):
             parameters, ctx = as_json(self.get_params(deep=False)), context(self.num_threads)

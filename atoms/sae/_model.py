@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _core
+from .._checks import narrow
 from ._settings import ACTIVATIONS, SCREENS, Settings
 
 WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
@@ -153,5 +154,5 @@ def decode(ctx: Any, codes: sp.csr_array, W: np.ndarray, b: np.ndarray) -> np.nd
 
 
 def stacked(parts: list[sp.csr_array]) -> sp.csr_array:
-    """Codes of blocks as codes of all rows."""
-    return sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0]
+    """Codes of blocks as codes of all rows, numbered by int32 where that holds them."""
+    return narrow(sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0])

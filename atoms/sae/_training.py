@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .._config import context
-from .._rows import BlockRows, BlockSampler, Rows, RowSampler, rows_of
+from .._rows import BlockRows, BlockSampler, Rows, RowSampler, held_out, rows_of
 from ._model import Batch, blocks
 from ._saving import Trained
 from ._settings import Settings
@@ -128,10 +128,7 @@ def training_rows(X: Any, X_val: Any) -> tuple[Rows | BlockRows, np.ndarray | No
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
     if X_val is None:
         return rows, None
-    val = Rows(X_val, "X_val")
-    if val.d != rows.d:
-        raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
-    return rows, val.slice(0, val.n)
+    return rows, held_out(X_val, rows)
 
 
 def train(

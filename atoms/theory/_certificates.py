@@ -231,11 +231,12 @@ class SampleCertificates:
         max_{l not in S} sum_{j in S} |cos(d_j, d_l)| + max_{j in S} sum_{k in S, k != j}
         |cos(d_j, d_k)| < 1.
     threshold_feasible : ndarray of bool
-        delta_min > mu(S) (2 |S| - 1) delta_max, the paper's interval with epsilon = mu(S).
+        delta_min > mu(S) (2 |S| - 1) delta_max, the paper's interval with epsilon = mu(S), by more than rounding.
     threshold_low, threshold_high : ndarray
         The interval: mu(S) |S| delta_max and delta_min - mu(S) (|S| - 1) delta_max.
     threshold_exact : ndarray of bool
-        One tied pass on the reconstruction and one threshold return the support.
+        One tied pass on the reconstruction and one threshold return the support, by more than rounding: an atom
+        off it that correlates as much, such as a copy of one on it, is not told apart.
     """
 
     l0: np.ndarray
@@ -281,7 +282,8 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
       with threshold tau, given the reconstruction, is active on S alone.
     - `threshold_exact`: not a bound but the fact: with p_l = sum_{j in S} c_jl delta_j, the smallest
       p_j on S exceeds the largest p_l off S and zero. Implied by `threshold_feasible` where
-      amplitudes are positive.
+      amplitudes are positive. Cosines are float32 products, so both ask for a margin: e ||delta||_1 here, 2 e |S|
+      delta_max there, with e = 2^-23 (4 + sqrt(d_in)).
 
     Empty codes have every certificate.
 
@@ -331,16 +333,17 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
     amplitude = np.abs(delta.data)
     largest, smallest = per_sample(np.maximum, amplitude), per_sample(np.minimum, amplitude)
     low, high = mu * l0 * largest, smallest - mu * (l0 - 1) * largest
+    rounding = 2.0**-23 * (4 + math.sqrt(unit.shape[1]))  # of a cosine
     return SampleCertificates(
         l0=l0,
         mu=mu,
         unique=~busy | (mu * (2 * l0 - 1) < 1),
         l1_unique=~busy | (per_sample(np.add, mu_j / (1 + mu_j)) < 0.5),
         recoverable=~busy | (s.outside + s.inside < 1 - 1e-6),
-        threshold_feasible=~busy | (low < high),
+        threshold_feasible=~busy | (high - low > 2 * rounding * l0 * largest),
         threshold_low=low,
         threshold_high=high,
-        threshold_exact=~busy | (s.least_on > s.most_off),
+        threshold_exact=~busy | (s.least_on - s.most_off > rounding * per_sample(np.add, amplitude)),
     )
 
 

@@ -228,7 +228,13 @@ class ExplainedVariance:
         return self
 
     def merge(self, other: ExplainedVariance) -> ExplainedVariance:
-        """Add what another accumulator of the same settings has seen, after one's own samples."""
+        """Add what another accumulator of the same settings has seen, after one's own samples.
+
+        The settings are those that decide the figures: convention, mean, massive_norm and, in the metric
+        conventions, the metric.
+        """
+        if not isinstance(other, ExplainedVariance):
+            raise TypeError(f"other: expected an ExplainedVariance, got {type(other).__name__}")
         same = (
             self.convention == other.convention
             and self.massive_norm == other.massive_norm
@@ -243,6 +249,12 @@ class ExplainedVariance:
         if other._sums is None:
             return self
         mine = self._prepare(other._sums.shape[2])
+        ours, theirs = self._whitener, other._whitener
+        if ours is not None and theirs is not None and not np.allclose(ours, theirs, rtol=1e-9, atol=0):
+            raise ValueError(
+                f"other: expected the same metric, got one whose whitener differs by up to "
+                f"{np.abs(ours - theirs).max():.3g}: its errors are in other units; measure both with one metric"
+            )
         for k in range(0, 8, 2):  # double-double addition
             hi, lo, a, b = mine[:, k], mine[:, k + 1], other._sums[:, k], other._sums[:, k + 1]
             s = hi + a

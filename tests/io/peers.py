@@ -201,7 +201,7 @@ def _gemma(folder, version, repo_folder, extra=None):
         save_file(renamed, where / "params.safetensors")
         config = {
             "architecture": "jump_relu", "model_name": "gemma-v3-270m-pt", "affine_connection": bool(extra),
-            "hf_hook_point_in": "x", "hf_hook_point_out": "y",
+            "hf_hook_point_in": "x", "hf_hook_point_out": "y" if extra else "x",
         }  # fmt: skip
         (where / "config.json").write_text(json.dumps(config))
         loader = loaders.gemma_3_sae_huggingface_loader

@@ -232,6 +232,7 @@ def test_what_a_format_cannot_say(tmp_path):
         save(model(), tmp_path / "a")
 
 
+@pytest.mark.filterwarnings("ignore:.*neither the file nor its place says")
 def test_convert_on_the_command_line(tmp_path, capsys):
     source = next((DATA / "gemma-scope").rglob("params.npz"))
     assert main(["convert", str(source), str(tmp_path / "out")]) == 0
@@ -504,7 +505,9 @@ def test_folders_tell_what_gemma_scope_does_not(tmp_path, monkeypatch):
         factor = 1 if parts[:2] == ("embedding", "width_4k") else 4  # sqrt(16)
         monkeypatch.chdir(folder)
         for path in (folder, Path("params.npz"), Path(".")):  # in whatever words
-            np.testing.assert_allclose(load(path).W_enc, factor * embedding.W_enc, rtol=1e-6)
+            np.testing.assert_allclose(
+                load(path, is_transcoder=False).W_enc, factor * embedding.W_enc, rtol=1e-6
+            )
 
 
 def test_folders_of_models_are_pointed_out():
@@ -542,6 +545,205 @@ def test_unknown_scale_is_said(saelens):
         else:
             with pytest.raises(ValueError, match="scaling_factor should be"):
                 load(saelens)
+
+
+# ------------------------------------------------------------------ what a file says decides
+
+
+def gemma_weights(d_out=16):
+    rng = np.random.default_rng(3)
+    return {"W_enc": rng.standard_normal((16, 48)), "b_enc": rng.standard_normal(48),
+            "W_dec": rng.standard_normal((48, d_out)), "b_dec": rng.standard_normal(d_out),
+            "threshold": rng.random(48)}  # fmt: skip
+
+
+def gemma_file(folder, config=None, **more):
+    """Weights of Gemma Scope, or of Gemma Scope 2 where there is a configuration."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    w = {**gemma_weights(), **more}
+    if config is None:
+        np.savez(folder / "params.npz", **w)
+    else:
+        w = {name.replace("W_", "w_"): a.astype(np.float32) for name, a in w.items()}
+        save_file(w, folder / "params.safetensors")
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+HUB = Path("snapshots", "0" * 40, "layer_0", "width_16k", "average_l0_76")
+IN_OUT = {"hf_hook_point_in": "layers.5.pre.output", "hf_hook_point_out": "layers.5.post.output"}
+
+
+@pytest.mark.parametrize(
+    ("place", "transcoder"),
+    [
+        ("models--google--gemma-scope-2b-pt-transcoders", True),
+        ("gemma-scope-2b-pt-transcoders", True),
+        ("models--google--gemma-scope-2b-pt-res", False),
+        ("models--google--gemma-scope-9b-it-att", False),
+        ("models--google--gemma-scope-2b-pt-mlp", False),
+    ],
+)
+def test_gemma_scope_by_its_repository(place, transcoder, tmp_path):
+    """Its file says nothing; the repository's name does, which the hub's cache has in the path."""
+    folder = gemma_file(tmp_path / place / HUB)
+    sae = load(folder)
+    assert sae.is_transcoder == transcoder
+    assert load(folder, is_transcoder=not transcoder).is_transcoder != transcoder
+    save(sae, tmp_path / "out.npz", "npz")  # ours says it itself, wherever it goes
+    (tmp_path / "transcoders" / "a").mkdir(parents=True)
+    for name in ("moved.npz", "transcoders/a/params.npz"):
+        assert load(shutil.copy(tmp_path / "out.npz", tmp_path / name)).is_transcoder == transcoder
+    with pytest.raises(ValueError, match=f"is_transcoder: .* says {transcoder}, got {not transcoder}"):
+        load(tmp_path / "moved.npz", is_transcoder=not transcoder)
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert sorted(arrays) == ["W_dec", "W_enc", "b_dec", "b_enc", "threshold"]
+
+
+def test_gemma_scope_from_nowhere_is_asked_about(tmp_path):
+    with pytest.warns(UserWarning, match="neither the file nor its place says whether") as said:
+        assert not load(gemma_file(tmp_path / "a")).is_transcoder
+    assert said[0].filename == __file__
+    assert load(tmp_path / "a", is_transcoder=True).is_transcoder
+    wide = {"W_dec": np.ones((48, 20)), "b_dec": np.ones(20)}
+    assert load(gemma_file(tmp_path / "b", **wide)).is_transcoder  # the shapes say it
+    with pytest.raises(ValueError, match="is_transcoder: .* says False, got True"):
+        load(DATA / "saelens-jumprelu", is_transcoder=True)
+
+
+@pytest.mark.parametrize(
+    "place", ["transcoder_all/layer_5", "renamed/x", "resid_post/layer_5", "embedding/width_4k/x"]
+)
+@pytest.mark.parametrize(
+    ("config", "transcoder"),
+    [
+        ({"type": "transcoder", **IN_OUT}, True),
+        ({"type": "transcoder"}, True),
+        (IN_OUT, True),
+        ({"type": "sae"}, False),
+        ({"hf_hook_point_in": "layers.5.output", "hf_hook_point_out": "layers.5.output"}, False),
+    ],
+)
+def test_gemma_scope_2_by_its_configuration(place, config, transcoder, tmp_path):
+    full = {"architecture": "jump_relu", "affine_connection": False, "model_name": "m", "l0": 10, **config}
+    sae = load(gemma_file(tmp_path / place, full))
+    assert sae.is_transcoder == transcoder
+    # not the embedding's
+    np.testing.assert_array_equal(sae.W_enc, gemma_weights()["W_enc"].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "message"),
+    [
+        ({"affine_connection": True}, {}, "affine_connection is true, and params.safetensors has no affine"),
+        (
+            {"affine_connection": False},
+            {"affine_skip_connection": np.eye(16)},
+            "affine_connection is false",
+        ),
+        ({"affine_connection": "yes"}, {}, "affine_connection should be true or false, is 'yes'"),
+        ({"type": "crosscoder"}, {}, "type 'crosscoder' is not supported"),
+        ({"type": ["sae"]}, {}, "type .* is not supported"),
+        ({"type": "sae"}, {"affine_skip_connection": np.eye(16)}, "which an autoencoder does not have"),
+        ({"input_scale": 2.0}, {}, "config.json: input_scale = 2.0 is not understood"),
+    ],
+)
+def test_gemma_scope_2_says_what_is_not_so(config, more, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load(gemma_file(tmp_path / "a", config, **more))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"signed": True}, "signed codes are not supported"),
+        ({"signed": False}, None),
+        ({"power": 2}, "power = 2 is not understood"),
+        ({"skip_connection": True}, "skip_connection is true, and sae.safetensors has no W_skip"),
+        ({"transcode": "no"}, "transcode should be true or false"),
+        ({"k": None}, "k should be a positive integer"),
+        ({"num_latents": 0, "expansion_factor": 3}, None),
+        ({"num_latents": 0, "expansion_factor": 4}, "num_latents = 64, the weights 48"),
+    ],
+)
+def test_sparsify_settings(change, message, tmp_path):
+    folder = Path(shutil.copytree(DATA / "sparsify", tmp_path / "sae"))
+    edit(folder / C, lambda c: c.update(change))
+    if message is None:
+        assert load(folder).k == 6
+    else:
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "k"),
+    [
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": 7}}, 7),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": 7}, "activation_fn": "relu"}, 7),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": 7}, "activation_fn_str": None}, 7),
+        ({"architecture": "standard", "activation_fn_kwargs": {"k": 7}, "activation_fn": "topk"}, 7),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": 7}, "k": 7}, 7),
+        ({"architecture": "topk", "k": 9}, 9),
+        ({"architecture": "topk", "k": 9, "activation_fn_kwargs": {}}, 9),
+        (
+            {"architecture": "topk", "k": 9, "activation_fn_kwargs": {"k": 7}},
+            "k is 9, and 7 in activation_fn",
+        ),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": True}}, "k should be a positive integer"),
+        ({"activation_fn": "topk"}, "activation_fn_kwargs should hold the k"),
+        ({"activation_fn": "topk", "activation_fn_str": "relu"}, "activation_fn_str disagree"),
+        ({"activation_fn": ["topk"]}, "activation function .* is not supported"),
+    ],
+)
+def test_where_saelens_has_had_its_k(change, k, tmp_path):
+    folder = Path(shutil.copytree(DATA / "saelens-topk", tmp_path / "sae"))
+    (folder / C).write_text(json.dumps({"d_in": 16, "d_sae": 48, "dtype": "float32", **change}))
+    if isinstance(k, str):
+        with pytest.raises(ValueError, match=k):
+            load(folder)
+        return
+    from safetensors.numpy import load_file
+
+    sae, w = load(folder), load_file(folder / W)
+    z = (X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    z = np.where(z >= np.sort(z, axis=1)[:, -k, None], np.maximum(z, 0), 0)
+    np.testing.assert_allclose(sae.transform(X).toarray(), z, rtol=1e-4, atol=1e-4 * z.max())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"finetuning_scaling_factor": True}, None),  # without the weight it means nothing
+        ({"output_scale": 2.0}, "output_scale = 2.0 is not understood and may change the codes"),
+        ({"output_scale": None, "trick": False}, None),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input should be true or false"),
+        ({"rescale_acts_by_decoder_norm": 1}, "rescale_acts_by_decoder_norm should be true or false"),
+        ({"dtype": "int8"}, "dtype should be one of float32"),
+        ({"dtype": ["float32"]}, "dtype should be one of float32"),
+        ({"reshape_activations": "heads"}, "reshape_activations should be one of none, hook_z"),
+        ({"reshape_activations": "hook_z"}, None),
+    ],
+)
+def test_saelens_settings(saelens, change, message):
+    before = load(saelens).transform(X).toarray()
+    edit(saelens / C, lambda c: c.update(change))
+    if message is None:
+        np.testing.assert_array_equal(load(saelens).transform(X).toarray(), before)
+    else:
+        with pytest.raises(ValueError, match=message):
+            load(saelens)
+
+
+def test_two_ks_of_dictionary_learning(tmp_path):
+    pytest.importorskip("torch")
+    folder = Path(shutil.copytree(DATA / "dl-AutoEncoderTopK", tmp_path / "sae"))
+    k = load(folder).k
+    edit(folder / "config.json", lambda c: c["trainer"].update(k=k + 1))
+    with pytest.raises(ValueError, match=f"k is {k}, and {k + 1} in config.json"):
+        load(folder)
 
 
 class Trap:
@@ -635,6 +837,39 @@ def test_zip_bombs(tmp_path):
     npz(tmp_path / "params.npz", {"W_enc.npy": npy()}, zipfile.ZIP_BZIP2)
     with pytest.raises(ValueError, match="in a way that NumPy does not write"):
         load(tmp_path / "params.npz")
+
+
+def test_false_sizes_take_no_memory(tmp_path):
+    """A member that states 256 KB and holds 1 GB: what it states is all that is unpacked."""
+    path, stated = tmp_path / "params.npz", 256 << 10
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("W_enc.npy", "w") as member,
+    ):
+        for _ in range(1 << 10):
+            member.write(b"\0" * (1 << 20))
+    data = path.read_bytes()
+    assert struct.pack("<I", 1 << 30) in data
+    path.write_bytes(data.replace(struct.pack("<I", 1 << 30), struct.pack("<I", stated)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "text", ["{'descr': '<f4', 'shape': (", "(" * 8000, "'" * 3, "{'a\\", "lambda: 1", "\0", "{'shape': 1L"]
+)
+@pytest.mark.parametrize("version", [b"\x01\x00", b"\x02\x00"])
+def test_headers_of_any_kind_are_one_error(text, version, tmp_path):
+    text = text.encode() + b"\n"
+    size = struct.pack("<H", len(text)) if version == b"\x01\x00" else struct.pack("<I", len(text))
+    npz(tmp_path / "params.npz", {"W_enc.npy": b"\x93NUMPY" + version + size + text})
+    with pytest.raises(ValueError, match="params.npz: not an .npz file of arrays: W_enc: not an array"):
+        load(tmp_path)
 
 
 def atoms_file(path, change):
@@ -731,9 +966,9 @@ def test_memory_follows_the_file(tmp_path):
     pytest.importorskip("torch")
     for name in large(tmp_path):
         size = sum(f.stat().st_size for f in (tmp_path / name).iterdir())
-        load(tmp_path / name)  # what is imported once is not the file's
+        load(tmp_path / name, is_transcoder=False)  # what is imported once is not the file's
         tracemalloc.start()
-        model = load(tmp_path / name)
+        model = load(tmp_path / name, is_transcoder=False)
         held, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert held < 2.5 * size, (name, held / size)

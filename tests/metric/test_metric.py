@@ -11,11 +11,13 @@ from itertools import pairwise
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from support import run
 
+import atoms
 from atoms import AtomicInnerProduct, _core, reference
 from atoms._config import context
 from atoms._estimator import NotFittedError
@@ -665,3 +667,71 @@ def test_sklearn_is_not_needed():
         "except ValueError as e: assert 'not fitted' in str(e)\n"
     )
     run(code)
+
+
+class Frame:
+    """As much of a data frame as estimators ask for."""
+
+    def __init__(self, values, columns):
+        self.values, self.columns = values, columns
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+
+def test_features_in_another_order_are_not_merged():
+    X = np.random.default_rng(0).standard_normal((50, 3))
+    ab = AtomicInnerProduct().fit(Frame(X, ["a", "b", "c"]))
+    before = ab.second_moment_.copy()
+    with pytest.raises(ValueError, match="must be in the same order"):
+        ab.merge(AtomicInnerProduct().fit(Frame(X[:, ::-1], ["c", "b", "a"])))
+    with pytest.raises(ValueError, match="unseen at fit time:\n- d"):
+        ab.merge(AtomicInnerProduct().fit(Frame(X, ["a", "b", "d"])))
+    np.testing.assert_array_equal(ab.second_moment_, before)
+    with pytest.warns(UserWarning, match="other does not have valid feature names"):
+        ab.merge(AtomicInnerProduct().fit(X))
+    fresh = AtomicInnerProduct().merge(ab)
+    assert list(fresh.feature_names_in_) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="same order"):
+        fresh.whiten(Frame(X, ["b", "a", "c"]))
+
+
+@pytest.mark.parametrize("shrinkage", [None, "ledoit_wolf"])
+def test_a_part_with_too_few_rows_is_saved(shrinkage, tmp_path):
+    X = np.random.default_rng(0).standard_normal((40, 6))
+    whole, file = AtomicInnerProduct(shrinkage=shrinkage), tmp_path / "part.safetensors"
+    whole.partial_fit(X)
+    part = AtomicInnerProduct(shrinkage=shrinkage).partial_fit(X[:4])
+    part.save(file)
+    again = AtomicInnerProduct.load(file)
+    assert again.n_samples_seen_ == 4
+    if shrinkage is None:
+        with pytest.raises(ValueError, match="n=4 samples in d=6 dimensions is singular"):
+            again.whiten(X)
+    again.partial_fit(X[4:])
+    np.testing.assert_allclose(again.metric_, whole.metric_, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="not fitted"):
+        AtomicInnerProduct().save(file)
+
+
+def test_an_unfitted_metric_is_one_sentence_everywhere():
+    X, metric = np.random.default_rng(0).standard_normal((50, 6)), AtomicInnerProduct()
+    sae = {"max_steps": 1, "verbose": False, "target_l0": 2}
+    codes = scipy.sparse.csr_array(np.eye(6))
+    for use in (
+        lambda: atoms.SparseAutoencoder(8, metric=metric, **sae).fit(X),
+        lambda: atoms.SparseCoder(X[:8], n_nonzero=2, metric=metric).fit(X),
+        lambda: atoms.recovery.Dictionary(X[:8], metric=metric),
+        lambda: atoms.recovery.omp(X, X[:8], n_nonzero=2, metric=metric),
+        lambda: atoms.theory.coherence(X[:6], metric=metric),
+        lambda: atoms.theory.babel(X[:6], metric=metric),
+        lambda: atoms.theory.certificate(X[:6], metric=metric),
+        lambda: atoms.theory.certify(X[:6], codes, metric=metric),
+        lambda: atoms.theory.stability(X[:6], codes, metric=metric),
+        lambda: atoms.theory.match_dictionaries(X[:6], X[:6], metric=metric),
+        lambda: atoms.theory.explained_variance(X, X, "metric", metric),
+        lambda: atoms.controls.RandomDictionary(8, l0=2, metric=metric).fit(X),
+    ):
+        with pytest.raises(ValueError) as said:
+            use()
+        assert str(said.value) == "metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first"

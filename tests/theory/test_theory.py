@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import run
 
-from atoms import _core, reference
+from atoms import AtomicInnerProduct, _core, reference
 from atoms.theory import (
     CONVENTIONS,
     Coherence,
@@ -226,6 +226,26 @@ def test_explained_variance_errors_leave_no_trace():
         explained_variance(X * 1j, X)
     with pytest.raises(ValueError, match="same convention"):
         ev.merge(ExplainedVariance("uncentered"))
+
+
+def test_accumulators_of_two_metrics_are_not_merged():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 3)) @ np.diag([1.0, 2, 5])
+    H = X + 0.1 * rng.standard_normal(X.shape)
+    one, two = AtomicInnerProduct().fit(X), AtomicInnerProduct().fit(X[:30])
+    for convention in ("metric", "metric_centered"):
+        parts = [
+            ExplainedVariance(convention, m).update(x, h)
+            for m, x, h in ((one, X[:20], H[:20]), (one, X[20:], H[20:]), (two, X[20:], H[20:]))
+        ]
+        with pytest.raises(ValueError, match="expected the same metric"):
+            parts[0].merge(parts[2])
+        whole = explained_variance(X, H, convention, one)
+        assert parts[0].merge(parts[1]).result().total == pytest.approx(whole.total, rel=1e-12)
+    # where the metric plays no part, it does not matter
+    ExplainedVariance("centered", one).update(X, H).merge(ExplainedVariance("centered", two).update(X, H))
+    with pytest.raises(TypeError, match="other: expected an ExplainedVariance"):
+        ExplainedVariance().merge(one)
 
 
 # ------------------------------------------------------------------- coherence

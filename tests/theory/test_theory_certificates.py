@@ -203,6 +203,26 @@ def test_feasible_thresholds_return_the_support():
         assert np.array_equal(pre[i] > tau, codes[i] > 0)
 
 
+@pytest.mark.parametrize("scale", [1.0, -3.0, 0.1])
+@pytest.mark.parametrize("d", [10, 200])
+def test_a_twin_off_the_support_is_not_told_apart(scale, d):
+    """No threshold separates an atom from its copy, whatever the last bits of float32 products say."""
+    rng = np.random.default_rng(d)
+    for _ in range(20):
+        B = rng.standard_normal((10, d))
+        D = np.vstack([B, scale * B])
+        codes = np.zeros((40, 20))
+        for row in codes:
+            on = rng.choice(10, rng.integers(1, 4), replace=False)
+            row[on] = rng.random(len(on)) + 0.1
+        got = certify(D, scipy.sparse.csr_array(codes))
+        if scale > 0:
+            assert not got.threshold_exact.any()
+        assert not (got.threshold_feasible | got.unique | got.l1_unique | got.recoverable).any()
+    spread = certify(np.eye(20, d) if d > 20 else np.eye(20), scipy.sparse.csr_array(np.abs(codes)))
+    assert spread.threshold_exact.all() and spread.threshold_feasible.all()
+
+
 def test_certify_orthonormal_and_refusals():
     codes = scipy.sparse.csr_array(np.tri(5))
     assert set(certify(np.eye(5), codes).shares.values()) == {1.0}

@@ -153,6 +153,16 @@ def test_lasso_in_float32_is_indifferent_to_scale(isa, scale):
         np.testing.assert_allclose(got * (a / x), want, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lasso_at_penalties_that_underflow_is_least_squares(isa, dtype):
+    X, D = RNG(0).standard_normal((12, 3)), RNG(1).standard_normal((65, 3))
+    for scale, alpha in ((1, 1e-46), (1e10, 5e-324), (1e30, 1e-300), (1e-30, 1e-320), (1.5e38, 1e-8)):
+        x = (X / abs(X).max() * scale).astype(dtype)
+        codes, info = lasso(x, D.astype(dtype), alpha, return_info=True)
+        assert (info.residual <= 0.02 * np.linalg.norm(x.astype(float), axis=1)).all()
+        assert codes.indices.max() < 65 and (info.status == Status.CONVERGED).all()
+
+
 def test_lasso_bits_do_not_depend_on_threads_while_signals_wait(isa):
     X, D, _ = planted(200, 700, 97, 20, noise=0.4, dtype=np.float32)
     codes = [lasso(X, Dictionary(D, gram_bytes=0), 0.15, num_threads=t) for t in (1, 2, 3)]

@@ -315,6 +315,32 @@ def test_pursuits_lower_the_residual_and_keep_to_their_length():
         assert (easy.steps <= 1).all() and (easy.status == 0).all()
 
 
+def bumps(n_atoms, d, width):
+    """Gaussian bumps side by side, so wide that many are nearly the same."""
+    return np.exp(-0.5 * ((np.arange(d) - np.linspace(0, d - 1, n_atoms)[:, None]) / width) ** 2)
+
+
+@pytest.mark.filterwarnings("ignore::atoms.recovery.RecoveryWarning")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1.0, 2.0, 4.0])
+def test_no_solver_is_worse_than_no_code_on_coherent_atoms(isa, dtype, width):
+    D = bumps(80, 40, width)
+    Z = scipy.sparse.random(40, 80, 0.06, random_state=0, data_rvs=RNG(0).standard_normal)
+    X = (Z @ D + 0.05 * RNG(1).standard_normal((40, 40))).astype(dtype)
+    D = D.astype(dtype)
+    ols = {"selection": "ols"}
+    for solve, options in [(cosamp, {}), (iht, {}), (gradient_pursuit, {}), (omp, {}), (omp, ols)]:
+        for rule in ({"n_nonzero": 5}, {"tol": 1e-3}, {"n_nonzero": 40}):
+            codes, info = solve(X, D, return_info=True, **rule, **options)
+            true = np.linalg.norm(X.astype(float) - codes.astype(float) @ D.astype(float), axis=1)
+            np.testing.assert_allclose(
+                true, info.residual, rtol=1e-3, atol=2e-3 if dtype == np.float32 else 1e-8
+            )
+            assert (true <= np.linalg.norm(X, axis=1) * (1 + 1e-5)).all()
+            met = true <= rule.get("tol", np.inf) * (1 + 1e-3) + 2e-3 * (dtype == np.float32)
+            assert met[np.isin(info.status, (Status.CONVERGED, Status.DEPENDENT))].all()
+
+
 def test_every_solver_meets_degenerate_signals():
     X, D, _ = planted(5, 24, 12, 2)
     X[1], X[3, 4] = 0, np.nan

@@ -41,7 +41,7 @@ class SparseCoder(Estimator):
         "omp", "ols", "nn_omp", "lasso", "basis_pursuit", "basis_pursuit_denoise",
         "matching_pursuit", "gradient_pursuit", "cosamp", "iht" or "threshold".
     n_nonzero : int, optional
-        For the pursuits; default 10% of d_in.
+        For the pursuits; default 10% of d_in where no `tol` is given, with `tol` no limit.
     tol : float, optional
         For the pursuits the norm of the residual at which to stop, for the others the gap.
     alpha : float

@@ -341,6 +341,26 @@ def test_no_solver_is_worse_than_no_code_on_coherent_atoms(isa, dtype, width):
             assert met[np.isin(info.status, (Status.CONVERGED, Status.DEPENDENT))].all()
 
 
+@pytest.mark.filterwarnings("ignore::atoms.recovery.RecoveryWarning")
+@pytest.mark.parametrize("solve", [omp, matching_pursuit, gradient_pursuit, cosamp, iht])
+def test_number_and_tolerance_mean_the_same_everywhere(solve):
+    D, X = RNG(0).standard_normal((256, 64)), RNG(1).standard_normal((30, 64))
+    X[0] *= 1e-3  # below the tolerance as it is
+    name = solve.__name__
+    for rule in ({"tol": 1.0}, {"tol": 1.0, "n_nonzero": 4}, {"n_nonzero": 4}, {}):
+        codes, info = solve(X, D, return_info=True, **rule)
+        _, same = SparseCoder(D, name, **rule).fit(X).transform(X, return_info=True)
+        np.testing.assert_array_equal(same.status, info.status)
+        most = np.diff(codes.indptr).max()
+        assert most <= rule.get("n_nonzero", 64 if "tol" in rule else 6)
+        met = info.residual <= rule.get("tol", np.inf) * (1 + 1e-9)
+        if "tol" in rule:
+            np.testing.assert_array_equal(info.status == Status.CONVERGED, met)
+            assert solve in (cosamp, iht) or met.all() == ("n_nonzero" not in rule)
+        else:
+            assert set(info.status) <= {Status.CONVERGED, Status.LIMIT}
+
+
 def test_every_solver_meets_degenerate_signals():
     X, D, _ = planted(5, 24, 12, 2)
     X[1], X[3, 4] = 0, np.nan

@@ -457,6 +457,25 @@ def test_threshold_code_is_the_theorys_product():
 # -------------------------------------------------------------------------- estimator
 
 
+def test_a_dictionary_is_as_it_was_made():
+    X, D = RNG(0).standard_normal((300, 8)) + 2, RNG(1).standard_normal((20, 8))
+    metric, atoms = AtomicInnerProduct(centered=True).fit(X), D.copy()
+    ready = Dictionary(atoms, metric=metric)
+    want = omp(X, ready, 3).toarray()
+    coder = SparseCoder(ready, n_nonzero=8).fit(X)
+    np.testing.assert_allclose(coder.inverse_transform(coder.transform(X)), X, atol=1e-8)
+    np.testing.assert_array_equal(coder.components_, D)
+    assert np.array_equal(omp(X, ready, 3, metric=metric).toarray(), want)
+    metric.partial_fit(X * np.arange(1, 9))
+    atoms[:] = 0
+    for d in (ready, pickle.loads(pickle.dumps(ready))):
+        np.testing.assert_array_equal(omp(X, d, 3).toarray(), want)
+    with pytest.raises(ValueError, match="metric: the Dictionary was made with another"):
+        omp(X, ready, 3, metric=metric)
+    with pytest.raises(ValueError, match="metric: the Dictionary was made with another"):
+        SparseCoder(ready, metric=metric).fit(X)
+
+
 @pytest.mark.filterwarnings("ignore:Estimator SparseCoder does not inherit", "ignore:Skipping check")
 def test_check_estimator():
     pytest.importorskip("sklearn")

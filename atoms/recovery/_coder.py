@@ -9,7 +9,7 @@ import numpy as np
 
 from .._checks import atoms_of, check_array, first_nonfinite_row, nonfinite_error
 from .._estimator import Estimator
-from ._dictionary import Array, Dictionary
+from ._dictionary import Array, Dictionary, atoms_given, same_metric
 from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso
 from ._pursuits import cosamp, gradient_pursuit, iht, matching_pursuit, omp, threshold_code
 
@@ -41,7 +41,7 @@ class SparseCoder(Estimator):
         "omp", "ols", "nn_omp", "lasso", "basis_pursuit", "basis_pursuit_denoise",
         "matching_pursuit", "gradient_pursuit", "cosamp", "iht" or "threshold".
     n_nonzero : int, optional
-        For the pursuits; default 10% of d_in.
+        For the pursuits; default 10% of d_in where no `tol` is given, with `tol` no limit.
     tol : float, optional
         For the pursuits the norm of the residual at which to stop, for the others the gap.
     alpha : float
@@ -100,7 +100,6 @@ class SparseCoder(Estimator):
         given = X[: 2 * X.shape[1]] if self.dictionary is None else self.dictionary
         if not isinstance(given, Dictionary):
             given = check_array(atoms_of(given), "dictionary")
-            self.components_ = np.asarray(given)
             double = self.method.startswith("basis") or given.dtype == X.dtype == np.float64
             given = Dictionary(
                 given,
@@ -110,7 +109,9 @@ class SparseCoder(Estimator):
             )
         if given.d_in != X.shape[1]:
             raise ValueError(f"dictionary: expected {X.shape[1]} columns, as X has, got {given.d_in}")
-        self.dictionary_ = given
+        if self.metric is not None and not same_metric(self.metric, given.metric):
+            raise ValueError("metric: the Dictionary was made with another; pass the metric to Dictionary")
+        self.dictionary_, self.components_ = given, atoms_given(given)
         return self
 
     def transform(self, X: Any, return_info: bool = False) -> Any:
@@ -140,4 +141,5 @@ class SparseCoder(Estimator):
         """``codes @ dictionary``, plus the mean where the metric is centred."""
         self._check_fitted()
         X = np.asarray(codes @ self.components_)
-        return X + self.metric.mean_ if self.metric is not None and self.metric.centered else X
+        metric = self.dictionary_.metric
+        return X + metric.mean_ if metric is not None and metric.centered else X

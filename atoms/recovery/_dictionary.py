@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -23,7 +24,7 @@ class Dictionary:
         Atoms as rows, of any norm; a zero row is never used. Of a model (an autoencoder, one that
         `atoms.load` read) its ``W_dec``.
     metric : AtomicInnerProduct, optional
-        A fitted metric; atoms and signals are whitened by it.
+        A fitted metric; atoms and signals are whitened by it as it is now: it is copied, and the atoms are.
     dtype : float32 or float64, optional
         Precision of the work. By default float64 for float64 atoms, else float32.
     gram_bytes : int, default 2 ** 31
@@ -46,10 +47,13 @@ class Dictionary:
         gram_bytes: int = 1 << 31,
         num_threads: int | None = None,
     ) -> None:
-        a = check_array(atoms_of(atoms), "dictionary")
+        given = a = np.array(check_array(atoms_of(atoms), "dictionary"))
         self.dtype = np.dtype(a.dtype if dtype is None and a.dtype == np.float64 else dtype or np.float32)
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
+        metric = copy.deepcopy(
+            metric
+        )  # both as they are now: fitted further or changed, the caller's are others
         self.metric = metric
         self.n_atoms, self.d_in = a.shape
         self.gram_bytes = gram_bytes
@@ -62,7 +66,7 @@ class Dictionary:
                 )
             a = np.asarray(a, np.float64) @ metric.whitener_
         self._lock = threading.Lock()
-        self._given = atoms_of(atoms), metric, self.dtype, gram_bytes, num_threads
+        self._given = given, metric, self.dtype, gram_bytes, num_threads
         try:
             self._handle = _core.dict_new(context(num_threads), a, self.dtype == np.float64)
         except ValueError as error:
@@ -117,6 +121,18 @@ def hold_screen(d: Dictionary) -> None:
         hold_gram(d)
 
 
+def atoms_given(d: Dictionary) -> Array:
+    """The atoms as they were given, not whitened."""
+    return d._given[0]
+
+
+def same_metric(a: Any, b: Any) -> bool:
+    """Whether two metrics whiten alike."""
+    if b is None or a.centered != b.centered or not np.array_equal(a.whitener_, b.whitener_):
+        return False
+    return not a.centered or np.array_equal(a.mean_, b.mean_)
+
+
 def remake(atoms: Any, metric: Any, dtype: Any, gram_bytes: int, num_threads: int | None) -> Dictionary:
     """A dictionary out of a pickle."""
     return Dictionary(atoms, metric=metric, dtype=dtype, gram_bytes=gram_bytes, num_threads=num_threads)
@@ -131,7 +147,7 @@ def dictionary_of(
             raise ValueError(
                 f"dictionary: expected a Dictionary of dtype {np.dtype(dtype)}, got {dictionary.dtype}"
             )
-        if metric is not None and metric is not dictionary.metric:
+        if metric is not None and not same_metric(metric, dictionary.metric):
             raise ValueError(
                 "metric: the Dictionary was made with another metric; pass the metric to Dictionary"
             )

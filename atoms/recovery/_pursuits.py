@@ -11,7 +11,7 @@ from .. import _core
 from .._checks import check_array, check_count, check_number
 from .._config import context
 from ._coding import Codes, code
-from ._dictionary import Array, dictionary_of, hold_gram
+from ._dictionary import Array, Dictionary, dictionary_of, hold_gram
 
 # From _UNITS_SIGNALS signals on OMP screens by 16-bit products. With at most _COARSE_NONZERO nonzeros over at least
 # _COARSE_ATOMS atoms the Gram matrix is one of such products too, and what is chosen is computed from the atoms.
@@ -107,12 +107,7 @@ def omp(
         raise ValueError(f"selection: expected 'omp' or 'ols', got {selection!r}")
     if nonnegative and selection == "ols":
         raise ValueError("nonnegative: only with selection='omp'")
-    limit = min(d.n_atoms, d.d_in)
-    if n_nonzero is None:
-        most = limit if tol is not None else min(limit, max(1, d.d_in // 10))
-    else:
-        most = min(limit, check_count(n_nonzero, "n_nonzero"))
-    stop = -1.0 if tol is None else check_number(tol, "tol", 0)
+    most, stop = _length(d, n_nonzero, tol)
     warm = _support(support, X.shape[0], d.n_atoms)
     many = not nonnegative and X.shape[0] >= _UNITS_SIGNALS
     coarse = many and most <= _COARSE_NONZERO and d.n_atoms >= _COARSE_ATOMS
@@ -140,6 +135,16 @@ def omp(
         )
 
     return code("omp", X, d, most, solve, verbose=verbose, return_info=return_info)
+
+
+def _length(d: Dictionary, n_nonzero: int | None, tol: float | None) -> tuple[int, float]:
+    """What (n_nonzero, tol) mean for every solver that counts atoms: most atoms, and the residual to stop at or -1."""
+    most = min(d.n_atoms, d.d_in)
+    if n_nonzero is not None:
+        most = min(most, check_count(n_nonzero, "n_nonzero"))
+    elif tol is None:
+        most = min(most, max(1, d.d_in // 10))
+    return most, -1.0 if tol is None else check_number(tol, "tol", 0)
 
 
 def _support(support: Any, n: int, n_atoms: int) -> tuple[Array, Array] | None:
@@ -179,9 +184,8 @@ def _pursuit(
 ) -> Any:
     X = check_array(X, "X", min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
-    limit = min(d.n_atoms, d.d_in)
-    most = min(limit, max(1, d.d_in // 10) if n_nonzero is None else check_count(n_nonzero, "n_nonzero"))
-    stop, steps = -1.0 if tol is None else check_number(tol, "tol", 0), check_count(max_iter, "max_iter")
+    most, stop = _length(d, n_nonzero, tol)
+    steps = check_count(max_iter, "max_iter")
     hold_gram(d)
     ctx = context(num_threads)
 
@@ -214,9 +218,9 @@ def matching_pursuit(
 ) -> Any:
     """Matching pursuit: the strongest atom's coefficient takes the whole correlation, no refit.
 
-    Once `n_nonzero` atoms (default 10% of d_in) are in the code, only their coefficients still change. Stops at `tol`
-    (norm of the residual, not squared), at `max_iter` steps, or when what is left is rounding.
-    A step costs n_atoms multiplications. Other arguments as in :func:`omp`.
+    Once `n_nonzero` atoms are in the code, only their coefficients still change. Stops at `tol`
+    (norm of the residual, not squared), at `max_iter` steps, or when what is left is rounding; status LIMIT where
+    there is a `tol` that was not met. A step costs n_atoms multiplications. Other arguments as in :func:`omp`.
 
     References
     ----------
@@ -270,8 +274,9 @@ def cosamp(
 ) -> Any:
     """Compressive sampling matching pursuit: merge 2 K atoms, fit, keep the K largest, repeat.
 
-    Stops when the residual no longer falls, at `tol` or at `max_iter` (status LIMIT). Arguments as
-    in :func:`omp`; `n_nonzero` is K.
+    Stops when the residual no longer falls, at `tol` or at `max_iter`; status LIMIT at `max_iter`, or where a `tol`
+    was not met. Arguments as in :func:`omp`; `n_nonzero` is K. Give it: with `tol` alone K is min(n_atoms, d_in), and
+    a step fits as many atoms.
 
     References
     ----------
@@ -297,7 +302,8 @@ def iht(
     """Normalised iterative hard thresholding: the K largest of a gradient step, repeated.
 
     The step is as long as the residual allows. Stops when the residual no longer falls, at `tol`
-    or at `max_iter` (status LIMIT). Arguments as in :func:`omp`; `n_nonzero` is K.
+    or at `max_iter`; status LIMIT at `max_iter`, or where a `tol` was not met. Arguments as in :func:`omp`;
+    `n_nonzero` is K, with `tol` alone min(n_atoms, d_in).
 
     References
     ----------

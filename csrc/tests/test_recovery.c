@@ -126,6 +126,46 @@ TEST(recovery_basis_infeasible_in_short_memory)
     atoms_ctx_free(ctx);
 }
 
+/* Few coordinates and one atom more than a panel: whatever penalty and norms, codes are of atoms that there are. */
+TEST(recovery_extreme_penalties_stay_inside)
+{
+    enum { MANY = PANEL_ATOMS + 1, FEW = 3, SIGNALS = 5 };
+    static double atoms[MANY * FEW], x[SIGNALS * FEW], scaled[SIGNALS * FEW], values[SIGNALS * MANY];
+    static int32_t indices[SIGNALS * MANY], counts[SIGNALS], steps[SIGNALS];
+    static int8_t status[SIGNALS];
+    const double norms[] = {1, 1e30, 1e-30, 1e39, 1e300, 1e-300},
+                 alphas[] = {1e-3, 1e-30, 1e-46, 1e-300, 5e-324, 1e300};
+    const atoms_codes codes = {MANY, indices, values, counts, status, steps, NULL, NULL};
+    uint64_t seed = 11;
+    atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
+    for (int k = 0; k < 6 * 2 * 3 * 2; k++) {
+        const double norm = norms[k % 6];
+        for (int i = 0; i < MANY * FEW; i++)
+            atoms[i] = i / FEW == 7 ? 0 : atoms_test_random(&seed) * (k / 36 ? norms[i / FEW % 6] : norm);
+        atoms_dict *dict = NULL;
+        const atoms_rows rows = {atoms, ATOMS_F64, MANY, FEW, FEW, 1};
+        CHECK(atoms_dict_new(ctx, rows, k / 6 % 2 ? ATOMS_F32 : ATOMS_F64, &dict) == ATOMS_OK);
+        CHECK(k / 12 % 3 != 1 || atoms_dict_gram(ctx, dict) == ATOMS_OK);
+        CHECK(k / 12 % 3 != 2 || atoms_dict_units(ctx, dict) == ATOMS_OK);
+        for (int a = 0; a < 6 * 6 * 2; a++) {
+            for (int i = 0; i < SIGNALS * FEW; i++) {
+                x[i] = atoms_test_random(&seed);
+                scaled[i] = x[i] * norms[a % 6];
+            }
+            const atoms_lasso_params p = {1, &alphas[a / 6 % 6], a / 36, 1e-6, 50};
+            CHECK(atoms_lasso(ctx, dict, (atoms_rows){scaled, ATOMS_F64, SIGNALS, FEW, FEW, 1}, &p, &codes) ==
+                  ATOMS_OK);
+            for (int i = 0; i < SIGNALS; i++) {
+                CHECK(counts[i] <= MANY);
+                for (int j = 0; j < counts[i]; j++)
+                    CHECK(indices[i * MANY + j] >= 0 && indices[i * MANY + j] < MANY && indices[i * MANY + j] != 7);
+            }
+        }
+        atoms_dict_free(dict);
+    }
+    atoms_ctx_free(ctx);
+}
+
 #if defined(__x86_64__)
 /* Row i is of unit norm; now and then one coordinate is all of it, or whole runs are zero. */
 static void unit_row(int64_t d, int i, float *row, uint64_t *seed)

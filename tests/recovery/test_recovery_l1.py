@@ -153,6 +153,16 @@ def test_lasso_in_float32_is_indifferent_to_scale(isa, scale):
         np.testing.assert_allclose(got * (a / x), want, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lasso_at_penalties_that_underflow_is_least_squares(isa, dtype):
+    X, D = RNG(0).standard_normal((12, 3)), RNG(1).standard_normal((65, 3))
+    for scale, alpha in ((1, 1e-46), (1e10, 5e-324), (1e30, 1e-300), (1e-30, 1e-320), (1.5e38, 1e-8)):
+        x = (X / abs(X).max() * scale).astype(dtype)
+        codes, info = lasso(x, D.astype(dtype), alpha, return_info=True)
+        assert (info.residual <= 0.02 * np.linalg.norm(x.astype(float), axis=1)).all()
+        assert codes.indices.max() < 65 and (info.status == Status.CONVERGED).all()
+
+
 def test_lasso_bits_do_not_depend_on_threads_while_signals_wait(isa):
     X, D, _ = planted(200, 700, 97, 20, noise=0.4, dtype=np.float32)
     codes = [lasso(X, Dictionary(D, gram_bytes=0), 0.15, num_threads=t) for t in (1, 2, 3)]
@@ -305,6 +315,52 @@ def test_pursuits_lower_the_residual_and_keep_to_their_length():
         assert (easy.steps <= 1).all() and (easy.status == 0).all()
 
 
+def bumps(n_atoms, d, width):
+    """Gaussian bumps side by side, so wide that many are nearly the same."""
+    return np.exp(-0.5 * ((np.arange(d) - np.linspace(0, d - 1, n_atoms)[:, None]) / width) ** 2)
+
+
+@pytest.mark.filterwarnings("ignore::atoms.recovery.RecoveryWarning")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1.0, 2.0, 4.0])
+def test_no_solver_is_worse_than_no_code_on_coherent_atoms(isa, dtype, width):
+    D = bumps(80, 40, width)
+    Z = scipy.sparse.random(40, 80, 0.06, random_state=0, data_rvs=RNG(0).standard_normal)
+    X = (Z @ D + 0.05 * RNG(1).standard_normal((40, 40))).astype(dtype)
+    D = D.astype(dtype)
+    ols = {"selection": "ols"}
+    for solve, options in [(cosamp, {}), (iht, {}), (gradient_pursuit, {}), (omp, {}), (omp, ols)]:
+        for rule in ({"n_nonzero": 5}, {"tol": 1e-3}, {"n_nonzero": 40}):
+            codes, info = solve(X, D, return_info=True, **rule, **options)
+            true = np.linalg.norm(X.astype(float) - codes.astype(float) @ D.astype(float), axis=1)
+            np.testing.assert_allclose(
+                true, info.residual, rtol=1e-3, atol=2e-3 if dtype == np.float32 else 1e-8
+            )
+            assert (true <= np.linalg.norm(X, axis=1) * (1 + 1e-5)).all()
+            met = true <= rule.get("tol", np.inf) * (1 + 1e-3) + 2e-3 * (dtype == np.float32)
+            assert met[np.isin(info.status, (Status.CONVERGED, Status.DEPENDENT))].all()
+
+
+@pytest.mark.filterwarnings("ignore::atoms.recovery.RecoveryWarning")
+@pytest.mark.parametrize("solve", [omp, matching_pursuit, gradient_pursuit, cosamp, iht])
+def test_number_and_tolerance_mean_the_same_everywhere(solve):
+    D, X = RNG(0).standard_normal((256, 64)), RNG(1).standard_normal((30, 64))
+    X[0] *= 1e-3  # below the tolerance as it is
+    name = solve.__name__
+    for rule in ({"tol": 1.0}, {"tol": 1.0, "n_nonzero": 4}, {"n_nonzero": 4}, {}):
+        codes, info = solve(X, D, return_info=True, **rule)
+        _, same = SparseCoder(D, name, **rule).fit(X).transform(X, return_info=True)
+        np.testing.assert_array_equal(same.status, info.status)
+        most = np.diff(codes.indptr).max()
+        assert most <= rule.get("n_nonzero", 64 if "tol" in rule else 6)
+        met = info.residual <= rule.get("tol", np.inf) * (1 + 1e-9)
+        if "tol" in rule:
+            np.testing.assert_array_equal(info.status == Status.CONVERGED, met)
+            assert solve in (cosamp, iht) or met.all() == ("n_nonzero" not in rule)
+        else:
+            assert set(info.status) <= {Status.CONVERGED, Status.LIMIT}
+
+
 def test_every_solver_meets_degenerate_signals():
     X, D, _ = planted(5, 24, 12, 2)
     X[1], X[3, 4] = 0, np.nan
@@ -399,6 +455,25 @@ def test_threshold_code_is_the_theorys_product():
 
 
 # -------------------------------------------------------------------------- estimator
+
+
+def test_a_dictionary_is_as_it_was_made():
+    X, D = RNG(0).standard_normal((300, 8)) + 2, RNG(1).standard_normal((20, 8))
+    metric, atoms = AtomicInnerProduct(centered=True).fit(X), D.copy()
+    ready = Dictionary(atoms, metric=metric)
+    want = omp(X, ready, 3).toarray()
+    coder = SparseCoder(ready, n_nonzero=8).fit(X)
+    np.testing.assert_allclose(coder.inverse_transform(coder.transform(X)), X, atol=1e-8)
+    np.testing.assert_array_equal(coder.components_, D)
+    assert np.array_equal(omp(X, ready, 3, metric=metric).toarray(), want)
+    metric.partial_fit(X * np.arange(1, 9))
+    atoms[:] = 0
+    for d in (ready, pickle.loads(pickle.dumps(ready))):
+        np.testing.assert_array_equal(omp(X, d, 3).toarray(), want)
+    with pytest.raises(ValueError, match="metric: the Dictionary was made with another"):
+        omp(X, ready, 3, metric=metric)
+    with pytest.raises(ValueError, match="metric: the Dictionary was made with another"):
+        SparseCoder(ready, metric=metric).fit(X)
 
 
 @pytest.mark.filterwarnings("ignore:Estimator SparseCoder does not inherit", "ignore:Skipping check")

@@ -44,6 +44,9 @@ typedef double number_f64;
 #define DEPENDENT FN(DEPENDENT) /* least rho^2 of an atom that counts as new: see omp.inc */
 #define DEPENDENT_f32 3e-5f
 #define DEPENDENT_f64 1e-12
+#define LEAST FN(LEAST) /* the least number of full precision */
+#define LEAST_f32 0x1p-126
+#define LEAST_f64 0x1p-1022
 #define NRM_FLOOR FN(NRM_FLOOR) /* least nrm in a score, against division by nothing: see omp.inc */
 #define NRM_FLOOR_f32 1e-5f
 #define NRM_FLOOR_f64 1e-13

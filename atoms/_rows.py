@@ -4,6 +4,7 @@ that is read block by block (a store on disk, a running model)."""
 from __future__ import annotations
 
 import abc
+import hashlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,11 @@ class Rows:
         self.n = int(self.starts[-1])
         self.d = self.shards[0].shape[1]
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these rows from others: their number, columns and type, and a digest of 256 of them, spread evenly."""
+        some = self.take(np.unique(np.linspace(0, self.n - 1, min(self.n, 256)).astype(np.int64)))
+        return _identity(self.n, self.d, some.dtype, hashlib.sha256(some.tobytes()).hexdigest())
+
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> RowSampler:
         """Batches of these rows. `batches`, the most that will be drawn (skipped ones included), is of use only to
         a source that reads ahead.
@@ -67,6 +73,11 @@ class Rows:
         if len(self.shards) == 1:
             return self.shards[0], index
         return self.take(index), None
+
+
+def _identity(n: int, d: int, dtype: Any, sha256: str | None) -> dict[str, Any]:
+    known = {"rows": n, "columns": d, "dtype": np.dtype(dtype).name}
+    return known if sha256 is None else {**known, "sha256": sha256}
 
 
 class Sampler:
@@ -170,6 +181,10 @@ class BlockSource(abc.ABC):
     def expect(self, blocks: np.ndarray) -> None:  # noqa: B027
         """These blocks will be read next: a source that can begin to fetch them does."""
 
+    def digest(self) -> str | None:
+        """What tells these rows from others without reading them all; None where nothing does."""
+        return None
+
     def __len__(self) -> int:
         return self.n
 
@@ -234,6 +249,10 @@ class BlockRows:
         self.source, self.n, self.d = source, source.n, source.d
         # one row of zeros: checks look at nothing but shape and dtype
         self.shards = [np.zeros((1, source.d), source.dtype)]
+
+    def identity(self) -> dict[str, Any]:
+        """As that of `Rows`, with the source's own digest."""
+        return _identity(self.n, self.d, self.source.dtype, self.source.digest())
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> BlockSampler:
         """Batches of these rows; no more than `batches` will be drawn, skipped ones included."""

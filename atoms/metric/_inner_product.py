@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -217,7 +218,11 @@ class AtomicInnerProduct(Estimator):
     def _get(self, name: str, compute: Callable[[], _T]) -> _T:
         self._check_fitted()
         if name not in self._derived:
-            self._derived[name] = compute()
+            made = compute()
+            for a in made if isinstance(made, tuple) else (made,):
+                if isinstance(a, np.ndarray):
+                    a.flags.writeable = False  # copies share it
+            self._derived[name] = made
         value: _T = self._derived[name]
         return value
 
@@ -508,6 +513,20 @@ _PICKLED = {
     "_second": "second",
     "_norms": "norms",
 }
+
+
+def frozen(metric: Any) -> Any:
+    """A copy that is not changed by fitting `metric` to more or other rows, or by setting its parameters.
+
+    Its arrays are the same ones, for they cannot be written to. None stays None.
+    """
+    if metric is None:
+        return None
+    _ = metric.whitener_, metric.unwhitener_  # computed once, for all copies
+    own = copy.copy(metric)
+    if isinstance(own, AtomicInnerProduct):
+        own.centered = own._moments.centered
+    return own
 
 
 def state_of(metric: AtomicInnerProduct) -> tuple[dict[str, Array], dict[str, Any]]:

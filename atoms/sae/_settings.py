@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,11 @@ class Settings:
             values[name] = int(values[name])
         values["matryoshka_widths"] = widths
         return cls(**values)
+
+    @classmethod
+    def of_json(cls, parameters: dict[str, Any]) -> Settings:
+        """The same, from what `as_json` gave."""
+        return cls.of(types.SimpleNamespace(**parameters))
 
     @property
     def k(self) -> int:

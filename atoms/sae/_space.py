@@ -10,6 +10,19 @@ from .._rows import Rows
 from ._model import WEIGHTS, Batch, Model, blocks
 
 
+def check_metric(metric: Any, d: int) -> None:
+    """ValueError unless the metric is None, or fitted to d features."""
+    if metric is None:
+        return
+    if not hasattr(metric, "whitener_"):
+        raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
+    if metric.n_features_in_ != d:
+        raise ValueError(
+            f"metric: fitted on {metric.n_features_in_} features, but X has {d}; "
+            "fit it on activations of the same layer"
+        )
+
+
 class TrainingSpace:
     """``t(x) = (x - mean) S^(1/2)`` under a metric, else ``t(x) = scale (x - mean)``.
 
@@ -34,13 +47,6 @@ class TrainingSpace:
     def fit(cls, rows: Rows, metric: Any) -> TrainingSpace:
         """The metric's, or the one in which the mean square of a coordinate of these rows is 1."""
         if metric is not None:
-            if not hasattr(metric, "whitener_"):
-                raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
-            if metric.n_features_in_ != rows.d:
-                raise ValueError(
-                    f"metric: fitted on {metric.n_features_in_} features, but X has {rows.d}; "
-                    "fit it on activations of the same layer"
-                )
             return cls(rows.d, metric)
         mean, square = np.zeros(rows.d), 0.0
         for part in blocks(rows.n):

@@ -7,6 +7,7 @@ import abc
 import hashlib
 import queue
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,6 +74,36 @@ class Rows:
         if len(self.shards) == 1:
             return self.shards[0], index
         return self.take(index), None
+
+
+MASSIVE = 10.0  # times the median norm
+_MATTER = 0.05  # share of the sum of squares from which massive rows decide what is fitted
+
+
+def warn_of_massive(rows: Rows, stacklevel: int) -> None:
+    """Warn where rows of massive norm decide sums of squares; of more than 8,192 rows, so many are looked at."""
+    index = np.arange(rows.n)
+    if rows.n > 8192:  # at random: what is massive may come at regular distances
+        index = np.sort(np.random.default_rng(0).choice(rows.n, 8192, replace=False))
+    found = rows.take(index).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are for others to name
+        squares = np.einsum("ij,ij->i", found, found)
+    middle = np.median(squares)
+    massive = squares > MASSIVE**2 * middle
+    if not 0 < middle < np.inf or not np.isfinite(squares).all() or not massive.any():
+        return
+    share = squares[massive].sum() / squares.sum()
+    if share < _MATTER:
+        return
+    count = round(massive.mean() * rows.n)
+    warnings.warn(
+        f"X: {'about ' if rows.n > 8192 else ''}{count:,} of {rows.n:,} rows have a norm above {MASSIVE:g} times the "
+        f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
+        "explained variance says little about the others. Often they are the first token of each context: leave "
+        "them out, by capture(..., drop_first=True, massive='drop') or by their norms",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def _identity(n: int, d: int, dtype: Any, sha256: str | None) -> dict[str, Any]:

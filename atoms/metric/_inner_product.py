@@ -12,6 +12,7 @@ import numpy as np
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
+from .._rows import Rows, warn_of_massive
 from ._errors import EigenvalueErrors, errors_of
 from ._geometry import AngleHistogram, angles_of, draw_pairs, product, product_of_rows, rows_in, squeeze, unit
 from ._moments import Array, Moments, moments_of
@@ -142,12 +143,19 @@ class AtomicInnerProduct(Estimator):
         ValueError
             Too few samples for the dimension, or a singular second moment, without shrinkage;
             NaN or infinity in X (the message names the row); a bad parameter.
+
+        Warns
+        -----
+        UserWarning
+            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
+            Up to 8,192 rows are looked at.
         """
         self._check_parameters()
         with self._unchanged_on_error():
             X = self._check_X(X, reset=True)
             self._see(self._sums(X))
             self._spectrum()
+            warn_of_massive(Rows(X), stacklevel=3)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:

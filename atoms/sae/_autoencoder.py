@@ -15,7 +15,7 @@ from .. import metric as metrics
 from .._config import context
 from .._estimator import Estimator
 from .._files import load_tensors, reading
-from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards
+from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards, warn_of_massive
 from . import _checkpoints, _saving
 from ._calibration import threshold_factor
 from ._model import Model, blocks, decode, stacked
@@ -67,7 +67,7 @@ class SparseAutoencoder(Estimator):
     metric : AtomicInnerProduct, optional
         Fitted. None trains in Euclidean geometry.
     target_l0 : float
-        Mean number of active latents for each sample; k for the TopK family (rounded).
+        Mean number of active latents for each sample; k for the TopK family (rounded, at least 1).
     tied : bool
         W_enc = W_dec' in the training space, that is W_enc = S W_dec' for raw activations (the
         theory's form; one parameter block, half the optimiser's work).
@@ -219,7 +219,8 @@ class SparseAutoencoder(Estimator):
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
-            Start from these weights (of raw activations, as this class gives them) instead of afresh.
+            Start from these weights (of raw activations, as this class gives them) instead of afresh. Not a
+            transcoder; with ``tied=True``, one whose encoder is its decoder's transpose in the training space.
         checkpoint : path, optional
             File to write every now and then and at the end, first beside itself, then renamed. Where it is
             there already, training goes on from it, and ends with the same bits as if it had never stopped. It
@@ -239,6 +240,12 @@ class SparseAutoencoder(Estimator):
         TrainingDiverged
             When the loss or the model is no longer finite; it names the step, the learning rate and the last
             good checkpoint.
+
+        Warns
+        -----
+        UserWarning
+            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
+            Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
 
         Notes
         -----
@@ -271,7 +278,7 @@ class SparseAutoencoder(Estimator):
 
         `metric` is a copy of self's that nobody else changes.
         """
-        settings, ctx, kind = Settings.of(self), context(self.num_threads), type(self).__name__
+        settings, ctx, kind = Settings.of(self).new(), context(self.num_threads), type(self).__name__
         parameters, data = as_json(self.get_params(deep=False)), rows.identity()
         if checkpoint is not None and os.path.exists(checkpoint):
             trained = _saving.resume(checkpoint, kind, parameters, metric, data, ctx)
@@ -465,7 +472,7 @@ def _start(ctx: Any, rows: Rows, settings: Settings, metric: Any, init: Any) -> 
     space = TrainingSpace.fit(rows, metric)
     model = Model.of(ctx, rows.d, settings)
     if init is not None:
-        for name, value in space.unfold(init, settings.d_sae).items():
+        for name, value in space.unfold(init, settings.d_sae, bool(settings.tied)).items():
             model.set(name, value)
     else:
         initialise(ctx, model, settings, space.to_space(starting_rows(settings, rows)))
@@ -520,6 +527,8 @@ def fit_many(
         runs = [
             sae._begin(rows, sampler, init, path, metric_of[id(sae.metric)]) for sae, path in zip(saes, paths)
         ]
+        if any(run.model.steps == 0 for run in runs):
+            warn_of_massive(sampler.first(), stacklevel=3)
         for sae, run in zip(saes, runs):
             run.callback = None if callback is None else functools.partial(callback, sae)
         with _taking(saes, runs, rows):
@@ -566,3 +575,16 @@ def _taking(saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRo
 def set_thresholds(sae: SparseAutoencoder, values: np.ndarray) -> None:
     """Give a fitted autoencoder other thresholds: `atoms.report` compares kinds at one L0."""
     sae._model.set("threshold", values)
+
+
+def as_fitted(sae: Any) -> Any:
+    """An autoencoder whose attributes are those it was fitted with, whatever has been set since: for reading only.
+
+    What is no `SparseAutoencoder` comes back as it is.
+    """
+    if not isinstance(sae, SparseAutoencoder):
+        return sae
+    sae._check_fitted()
+    own = SparseAutoencoder(**sae._fitted.parameters, metric=sae.metric_, num_threads=sae.num_threads)
+    own._take(sae._fitted)
+    return own

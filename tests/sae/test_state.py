@@ -12,6 +12,7 @@ from support import started
 
 import atoms
 from atoms._files import load_tensors, save_tensors
+from atoms.sae._autoencoder import as_fitted
 from atoms.sae._model import FIELDS
 
 
@@ -305,3 +306,104 @@ def test_killed_while_the_checkpoints_of_several_are_written(after, X, tmp_path)
     os.remove(paths[2])
     with pytest.raises(ValueError, match="different steps \\[0, 60\\]"):
         atoms.fit_many([*saes[:2], short], X, checkpoints=paths)
+
+
+def test_exports_and_evaluation_go_by_what_was_fitted(X, tmp_path):
+    sae = quick(activation="topk").fit(X)
+    atoms.io.save(sae, tmp_path / "a", format="saelens")
+    sae.set_params(activation="relu", target_l0=9, d_sae=7, metric=atoms.AtomicInnerProduct().fit(X))
+    atoms.io.save(sae, tmp_path / "b", format="saelens")
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    fitted = as_fitted(sae)
+    assert fitted.get_params(deep=False) == quick(activation="topk").get_params(deep=False) | {
+        "verbose": True
+    }
+    assert codes_of(fitted, X) == codes_of(sae, X)
+
+
+# ------------------------------------------------------------------------ where training begins
+
+
+def test_init_takes_no_more_than_it_can_hold(X):
+    rng = np.random.default_rng(0)
+    W, D = rng.standard_normal((20, 48)), rng.standard_normal((48, 20))
+    weights = (W, np.zeros(48), D, np.zeros(20))
+    for more, message in [
+        ({"is_transcoder": True}, "init: is a transcoder, which"),
+        ({"W_skip": np.eye(20)}, "init: is a transcoder with a skip connection"),
+        ({"input_norm": "layer_norm"}, "init: normalises each sample"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            quick().fit(X, init=atoms.io.PretrainedSAE(*weights, activation="relu", **more))
+
+
+@pytest.mark.parametrize("metric", [None, False, True], ids=["euclidean", "uncentred", "centred"])
+def test_a_tied_one_begins_from_a_tied_one(metric, X):
+    aip = None if metric is None else atoms.AtomicInnerProduct(centered=metric).fit(X)
+    tied, untied = (quick(metric=aip, tied=t).fit(X) for t in (True, False))
+    begin = {"metric": aip, "tied": True, "max_steps": 1, "learning_rate": 1e-12}
+    again = quick(**begin).fit(X, init=tied)
+    a, b = tied.transform(X), again.transform(X)
+    assert abs(a - b).max() < 1e-2 * a.max()
+    with pytest.raises(ValueError, match="init: its encoder is not its decoder's transpose .* tied=False"):
+        quick(**begin).fit(X, init=untied)
+    if aip is not None:
+        with pytest.raises(ValueError, match="init: its encoder is not"):
+            quick(**begin | {"metric": None}).fit(X, init=tied)
+
+
+@pytest.mark.parametrize("power", [-100, -44, 44, 100])
+def test_the_scale_of_the_data_changes_nothing(power, X):
+    """Powers of two: without a metric the model is the same, to the bit, as long as float32 holds its squares' scale."""
+    rows = X - X.mean(axis=0)
+    base, scaled = quick().fit(rows), quick().fit(rows * np.float32(2.0**power))
+    assert base.history_["explained_variance"][-1] > 0.5
+    assert scaled.history_["explained_variance"] == base.history_["explained_variance"]
+    codes = scaled.transform(rows * np.float32(2.0**power))
+    assert (codes != base.transform(rows)).nnz == 0
+    back = scaled.inverse_transform(codes).astype(np.float64) / 2.0**power
+    np.testing.assert_allclose(back, base.inverse_transform(codes), rtol=1e-4, atol=1e-5)
+
+
+def test_data_beyond_float32_is_refused(X):
+    with pytest.raises(ValueError, match="X: a coordinate's root mean square .* multiply X"):
+        quick().fit(X.astype(np.float64) * 1e-40)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_k_is_at_least_one(activation, X):
+    with pytest.raises(ValueError, match="target_l0: .* k is at least 1, got 0.5"):
+        quick(activation=activation, target_l0=0.5).fit(X)
+    quick(activation=activation, target_l0=1).fit(X)
+
+
+# ------------------------------------------------------------------------ massive rows
+
+
+@pytest.mark.parametrize("fit", ["metric", "autoencoder", "shards"])
+def test_massive_rows_are_said(fit, X):
+    rows = np.tile(X, (8, 1))
+    rows[::240] *= 100  # at regular distances, as first tokens are
+    few, count = rows[:7200], len(rows[::240])
+    norm2 = (few.astype(np.float64) ** 2).sum(axis=1)
+    share = norm2[::240].sum() / norm2.sum()
+
+    def fitted(rows):
+        if fit == "metric":
+            return atoms.AtomicInnerProduct().fit(rows)
+        return quick(max_steps=2).fit(rows if fit == "autoencoder" else [rows[:500], rows[500:]])
+
+    with pytest.warns(UserWarning, match=f"X: 30 of 7,200 rows .* make {share:.1%} of the sum of squares"):
+        fitted(few)
+    with pytest.warns(
+        UserWarning, match="X: about [0-9]+ of 24,000 rows have a norm above 10 times"
+    ) as caught:
+        fitted(rows)
+    assert int(str(caught[0].message).split()[2]) == pytest.approx(count, rel=0.4)
+    fitted(
+        few[np.sqrt(norm2) <= 10 * np.sqrt(np.median(norm2))]
+    )  # without a warning: the tests make them errors
+    one = X.copy()
+    one[7] *= 11  # it makes no difference
+    fitted(one)

@@ -108,14 +108,19 @@ class TrainingSpace:
     def unfold(self, other: Any, d_sae: int, tied: bool) -> dict[str, np.ndarray]:
         """Weights in this space, from an autoencoder's for raw activations; decoder rows get unit norm."""
         d, n = self.d, d_sae
-        _check_kind(other)
         shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
+        missing = [name for name in shapes if not hasattr(other, name)]
+        if missing:
+            raise ValueError(
+                f"init: expected an autoencoder, got {type(other).__name__} without {missing[0]}"
+            )
         w = {k: np.asarray(getattr(other, k), np.float64) for k in shapes}
         for name, shape in shapes.items():
             if w[name].shape != shape:
                 raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")
             if not np.isfinite(w[name]).all():
                 raise ValueError(f"init: {name} holds NaN or infinity")
+        _check_kind(other)
         shift, forward, back = self.maps()
         D = w["W_dec"] @ forward
         norm = np.linalg.norm(D, axis=1)

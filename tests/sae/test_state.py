@@ -326,6 +326,8 @@ def test_exports_and_evaluation_go_by_what_was_fitted(X, tmp_path):
 
 
 def test_init_takes_no_more_than_it_can_hold(X):
+    with pytest.raises(ValueError, match="init: expected an autoencoder, got object without W_enc"):
+        quick().fit(X, init=object())
     rng = np.random.default_rng(0)
     W, D = rng.standard_normal((20, 48)), rng.standard_normal((48, 20))
     weights = (W, np.zeros(48), D, np.zeros(20))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
+import re
 import tempfile
 import warnings
 import zipfile
@@ -21,12 +23,14 @@ __all__ = [
     "check_tensor",
     "load_tensors",
     "map_npy",
+    "only_user",
     "plain_name",
     "read_json",
     "read_npz",
     "reading",
     "replacing",
     "save_tensors",
+    "sync_folder",
 ]
 
 LARGEST_JSON = 10 << 20
@@ -69,24 +73,98 @@ def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata:
     """Write a safetensors file beside `path` and rename it there: `path` is never half written."""
     from safetensors.numpy import save
 
-    path = os.fspath(path)
+    folder, name = os.path.split(os.fspath(path))
+    folder = folder or "."
     text = {"format": "atoms", "kind": kind, "parameters": json.dumps(metadata)}
     data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=text)
-    handle, temporary = tempfile.mkstemp(
-        dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + "."
-    )
+    _remove_leftovers(folder, name)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
+            _lock(handle)  # until it is renamed: it is no leftover
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+            os.fsync(handle)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
+    sync_folder(folder)
+
+
+def sync_folder(folder: Any) -> None:
+    """Have the system write down what a folder's files are called."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems do not take it
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """The lock on an open file, which the system takes back when the process ends; False where another has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _remove_leftovers(folder: str, name: str) -> None:
+    """Remove what killed processes left of `save_tensors` to that name: nobody has the lock of these any more."""
+    mark = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.part")
+    for found in filter(mark.fullmatch, os.listdir(folder)):
+        path = os.path.join(folder, found)
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            # an empty one may have been made just now, and has no lock yet
+            if os.fstat(file.fileno()).st_size and _lock(file.fileno()):
+                os.unlink(path)
+
+
+@contextlib.contextmanager
+def only_user(path: Any, what: str) -> Iterator[None]:
+    """The one run that uses the file `path`, by a lock beside it; `what` names it in errors.
+
+    Raises
+    ------
+    OSError
+        Nothing can be written beside `path`, or it is a folder.
+    ValueError
+        Another run uses it.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    beside = os.path.join(folder or ".", f".{name}.lock")
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, f"{what}: it is a folder; name a file", os.fspath(path))
+    while True:
+        try:
+            file = open(beside, "w")
+        except OSError as error:
+            fault = f"{what}: cannot write beside it ({error.strerror}); make its folder writeable, or name another path"
+            raise OSError(error.errno, fault, os.fspath(path)) from None
+        with file:
+            if not _lock(file.fileno()):
+                raise ValueError(
+                    f"{what}: another run is using {os.fspath(path)}; wait for it, or name another path"
+                )
+            try:  # whoever had the lock before may have removed this file since it was opened
+                if os.stat(beside).st_ino != os.fstat(file.fileno()).st_ino:
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(beside)
+            return
 
 
 def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

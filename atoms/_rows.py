@@ -4,8 +4,10 @@ that is read block by block (a store on disk, a running model)."""
 from __future__ import annotations
 
 import abc
+import hashlib
 import queue
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,6 +40,11 @@ class Rows:
         self.n = int(self.starts[-1])
         self.d = self.shards[0].shape[1]
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these rows from others: their number, columns and type, and a digest of 256 of them, spread evenly."""
+        some = self.take(np.unique(np.linspace(0, self.n - 1, min(self.n, 256)).astype(np.int64)))
+        return _identity(self.n, self.d, some.dtype, hashlib.sha256(some.tobytes()).hexdigest())
+
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> RowSampler:
         """Batches of these rows. `batches`, the most that will be drawn (skipped ones included), is of use only to
         a source that reads ahead.
@@ -68,6 +75,41 @@ class Rows:
         if len(self.shards) == 1:
             return self.shards[0], index
         return self.take(index), None
+
+
+MASSIVE = 10.0  # times the median norm
+_MATTER = 0.05  # share of the sum of squares from which massive rows decide what is fitted
+
+
+def warn_of_massive(rows: Rows, stacklevel: int) -> None:
+    """Warn where rows of massive norm decide sums of squares; of more than 8,192 rows, so many are looked at."""
+    index = np.arange(rows.n)
+    if rows.n > 8192:  # at random: what is massive may come at regular distances
+        index = np.sort(np.random.default_rng(0).choice(rows.n, 8192, replace=False))
+    found = rows.take(index).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are for others to name
+        squares = np.einsum("ij,ij->i", found, found)
+    middle = np.median(squares)
+    massive = squares > MASSIVE**2 * middle
+    if not 0 < middle < np.inf or not np.isfinite(squares).all() or not massive.any():
+        return
+    share = squares[massive].sum() / squares.sum()
+    if share < _MATTER:
+        return
+    count = round(massive.mean() * rows.n)
+    warnings.warn(
+        f"X: {'about ' if rows.n > 8192 else ''}{count:,} of {rows.n:,} rows have a norm above {MASSIVE:g} times the "
+        f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
+        "explained variance says little about the others. Often they are the first token of each context: leave "
+        "them out, by capture(..., drop_first=True, massive='drop') or by their norms",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _identity(n: int, d: int, dtype: Any, sha256: str | None) -> dict[str, Any]:
+    known = {"rows": n, "columns": d, "dtype": np.dtype(dtype).name}
+    return known if sha256 is None else {**known, "sha256": sha256}
 
 
 class Sampler:
@@ -171,6 +213,10 @@ class BlockSource(abc.ABC):
     def expect(self, blocks: np.ndarray) -> None:  # noqa: B027
         """These blocks will be read next: a source that can begin to fetch them does."""
 
+    def digest(self) -> str | None:
+        """What tells these rows from others without reading them all; None where nothing does."""
+        return None
+
     def __len__(self) -> int:
         return self.n
 
@@ -236,6 +282,10 @@ class BlockRows:
         self.feature_names = None
         # one row of zeros: checks look at nothing but shape and dtype
         self.shards = [np.zeros((1, source.d), source.dtype)]
+
+    def identity(self) -> dict[str, Any]:
+        """As that of `Rows`, with the source's own digest."""
+        return _identity(self.n, self.d, self.source.dtype, self.source.digest())
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> BlockSampler:
         """Batches of these rows; no more than `batches` will be drawn, skipped ones included."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from ._attribution import LogitAttribution, logit_attribution
 from .activations import Forward, Key, Model, Pass, check_shape
+from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
 
 __all__ = ["DictionaryEvaluation", "Evaluation", "LogitAttribution", "evaluate", "logit_attribution"]
@@ -373,7 +374,7 @@ def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) ->
             )
     if conventions is not None:
         return list(conventions)
-    geometric = all(getattr(sae, "metric", None) is not None for sae in named.values())
+    geometric = all(getattr(as_fitted(sae), "metric", None) is not None for sae in named.values())
     return ["centered", "uncentered", *(["metric"] if geometric else [])]
 
 
@@ -420,11 +421,12 @@ class _Tally:
 
     def __init__(self, named: Mapping[str, Any], conventions: Sequence[str], mean: np.ndarray):
         self.named, self.mean = named, mean
+        fitted = {name: as_fitted(sae) for name, sae in named.items()}
         self.variances = {
             name: {c: ExplainedVariance(c, getattr(sae, "metric", None), mean=mean) for c in conventions}
-            for name, sae in named.items()
+            for name, sae in fitted.items()
         }
-        self.fired = {name: np.zeros(int(sae.d_sae), np.int64) for name, sae in named.items()}
+        self.fired = {name: np.zeros(int(sae.d_sae), np.int64) for name, sae in fitted.items()}
         self.columns: dict[Any, list[np.ndarray]] = {}
 
     def add(self, column: Any, values: np.ndarray) -> None:

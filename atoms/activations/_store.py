@@ -42,7 +42,7 @@ def write_store(
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"store: {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = _settings(plan, dtype, tokenizer)
+    settings = settings_of(plan, dtype, tokenizer)
     with _only_writer(folder):
         path = folder / MANIFEST
         if path.exists():
@@ -65,7 +65,7 @@ def write_store(
     return ActivationStore(folder)
 
 
-def _settings(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
+def settings_of(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
     """What decides the rows: equal settings give equal bytes."""
     return {
         "format": "atoms activation store",
@@ -112,6 +112,13 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
 
 # what may differ between two runs that give the same bytes
 _NAMES = {("model", "name"), ("model", "revision"), ("tokenizer", "name")}
+
+
+def digest_of(settings: dict[str, Any], layer: Any, site: str, blocks: np.ndarray) -> str:
+    """SHA-256 of what decides the rows of one place: equal ones for a store and a stream of the same."""
+    model = {k: v for k, v in settings["model"].items() if ("model", k) not in _NAMES}
+    what = [model, settings["tokens"], settings["batch_tokens"], settings["drop_first"], layer, site]
+    return hashlib.sha256(json.dumps([*what, blocks.tolist()], sort_keys=True).encode()).hexdigest()
 
 
 def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -597,6 +604,10 @@ class StoredRows(BlockSource):
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
         self._checked = False
+
+    def digest(self) -> str:
+        """What tells these rows from others: model, tokens, place and blocks, as the manifest has them."""
+        return digest_of(self.store.manifest, self.point["layer"], self.point["site"], self._chosen)
 
     def __repr__(self) -> str:
         return (

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._rows import BlockSource
 from ._hooks import Forward, Pass
-from ._store import BUFFER_ROWS
+from ._store import BUFFER_ROWS, digest_of, settings_of
 from ._table import checked_norms, row_dtype
 
 __all__ = ["ActivationStream"]
@@ -82,6 +82,11 @@ class ActivationStream(BlockSource):
 
     def __repr__(self) -> str:
         return f"ActivationStream({self.n:,} x {self.d} {self.dtype.name}, {self.key[0]} {self.key[1]})"
+
+    def digest(self) -> str:
+        """What tells these rows from others: model, tokens and place, as a store's manifest has them."""
+        settings = settings_of(self._plan, self.dtype, None)
+        return digest_of(settings, *self.key, np.arange(len(self.sizes)))
 
     def read(self, block: int, out: np.ndarray) -> None:
         """Run the model over the contexts of a block.

@@ -34,6 +34,7 @@ import numpy as np
 from .._version import __version__
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
+from ..sae._autoencoder import as_fitted
 from ..sae._settings import k_of
 from . import _formats
 from ._files import safetensors_metadata
@@ -190,6 +191,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")
+    sae = as_fitted(sae)
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     arrays: dict[str, Any] = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
     norm, skip = getattr(sae, "input_norm", "none"), getattr(sae, "W_skip", None)

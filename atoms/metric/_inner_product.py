@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
+from .._rows import Rows, warn_of_massive
 from ._errors import EigenvalueErrors, errors_of
 from ._geometry import AngleHistogram, angles_of, draw_pairs, product, product_of_rows, rows_in, squeeze, unit
 from ._moments import Array, Moments, moments_of
@@ -141,12 +143,19 @@ class AtomicInnerProduct(Estimator):
         ValueError
             Too few samples for the dimension, or a singular second moment, without shrinkage;
             NaN or infinity in X (the message names the row); a bad parameter.
+
+        Warns
+        -----
+        UserWarning
+            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
+            Up to 8,192 rows are looked at.
         """
         self._check_parameters()
         with self._unchanged_on_error():
             X = self._check_X(X, reset=True)
             self._see(self._sums(X))
             self._spectrum()
+            warn_of_massive(Rows(X), stacklevel=3)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
@@ -225,7 +234,11 @@ class AtomicInnerProduct(Estimator):
     def _get(self, name: str, compute: Callable[[], _T]) -> _T:
         self._check_fitted()
         if name not in self._derived:
-            self._derived[name] = compute()
+            made = compute()
+            for a in made if isinstance(made, tuple) else (made,):
+                if isinstance(a, np.ndarray):
+                    a.flags.writeable = False  # copies share it
+            self._derived[name] = made
         value: _T = self._derived[name]
         return value
 
@@ -519,6 +532,20 @@ _PICKLED = {
     "_second": "second",
     "_norms": "norms",
 }
+
+
+def frozen(metric: Any) -> Any:
+    """A copy that is not changed by fitting `metric` to more or other rows, or by setting its parameters.
+
+    Its arrays are the same ones, for they cannot be written to. None stays None.
+    """
+    if metric is None:
+        return None
+    _ = metric.whitener_, metric.unwhitener_  # computed once, for all copies
+    own = copy.copy(metric)
+    if isinstance(own, AtomicInnerProduct):
+        own.centered = own._moments.centered
+    return own
 
 
 def state_of(metric: AtomicInnerProduct) -> tuple[dict[str, Array], dict[str, Any]]:

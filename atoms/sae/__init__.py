@@ -8,9 +8,10 @@ The files, each of which imports only from those above it::
     _calibration   the factor by which thresholds meet an L0 on given rows
     _start         first weights and thresholds
     _steering      Control, Steering: one step, and what follows from its figures for the next
-    _saving        Trained (space, model, control, history): to a file and back
+    _saving        Trained (space, model, control, history, ...): to a file and back
+    _checkpoints   the files of one run: locked, and of one step
     _training      Run, train: steps, history, checkpoints, of one autoencoder or of several in one pass
-    _autoencoder   SparseAutoencoder, which holds the four of Trained, and fit_many
+    _autoencoder   SparseAutoencoder, which holds a Trained, and fit_many
 """
 
 from ._autoencoder import SparseAutoencoder, fit_many

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from .. import metric as metrics
 from .._config import context
 from .._estimator import Estimator
 from .._files import load_tensors, reading
-from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards
-from . import _saving
+from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards, warn_of_massive
+from . import _checkpoints, _saving
 from ._calibration import threshold_factor
 from ._model import Model, blocks, decode, stacked
 from ._saving import Trained
 from ._settings import Settings, as_json
-from ._space import TrainingSpace
+from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
 from ._training import HISTORY, Run, train, training_rows
@@ -65,7 +67,7 @@ class SparseAutoencoder(Estimator):
     metric : AtomicInnerProduct, optional
         Fitted. None trains in Euclidean geometry.
     target_l0 : float
-        Mean number of active latents for each sample; k for the TopK family (rounded).
+        Mean number of active latents for each sample; k for the TopK family (rounded, at least 1).
     tied : bool
         W_enc = W_dec' in the training space, that is W_enc = S W_dec' for raw activations (the
         theory's form; one parameter block, half the optimiser's work).
@@ -217,10 +219,12 @@ class SparseAutoencoder(Estimator):
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
-            Start from these weights (of raw activations, as this class gives them) instead of afresh.
+            Start from these weights (of raw activations, as this class gives them) instead of afresh. Not a
+            transcoder; with ``tied=True``, one whose encoder is its decoder's transpose in the training space.
         checkpoint : path, optional
             File to write every now and then and at the end, first beside itself, then renamed. Where it is
-            there already, training goes on from it, and ends with the same bits as if it had never stopped.
+            there already, training goes on from it, and ends with the same bits as if it had never stopped. It
+            knows its data by number, type and a digest of 256 rows; stores and streams by model, tokens and place.
         checkpoint_minutes : float
             Minutes from one checkpoint to the next.
         checkpoint_steps : int, optional
@@ -230,10 +234,25 @@ class SparseAutoencoder(Estimator):
         ------
         ValueError
             For parameters out of range, NaN or infinity in X (naming the row), shapes that differ, or a
-            checkpoint of other parameters.
+            checkpoint of other parameters or other data, or one that another run is using.
+        OSError
+            The checkpoint cannot be written: found out before the first step where the folder is the reason.
         TrainingDiverged
             When the loss or the model is no longer finite; it names the step, the learning rate and the last
             good checkpoint.
+
+        Warns
+        -----
+        UserWarning
+            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
+            Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
+
+        Notes
+        -----
+        What was fitted is its own: fitting the metric again, or `set_params`, changes nothing until the next
+        `fit`. Where `fit` raises, the autoencoder is what it was before; only Ctrl-C, and a checkpoint that
+        cannot be written, leave what has been trained so far. Other threads may use the autoencoder
+        meanwhile: they have the model of one step or another.
         """
         if X_val is not None and not is_shards(X_val) and np.asarray(X_val).ndim == 1:
             X_val = None
@@ -253,46 +272,33 @@ class SparseAutoencoder(Estimator):
         sampler: RowSampler | BlockSampler,
         init: Any,
         checkpoint: Any,
-        callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None,
+        metric: Any,
     ) -> Run:
-        """A run that is ready for its first step, or for the one after a checkpoint's last."""
-        settings = Settings.of(self)
-        self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
-        self._folded: dict[str, np.ndarray] | None = None
+        """A run that is ready for its first step, or for the one after a checkpoint's last; self is as before.
+
+        `metric` is a copy of self's that nobody else changes.
+        """
+        settings, ctx, kind = Settings.of(self).new(), context(self.num_threads), type(self).__name__
+        parameters, data = as_json(self.get_params(deep=False)), rows.identity()
         if checkpoint is not None and os.path.exists(checkpoint):
-            parameters, ctx = as_json(self.get_params(deep=False)), context(self.num_threads)
-            kind = type(self).__name__
-            self._take(_saving.resume(checkpoint, kind, parameters, settings, self.metric, rows.d, ctx))
+            trained = _saving.resume(checkpoint, kind, parameters, metric, data, ctx)
         else:
-            self._start(sampler.first(), settings, init)
+            space, model = _start(ctx, sampler.first(), settings, metric, init)
+            history: dict[str, list[Any]] = {name: [] for name in HISTORY}
+            control = Control(l1=settings.l1_coefficient or 0.0)
+            trained = Trained(space, model, control, history, parameters, data)
         return Run(
             settings,
-            self._trained,
+            trained,
             self.num_threads,
-            callback=None if callback is None else functools.partial(callback, self),
+            callback=None,
             path=checkpoint,
-            save=None
-            if checkpoint is None
-            else functools.partial(self.save, checkpoint, training_state=True),
+            save=lambda path: _saving.write(path, kind, trained, training_state=True),
         )
 
-    def _start(self, rows: Rows, settings: Settings, init: Any) -> None:
-        """A model that has not been trained: `init`'s weights, or directions of these rows."""
-        self._space = TrainingSpace.fit(rows, self.metric)
-        ctx = context(self.num_threads)
-        self._model = Model.of(ctx, rows.d, settings)
-        if init is not None:
-            for name, value in self._space.unfold(init, settings.d_sae).items():
-                self._model.set(name, value)
-        else:
-            initialise(ctx, self._model, settings, self._space.to_space(starting_rows(settings, rows)))
-        self._control = Control(l1=settings.l1_coefficient or 0.0)
-        self.history_: dict[str, list[Any]] = {name: [] for name in HISTORY}
-
     def _finish(self) -> None:
-        """The model has changed: its threshold for inference, and the folded weights, follow."""
-        self._control.publish_cut(self._model)
-        self._folded = None
+        """The model has changed: its threshold for inference follows."""
+        self._fitted.control.publish_cut(self._model)
 
     def calibrate(self, X: Any, target_l0: float | None = None) -> SparseAutoencoder:
         """Multiply all thresholds by the one factor at which the mean L0 on X is `target_l0`.
@@ -306,7 +312,7 @@ class SparseAutoencoder(Estimator):
         X : array (n, d_in), memory map, or list of them
             Activations.
         target_l0 : float, optional
-            Default: the estimator's own.
+            Default: that of `fit`.
 
         Raises
         ------
@@ -319,18 +325,20 @@ class SparseAutoencoder(Estimator):
         Costs a few passes of `transform`, and holds 8 n target_l0 bytes or somewhat more.
         """
         self._check_fitted()
-        if self.activation not in ("jumprelu", "batchtopk"):
-            raise ValueError(f"activation: {self.activation!r} has no threshold to calibrate")
-        target = float(self.target_l0 if target_l0 is None else target_l0)
-        if not 0 < target <= self.d_sae:
+        space, model, control, _, parameters, _ = self._fitted
+        if model.activation not in ("jumprelu", "batchtopk"):
+            raise ValueError(f"activation: {model.activation!r} has no threshold to calibrate")
+        target = float(parameters["target_l0"] if target_l0 is None else target_l0)
+        if not 0 < target <= model.d_sae:
             raise ValueError(
-                f"target_l0: expected more than 0 and at most d_sae ({self.d_sae}), got {target!r}"
+                f"target_l0: expected more than 0 and at most d_sae ({model.d_sae}), got {target!r}"
             )
         rows = self._rows(X)
-        factor = threshold_factor(context(self.num_threads), self._model, self._space, rows, target)
-        self._control.cut *= factor
-        self._model.set("threshold", self._model.get("threshold") * np.float32(factor))
-        self._finish()
+        with model.turns.writing():  # its thresholds change on the way
+            factor = threshold_factor(context(self.num_threads), model, space, rows, target)
+            control.cut *= factor
+            model.set("threshold", model.get("threshold") * np.float32(factor))
+            control.publish_cut(model)
         return self
 
     # --------------------------------------------------------------- inference
@@ -348,26 +356,33 @@ class SparseAutoencoder(Estimator):
         Strict inequality: ``a = z 1[z > threshold]``. Cost: 2 d_in d_sae operations for each sample.
         """
         rows, ctx = self._rows(X), context(self.num_threads)
-        batches = (self._space.batch(rows.slice(block.start, block.stop)) for block in blocks(rows.n))
-        return stacked([self._model.encode(ctx, batch) for batch in batches])
+        space, model = self._fitted.space, self._fitted.model
+        batches = (space.batch(rows.slice(block.start, block.stop)) for block in blocks(rows.n))
+        return stacked([model.encode(ctx, batch) for batch in batches])
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
         self._check_fitted()
         codes = sp.csr_array(codes)
-        if codes.shape[1] != self.d_sae:
-            raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
-        return decode(context(self.num_threads), codes, self.W_dec, self.b_dec)
+        folded = self._fold()
+        W, b = folded["W_dec"], folded["b_dec"]
+        if codes.shape[1] != len(W):
+            raise ValueError(f"codes: expected {len(W)} columns (d_sae), got {codes.shape[1]}")
+        return decode(context(self.num_threads), codes, W, b)
 
     # ---------------------------------------------------------- folded weights
 
     def _fold(self) -> dict[str, np.ndarray]:
-        """The properties' values, computed together when the first is asked for."""
+        """The properties' values, computed together when the first is asked for; they cannot be written to."""
         self._check_fitted()
-        folded: dict[str, np.ndarray] | None = getattr(self, "_folded", None)
-        if folded is None:
-            folded = self._folded = self._space.fold(self._model)
-        return folded
+        model, known = self._model, self._folded
+        if known is None or known[0] is not model or known[1] != model.turns.version:
+            with model.turns.reading():
+                folded = self._fitted.space.fold(model)
+                for a in folded.values():
+                    a.flags.writeable = False
+                known = self._folded = (model, model.turns.version, folded)
+        return known[2]
 
     @property
     def W_enc(self) -> np.ndarray:
@@ -396,22 +411,33 @@ class SparseAutoencoder(Estimator):
 
     # --------------------------------------------------------- files and copies
 
+    # what fit leaves behind; all but the last two are public
+    _FITTED = ("history_", "n_features_in_", "feature_names_in_", "_fitted", "_folded")
+    _fitted: Trained
+    _folded: tuple[Model, int, dict[str, np.ndarray]] | None = None
+
     @property
-    def _trained(self) -> Trained:
-        return Trained(self._space, self._model, self._control, self.history_)
+    def _model(self) -> Model:
+        return self._fitted.model
+
+    @property
+    def metric_(self) -> Any:
+        """The metric it was fitted under, in a copy of its own, or None."""
+        self._check_fitted()
+        return self._fitted.space.metric
 
     def _take(self, trained: Trained) -> None:
-        self._space, self._model, self._control, self.history_ = trained
+        self._fitted, self.history_, self._folded = trained, trained.history, None
         self.n_features_in_ = trained.model.d_in
 
     def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
         """Write to a safetensors file, first beside `path`, then renamed: never half a file.
 
-        The metric goes with it. `training_state` adds what `fit(checkpoint=...)` needs to go on.
+        The metric goes with it, and the parameters are those of `fit`, whatever has been set since. `training_state`
+        adds what `fit(checkpoint=...)` needs to go on.
         """
         self._check_fitted()
-        parameters = as_json(self.get_params(deep=False))
-        _saving.write(path, type(self).__name__, parameters, self._trained, training_state)
+        _saving.write(path, type(self).__name__, self._fitted, training_state)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], num_threads: int | None = None) -> SparseAutoencoder:
@@ -425,21 +451,32 @@ class SparseAutoencoder(Estimator):
         tensors, meta = load_tensors(path, cls.__name__)
         with reading(path, cls.__name__):
             self = cls(**meta["parameters"], num_threads=num_threads)
-            settings = Settings.of(self)
             self.metric = _saving.read_metric(tensors, meta, num_threads)
-            self._take(_saving.restore(tensors, meta, settings, self.metric, context(num_threads)))
+            meta["parameters"] = as_json(self.get_params(deep=False))
+            self._take(_saving.restore(tensors, meta, metrics.frozen(self.metric), context(num_threads)))
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in vars(self).items() if k not in ("_space", "_model", "_control")}
-        return state | _saving.as_state(self._trained) if "_control" in vars(self) else state
+        state = {k: v for k, v in vars(self).items() if k not in ("_fitted", "_folded")}
+        return state | _saving.as_state(self._fitted) if "_fitted" in vars(self) else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        held = ("_arrays", "_control", "_mean", "_scale")
-        vars(self).update({k: v for k, v in state.items() if k not in held})
+        vars(self).update({k: v for k, v in state.items() if k not in (*_saving.STATE, "_folded")})
         if "_arrays" in state:
-            ctx = context(self.num_threads)
-            self._take(_saving.from_state(state, Settings.of(self), self.metric, ctx))
+            parameters = as_json(self.get_params(deep=False))
+            self._take(_saving.from_state(state, parameters, context(self.num_threads)))
+
+
+def _start(ctx: Any, rows: Rows, settings: Settings, metric: Any, init: Any) -> tuple[TrainingSpace, Model]:
+    """A model that has not been trained: `init`'s weights, or directions of these rows."""
+    space = TrainingSpace.fit(rows, metric)
+    model = Model.of(ctx, rows.d, settings)
+    if init is not None:
+        for name, value in space.unfold(init, settings.d_sae, bool(settings.tied)).items():
+            model.set(name, value)
+    else:
+        initialise(ctx, model, settings, space.to_space(starting_rows(settings, rows)))
+    return space, model
 
 
 def fit_many(
@@ -457,7 +494,8 @@ def fit_many(
 
     Each batch is read, and whitened for each different metric, once. The batches are drawn by the first
     one's `random_state`, so all see the same samples; `batch_size` and `max_steps` must agree.
-    See `SparseAutoencoder.fit` for the arguments; `checkpoints` has a path or None for each.
+    See `SparseAutoencoder.fit` for the arguments; `checkpoints` has a path or None for each. They are all of
+    one step, also where the process is killed while they are written.
 
     Returns
     -------
@@ -477,25 +515,76 @@ def fit_many(
     for name in ("batch_size", "max_steps"):
         if len({getattr(s, name) for s in saes}) > 1:
             raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
+    if len({id(s) for s in saes}) < len(saes):
+        raise ValueError("saes: the same autoencoder is there twice; make another")
     rows, val = training_rows(X, X_val)
     settings = Settings.of(saes[0])
-    sampler = rows.sampler(settings.batch_size, settings.seed, settings.max_steps)
-    runs: list[Run] = []
-    try:
-        for sae, path in zip(saes, paths, strict=True):
-            runs.append(sae._begin(rows, sampler, init, path, callback))
-        train(
-            runs, sampler, val, verbose=saes[0].verbose,
-            checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
-        )  # fmt: skip
-    finally:
-        sampler.close()
-        for sae, _ in zip(saes, runs):  # those that had begun
-            sae._finish()
+    metric_of = _own_metrics(saes, rows.d)
+    with contextlib.ExitStack() as held:
+        held.enter_context(_checkpoints.held(paths))
+        sampler = rows.sampler(settings.batch_size, settings.seed, settings.max_steps)
+        held.callback(sampler.close)
+        runs = [
+            sae._begin(rows, sampler, init, path, metric_of[id(sae.metric)]) for sae, path in zip(saes, paths)
+        ]
+        if any(run.model.steps == 0 for run in runs):
+            warn_of_massive(sampler.first(), stacklevel=3)
+        for sae, run in zip(saes, runs):
+            run.callback = None if callback is None else functools.partial(callback, sae)
+        with _taking(saes, runs, rows):
+            train(
+                runs, sampler, val, verbose=saes[0].verbose,
+                checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
+            )  # fmt: skip
     return saes
+
+
+def _own_metrics(saes: list[SparseAutoencoder], d: int) -> dict[int, Any]:
+    """A copy of each different metric, by the metric's id: for these autoencoders alone."""
+    for sae in saes:
+        check_metric(sae.metric, d)
+    return {id(metric): metrics.frozen(metric) for metric in (sae.metric for sae in saes)}
+
+
+@contextlib.contextmanager
+def _taking(saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows) -> Iterator[None]:
+    """Inside, the autoencoders are what is being trained; an error brings back what they were before.
+
+    Ctrl-C, and a checkpoint that cannot be written, leave what has been trained so far.
+    """
+    before = [{name: vars(sae)[name] for name in sae._FITTED if name in vars(sae)} for sae in saes]
+    try:
+        for sae, run in zip(saes, runs):
+            sae._check_X(rows.shards[0], reset=True, names=rows.feature_names)
+            sae._take(run.trained)
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            for sae, was in zip(saes, before):
+                for name in sae._FITTED:
+                    vars(sae).pop(name, None)
+                vars(sae).update(was)
+            raise
+        for sae in saes:
+            sae._finish()
+        raise
+    for sae in saes:
+        sae._finish()
 
 
 def set_thresholds(sae: SparseAutoencoder, values: np.ndarray) -> None:
     """Give a fitted autoencoder other thresholds: `atoms.report` compares kinds at one L0."""
     sae._model.set("threshold", values)
-    sae._folded = None
+
+
+def as_fitted(sae: Any) -> Any:
+    """An autoencoder whose attributes are those it was fitted with, whatever has been set since: for reading only.
+
+    What is no `SparseAutoencoder` comes back as it is.
+    """
+    if not isinstance(sae, SparseAutoencoder):
+        return sae
+    sae._check_fitted()
+    own = SparseAutoencoder(**sae._fitted.parameters, metric=sae.metric_, num_threads=sae.num_threads)
+    own._take(sae._fitted)
+    return own

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -57,6 +60,67 @@ def layout(name: str, d_in: int, d_sae: int) -> tuple[tuple[int, ...], Any]:
     return {"W_enc": matrix, "W_dec": matrix, "b_dec": (d_in,)}.get(weight, (d_sae,)), np.float32
 
 
+class Turns:
+    """Any number of threads may read, or one write; the others wait. A thread that has its turn may ask again."""
+
+    def __init__(self) -> None:
+        self._reset()
+        self.version = 0  # turns of writing so far
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._process = os.getpid()
+        self._readers: dict[int, int] = {}  # by thread, how often it has asked
+        self._writer: int | None = None
+        self._waiting = 0  # writers; new readers let them go first
+
+    def _here(self) -> int:
+        """This thread. A forked child has none of the threads that had a turn."""
+        if self._process != os.getpid():
+            self._reset()
+        return threading.get_ident()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        me = self._here()
+        if self._writer == me:
+            yield
+            return
+        with self._changed:
+            if me not in self._readers:
+                self._changed.wait_for(lambda: self._writer is None and not self._waiting)
+            self._readers[me] = self._readers.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers[me] -= 1
+                if not self._readers[me]:
+                    del self._readers[me]
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        me = self._here()
+        if self._writer == me:
+            yield
+            return
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: self._writer is None and not self._readers)
+                self._writer = me
+            finally:
+                self._waiting -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writer = None
+                self.version += 1
+                self._changed.notify_all()
+
+
 class Model:
     """An autoencoder in the core, with its optimiser. All it takes and gives is in the training space.
 
@@ -74,11 +138,14 @@ class Model:
     Attributes
     ----------
     handle
-        For the core's functions.
+        For the core's functions, inside a turn.
+    turns : Turns
+        Each method below takes its turn; whoever uses several at once, or `handle`, takes one for all of it.
     """
 
     def __init__(self, ctx: Any, d_in: int, d_sae: int, activation: str, **options: Any) -> None:
         self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
+        self.turns = Turns()
         self.handle = _core.sae_new(ctx, d_in, d_sae, activation=ACTIVATIONS[activation], **options)
 
     @classmethod
@@ -104,13 +171,15 @@ class Model:
     def get(self, name: str) -> np.ndarray:
         """A copy of one of `FIELDS`."""
         out: np.ndarray = np.empty(*layout(name, self.d_in, self.d_sae))
-        _core.sae_get(self.handle, _NUMBER[name], out)
+        with self.turns.reading():
+            _core.sae_get(self.handle, _NUMBER[name], out)
         return out
 
     def set(self, name: str, value: np.ndarray) -> None:
         """Overwrite one of `FIELDS`."""
         _, dtype = layout(name, self.d_in, self.d_sae)
-        _core.sae_set(self.handle, _NUMBER[name], np.ascontiguousarray(value, dtype))
+        with self.turns.writing():
+            _core.sae_set(self.handle, _NUMBER[name], np.ascontiguousarray(value, dtype))
 
     @property
     def steps(self) -> int:
@@ -124,13 +193,15 @@ class Model:
 
     def nonfinite(self) -> str | None:
         """Name of the first array that holds NaN or infinity."""
-        field = _core.sae_nonfinite(self.handle)
+        with self.turns.reading():
+            field = _core.sae_nonfinite(self.handle)
         return next((name for name, number in _NUMBER.items() if number == field), None)
 
     def encode(self, ctx: Any, batch: Batch) -> sp.csr_array:
-        indptr, indices, values, _ = _core.sae_encode(
-            ctx, self.handle, batch.X, index=batch.rows, shift=batch.shift, scale=batch.scale
-        )
+        with self.turns.reading():
+            indptr, indices, values, _ = _core.sae_encode(
+                ctx, self.handle, batch.X, index=batch.rows, shift=batch.shift, scale=batch.scale
+            )
         return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
 
     def decode(self, ctx: Any, codes: sp.csr_array) -> np.ndarray:

@@ -16,33 +16,37 @@ from ._steering import Control
 
 
 class Trained(NamedTuple):
-    """An autoencoder as far as it has been trained."""
+    """An autoencoder as far as it has been trained: all that its results depend on, and nobody else's to change."""
 
     space: TrainingSpace
     model: Model
     control: Control
     history: dict[str, list[Any]]
+    parameters: dict[str, Any]  # that it was fitted with, as JSON has them
+    data: dict[str, Any] | None  # what is known of the rows it was fitted to (`Rows.identity`)
 
 
 def write(
     path: str | os.PathLike[str],
     kind: str,
-    parameters: dict[str, Any],
     trained: Trained,
     training_state: bool,
 ) -> None:
     """A safetensors file; `training_state` adds what `resume` needs."""
-    space, model, control, history = trained
-    control.publish_cut(model)
+    space, model, control, history, parameters, data = trained
     names = FIELDS if training_state else (*WEIGHTS, "counters")
     twins = ("W_enc", "W_enc_m", "W_enc_v") if parameters["tied"] else ()  # tied: the same arrays as W_dec's
-    tensors = {name: model.get(name) for name in names if name not in twins}
+    with model.turns.writing():  # all arrays of one step
+        control.publish_cut(model)
+        tensors = {name: model.get(name) for name in names if name not in twins}
     meta: dict[str, Any] = {
         "parameters": parameters,
         "n_features_in": model.d_in,
         "history": history,
         "control": vars(control),
     }
+    if training_state and data is not None:
+        meta["data"] = data
     if space.metric is not None:
         arrays, meta["metric"] = metrics.state_of(space.metric)
         tensors |= {f"metric.{k}": v for k, v in arrays.items()}
@@ -60,10 +64,10 @@ def read_metric(tensors: dict[str, np.ndarray], meta: dict[str, Any], num_thread
     return metrics.from_state(arrays, meta["metric"], num_threads)
 
 
-def restore(
-    tensors: dict[str, np.ndarray], meta: dict[str, Any], settings: Settings, metric: Any, ctx: Any
-) -> Trained:
+def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, ctx: Any) -> Trained:
     """What `write` was given, from what it wrote."""
+    parameters, data = dict(meta["parameters"]), meta.get("data")
+    settings = Settings.of_json(parameters)
     d, s = len(tensors["b_dec"]), settings.d_sae
     if meta["n_features_in"] != d:
         raise ValueError(f"n_features_in is {meta['n_features_in']!r}, b_dec has {d}")
@@ -86,20 +90,21 @@ def restore(
     for name in FIELDS:
         if name in tensors:
             model.set(name, tensors[name])
-    return Trained(space, model, control, history)
+    return Trained(space, model, control, history, parameters, data)
 
 
 def resume(
-    path: str | os.PathLike[str], kind: str, parameters: dict[str, Any], settings: Settings, metric: Any,
-    d_in: int, ctx: Any,
+    path: str | os.PathLike[str], kind: str, parameters: dict[str, Any], metric: Any, data: dict[str, Any], ctx: Any
 ) -> Trained:  # fmt: skip
-    """What `write` was given with `training_state`, to go on with the same parameters.
+    """What `write` was given with `training_state`, to go on with the same parameters on the same data.
 
     Raises
     ------
     ValueError
-        Where they, the rows' features or the metric differ, or the file has no training state.
+        Where they, the metric or the data differ, or the file has no training state. Files of before 0.1 do not
+        know their data.
     """
+    d_in = data["columns"]
     tensors, meta = load_tensors(path, kind)
     differing = [k for k, v in meta["parameters"].items() if parameters.get(k) != v]
     if differing or meta["n_features_in"] != d_in or ("metric" in meta) != (metric is not None):
@@ -110,27 +115,66 @@ def resume(
         )
     if "last_fired" not in tensors:
         raise ValueError(f"checkpoint: {os.fspath(path)} has no training state; pass it as init=load(path)")
+    _check_data(path, meta.get("data"), data)
     if metric is not None:
         arrays, _ = metrics.state_of(metric)
         if any(not np.array_equal(v, tensors.get(f"metric.{k}", ())) for k, v in arrays.items()):
             raise ValueError(f"checkpoint: {os.fspath(path)} was trained under another metric")
     with reading(path, kind):
-        return restore(tensors, meta, settings, metric, ctx)
+        return restore(tensors, {**meta, "parameters": parameters}, metric, ctx)._replace(data=data)
+
+
+def _check_data(path: Any, known: Any, data: dict[str, Any]) -> None:
+    """ValueError where a file's data is `known` and another; files of an older version do not know it."""
+    if known is None:
+        return
+    with reading(path, "SparseAutoencoder"):
+        differing = {k: f"{known.get(k)}, now {v}" for k, v in data.items() if known.get(k) != v}
+    rows = differing.pop("sha256", None)
+    if differing or rows:
+        what = ", ".join(f"{k} {v}" for k, v in differing.items()) or "of the same shape, but its rows differ"
+        raise ValueError(
+            f"checkpoint: {os.fspath(path)} was trained on other data ({what}); give it that data, or name "
+            "another path"
+        )
+
+
+def steps_in(path: str | os.PathLike[str]) -> int:
+    """Steps of training that a file has seen."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int(file.get_tensor("counters")[0])
+    except (SafetensorError, IndexError) as error:
+        raise ValueError(f"{os.fspath(path)}: not a checkpoint or damaged: {error}") from None
 
 
 def as_state(trained: Trained) -> dict[str, Any]:
     """What a pickle holds of a trained autoencoder, under the names that pickles have always had."""
-    space, model, control, _ = trained
-    state = {"_arrays": [model.get(name) for name in FIELDS], "_control": dict(vars(control))}
+    space, model, control, _, parameters, data = trained
+    with model.turns.reading():
+        state: dict[str, Any] = {
+            "_arrays": [model.get(name) for name in FIELDS],
+            "_control": dict(vars(control)),
+        }
+    state = {**state, "_parameters": parameters, "_data": data, "_metric": space.metric}
     return state if space.metric is not None else state | {"_mean": space.mean, "_scale": space.scale}
 
 
-def from_state(state: dict[str, Any], settings: Settings, metric: Any, ctx: Any) -> Trained:
-    """What `as_state` was given; `state` has the autoencoder's other attributes too."""
-    d = state["n_features_in_"]
+STATE = ("_arrays", "_control", "_parameters", "_data", "_metric", "_mean", "_scale")  # `as_state`'s names
+
+
+def from_state(state: dict[str, Any], parameters: dict[str, Any], ctx: Any) -> Trained:
+    """What `as_state` was given; `state` has the autoencoder's other attributes too.
+
+    Older pickles have no parameters but the attributes', given here, and no metric but the attribute.
+    """
+    d, parameters = state["n_features_in_"], state.get("_parameters", parameters)
+    metric = state["_metric"] if "_metric" in state else metrics.frozen(state["metric"])
     where = {} if metric is not None else {"mean": state["_mean"], "scale": state["_scale"]}
-    model = Model.of(ctx, d, settings)
+    model = Model.of(ctx, d, Settings.of_json(parameters))
     for name, value in zip(FIELDS, state["_arrays"], strict=True):
         model.set(name, value)
-    space = TrainingSpace(d, metric, **where)
-    return Trained(space, model, Control(**state["_control"]), state["history_"])
+    space, control = TrainingSpace(d, metric, **where), Control(**state["_control"])
+    return Trained(space, model, control, state["history_"], parameters, state.get("_data"))

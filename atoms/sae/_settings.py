@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,20 @@ class Settings:
             values[name] = int(values[name])
         values["matryoshka_widths"] = widths
         return cls(**values)
+
+    @classmethod
+    def of_json(cls, parameters: dict[str, Any]) -> Settings:
+        """The same, from what `as_json` gave."""
+        return cls.of(types.SimpleNamespace(**parameters))
+
+    def new(self) -> Settings:
+        """These, where a training may begin with them; older files have others, and are still read."""
+        if self.activation in ("topk", "batchtopk") and self.target_l0 < 1:
+            raise ValueError(
+                f"target_l0: {self.activation!r} keeps k latents, and k is at least 1, got {self.target_l0!r}; "
+                "ask for 1 or more, or take 'jumprelu'"
+            )
+        return self
 
     @property
     def k(self) -> int:

@@ -10,6 +10,19 @@ from .._rows import Rows
 from ._model import WEIGHTS, Batch, Model, blocks
 
 
+def check_metric(metric: Any, d: int) -> None:
+    """ValueError unless the metric is None, or fitted to d features."""
+    if metric is None:
+        return
+    if not hasattr(metric, "whitener_"):
+        raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
+    if metric.n_features_in_ != d:
+        raise ValueError(
+            f"metric: fitted on {metric.n_features_in_} features, but X has {d}; "
+            "fit it on activations of the same layer"
+        )
+
+
 class TrainingSpace:
     """``t(x) = (x - mean) S^(1/2)`` under a metric, else ``t(x) = scale (x - mean)``.
 
@@ -34,13 +47,6 @@ class TrainingSpace:
     def fit(cls, rows: Rows, metric: Any) -> TrainingSpace:
         """The metric's, or the one in which the mean square of a coordinate of these rows is 1."""
         if metric is not None:
-            if not hasattr(metric, "whitener_"):
-                raise ValueError("metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first")
-            if metric.n_features_in_ != rows.d:
-                raise ValueError(
-                    f"metric: fitted on {metric.n_features_in_} features, but X has {rows.d}; "
-                    "fit it on activations of the same layer"
-                )
             return cls(rows.d, metric)
         mean, square = np.zeros(rows.d), 0.0
         for part in blocks(rows.n):
@@ -52,7 +58,13 @@ class TrainingSpace:
             square += float((block * block).sum())
         mean /= rows.n
         variance = max(square / rows.n - float(mean @ mean), 0.0) / rows.d
-        scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * max(1.0, float(mean @ mean)) else 1.0
+        # what is below that share of the mean's square is rounding, and there is nothing to scale
+        scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * float(mean @ mean) else 1.0
+        if not 1e-36 < scale < 1e36:
+            raise ValueError(
+                f"X: a coordinate's root mean square about the mean is {1 / scale:.3g}, beyond what float32 can "
+                "scale to 1; multiply X by a number that brings it nearer to 1"
+            )
         return cls(rows.d, None, mean.astype(np.float32).astype(np.float64), float(np.float32(scale)))
 
     def batch(self, x: np.ndarray, index: np.ndarray | None = None) -> Batch:
@@ -93,23 +105,50 @@ class TrainingSpace:
             "threshold": model.get("threshold"),
         }
 
-    def unfold(self, other: Any, d_sae: int) -> dict[str, np.ndarray]:
+    def unfold(self, other: Any, d_sae: int, tied: bool) -> dict[str, np.ndarray]:
         """Weights in this space, from an autoencoder's for raw activations; decoder rows get unit norm."""
         d, n = self.d, d_sae
-        if getattr(other, "input_norm", "none") != "none":
-            raise ValueError(f"init: normalises each sample ({other.input_norm}), which this class does not")
         shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
+        missing = [name for name in shapes if not hasattr(other, name)]
+        if missing:
+            raise ValueError(
+                f"init: expected an autoencoder, got {type(other).__name__} without {missing[0]}"
+            )
         w = {k: np.asarray(getattr(other, k), np.float64) for k in shapes}
         for name, shape in shapes.items():
             if w[name].shape != shape:
                 raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")
             if not np.isfinite(w[name]).all():
                 raise ValueError(f"init: {name} holds NaN or infinity")
+        _check_kind(other)
         shift, forward, back = self.maps()
         D = w["W_dec"] @ forward
         norm = np.linalg.norm(D, axis=1)
         norm[norm == 0] = 1
         E = (back @ w["W_enc"]).T * norm[:, None]
+        apart = np.linalg.norm(E - D / norm[:, None]) / np.sqrt(len(D))
+        if tied and apart > 0.01:
+            raise ValueError(
+                f"init: its encoder is not its decoder's transpose in the training space (they are {apart:.2g} "
+                "apart, for rows of norm 1), as tied=True has it; set tied=False, or start from a tied autoencoder "
+                "of the same metric"
+            )
         b_dec = (w["b_dec"] - shift) @ forward
         b_enc = w["b_enc"] * norm + E @ (shift @ forward + b_dec)
         return dict(zip(WEIGHTS, (E, D / norm[:, None], b_enc, b_dec, w["threshold"] * norm), strict=True))
+
+
+def _check_kind(other: Any) -> None:
+    """ValueError for a model that has more than an autoencoder's weights: it would be another without."""
+    if getattr(other, "input_norm", "none") != "none":
+        raise ValueError(f"init: normalises each sample ({other.input_norm}), which this class does not")
+    if getattr(other, "is_transcoder", False) or getattr(other, "W_skip", None) is not None:
+        what = (
+            "a transcoder"
+            if getattr(other, "W_skip", None) is None
+            else "a transcoder with a skip connection"
+        )
+        raise ValueError(
+            f"init: is {what}, which rebuilds other activations than it reads; start from an autoencoder, "
+            "or leave init out"
+        )

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .._config import context
 from .._rows import BlockRows, BlockSampler, Rows, RowSampler, held_out, rows_of
+from ._checkpoints import write
 from ._model import Batch, blocks
 from ._saving import Trained
 from ._settings import Settings
@@ -30,27 +31,25 @@ class TrainingDiverged(ArithmeticError):
 
 @dataclasses.dataclass
 class Run:
-    """One autoencoder's part in `train`.
-
-    It works on the autoencoder's own parts, not on copies: wherever training stops, the autoencoder can be used.
-    """
+    """One autoencoder's part in `train`: `trained` changes from step to step, and can be used after each."""
 
     settings: Settings
     trained: Trained
     num_threads: int | None
     callback: Callable[[dict[str, Any]], None] | None  # after each step, with its figures
     path: str | os.PathLike[str] | None  # of the checkpoint
-    save: Callable[[], None] | None  # writes it
+    save: Callable[[Any], None]  # writes it
 
     def __post_init__(self) -> None:
-        self.space, self.model, self.control, self.history = self.trained
+        self.space, self.model, self.control, self.history = self.trained[:4]
         self.steering = Steering(self.settings, self.model, self.control)
 
     def advance(self, step: int, batch: Batch, val: np.ndarray | None) -> None:
         """One step and its record. `val` has held-out rows in the training space."""
         ctx, steps, started = context(self.num_threads), self.settings.max_steps, time.perf_counter()
         try:
-            stats = self.steering.step(ctx, step, batch)
+            with self.model.turns.writing():
+                stats = self.steering.step(ctx, step, batch)
         except ValueError as error:
             if not np.isfinite(batch.dense()).all():
                 raise
@@ -141,12 +140,7 @@ def train(
     checkpoint_steps: int | None,
 ) -> None:
     """All steps of all runs, which see the same batches; each is mapped to each training space once."""
-    done = {run.model.steps for run in runs}
-    if len(done) > 1:
-        raise ValueError(
-            f"checkpoints: they stopped at different steps {sorted(done)}; remove them and start again"
-        )
-    first, steps = done.pop(), runs[0].settings.max_steps
+    first, steps = runs[0].model.steps, runs[0].settings.max_steps
     sampler.skip(first)
     # one for each metric; without a metric, all runs have the same mean and scale
     spaces = {id(run.space.metric): run.space for run in runs}
@@ -170,6 +164,6 @@ def train(
 def _checkpoint(runs: Sequence[Run], step: int) -> None:
     for run in runs:  # all of them first: if one has diverged, no file is written
         run.check_model(step)
-    for run in runs:
-        if run.save is not None:
-            run.save()
+    saves = [(run.path, run.save) for run in runs if run.path is not None]
+    if saves:
+        write(saves)

@@ -700,6 +700,23 @@ def test_resumed_training(store, model, contexts, tmp_path, source):
     same(atoms.SparseAutoencoder(**SAE).fit(rows(), checkpoint=path), whole)
 
 
+@pytest.mark.parametrize("source", ["store", "stream"])
+def test_a_checkpoint_knows_its_store_or_stream(store, model, contexts, tmp_path, source):
+    def rows(kind, layer, contexts=contexts):
+        if kind == "store":
+            return store.rows(layer, buffer_rows=500)
+        return ActivationStream(model, contexts, layer, batch_tokens=128, buffer_rows=500)
+
+    path = tmp_path / "run.safetensors"
+    sae = atoms.SparseAutoencoder(**SAE).fit(rows(source, 2), checkpoint=path)
+    for kind in ("store", "stream"):  # they are the same rows
+        same(atoms.SparseAutoencoder(**SAE).fit(rows(kind, 2), checkpoint=path), sae)
+        with pytest.raises(ValueError, match="checkpoint: .* its rows differ"):
+            atoms.SparseAutoencoder(**SAE).fit(rows(kind, 0), checkpoint=path)
+    with pytest.raises(ValueError, match="checkpoint: .* other data"):
+        atoms.SparseAutoencoder(**SAE).fit(rows("stream", 2, contexts[::-1]), checkpoint=path)
+
+
 def test_errors_of_the_model_reach_the_caller(contexts):
     broken = decoder()
     stream = ActivationStream(broken, contexts, 2, batch_tokens=128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import scipy.sparse
 from .. import _core
 from .._checks import check_array, check_count, check_number
 from .._config import context
-from ._coding import Codes, code
+from ._coding import Codes, RecoveryWarning, code
 from ._dictionary import Array, Dictionary, dictionary_of, hold_gram
 
 # From _UNITS_SIGNALS signals on OMP screens by 16-bit products. With at most _COARSE_NONZERO nonzeros over at least
@@ -109,6 +110,12 @@ def omp(
         raise ValueError("nonnegative: only with selection='omp'")
     most, stop = _length(d, n_nonzero, tol)
     warm = _support(support, X.shape[0], d.n_atoms)
+    if warm is not None and (long := int((np.diff(warm[0]) > most).sum())):
+        warnings.warn(
+            f"omp: support: {long} rows hold more than n_nonzero={most} atoms; their largest join",
+            RecoveryWarning,
+            stacklevel=2,
+        )
     many = not nonnegative and X.shape[0] >= _UNITS_SIGNALS
     coarse = many and most <= _COARSE_NONZERO and d.n_atoms >= _COARSE_ATOMS
     if d.n_atoms < 2 * max(1, X.shape[0]) * most:  # else the Gram matrix costs more than it saves

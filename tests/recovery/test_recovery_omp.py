@@ -108,6 +108,25 @@ def test_nonnegative_codes_refit_by_nnls():
             np.testing.assert_allclose(code, reference.omp(x, D, 6, nonnegative=True), atol=1e-9)
 
 
+@pytest.mark.parametrize("gram_bytes", [0, 1 << 30])
+def test_nonnegative_codes_take_all_of_a_support(isa, gram_bytes):
+    from scipy.optimize import nnls
+
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        D = abs(rng.standard_normal((30, 12)))
+        chosen = np.sort(rng.choice(30, 4, replace=False))
+        x = (rng.random(4) + 0.05) @ D[chosen]
+        support = scipy.sparse.csr_array((rng.random(4), ([0] * 4, chosen)), shape=(1, 30))
+        d = Dictionary(D, gram_bytes=gram_bytes)
+        codes, info = omp(x[None], d, 4, nonnegative=True, support=support, return_info=True)
+        want = nnls(D[chosen].T, x)[0]
+        assert info.residual[0] < 1e-8
+        np.testing.assert_allclose(codes.toarray()[0, chosen], want, atol=1e-7)
+        with pytest.warns(RecoveryWarning, match="support: 1 rows hold more than n_nonzero=3 atoms"):
+            omp(x[None], d, 3, support=support)
+
+
 def test_warm_support_joins_first():
     X, D, Z = planted(50, 64, 32, 4)
     warm = scipy.sparse.csr_array(Z * (RNG(1).random(Z.shape) < 0.7))

@@ -36,8 +36,9 @@ def activations(sae, n=1000, k=4):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    # the file itself does not say whether it is a transcoder
-    sae = atoms.load(sys.argv[1] if len(sys.argv) > 1 else made_up(folder), is_transcoder=False)
+    sae = atoms.load(
+        sys.argv[1] if len(sys.argv) > 1 else made_up(folder), is_transcoder=False
+    )  # the file does not say
 X = np.load(sys.argv[2]) if len(sys.argv) > 2 else activations(sae)
 
 codes = sae.transform(X)

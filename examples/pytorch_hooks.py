@@ -42,7 +42,7 @@ sae.fit(X)
 
 # ---- in: another hook returns the reconstruction in place of the activations
 W_enc, b_enc, threshold, W_dec, b_dec = (
-    torch.from_numpy(getattr(sae, name)) for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+    torch.tensor(getattr(sae, name)) for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 )
 
 

@@ -36,17 +36,14 @@ def activations(sae, n=1000, k=4):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    sae = atoms.load(
-        sys.argv[1] if len(sys.argv) > 1 else made_up(folder), is_transcoder=False
-    )  # the file does not say
+    path = sys.argv[1] if len(sys.argv) > 1 else made_up(folder)
+    sae = atoms.load(path, is_transcoder=False)  # the file does not say
 X = np.load(sys.argv[2]) if len(sys.argv) > 2 else activations(sae)
 
 codes = sae.transform(X)
 print(sae)
-print(
-    f"L0 {codes.nnz / len(X):.1f}; explained",
-    atoms.theory.explained_variance(X, sae.reconstruct(X), "centered").total,
-)
+explained = atoms.theory.explained_variance(X, sae.reconstruct(X), "centered")
+print(f"L0 {codes.nnz / len(X):.1f}; explained", explained.total)
 
 coherence = atoms.theory.coherence(sae.W_dec)
 found = atoms.theory.certificate(coherence)

@@ -42,7 +42,7 @@ def use_everything():
     metric.transform(X)
     metric.angles(X, pairs=9)
     support = scipy.sparse.csr_array(RNG.standard_normal((300, 20)) * (RNG.random((300, 20)) < 0.1))
-    recovery.omp(X, D, 4, support=support, return_info=True)
+    recovery.omp(X, D, 8, support=support, return_info=True)
     recovery.lasso(X[:5], D, 0.5, return_info=True)
     recovery.lasso_path(X[:5], D, n_alphas=3)
     recovery.basis_pursuit(X[:5], D, return_info=True)

@@ -543,7 +543,8 @@ def frozen(metric: Any) -> Any:
         return None
     _ = metric.whitener_, metric.unwhitener_  # computed once, for all copies
     own = copy.copy(metric)
-    vars(own).pop("feature_names_in_", None)  # whoever is fitted under it checks the names, then passes plain rows
+    # whoever is fitted under it checks the names, then passes plain rows
+    vars(own).pop("feature_names_in_", None)
     if isinstance(own, AtomicInnerProduct):
         own.centered = own._moments.centered
     return own

@@ -179,6 +179,27 @@ def restore_properties(app, what, name, obj, options, lines):
         lines[:] = original
 
 
+def fitted_attributes(app, what, name, obj, options, lines):
+    """napoleon writes ``:ivar mean_:``, where mean_ would be a reference and lose its underscore."""
+    for i, line in enumerate(lines):
+        if line.startswith((":ivar ", ":vartype ", ":param ", ":type ")):
+            lines[i] = re.sub(r"(?<=\w)_(?=[,:])", r"\\_", line, count=line.split(": ")[0].count("_") or 1)
+
+
+def without_rooms(app, what, name, obj, options, lines):
+    """Which files a module is made of is for its developers."""
+    first = next(
+        (
+            i
+            for i, line in enumerate(lines)
+            if "each of which imports only from" in line or "each importing only from" in line
+        ),
+        None,
+    )
+    if what == "module" and first is not None:
+        del lines[first:]
+
+
 def aliases():
     """Other ways to say a documented name: atoms.SparseAutoencoder, atoms.report.run.report, io.load."""
     found = {}
@@ -274,6 +295,8 @@ def setup(app):
     app.connect("autodoc-process-docstring", plain_bars, priority=400)
     app.connect("autodoc-process-docstring", keep_properties, priority=450)
     app.connect("autodoc-process-docstring", restore_properties, priority=600)
+    app.connect("autodoc-process-docstring", fitted_attributes, priority=700)
+    app.connect("autodoc-process-docstring", without_rooms)
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"

@@ -146,7 +146,7 @@ def _add_report(commands: Any) -> None:
         "config",
         nargs="?",
         default="smollm2",
-        help="a TOML or JSON file, or smollm2, smollm2-small, gemma2-2b, gemma2-9b, llama3.1-8b",
+        help="a TOML or JSON file, or smollm2, smollm2-small, smollm2-paper, gemma2-2b, gemma2-9b, llama3.1-8b",
     )
     report.add_argument("--output", default="report", metavar="FOLDER", help="where everything goes")
     report.add_argument(

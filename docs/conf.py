@@ -6,7 +6,6 @@ notebooks/: a new module or notebook needs no line anywhere. Both go into docs/_
 
 import importlib
 import inspect
-import os
 import pkgutil
 import pydoc
 import re
@@ -149,11 +148,7 @@ add_module_names = False
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# notebooks take a language model and minutes: ATOMS_DOCS_NOTEBOOKS=cache runs them, CI's tests do anyway
-nb_execution_mode = os.environ.get("ATOMS_DOCS_NOTEBOOKS", "off")
-nb_execution_timeout = 900
-nb_execution_raise_on_error = True
-nb_execution_cache_path = str(ROOT / "build" / "docs-notebooks")
+nb_execution_mode = "off"  # they are shown as `make notebooks` ran them
 
 
 def plain_bars(app, what, name, obj, options, lines):

@@ -5,8 +5,8 @@ A logger is a callback of `SparseAutoencoder.fit` and `fit_many`::
     with atoms.loggers.TensorBoard("runs") as log:
         atoms.fit_many(saes, X, X_val, callback=log)
 
-It writes a step's figures every so many steps, and the number of dead latents and the held-out
-explained variance at the steps where training records them (``SparseAutoencoder.history_``).
+It writes a step's figures every so many steps, and the number of dead latents, the held-out
+explained variance and the held-out L0 at the steps where training records them (``SparseAutoencoder.history_``).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class _Logger:
             values["dead"] = history["dead"][-1]
             if not math.isnan(history["explained_variance_val"][-1]):
                 values["explained_variance_val"] = history["explained_variance_val"][-1]
+                values["l0_val"] = history["l0_val"][-1]
         if values:
             self._write("" if self.label is None else self.label(sae), step, values)
 

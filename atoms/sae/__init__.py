@@ -5,9 +5,9 @@ The files, each of which imports only from those above it::
     _settings      Settings: the parameters, checked, and what follows from them
     _model         Model: the core's weights and optimiser, by name; batches to codes and back
     _space         TrainingSpace: rows and weights to the model's coordinates and back
-    _calibration   the factor by which thresholds meet an L0 on given rows
     _start         first weights and thresholds
     _steering      Control, Steering: one step, and what follows from its figures for the next
+    _calibration   the factor by which thresholds meet an L0 on given rows
     _saving        Trained (space, model, control, history, ...): to a file and back
     _checkpoints   the files of one run: locked, and of one step
     _training      Run, train: steps, history, checkpoints, of one autoencoder or of several in one pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,15 +17,14 @@ from .._config import context
 from .._estimator import Estimator
 from .._files import load_tensors, reading
 from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards, warn_of_massive
-from . import _checkpoints, _saving
-from ._calibration import threshold_factor
+from . import _calibration, _checkpoints, _saving
 from ._model import Model, blocks, decode, stacked
-from ._saving import Trained
+from ._saving import HISTORY, Trained
 from ._settings import Settings, as_json
 from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
-from ._training import HISTORY, Run, train, training_rows
+from ._training import Run, train, training_rows
 
 
 class SparseAutoencoder(Estimator):
@@ -116,7 +116,8 @@ class SparseAutoencoder(Estimator):
         autoencoder folded to raw activations, ``z = x W_enc + b_enc``, ``x_hat = a W_dec + b_dec``.
     history_ : dict of lists
         step, samples, seconds, loss (training space), explained_variance (centred, last batch),
-        explained_variance_val (centred, `X_val`), l0, dead, learning_rate.
+        explained_variance_val and l0_val (of `X_val`, NaN where they were not taken), l0 (last batch), dead,
+        learning_rate.
     n_features_in_ : int
         d_in.
 
@@ -198,6 +199,7 @@ class SparseAutoencoder(Estimator):
         X: Any,
         X_val: Any = None,
         *,
+        calibrate: bool = True,
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
         init: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -214,8 +216,13 @@ class SparseAutoencoder(Estimator):
             `atoms.activations.StoredRows` states, and mean, scale and first atoms are those of the first
             buffer; otherwise all is as for the array in memory, to the bit.
         X_val : array (m, d_in), optional
-            Held out; its explained variance is shown and recorded twenty times. A one-dimensional array,
-            which scikit-learn's pipelines pass as ``y``, is ignored.
+            Held out: its explained variance and L0 are shown and recorded twenty times, and after the last
+            step thresholds are calibrated on it. A one-dimensional array, which scikit-learn's pipelines pass as
+            ``y``, is ignored.
+        calibrate : bool
+            Whether ``"jumprelu"`` and ``"batchtopk"`` end with all thresholds multiplied by the one factor at
+            which L0 on `X_val` is `target_l0`, see `calibrate`. The last held-out figures in ``history_`` are
+            those of the result. One number from thousands of rows: their explained variance stays a held-out one.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
@@ -257,7 +264,7 @@ class SparseAutoencoder(Estimator):
         if X_val is not None and not is_shards(X_val) and np.asarray(X_val).ndim == 1:
             X_val = None
         fit_many(
-            [self], X, X_val, callback=callback, init=init, checkpoints=[checkpoint],
+            [self], X, X_val, calibrate=calibrate, callback=callback, init=init, checkpoints=[checkpoint],
             checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
         )  # fmt: skip
         return self
@@ -304,8 +311,8 @@ class SparseAutoencoder(Estimator):
         """Multiply all thresholds by the one factor at which the mean L0 on X is `target_l0`.
 
         Training holds L0 on the rows it sees. On other text it may differ by some percent, and in small
-        or long-trained data by more, for the encoder fits the rows it has seen. Calibrating on held-out rows
-        puts that right and changes nothing else.
+        or long-trained data by a factor of two, for the encoder fits the rows it has seen. Calibrating on held-out
+        rows puts that right and changes nothing else. `fit` does it with its `X_val`.
 
         Parameters
         ----------
@@ -334,11 +341,14 @@ class SparseAutoencoder(Estimator):
                 f"target_l0: expected more than 0 and at most d_sae ({model.d_sae}), got {target!r}"
             )
         rows = self._rows(X)
-        with model.turns.writing():  # its thresholds change on the way
-            factor = threshold_factor(context(self.num_threads), model, space, rows, target)
-            control.cut *= factor
-            model.set("threshold", model.get("threshold") * np.float32(factor))
-            control.publish_cut(model)
+        _calibration.calibrate(
+            context(self.num_threads),
+            model,
+            control,
+            lambda: (space.batch(rows.slice(block.start, block.stop)) for block in blocks(rows.n)),
+            rows.n,
+            target,
+        )
         return self
 
     # --------------------------------------------------------------- inference
@@ -484,6 +494,7 @@ def fit_many(
     X: Any,
     X_val: Any = None,
     *,
+    calibrate: bool = True,
     callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
     init: Any = None,
     checkpoints: Sequence[Any] | None = None,
@@ -533,10 +544,24 @@ def fit_many(
             run.callback = None if callback is None else functools.partial(callback, sae)
         with _taking(saes, runs, rows):
             train(
-                runs, sampler, val, verbose=saes[0].verbose,
+                runs, sampler, val, calibrated=calibrate, verbose=saes[0].verbose,
                 checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
             )  # fmt: skip
+    if val is None:
+        _warn_of_unseen_rows(saes, rows.n)
     return saes
+
+
+def _warn_of_unseen_rows(saes: list[SparseAutoencoder], n: int) -> None:
+    """L0 is what was asked for on rows that were seen; nobody knows what it is on others."""
+    sae = saes[0]
+    passes = sae.max_steps * sae.batch_size / n
+    if passes > 2 and any(s.activation != "topk" for s in saes):
+        warnings.warn(
+            f"target_l0 is held on the rows of X, each seen about {passes:.0f} times; on other rows L0 may be twice as "
+            "high, and nothing here measures it. Pass X_val=: L0 is recorded on it, and thresholds are calibrated on it",
+            stacklevel=3 if len(saes) > 1 else 4,
+        )
 
 
 def _own_metrics(saes: list[SparseAutoencoder], d: int) -> dict[int, Any]:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from .._rows import Rows
-from ._model import Model, blocks
-from ._space import TrainingSpace
+from ._model import Batch, Model
+from ._steering import Control
 
 
-def threshold_factor(ctx: Any, model: Model, space: TrainingSpace, rows: Rows, target: float) -> float:
+def calibrate(
+    ctx: Any, model: Model, control: Control, batches: Callable[[], Iterable[Batch]], n: int, target: float
+) -> None:
+    """Multiply all thresholds by the one factor at which the mean L0 of the n rows in `batches` is `target`.
+
+    Raises
+    ------
+    ValueError
+        There is no such factor; the model is as it was.
+    """
+    with model.turns.writing():  # its thresholds change on the way
+        factor = _factor(ctx, model, batches, n, target)
+        control.cut *= factor
+        model.set("threshold", model.get("threshold") * np.float32(factor))
+        control.publish_cut(model)
+
+
+def _factor(ctx: Any, model: Model, batches: Callable[[], Iterable[Batch]], n: int, target: float) -> float:
     """The factor; the model's thresholds are lowered to find it, and as they were at the end.
 
     A latent is active at every factor below its z / threshold, so the factor lies between two neighbours
     among these ratios in order.
     """
     thresholds = model.get("threshold")
-    want = max(1, round(target * rows.n))
+    want = max(1, round(target * n))
     low = 1.0  # all z / threshold above this are known
     try:
-        while len(ratios := _ratios(ctx, model, space, rows, thresholds, low)) <= want:
+        while len(ratios := _ratios(ctx, model, batches(), thresholds, low)) <= want:
             if low == 0:
                 raise ValueError(
-                    f"target_l0: no threshold reaches {target:g} on X, where only {len(ratios) / rows.n:g} "
+                    f"target_l0: no threshold reaches {target:g} on X, where only {len(ratios) / n:g} "
                     "latents have a z above zero; ask for less"
                 )
             low = 0.8 * low if low > 1e-3 else 0.0
@@ -40,13 +57,13 @@ def threshold_factor(ctx: Any, model: Model, space: TrainingSpace, rows: Rows, t
 
 
 def _ratios(
-    ctx: Any, model: Model, space: TrainingSpace, rows: Rows, thresholds: np.ndarray, low: float
+    ctx: Any, model: Model, batches: Iterable[Batch], thresholds: np.ndarray, low: float
 ) -> np.ndarray:
     """All ratios z / threshold above `low`; infinity where the threshold is zero."""
     model.set("threshold", thresholds * np.float32(low))
     parts = []
-    for block in blocks(rows.n):
-        codes = model.encode(ctx, space.batch(rows.slice(block.start, block.stop)))
+    for batch in batches:
+        codes = model.encode(ctx, batch)
         with np.errstate(divide="ignore"):
             parts.append(codes.data / thresholds[codes.indices])
     return np.concatenate(parts)

@@ -14,6 +14,11 @@ from ._settings import Settings
 from ._space import TrainingSpace
 from ._steering import Control
 
+HISTORY = (
+    "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val", "l0", "l0_val",
+    "dead", "learning_rate",
+)  # fmt: skip
+
 
 class Trained(NamedTuple):
     """An autoencoder as far as it has been trained: all that its results depend on, and nobody else's to change."""
@@ -76,7 +81,7 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
     for name in FIELDS:
         if name in tensors or name in required:
             check_tensor(tensors, name, *layout(name, d, s))
-    history = {str(name): list(values) for name, values in meta["history"].items()}
+    history = _complete({str(name): list(values) for name, values in meta["history"].items()})
     control = Control(**{name: float(meta["control"][name]) for name in vars(Control())})
     if metric is None:
         space = TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), float(meta["scale"]))
@@ -91,6 +96,12 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
         if name in tensors:
             model.set(name, tensors[name])
     return Trained(space, model, control, history, parameters, data)
+
+
+def _complete(history: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Older files lack what was not recorded then."""
+    recorded = len(history["step"])
+    return {name: history.get(name, [np.nan] * recorded) for name in HISTORY}
 
 
 def resume(
@@ -177,4 +188,4 @@ def from_state(state: dict[str, Any], parameters: dict[str, Any], ctx: Any) -> T
     for name, value in zip(FIELDS, state["_arrays"], strict=True):
         model.set(name, value)
     space, control = TrainingSpace(d, metric, **where), Control(**state["_control"])
-    return Trained(space, model, control, state["history_"], parameters, state.get("_data"))
+    return Trained(space, model, control, _complete(state["history_"]), parameters, state.get("_data"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,16 +14,12 @@ from tqdm.auto import tqdm
 
 from .._config import context
 from .._rows import BlockRows, BlockSampler, Rows, RowSampler, held_out, rows_of
+from ._calibration import calibrate
 from ._checkpoints import write
 from ._model import Batch, blocks
 from ._saving import Trained
 from ._settings import Settings
 from ._steering import Steering
-
-HISTORY = (
-    "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val", "l0", "dead",
-    "learning_rate",
-)  # fmt: skip
 
 
 class TrainingDiverged(ArithmeticError):
@@ -44,8 +41,8 @@ class Run:
         self.space, self.model, self.control, self.history = self.trained[:4]
         self.steering = Steering(self.settings, self.model, self.control)
 
-    def advance(self, step: int, batch: Batch, val: np.ndarray | None) -> None:
-        """One step and its record. `val` has held-out rows in the training space."""
+    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool) -> None:
+        """One step and its record. `val` has held-out rows in the training space; the last step may calibrate on it."""
         ctx, steps, started = context(self.num_threads), self.settings.max_steps, time.perf_counter()
         try:
             with self.model.turns.writing():
@@ -61,11 +58,13 @@ class Run:
             raise self._diverged(step, f"the loss became {stats['squared_error']}") from cause
         self.control.spent += time.perf_counter() - started
         if step % max(1, steps // 200) == 0 or step == steps:
-            ev_val = np.nan
+            held_out = np.nan, np.nan
             self.control.publish_cut(self.model)
             if val is not None and (step % max(1, steps // 20) == 0 or step == steps):
-                ev_val = self._explained_variance(ctx, val)
-            self._record(step, stats, ev_val)
+                held_out = self._held_out(ctx, val)
+            self._record(step, stats, held_out)
+            if step == steps and calibrated and val is not None:
+                self._calibrate(ctx, val)
         if self.callback is not None:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
 
@@ -75,6 +74,18 @@ class Run:
         if name is not None:
             raise self._diverged(step, f"{name} became non-finite")
 
+    def _calibrate(self, ctx: Any, val: np.ndarray) -> None:
+        """Thresholds for L0 on held-out rows of the training space; their figures are then those of the result."""
+        if self.model.activation not in ("jumprelu", "batchtopk"):
+            return
+        batches = lambda: (Batch(val[rows]) for rows in blocks(len(val)))
+        try:
+            calibrate(ctx, self.model, self.control, batches, len(val), float(self.settings.target_l0))
+        except ValueError as error:
+            warnings.warn(f"X_val: thresholds are not calibrated on it: {error}", stacklevel=6)
+            return
+        self.history["explained_variance_val"][-1], self.history["l0_val"][-1] = self._held_out(ctx, val)
+
     def progress(self) -> dict[str, str]:
         """What the progress bar shows."""
         h = self.history
@@ -82,6 +93,7 @@ class Run:
         held_out = [v for v in h["explained_variance_val"] if not np.isnan(v)]
         if held_out:
             shown["EV held-out"] = f"{held_out[-1]:.4f}"
+            shown["L0 held-out"] = f"{[v for v in h['l0_val'] if not np.isnan(v)][-1]:.1f}"
         if h["l0"]:
             shown |= {"L0": f"{h['l0'][-1]:.1f}", "dead": str(h["dead"][-1])}
         return shown
@@ -93,7 +105,7 @@ class Run:
             f"{what} at step {step} with learning rate {rate:.3g}{saved}; lower learning_rate"
         )
 
-    def _record(self, step: int, stats: dict[str, Any], ev_val: float) -> None:
+    def _record(self, step: int, stats: dict[str, Any], held_out: tuple[float, float]) -> None:
         total = stats["total_variance"]
         values = {
             "step": step,
@@ -101,23 +113,26 @@ class Run:
             "seconds": self.control.spent,
             "loss": stats["squared_error"] + stats["penalty"],
             "explained_variance": 1 - stats["squared_error"] / total if total > 0 else np.nan,
-            "explained_variance_val": ev_val,
+            "explained_variance_val": held_out[0],
             "l0": stats["l0"],
+            "l0_val": held_out[1],
             "dead": len(self.steering.dead()),
             "learning_rate": self.steering.rate(step),
         }
         for key, value in values.items():
             self.history[key].append(value)
 
-    def _explained_variance(self, ctx: Any, t: np.ndarray) -> float:
-        """Explained variance of rows t of the training space, centred."""
-        residual = 0.0
+    def _held_out(self, ctx: Any, t: np.ndarray) -> tuple[float, float]:
+        """Explained variance, centred, and L0 of rows t of the training space."""
+        residual, active = 0.0, 0
         for rows in blocks(len(t)):
             block = t[rows]
-            e = block.astype(np.float64) - self.model.decode(ctx, self.model.encode(ctx, Batch(block)))
+            codes = self.model.encode(ctx, Batch(block))
+            e = block.astype(np.float64) - self.model.decode(ctx, codes)
             residual += float((e * e).sum())
+            active += codes.nnz
         total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
-        return 1 - residual / total if total > 0 else np.nan
+        return 1 - residual / total if total > 0 else np.nan, active / len(t)
 
 
 def training_rows(X: Any, X_val: Any) -> tuple[Rows | BlockRows, np.ndarray | None]:
@@ -135,6 +150,7 @@ def train(
     sampler: RowSampler | BlockSampler,
     val: np.ndarray | None,
     *,
+    calibrated: bool,
     verbose: bool,
     checkpoint_minutes: float,
     checkpoint_steps: int | None,
@@ -152,7 +168,7 @@ def train(
             batches = {key: space.batch(raw, index) for key, space in spaces.items()}
             for run in runs:
                 key = id(run.space.metric)
-                run.advance(step, batches[key], vals[key])
+                run.advance(step, batches[key], vals[key], calibrated)
             bar.update()
             bar.set_postfix(runs[0].progress(), refresh=False)
             due = checkpoint_steps is not None and step % checkpoint_steps == 0

@@ -39,7 +39,15 @@ def test_tensorboard_reads_the_curves(X, tmp_path):
     with atoms.loggers.TensorBoard(tmp_path, every=10) as log:
         sae = quick().fit(X[:500], X[500:], callback=log)
     got, history = curves(tmp_path), sae.history_
-    assert set(got) == {"loss", "l0", "learning_rate", "explained_variance", "dead", "explained_variance_val"}
+    assert set(got) == {
+        "loss",
+        "l0",
+        "learning_rate",
+        "explained_variance",
+        "dead",
+        "explained_variance_val",
+        "l0_val",
+    }
     assert list(got["loss"]) == [10, 20, 30, 40, 45]
     for name in ("loss", "l0", "explained_variance", "learning_rate"):
         for step, value in got[name].items():

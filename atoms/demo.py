@@ -288,7 +288,8 @@ def table(reports: Sequence[LayerReport]) -> str:
     lines += [
         "",
         "EV: explained variance, centred, in the metric (every direction weighs alike); median: over held-out",
-        "tokens; raw: centred, of the activations as they are. Nothing is fitted on held-out text, angles are",
+        "tokens; raw: centred, of the activations as they are. Held-out text decides one factor for all thresholds,",
+        "at which its L0 is the target, and nothing else; angles are",
         "between held-out tokens. random: directions at random, coded by matching pursuit at the atoms' L0;",
         "memorizing: every training token is an atom, L0 = 1. q*: the paper's stability; beside it q* of random",
         "directions at the same L0, and the most that any dictionary of this shape, L0 and coherence can reach.",

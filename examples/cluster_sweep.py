@@ -24,7 +24,7 @@ def train(path, d_sae, target_l0, seed):
     sae = atoms.SparseAutoencoder(
         d_sae, metric=metric, target_l0=target_l0, max_steps=300, batch_size=256, random_state=seed, num_threads=1,
         verbose=False,
-    ).fit(X[:cut])  # fmt: skip
+    ).fit(X[:cut], X_val=X[cut:])  # fmt: skip
     codes = sae.transform(X[cut:])
     score = atoms.theory.explained_variance(X[cut:], sae.inverse_transform(codes), "centered")
     stability = atoms.theory.stability(sae.W_dec, codes, metric=metric)

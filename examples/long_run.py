@@ -35,23 +35,25 @@ with tempfile.TemporaryDirectory() as folder:
     rng = np.random.default_rng(0)
     for i in range(3):
         np.save(Path(folder) / f"shard-{i}.npy", rng.standard_normal((2000, 32)).astype(np.float16))
+    held_out = rng.standard_normal((1000, 32))
     shards = [np.load(path, mmap_mode="r") for path in sorted(Path(folder).glob("shard-*.npy"))]
 
     checkpoint = Path(folder) / "run.safetensors"
     try:
-        autoencoder().fit(shards, checkpoint=checkpoint, checkpoint_steps=50, callback=kill_at(170))
+        autoencoder().fit(shards, X_val=held_out, checkpoint=checkpoint, checkpoint_steps=50, callback=kill_at(170))
     except Killed as death:
         print(death, "with a checkpoint of", checkpoint.stat().st_size, "bytes")
 
     steps = []
     resumed = autoencoder().fit(
         shards,
+        X_val=held_out,
         checkpoint=checkpoint,
         checkpoint_steps=50,
         callback=lambda sae, figures: steps.append(figures["step"]),
     )
     print("went on at step", steps[0], "and ended at", steps[-1])
 
-    straight = autoencoder().fit(shards)
+    straight = autoencoder().fit(shards, X_val=held_out)
     print("the same bits as without a kill:", bool((resumed.W_dec == straight.W_dec).all()))
     del shards  # closes the maps before their files go

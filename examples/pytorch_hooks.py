@@ -38,7 +38,8 @@ X += 0.1 * X.std() * np.random.default_rng(0).standard_normal(X.shape, dtype=np.
 
 metric = atoms.AtomicInnerProduct().fit(X)
 sae = atoms.SparseAutoencoder(128, metric=metric, target_l0=6, max_steps=400, batch_size=256, verbose=False)
-sae.fit(X)
+X, X_held = X[:-640], X[-640:]
+sae.fit(X, X_val=X_held)
 
 # ---- in: another hook returns the reconstruction in place of the activations
 W_enc, b_enc, threshold, W_dec, b_dec = (

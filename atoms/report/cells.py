@@ -173,7 +173,9 @@ def _fit(model: Any, params: dict[str, Any], rows: _Rows, progress: Progress) ->
     def advance(sae: SparseAutoencoder, figures: dict[str, Any]) -> None:
         progress(figures["step"] / sae.max_steps, f"L0 {figures['l0']:.1f}")
 
-    model.fit(rows.train, callback=advance)
+    # L0 on other rows is recorded; thresholds follow it below, where they are to
+    others = rows.tuned if len(rows.tuned) else rows.judged["held_out"]
+    model.fit(rows.train, X_val=_some(others, _TUNED_ROWS), calibrate=False, callback=advance)
     if params["hold_l0"] and KINDS[params["dictionary"]].has_thresholds:
         return hold_l0(model, _some(rows.tuned, _TUNED_ROWS), params["l0"])
     return None

@@ -79,7 +79,7 @@ def _training_rate(d_in: int, d_sae: int, l0: float, threads: int) -> float:
     """Samples a second of a few steps on random rows, at a shape cut where it would take seconds."""
     cut = max(1.0, np.sqrt(d_in * d_sae / (1024 * 4096)))
     d, n, batch = int(d_in / cut), int(d_sae / cut), 512
-    X = np.random.default_rng(0).standard_normal((2 * batch, d), dtype=np.float32)
+    X = np.random.default_rng(0).standard_normal((3 * batch, d), dtype=np.float32)
     sae = SparseAutoencoder(
         n,
         target_l0=min(l0, n),

@@ -70,6 +70,10 @@ class Rows:
             return self.shards[s][start - self.starts[s] : stop - self.starts[s]]
         return self.take(np.arange(start, stop))
 
+    def parts(self) -> Iterator[np.ndarray]:
+        """All rows once, in their order, without a copy of all of them."""
+        return iter(self.shards)
+
     def refer(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """An array and the numbers of its rows that are meant (None: all). One shard is not copied."""
         if len(self.shards) == 1:
@@ -286,6 +290,10 @@ class BlockRows:
     def identity(self) -> dict[str, Any]:
         """As that of `Rows`, with the source's own digest."""
         return _identity(self.n, self.d, self.source.dtype, self.source.digest())
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All rows once, in their order, block by block."""
+        return self.source.blocks()
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> BlockSampler:
         """Batches of these rows; no more than `batches` will be drawn, skipped ones included."""

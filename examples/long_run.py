@@ -40,7 +40,9 @@ with tempfile.TemporaryDirectory() as folder:
 
     checkpoint = Path(folder) / "run.safetensors"
     try:
-        autoencoder().fit(shards, X_val=held_out, checkpoint=checkpoint, checkpoint_steps=50, callback=kill_at(170))
+        autoencoder().fit(
+            shards, X_val=held_out, checkpoint=checkpoint, checkpoint_steps=50, callback=kill_at(170)
+        )
     except Killed as death:
         print(death, "with a checkpoint of", checkpoint.stat().st_size, "bytes")
 

@@ -13,8 +13,9 @@ The files, each of which imports only from those above it::
 from ._errors import EigenvalueErrors
 from ._geometry import AngleHistogram
 from ._inner_product import AtomicInnerProduct
+from ._inner_product import fitted as fitted  # for whatever is fitted under a metric
 from ._inner_product import from_state as from_state  # for models that carry their metric in their own files
-from ._inner_product import frozen as frozen  # for whatever is fitted under a metric
+from ._inner_product import frozen as frozen
 from ._inner_product import state_of as state_of
 
 __all__ = ["AngleHistogram", "AtomicInnerProduct", "EigenvalueErrors"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -442,7 +442,7 @@ class AtomicInnerProduct(Estimator):
         if geometry == "metric":
             some = rows_in(chosen)
             if some is None:
-                X = self.whiten(X)
+                X = product(X, self.whitener_, center=self._center(), num_threads=self.num_threads)
             else:
                 rows, chosen = some
                 center, W = self._center(), self.whitener_
@@ -532,6 +532,17 @@ _PICKLED = {
     "_second": "second",
     "_norms": "norms",
 }
+
+
+def fitted(metric: Any, parts: Iterable[Array]) -> Any:
+    """`metric` where it is fitted or None, else another of its parameters, fitted to these rows."""
+    if not isinstance(metric, AtomicInnerProduct) or metric.__sklearn_is_fitted__():
+        return metric
+    own = type(metric)(**metric.get_params(deep=False))
+    for part in parts:
+        if len(part):
+            own.partial_fit(part)
+    return own
 
 
 def frozen(metric: Any) -> Any:

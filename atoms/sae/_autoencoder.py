@@ -16,7 +16,7 @@ from .. import metric as metrics
 from .._config import context
 from .._estimator import Estimator
 from .._files import load_tensors, reading
-from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards, warn_of_massive
+from .._rows import BlockRows, BlockSampler, Rows, RowSampler, rows_of, warn_of_massive
 from . import _calibration, _checkpoints, _saving
 from ._model import Model, blocks, decode, stacked
 from ._saving import HISTORY, Trained
@@ -65,7 +65,8 @@ class SparseAutoencoder(Estimator):
     activation : {"jumprelu", "relu", "topk", "batchtopk"}
         What decides which latents are active, see above.
     metric : AtomicInnerProduct, optional
-        Fitted. None trains in Euclidean geometry.
+        Of one that is not fitted yet, as scikit-learn's ``clone`` leaves it, `fit` fits a copy to X: `metric_`. None
+        trains in Euclidean geometry.
     target_l0 : float
         Mean number of active latents for each sample; k for the TopK family (rounded, at least 1).
     tied : bool
@@ -197,8 +198,9 @@ class SparseAutoencoder(Estimator):
     def fit(
         self,
         X: Any,
-        X_val: Any = None,
+        y: Any = None,
         *,
+        X_val: Any = None,
         calibrate: bool = True,
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
         init: Any = None,
@@ -215,10 +217,11 @@ class SparseAutoencoder(Estimator):
             store or a stream has more rows than its buffer, the order is the one that
             `atoms.activations.StoredRows` states, and mean, scale and first atoms are those of the first
             buffer; otherwise all is as for the array in memory, to the bit.
+        y : ignored
+            For scikit-learn's pipelines.
         X_val : array (m, d_in), optional
             Held out: its explained variance and L0 are shown and recorded twenty times, and after the last
-            step thresholds are calibrated on it. A one-dimensional array, which scikit-learn's pipelines pass as
-            ``y``, is ignored.
+            step thresholds are calibrated on it.
         calibrate : bool
             Whether ``"jumprelu"`` and ``"batchtopk"`` end with all thresholds multiplied by the one factor at
             which L0 on `X_val` is `target_l0`, see `calibrate`. The last held-out figures in ``history_`` are
@@ -261,17 +264,16 @@ class SparseAutoencoder(Estimator):
         cannot be written, leave what has been trained so far. Other threads may use the autoencoder
         meanwhile: they have the model of one step or another.
         """
-        if X_val is not None and not is_shards(X_val) and np.asarray(X_val).ndim == 1:
-            X_val = None
+        _check_labels(y, X)
         fit_many(
             [self], X, X_val, calibrate=calibrate, callback=callback, init=init, checkpoints=[checkpoint],
             checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
         )  # fmt: skip
         return self
 
-    def fit_transform(self, X: Any, y: Any = None) -> sp.csr_array:
-        """`fit(X)`, then `transform(X)`."""
-        return self.fit(X, y).transform(X)
+    def fit_transform(self, X: Any, y: Any = None, **options: Any) -> sp.csr_array:
+        """`fit(X)` with these options of it, then `transform(X)`."""
+        return self.fit(X, y, **options).transform(X)
 
     def _begin(
         self,
@@ -357,7 +359,7 @@ class SparseAutoencoder(Estimator):
         """X as `Rows`, checked against the rows that the autoencoder was fitted to."""
         self._check_fitted()
         rows = Rows(X)
-        self._check_X(X if len(rows.shards) == 1 else rows.shards[0], reset=False)
+        self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
         return rows
 
     def transform(self, X: Any) -> sp.csr_array:
@@ -530,7 +532,7 @@ def fit_many(
         raise ValueError("saes: the same autoencoder is there twice; make another")
     rows, val = training_rows(X, X_val)
     settings = Settings.of(saes[0])
-    metric_of = _own_metrics(saes, rows.d)
+    metric_of = _own_metrics(saes, rows)
     with contextlib.ExitStack() as held:
         held.enter_context(_checkpoints.held(paths))
         sampler = rows.sampler(settings.batch_size, settings.seed, settings.max_steps)
@@ -564,11 +566,28 @@ def _warn_of_unseen_rows(saes: list[SparseAutoencoder], n: int) -> None:
         )
 
 
-def _own_metrics(saes: list[SparseAutoencoder], d: int) -> dict[int, Any]:
-    """A copy of each different metric, by the metric's id: for these autoencoders alone."""
-    for sae in saes:
-        check_metric(sae.metric, d)
-    return {id(metric): metrics.frozen(metric) for metric in (sae.metric for sae in saes)}
+def _check_labels(y: Any, X: Any) -> None:
+    """ValueError for held-out rows in the place of y, where they stood once: y has as many rows as X."""
+    tables = [
+        part for part in (y if isinstance(y, (list, tuple)) else [y]) if len(getattr(part, "shape", ())) == 2
+    ]
+    if not tables:
+        return
+    n, given = rows_of(X).n, sum(part.shape[0] for part in tables)
+    if given != n:
+        raise ValueError(
+            f"y: expected a label for each of the {n} rows, got {given} rows; pass held-out rows as X_val="
+        )
+
+
+def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows) -> dict[int, Any]:
+    """A copy of each different metric, by the metric's id, fitted where it is not: for these autoencoders alone."""
+    own = {}
+    for metric in {id(sae.metric): sae.metric for sae in saes}.values():
+        fitted = metrics.fitted(metric, rows.parts())
+        check_metric(fitted, rows.d)
+        own[id(metric)] = metrics.frozen(fitted)
+    return own
 
 
 @contextlib.contextmanager

@@ -82,6 +82,74 @@ def test_feature_names_are_set_and_checked_by_all():
             estimator.fit(Frame(X))
 
 
+def test_frames_all_the_way_say_nothing_about_names():
+    """The tests make warnings errors."""
+    for metric in (None, atoms.AtomicInnerProduct().fit(Frame(X))):
+        for X_train in (Frame(X), [Frame(X[:90]), Frame(X[90:])]):
+            sae = atoms.SparseAutoencoder(**SAE, metric=metric).fit(X_train, X_val=Frame(X))
+            sae.calibrate(Frame(X)).inverse_transform(sae.transform(X_train))
+            sae.transform([Frame(X)])
+            with pytest.warns(UserWarning, match="X does not have valid feature names"):
+                sae.transform([X])
+        for estimator in estimators(metric):
+            estimator.inverse_transform(estimator.fit(Frame(X)).transform(Frame(X)))
+    metric.angles(Frame(X))
+    metric.angles(Frame(X), pairs=100)
+
+
+@pytest.mark.parametrize("labels", [X[:, 0], X, Frame(X), (X > 0).astype(int), list(range(200)), ["a"] * 200])
+def test_labels_are_ignored(labels):
+    alone, beside = (atoms.SparseAutoencoder(**SAE) for _ in range(2))
+    alone.fit(X)
+    beside.fit(X, labels)
+    np.testing.assert_array_equal(alone.W_enc, beside.W_enc)
+    assert np.isnan(beside.history_["explained_variance_val"]).all()
+    codes = beside.fit_transform(X, labels, X_val=X[:100])
+    assert (codes != beside.transform(X)).nnz == 0
+    assert not np.isnan(beside.history_["explained_variance_val"]).all()
+
+
+@pytest.mark.parametrize("held_out", [X[:50], Frame(X[:50]), [X[:50], X[50:70]], X[:50, :3]])
+def test_held_out_rows_where_labels_belong_are_an_error(held_out):
+    with pytest.raises(ValueError, match="y: expected a label for each of the 200 rows, .* as X_val="):
+        atoms.SparseAutoencoder(**SAE).fit(X, held_out)
+
+
+def test_a_metric_that_is_not_fitted_is_fitted_to_the_rows():
+    for given in (X, [X[:90], X[90:]], Frame(X)):
+        metric = atoms.AtomicInnerProduct(shrinkage=0.1)
+        sae = atoms.SparseAutoencoder(**SAE, metric=metric).fit(given)
+        assert not hasattr(metric, "whitener_") and sae.metric is metric
+        ready = atoms.AtomicInnerProduct(shrinkage=0.1).fit(X)
+        np.testing.assert_allclose(sae.metric_.metric_, ready.metric_, rtol=1e-10)
+        if not isinstance(given, list):
+            want = atoms.SparseAutoencoder(**SAE, metric=ready).fit(given)
+            np.testing.assert_array_equal(sae.W_dec, want.W_dec)
+    two = [atoms.SparseAutoencoder(**SAE, metric=metric) for _ in range(2)]
+    atoms.fit_many(two, X)
+    assert two[0].metric_.metric_ is two[1].metric_.metric_
+    with pytest.raises(ValueError, match="samples"):
+        atoms.SparseAutoencoder(**SAE, metric=atoms.AtomicInnerProduct()).fit(X[:4])
+
+
+def test_scikit_learn_searches_under_a_metric():
+    base = pytest.importorskip("sklearn.base")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import make_pipeline
+
+    y = X[:, 0] > 0
+    for metric in (atoms.AtomicInnerProduct(), atoms.AtomicInnerProduct().fit(Frame(X))):
+        pipe = make_pipeline(atoms.SparseAutoencoder(**SAE, metric=metric), LogisticRegression())
+        for rows in (X, Frame(X).values):
+            assert cross_val_score(pipe, rows, y, cv=3, error_score="raise").mean() > 0.6
+        grid = {"sparseautoencoder__d_sae": [9, 12], "sparseautoencoder__metric__shrinkage": [None, 0.1]}
+        search = GridSearchCV(pipe, grid, cv=2, error_score="raise").fit(X, y)
+        assert search.best_estimator_[0].metric_.n_features_in_ == 6
+        copy = base.clone(pipe[0]).fit(X)
+        np.testing.assert_array_equal(copy.W_dec, pipe[0].fit(X).W_dec)
+
+
 def test_held_out_rows_are_checked_before_training():
     sae = atoms.SparseAutoencoder(**{**SAE, "max_steps": 10**9})
     bad = X[:20].copy()

@@ -716,10 +716,8 @@ def test_a_part_with_too_few_rows_is_saved(shrinkage, tmp_path):
 
 def test_an_unfitted_metric_is_one_sentence_everywhere():
     X, metric = np.random.default_rng(0).standard_normal((50, 6)), AtomicInnerProduct()
-    sae = {"max_steps": 1, "verbose": False, "target_l0": 2}
     codes = scipy.sparse.csr_array(np.eye(6))
     for use in (
-        lambda: atoms.SparseAutoencoder(8, metric=metric, **sae).fit(X),
         lambda: atoms.SparseCoder(X[:8], n_nonzero=2, metric=metric).fit(X),
         lambda: atoms.recovery.Dictionary(X[:8], metric=metric),
         lambda: atoms.recovery.omp(X, X[:8], n_nonzero=2, metric=metric),

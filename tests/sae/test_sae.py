@@ -91,7 +91,7 @@ def test_l1_finds_its_coefficient(X):
 
 
 def test_history_and_held_out(X):
-    sae = quick(max_steps=200).fit(X[:2000], X[2000:])
+    sae = quick(max_steps=200).fit(X[:2000], X_val=X[2000:])
     h = sae.history_
     lengths = {len(v) for v in h.values()}
     assert lengths == {200} and h["step"][-1] == 200 and h["samples"][-1] == 200 * 128
@@ -244,7 +244,7 @@ def test_interrupt_leaves_a_usable_model(X):
 
 
 def test_progress_shows_rate_time_left_and_figures(X, capfd):
-    quick(verbose=True, max_steps=300).fit(X[:2500], X[2500:])
+    quick(verbose=True, max_steps=300).fit(X[:2500], X_val=X[2500:])
     last = capfd.readouterr().err.split("\r")[-1]
     assert re.search(r"300/300 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+step/s", last), last
     assert all(name in last for name in ("loss=", "EV held-out=", "L0=", "dead=")), last
@@ -421,7 +421,7 @@ def test_bad_data_is_named(X):
     with pytest.raises(ValueError, match="at least 2 samples"):
         quick().fit(X[:1])
     with pytest.raises(ValueError, match="X_val: expected 20 features"):
-        quick().fit(X, X[:, :5])
+        quick().fit(X, X_val=X[:, :5])
     with pytest.raises(ValueError, match="metric: fitted on 5 features"):
         quick(metric=atoms.AtomicInnerProduct().fit(X[:, :5])).fit(X)
     sae = quick().fit(X)

@@ -1,7 +1,4 @@
-"""Checks of arguments (arrays, numbers, metrics), and the errors for NaN and infinity.
-
-It imports nothing else of the package.
-"""
+"""Checks of arguments (arrays, numbers, metrics), and the errors for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+
+from ._arrays import Lazy, as_array, check_bits, flatter, opened, refuse
 
 __all__ = [
     "atoms_of",
@@ -37,8 +36,9 @@ def _is_float(dtype: np.dtype) -> bool:
 def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) -> np.ndarray:
     """An array of activations as the core takes it, without a copy where it already is one.
 
-    float32, float64, float16 and bfloat16 arrays, memory maps and any strides pass untouched;
-    integers, booleans, lists, data frames and objects that hold numbers become float64. 16-bit integers that look
+    float32, float64, float16 and bfloat16 arrays, memory maps and any strides pass untouched, and so do PyTorch's
+    tensors of these types in the CPU's memory; integers, booleans, lists, data frames and objects that hold numbers
+    become float64, tensors of another type or place float32 or what they are. 16-bit integers that look
     like the bits of bfloat16 numbers are refused.
     NaN and infinity are not looked for here: the core finds them while it reads.
 
@@ -59,22 +59,20 @@ def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) ->
     ValueError
         For complex numbers and text, another number of dimensions, no rows or no features.
     """
-    if hasattr(X, "toarray") and hasattr(X, "nnz"):
-        raise TypeError(
-            f"{name}: expected a dense array, got a sparse {type(X).__name__}. Sparse data is not "
-            f"supported; pass {name}.toarray()"
-        )
-    a = np.asarray(X)
-    if a.dtype.kind == "c":
-        raise ValueError(f"{name}: Complex data not supported, got dtype {a.dtype}; pass its real part")
+    a = _numbers(X, name)
     if not _is_float(a.dtype):
         if a.dtype.kind not in "biufO":
             raise ValueError(f"{name}: expected numbers, got dtype {a.dtype}")
-        _check_bits(a, name)
+        check_bits(a, name)
         try:
             a = a.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: argument must be numbers, got dtype {a.dtype}: {error}") from None
+            missing = (
+                f"; drop or fill missing values first, {name}.dropna()" if "NAType" in str(error) else ""
+            )
+            raise type(error)(
+                f"{name}: argument must be numbers, got dtype {a.dtype}: {error}{missing}"
+            ) from None
     _check_shape(a, name, ndim, min_rows)
     item = a.dtype.itemsize
     if not a.flags.aligned or not a.dtype.isnative or any(s % item for s in a.strides):
@@ -82,19 +80,30 @@ def check_array(X: Any, name: str = "X", *, ndim: int = 2, min_rows: int = 1) ->
     return a
 
 
-def _check_bits(a: np.ndarray, name: str) -> None:
-    """16-bit integers whose values are, nearly all, the bits of bfloat16 numbers between 2^-30 and 2^30."""
-    if a.dtype.kind not in "iu" or a.dtype.itemsize != 2 or a.ndim == 0:
-        return
-    some = np.asarray(a[:: max(1, len(a) // 256)][:256]).astype(np.int64) & 0x7FFF
-    some = some[some > 0]
-    if some.size and ((some >= (127 - 30) << 7) & (some < (127 + 30) << 7)).mean() > 0.98:
-        here = name if a.dtype.isnative else f"{name}.astype(numpy.{a.dtype.name})"
-        raise ValueError(
-            f"{name}: {a.dtype.name} whose values look like the bits of bfloat16 numbers. Pass "
-            f"{here}.view(ml_dtypes.bfloat16), or from PyTorch {name}.float().numpy(); if they are counts, "
-            f"{name}.astype(numpy.float32)"
+def _numbers(X: Any, name: str) -> np.ndarray:
+    """What NumPy makes of X, where it holds numbers that can be used."""
+    if hasattr(X, "toarray") and hasattr(X, "nnz"):
+        raise TypeError(
+            f"{name}: expected a dense array, got a sparse {type(X).__name__}. Sparse data is not "
+            f"supported; pass {name}.toarray()"
         )
+    refuse(X, name)
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise ValueError(
+            f"{name}: a masked array, whose masked values have no number; pass the rows that are whole, "
+            f"{name}[~numpy.ma.getmaskarray({name}).any(axis=1)].data"
+        )
+    try:
+        a = np.asarray(as_array(X, name))
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: expected rows of equal length, got a ragged {type(X).__name__}: {error}"
+        ) from None
+    if a.dtype.kind == "c":
+        raise ValueError(f"{name}: Complex data not supported, got dtype {a.dtype}; pass its real part")
+    return a
 
 
 def feature_names(X: Any) -> np.ndarray | None:
@@ -108,12 +117,7 @@ def feature_names(X: Any) -> np.ndarray | None:
 
 def _check_shape(a: np.ndarray, name: str, ndim: int, min_rows: int) -> None:
     if a.ndim != ndim:
-        hint = ""
-        if ndim == 2:
-            hint = (
-                f" Reshape your data: {name}.reshape(1, -1) for one sample,"
-                f" {name}.reshape(-1, {name}.shape[-1]) to make every leading index a sample."
-            )
+        hint = flatter(a, name) if ndim == 2 else ""
         raise ValueError(f"{name}: expected a {ndim}-dimensional array, got {a.ndim} dimension(s).{hint}")
     if ndim == 2 and a.shape[0] < min_rows:
         raise ValueError(
@@ -132,8 +136,10 @@ def atoms_of(D: Any) -> Any:
 
 
 def check_rows(a: Any, name: str) -> np.ndarray:
-    """``a`` as a two-dimensional array, nothing copied that is an array already."""
-    array = a if isinstance(a, np.ndarray) else np.asarray(a)
+    """``a`` as a two-dimensional array, nothing copied that is an array (or is read block by block) already."""
+    refuse(a, name)
+    array: Any = opened(a, name)
+    array = array if isinstance(array, (np.ndarray, Lazy)) else np.asarray(array)
     if array.ndim != 2:
         raise ValueError(
             f"{name}: expected two dimensions (rows, d_in), got shape {array.shape}; "
@@ -141,7 +147,8 @@ def check_rows(a: Any, name: str) -> np.ndarray:
         )
     if array.shape[1] < 1:
         raise ValueError(f"{name}: expected at least one column, got shape {array.shape}")
-    return array
+    checked: np.ndarray = array
+    return checked
 
 
 def native(block: np.ndarray, name: str) -> np.ndarray:
@@ -152,7 +159,7 @@ def native(block: np.ndarray, name: str) -> np.ndarray:
         return block
     if kind.kind not in "biuf" and kind.name != "bfloat16":
         raise TypeError(f"{name}: expected real numbers, got dtype {kind}; convert it to float32")
-    _check_bits(block, name)
+    check_bits(block, name)
     return np.ascontiguousarray(block, dtype=np.float64)
 
 
@@ -213,11 +220,12 @@ def nonfinite_error(X: np.ndarray, name: str, row: int | None = None) -> ValueEr
     )
 
 
-def why_not_finite(X: np.ndarray, name: str, error: Exception | None) -> Exception:
-    """The error for sums that are not finite: the row at fault, or values too large to square."""
+def why_not_finite(X: np.ndarray, name: str, error: Exception | None, first: int = 0) -> Exception:
+    """The error for sums that are not finite: the row at fault (of X, which begins with row `first`), or values too
+    large to square."""
     row = first_nonfinite_row(X)
     if row >= 0:
-        return nonfinite_error(X, name, row)
+        return nonfinite_error(X, name, first + row)
     if error is None or "NaN" in str(error):
         return ValueError(f"{name}: values too large: sums of their squares overflow float64; rescale {name}")
     return error

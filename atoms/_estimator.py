@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import check_array, feature_names
+from ._checks import feature_names
+from ._rows import rows_of, table
 
 __all__ = ["Estimator", "NotFittedError"]
 
@@ -103,13 +104,14 @@ class Estimator:
 
     def _check_X(
         self, X: Any, *, reset: bool, name: str = "X", min_rows: int = 1, names: np.ndarray | None = None
-    ) -> np.ndarray:
-        """`X` as a checked array; its features are remembered (`reset`) or compared.
+    ) -> Any:
+        """`X` as a checked `table`; its features are remembered (`reset`) or compared.
 
         `names` has those of a frame that is an array by now.
         """
         names = feature_names(X) if names is None else names
-        a = check_array(X, name, min_rows=min_rows)
+        a = table(X, name, min_rows)
+        names = getattr(a, "feature_names", names) if names is None else names
         if reset:
             _check_metric_names(getattr(self, "metric", None), names)
             self.n_features_in_ = a.shape[1]
@@ -125,6 +127,13 @@ class Estimator:
                 f"{self.n_features_in_} features as input."
             )
         return a
+
+    def _check_rows(self, X: Any, *, reset: bool) -> Any:
+        """All that holds activations, as `rows_of` reads it, streams too; features as in `_check_X`."""
+        rows = rows_of(X)
+        # an array of so many columns: what is checked of a table and can be known before its rows are read
+        self._check_X(rows.shards[0], reset=reset, names=rows.feature_names)
+        return rows
 
     def _check_feature_names(self, names: np.ndarray | None, who: str = "X") -> None:
         """A data frame's columns must be those seen in fit, in that order."""

@@ -1,10 +1,17 @@
-"""Rows of activations, wherever they are: an array, a memory map, a list of either (shards), or a source
-that is read block by block (a store on disk, a running model)."""
+"""Rows of activations, wherever they are: an array, a tensor or a memory map, a list of these (shards), a table that
+another library reads (zarr, h5py, dask, a column of a data set), a source that gives blocks (a store on disk, a
+running model), or a stream of batches (a generator, a DataLoader).
+
+`rows_of` takes all of them, `table` those that have a length and are sliced like an array. Every estimator and
+function that takes activations goes through one of the two.
+"""
 
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
+import itertools
 import queue
 import threading
 import warnings
@@ -13,24 +20,44 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import check_array, feature_names, first_nonfinite_row, nonfinite_error
+from ._arrays import Lazy, chunk_of, flatter, is_stream, is_tensor, opened, refuse, regrouped
+from ._checks import check_array, feature_names, first_nonfinite_row, native, nonfinite_error
+
+PASS_ROWS = 8192  # that are looked at together by what goes over all rows once
 
 
 def is_shards(X: Any) -> bool:
-    """A list of arrays, rather than one array or a list of numbers."""
-    return isinstance(X, (list, tuple)) and len(X) > 0 and hasattr(X[0], "shape")
+    """A list of tables, rather than one array, a list of rows or a list of numbers."""
+    return isinstance(X, (list, tuple)) and len(X) > 0 and len(getattr(X[0], "shape", ())) > 1
+
+
+def _shard(X: Any, name: str, min_rows: int = 1) -> np.ndarray | Lazy:
+    """One table, checked; not read where it is read block by block."""
+    refuse(X, name)
+    if is_tensor(X) and X.ndim == 3:
+        raise ValueError(
+            f"{name}: expected rows (n, d), got a tensor of shape {tuple(X.shape)}.{flatter(X, name)}"
+        )
+    X = opened(X, name)
+    if not isinstance(X, Lazy):
+        return check_array(X, name, min_rows=min_rows)
+    if X.shape[0] < min_rows or X.shape[1] < 1:
+        check_array(np.empty(X.shape, X.dtype), name, min_rows=min_rows)  # says so
+    return X
 
 
 class Rows:
-    """Read-only access by row number to one array or to several taken one after another.
+    """Read-only access by row number to one table or to several taken one after another, sliced like an array.
 
     Nothing is copied but the rows asked for, so shards may be larger than memory.
     """
 
-    def __init__(self, X: Any, name: str = "X") -> None:
-        shards = list(X) if is_shards(X) else getattr(X, "shards", [X])
-        self.shards: list[np.ndarray] = [
-            check_array(s, f"{name}[{i}]" if len(shards) > 1 else name) for i, s in enumerate(shards)
+    ndim = 2
+
+    def __init__(self, X: Any, name: str = "X", min_rows: int = 1) -> None:
+        shards = list(X) if is_shards(X) else _tables_of(X)
+        self.shards: list[Any] = [
+            _shard(s, f"{name}[{i}]" if len(shards) > 1 else name, min_rows) for i, s in enumerate(shards)
         ]
         self.feature_names = _names_of(shards, name)
         widths = {s.shape[1] for s in self.shards}
@@ -39,23 +66,60 @@ class Rows:
         self.starts = np.cumsum([0] + [len(s) for s in self.shards])
         self.n = int(self.starts[-1])
         self.d = self.shards[0].shape[1]
+        self.dtype = np.result_type(*(s.dtype for s in self.shards))
+        self.read = any(isinstance(s, Lazy) for s in self.shards)  # block by block
+
+    @property
+    def array(self) -> np.ndarray | None:
+        """All rows where they are one array in memory."""
+        return self.shards[0] if len(self.shards) == 1 and not self.read else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n, self.d
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, slice) and index.step in (None, 1):
+            start, stop, _ = index.indices(self.n)
+            return self.slice(start, max(start, stop))
+        return self.take(np.arange(self.n)[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        rows = self.slice(0, self.n)
+        return np.array(rows, dtype, copy=copy) if copy is not None else np.asarray(rows, dtype)
 
     def identity(self) -> dict[str, Any]:
         """What tells these rows from others: their number, columns and type, and a digest of 256 of them, spread evenly."""
-        some = self.take(np.unique(np.linspace(0, self.n - 1, min(self.n, 256)).astype(np.int64)))
+        index = np.unique(np.linspace(0, self.n - 1, min(self.n, 256)).astype(np.int64))
+        if self.read and self.n > 256:  # few places, for each may be a block
+            index = np.concatenate(
+                [np.arange(i, i + 32) for i in np.linspace(0, self.n - 32, 8).astype(np.int64)]
+            )
+        some = self.take(index)
         return _identity(self.n, self.d, some.dtype, hashlib.sha256(some.tobytes()).hexdigest())
 
-    def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> RowSampler:
+    def blocks(self, rows: int = PASS_ROWS) -> Iterator[np.ndarray]:
+        """All rows once, in their order, so many at a time."""
+        return (self.slice(start, start + rows) for start in range(0, self.n, rows))
+
+    def sampler(
+        self, batch_size: int, seed: Sequence[int], batches: int | None = None
+    ) -> RowSampler | BlockSampler:
         """Batches of these rows. `batches`, the most that will be drawn (skipped ones included), is of use only to
         a source that reads ahead.
         """
+        if self.read:
+            return BlockRows(_ReadBlocks(self)).sampler(batch_size, seed, batches)
         return RowSampler(self, batch_size, seed)
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows by number, in the order asked for, in the shards' dtype."""
         if len(self.shards) == 1:
             return np.asarray(self.shards[0][index])
-        out = np.empty((len(index), self.d), np.result_type(*self.shards))
+        out = np.empty((len(index), self.d), self.dtype)
         shard = np.searchsorted(self.starts, index, side="right") - 1
         for s in np.unique(shard):
             at = np.flatnonzero(shard == s)
@@ -67,12 +131,16 @@ class Rows:
         stop = min(stop, self.n)
         s = int(np.searchsorted(self.starts, start, side="right")) - 1
         if s < len(self.shards) and stop <= self.starts[s + 1]:
-            return self.shards[s][start - self.starts[s] : stop - self.starts[s]]
-        return self.take(np.arange(start, stop))
-
-    def parts(self) -> Iterator[np.ndarray]:
-        """All rows once, in their order, without a copy of all of them."""
-        return iter(self.shards)
+            return np.asarray(self.shards[s][start - self.starts[s] : stop - self.starts[s]])
+        if not self.read:
+            return self.take(np.arange(start, stop))
+        out, at = np.empty((max(0, stop - start), self.d), self.dtype), 0
+        while at < len(out):
+            first = start + at - self.starts[s]
+            part = self.shards[s][first : first + len(out) - at]
+            out[at : at + len(part)] = part
+            s, at = s + 1, at + len(part)
+        return out
 
     def refer(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """An array and the numbers of its rows that are meant (None: all). One shard is not copied."""
@@ -90,9 +158,38 @@ def warn_of_massive(rows: Rows, stacklevel: int) -> None:
     index = np.arange(rows.n)
     if rows.n > 8192:  # at random: what is massive may come at regular distances
         index = np.sort(np.random.default_rng(0).choice(rows.n, 8192, replace=False))
-    found = rows.take(index).astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are for others to name
-        squares = np.einsum("ij,ij->i", found, found)
+    complain_of_massive(_squares(rows.take(index)), rows.n, stacklevel + 1)
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    """Squared norms; NaN and infinity are for others to name."""
+    found = rows.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.einsum("ij,ij->i", found, found))
+
+
+class SomeNorms:
+    """Squared norms of up to 8,192 rows at random of all that go by."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._rng = np.random.default_rng(0)
+        self._kept = np.empty((2, 0))  # a random number for each row, and its squared norm
+
+    def see(self, rows: np.ndarray) -> None:
+        self.n += len(rows)
+        kept = np.concatenate([self._kept, [self._rng.random(len(rows)), _squares(rows)]], axis=1)
+        if kept.shape[1] > 8192:  # the smallest numbers of all: each row is as likely
+            kept = kept[:, np.argpartition(kept[0], 8191)[:8192]]
+        self._kept = kept
+
+    def complain(self, stacklevel: int) -> None:
+        """As `warn_of_massive`."""
+        complain_of_massive(self._kept[1], self.n, stacklevel + 1)
+
+
+def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int) -> None:
+    """The warning, from squared norms of all n rows or of some of them."""
     middle = np.median(squares)
     massive = squares > MASSIVE**2 * middle
     if not 0 < middle < np.inf or not np.isfinite(squares).all() or not massive.any():
@@ -100,9 +197,9 @@ def warn_of_massive(rows: Rows, stacklevel: int) -> None:
     share = squares[massive].sum() / squares.sum()
     if share < _MATTER:
         return
-    count = round(massive.mean() * rows.n)
+    count = round(massive.mean() * n)
     warnings.warn(
-        f"X: {'about ' if rows.n > 8192 else ''}{count:,} of {rows.n:,} rows have a norm above {MASSIVE:g} times the "
+        f"X: {'about ' if n > len(squares) else ''}{count:,} of {n:,} rows have a norm above {MASSIVE:g} times the "
         f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
         "explained variance says little about the others. Often they are the first token of each context: leave "
         "them out, by capture(..., drop_first=True, massive='drop') or by their norms",
@@ -111,7 +208,7 @@ def warn_of_massive(rows: Rows, stacklevel: int) -> None:
     )
 
 
-def _identity(n: int, d: int, dtype: Any, sha256: str | None) -> dict[str, Any]:
+def _identity(n: int | None, d: int, dtype: Any, sha256: str | None) -> dict[str, Any]:
     known = {"rows": n, "columns": d, "dtype": np.dtype(dtype).name}
     return known if sha256 is None else {**known, "sha256": sha256}
 
@@ -169,6 +266,9 @@ class RowSampler(Sampler):
         """The next batch, as `Rows.refer` gives it."""
         return self.rows.refer(self.next())
 
+    def ending(self) -> None:
+        """Rows by number never end."""
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -177,7 +277,10 @@ class RowSampler(Sampler):
 
 
 class BlockSource(abc.ABC):
-    """Rows that come block by block, and are shuffled through a buffer.
+    """Rows that come block by block, and are shuffled through a buffer: the base of sources of your own.
+
+    A class that says how many rows there are in each block, and reads a block, goes into every estimator:
+    ``sae.fit(source)`` trains with bounded memory while the next blocks are read in another thread.
 
     The order of an epoch is an exact permutation of all rows, decided by the seed, the epoch, the
     blocks' sizes and `buffer_rows` alone:
@@ -195,20 +298,49 @@ class BlockSource(abc.ABC):
 
     Attributes
     ----------
-    n, d : int
-        Rows and columns.
-    dtype : numpy.dtype
+    d : int
+        Columns. To be set by the class, as `sizes` is; the others have defaults.
     sizes : ndarray of int64
         Rows of each block; block 0 begins with row 0.
+    n : int
+        Rows: the sum of `sizes`.
+    dtype : numpy.dtype
+        float32 by default; also float16, float64 and bfloat16.
     buffer_rows : int
-        Rows of a group, about. Memory holds two groups: one is used while the next is read.
+        Rows of a group, about: 65,536 by default. Memory holds two groups: one is used while the next is read.
+
+    Examples
+    --------
+    A buffer of one's own over arrays in files:
+
+    >>> import numpy as np, os, tempfile
+    >>> import atoms
+    >>> class Files(atoms.activations.BlockSource):
+    ...     def __init__(self, paths):
+    ...         self.arrays = [np.load(path, mmap_mode="r") for path in paths]
+    ...         self.sizes = [len(array) for array in self.arrays]
+    ...         self.d = self.arrays[0].shape[1]
+    ...     def read(self, block, out):
+    ...         out[...] = self.arrays[block]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [os.path.join(folder, f"{i}.npy") for i in range(3)]
+    ...     for i, path in enumerate(paths):
+    ...         np.save(path, np.random.default_rng(i).standard_normal((500, 8), dtype=np.float32))
+    ...     source = Files(paths)
+    ...     sae = atoms.SparseAutoencoder(16, target_l0=2, max_steps=5, verbose=False).fit(source)
+    ...     source.shape, atoms.AtomicInnerProduct().fit(source).n_samples_seen_
+    ((1500, 8), 1500)
     """
 
-    n: int
     d: int
-    dtype: np.dtype
-    sizes: np.ndarray
-    buffer_rows: int
+    sizes: Any
+    dtype: np.dtype = np.dtype(np.float32)
+    buffer_rows: int = 65536
+
+    @functools.cached_property
+    def n(self) -> int:
+        """Rows: the sum of `sizes`."""
+        return int(np.sum(self.sizes))
 
     @abc.abstractmethod
     def read(self, block: int, out: np.ndarray) -> None:
@@ -231,7 +363,7 @@ class BlockSource(abc.ABC):
     def groups(self, seed: int | Sequence[int], epoch: int) -> list[np.ndarray]:
         """The blocks of each group of an epoch, ascending within it."""
         order = np.random.default_rng([*_as_seed(seed), 4, epoch]).permutation(len(self.sizes))
-        sizes = self.sizes[order]
+        sizes = np.asarray(self.sizes)[order]
         count = max(1, -(-self.n // self.buffer_rows))
         group = (np.cumsum(sizes) - sizes) * count // self.n
         return [np.sort(order[group == g]) for g in np.unique(group)]
@@ -243,7 +375,7 @@ class BlockSource(abc.ABC):
 
     def order(self, seed: int | Sequence[int] = 0, epoch: int = 0) -> np.ndarray:
         """Row numbers (n,) in the order in which an epoch visits them."""
-        starts = np.cumsum(self.sizes) - self.sizes
+        starts = np.cumsum(self.sizes) - np.asarray(self.sizes)
         parts = []
         for g, blocks in enumerate(self.groups(seed, epoch)):
             rows = np.concatenate([starts[b] + np.arange(int(self.sizes[b])) for b in blocks])
@@ -268,7 +400,7 @@ class BlockSource(abc.ABC):
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All rows once, in their own order, block by block."""
-        for block, size in enumerate(self.sizes.tolist()):
+        for block, size in enumerate(np.asarray(self.sizes).tolist()):
             out = np.empty((size, self.d), self.dtype)
             self.read(block, out)
             yield out
@@ -281,7 +413,10 @@ def _as_seed(seed: int | Sequence[int]) -> list[int]:
 class BlockRows:
     """What training asks of `Rows`, for a source that is read block by block."""
 
-    def __init__(self, source: BlockSource) -> None:
+    array = None
+
+    def __init__(self, source: BlockSource, name: str = "X") -> None:
+        _check_source(source, name)
         self.source, self.n, self.d = source, source.n, source.d
         self.feature_names = None
         # one row of zeros: checks look at nothing but shape and dtype
@@ -291,14 +426,84 @@ class BlockRows:
         """As that of `Rows`, with the source's own digest."""
         return _identity(self.n, self.d, self.source.dtype, self.source.digest())
 
-    def parts(self) -> Iterator[np.ndarray]:
-        """All rows once, in their order, block by block."""
-        return self.source.blocks()
+    def blocks(self, rows: int = PASS_ROWS) -> Iterator[np.ndarray]:
+        """All rows once, in their order, so many at a time."""
+        return regrouped(self.source.blocks(), rows)
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> BlockSampler:
         """Batches of these rows; no more than `batches` will be drawn, skipped ones included."""
         last = None if batches is None else batches * batch_size
         return BlockSampler(self.source, batch_size, seed, last=last)
+
+
+def _check_source(source: BlockSource, name: str) -> None:
+    """ValueError where a class of somebody's own lacks what training asks for."""
+    kind = type(source).__name__
+    for attribute in ("sizes", "d"):
+        if not hasattr(source, attribute):
+            raise ValueError(f"{name}: {kind} has no {attribute}; a BlockSource sets sizes and d")
+    sizes = source.sizes = np.asarray(source.sizes)
+    if (
+        sizes.ndim != 1
+        or sizes.dtype.kind not in "iu"
+        or not len(sizes)
+        or sizes.min() < 0
+        or not sizes.sum()
+    ):
+        raise ValueError(
+            f"{name}: {kind}.sizes: expected the number of rows of each block, got {sizes!r:.80}"
+        )
+    if source.n != sizes.sum():
+        raise ValueError(f"{name}: {kind}.n is {source.n}, the rows of its blocks are {sizes.sum()}")
+    native(np.empty((1, source.d), source.dtype), name)
+
+
+def _tables_of(X: Any) -> list[Any]:
+    """The tables that something which is no list of them has: shards, or itself."""
+    if isinstance(X, Rows):
+        return list(X.shards)
+    if not isinstance(X, BlockSource):
+        return [X]
+    if hasattr(X, "shards"):
+        return list(X.shards)
+    _check_source(X, "X")
+    ends = np.cumsum(X.sizes)
+    blocks = {int(end - size): block for block, (end, size) in enumerate(zip(ends, X.sizes)) if size}
+
+    def read(start: int, stop: int) -> np.ndarray:
+        out = np.empty((stop - start, X.d), X.dtype)
+        X.read(blocks[start], out)
+        return out
+
+    return [Lazy(read, X.shape, np.dtype(X.dtype), X.sizes[X.sizes > 0], False)]
+
+
+class _ReadBlocks(BlockSource):
+    """What `Rows` reads block by block, in blocks to train from.
+
+    Everything is one group where it takes no more than 16 MiB, else a group is a sixteenth of it (4 MiB or more): two
+    groups stay small beside what is on disk, and blocks from all over it are mixed in each.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.d, self.dtype = rows, rows.d, rows.dtype
+        places = []  # shard, and first row in it, of each block
+        sizes: list[int] = []
+        for s, shard in enumerate(rows.shards):
+            cuts = (
+                shard.sizes if isinstance(shard, Lazy) else np.diff([*range(0, len(shard), 512), len(shard)])
+            )
+            places += [(s, int(end - size)) for end, size in zip(np.cumsum(cuts), cuts)]
+            sizes += [int(size) for size in cuts]
+        self.sizes, self._places = np.array(sizes, np.int64), places
+        width = self.d * self.dtype.itemsize
+        size = rows.n * width
+        group = size if size <= 16 << 20 else max(4 << 20, size // 16)
+        self.buffer_rows = max(512, min(65536, group // width))
+
+    def read(self, block: int, out: np.ndarray) -> None:
+        shard, start = self._places[block]
+        out[...] = self.rows.shards[shard][start : start + len(out)]
 
 
 def _names_of(shards: Sequence[Any], name: str) -> np.ndarray | None:
@@ -309,23 +514,44 @@ def _names_of(shards: Sequence[Any], name: str) -> np.ndarray | None:
     return found[0] if found else None
 
 
-def held_out(X_val: Any, rows: Rows | BlockRows) -> np.ndarray:
+def held_out(X_val: Any, rows: Rows | BlockRows | StreamRows) -> np.ndarray:
     """Rows beside those to train on: as many columns, of the same names, and finite numbers."""
-    val = Rows(X_val, "X_val")
+    val = rows_of(X_val, "X_val")
     if val.d != rows.d:
         raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
     names, ours = val.feature_names, rows.feature_names
     if names is not None and ours is not None and list(names) != list(ours):
         raise ValueError("X_val: its columns have other names than those of X, or another order")
-    whole = val.slice(0, val.n)
+    whole = val.slice(0, val.n) if isinstance(val, Rows) else np.concatenate(list(val.blocks()))
     if (row := first_nonfinite_row(whole)) >= 0:
         raise nonfinite_error(whole, "X_val", row)
     return whole
 
 
-def rows_of(X: Any, name: str = "X") -> Rows | BlockRows:
-    """`Rows`, or `BlockRows` for a source that is read block by block."""
-    return BlockRows(X) if isinstance(X, BlockSource) else Rows(X, name)
+def rows_of(X: Any, name: str = "X") -> Rows | BlockRows | StreamRows:
+    """All that holds activations: `Rows`, `BlockRows` for a source of blocks, `StreamRows` for batches one by one."""
+    if isinstance(X, BlockSource):
+        return BlockRows(X, name)
+    return StreamRows(X, name) if is_stream(X) else Rows(X, name)
+
+
+def table(X: Any, name: str = "X", min_rows: int = 1) -> Any:
+    """Rows that have a number: an array where X is one in memory, else `Rows`, which are sliced like one.
+
+    Raises
+    ------
+    TypeError
+        For a stream, of which nobody knows how many there will be.
+    """
+    if isinstance(X, np.ndarray):
+        return check_array(X, name, min_rows=min_rows)
+    if is_stream(X):
+        raise TypeError(
+            f"{name}: expected rows that can be asked for by number, got a {type(X).__name__}, which gives them "
+            f"once and in its order; pass list({name}), or its batches one at a time"
+        )
+    rows = Rows(X, name, min_rows)
+    return rows if rows.array is None else rows.array
 
 
 class BlockSampler:
@@ -345,6 +571,8 @@ class BlockSampler:
         last: int | None = None,
     ) -> None:
         self.last = last
+        if not isinstance(source.sizes, np.ndarray):
+            source.sizes = np.asarray(source.sizes)
         self.source, self.batch_size, self.seed = source, batch_size, list(seed)
         self.drawn = epoch * source.n
         count = max(1, -(-source.n // source.buffer_rows))
@@ -456,6 +684,9 @@ class BlockSampler:
             if not need:
                 return np.concatenate(parts), None
 
+    def ending(self) -> None:
+        """Epoch follows epoch."""
+
     def close(self) -> None:
         """Stop reading ahead and let the buffers go; drawing again opens them again."""
         if self._thread is not None:
@@ -464,3 +695,176 @@ class BlockSampler:
             self._thread.join()
         self._thread = self._rows = None
         self._order, self._at = np.empty(0, np.int64), 0
+
+
+# ------------------------------------------------------------------ batch by batch
+
+
+class StreamRows:
+    """Rows that come in batches, nobody knows how many: of a generator, a DataLoader, a function that makes one.
+
+    A generator gives its rows once. What can be iterated again is, for another pass.
+    """
+
+    n = array = feature_names = None
+
+    def __init__(self, X: Any, name: str = "X") -> None:
+        self._source, self._name = X, name
+        self._begun = self._iterator()
+        first = next(self._begun, None)
+        if first is None:
+            raise ValueError(
+                f"{name}: a {type(X).__name__} that gives no rows; a generator gives them once: make a new one, or "
+                "pass the function that makes it"
+            )
+        self._first: np.ndarray | None = first
+        self.d, self.dtype = first.shape[1], first.dtype
+        self.shards = [np.zeros((1, self.d), self.dtype)]  # checks look at nothing but shape and dtype
+        self._digest = hashlib.sha256(np.ascontiguousarray(first[:256]).tobytes()).hexdigest()
+        again = callable(X) or iter(X) is not X
+        self.again = again  #: whether there is a second pass
+
+    def _iterator(self) -> Iterator[np.ndarray]:
+        X, at = self._source, 0
+        for part in X() if callable(X) else X:
+            rows = native(chunk_of(part, self._name), self._name)
+            if not len(rows):
+                continue
+            if at and (rows.shape[1] != self.d or rows.dtype != self.dtype):
+                raise ValueError(
+                    f"{self._name}: the batch from row {at} on has {rows.shape[1]} columns of {rows.dtype}, those "
+                    f"before {self.d} of {self.dtype}"
+                )
+            at += len(rows)
+            yield rows
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The batches; a second time only where there is a second pass."""
+        first, self._first = self._first, None
+        if first is not None:
+            return itertools.chain([first], self._begun)
+        if self.again:
+            return self._iterator()
+        raise ValueError(
+            f"{self._name}: a {type(self._source).__name__} gives its rows once; pass the function that makes it"
+        )
+
+    def blocks(self, rows: int = PASS_ROWS) -> Iterator[np.ndarray]:
+        """All rows once, in their order, so many at a time."""
+        return regrouped(self.chunks(), rows)
+
+    def identity(self) -> dict[str, Any]:
+        """As that of `Rows`, by the first batch alone."""
+        return _identity(None, self.d, self.dtype, self._digest)
+
+    def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> StreamSampler:
+        """Batches of these rows, shuffled through a buffer."""
+        return StreamSampler(self, batch_size, seed)
+
+
+class StreamSampler:
+    """Batches of a stream, shuffled through a buffer that is filled again whenever half of it has been used.
+
+    Each pass over the stream visits each row once. Where all rows fit the buffer, they are an array in memory, and
+    trained from like one, to the bit. Else, where there is no second pass, `ending` says so as soon as it is known.
+    The stream is read in the thread that draws.
+    """
+
+    BUFFER_ROWS, BUFFER_BYTES = 65536, 1 << 28
+
+    def __init__(self, rows: StreamRows, batch_size: int, seed: Sequence[int]) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, list(seed)
+        width = rows.d * rows.dtype.itemsize
+        self._capacity = max(4 * batch_size, min(self.BUFFER_ROWS, self.BUFFER_BYTES // width))
+        self._chunks = self._rest = self._buffer = np.empty((0, rows.d), rows.dtype)  # type: Any
+        self._order = np.empty(0, np.int64)  # slots that hold rows, in the order in which they are drawn
+        self._at = self._drawn = self._fills = self._passed = 0
+        self._open, self._in_memory = False, None  # type: tuple[bool, RowSampler | None]
+        self._end: tuple[int, int] | None = None
+
+    # -------------------------------------------------------------- filling
+
+    def _fill(self, slots: np.ndarray) -> int:
+        """New rows into these slots; how many there were."""
+        at = 0
+        while at < len(slots) and self._open:
+            if not len(self._rest):
+                self._rest = next(self._chunks, self._rest)
+                if not len(self._rest) and not self._begin_again():
+                    break
+            part = self._rest[: len(slots) - at]
+            self._buffer[slots[at : at + len(part)]] = part
+            self._rest, at = self._rest[len(part) :], at + len(part)
+            self._passed += len(part)
+        return at
+
+    def _begin_again(self) -> bool:
+        """Another pass, where there is one and the first did not fit the buffer."""
+        self._open = self.rows.again and self._fills > 0 and self._passed > 0
+        if self._open:
+            self._chunks, self._passed = self.rows.chunks(), 0
+        return self._open
+
+    def _start(self) -> None:
+        if len(self._buffer):
+            return
+        self._chunks, self._open = self.rows.chunks(), True
+        self._buffer = np.empty((self._capacity, self.rows.d), self.rows.dtype)
+        n = self._fill(np.arange(self._capacity))
+        if n == self._capacity and not len(self._rest):  # whether there are more
+            self._rest = next(self._chunks, self._rest)
+            self._open = len(self._rest) > 0
+        if n < 2:
+            raise ValueError(f"X: expected at least 2 samples, got n_samples = {n}")
+        if self._open:
+            self._permute(np.arange(n))
+        else:
+            self._in_memory = RowSampler(Rows(self._buffer[:n]), self.batch_size, self.seed)
+
+    def _permute(self, slots: np.ndarray) -> None:
+        self._order = np.random.default_rng([*self.seed, 5, self._fills]).permutation(slots)
+        self._at, self._fills = 0, self._fills + 1
+
+    def _refill(self) -> None:
+        used, left = self._order[: self._at], self._order[self._at :]
+        n = self._fill(used)
+        self._permute(np.concatenate([left, used[:n]]))
+        if not self._open:
+            self._end = self._drawn, self._drawn + len(self._order) // self.batch_size
+
+    # -------------------------------------------------------------- drawing
+
+    def first(self) -> Rows:
+        """Rows to begin from: those that fill the buffer first."""
+        self._start()
+        return Rows(self._buffer if self._in_memory is None else self._in_memory.rows.shards[0])
+
+    def skip(self, batches: int) -> None:
+        """As if so many batches had been drawn: the stream is read so far."""
+        for _ in range(batches):
+            if self.ending() is not None and self._drawn >= self.ending()[1]:  # type: ignore[index]
+                return
+            self.draw()
+
+    def ending(self) -> tuple[int, int] | None:
+        """Where the stream has ended for good: batches that had been drawn when that was seen, and those that there
+        are in all."""
+        if not len(self._buffer):
+            self._start()
+        if self._in_memory is None and self._open and self._at > self._capacity // 2:
+            self._refill()
+        return self._end
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """An array and the numbers of its rows that are meant, valid until the next draw."""
+        self.ending()
+        self._drawn += 1
+        if self._in_memory is not None:
+            return self._in_memory.draw()
+        index = self._order[self._at : self._at + self.batch_size]
+        self._at += len(index)
+        return self._buffer, index
+
+    def close(self) -> None:
+        """Let the buffer go."""
+        self._buffer = self._buffer[:0]

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from . import _core, recovery
+from ._arrays import as_array
 from ._checks import narrow, nonfinite_error, whitener_of
 from ._config import context
 from ._estimator import Estimator
@@ -69,7 +70,7 @@ class _Dictionary(Estimator):
 
     def _start(self, X: Any) -> np.ndarray:
         """X checked; the whitener and b_dec are set."""
-        rows = self._check_X(X, reset=True)
+        rows: np.ndarray = self._check_X(X, reset=True)
         d = rows.shape[1]
         self._whitener = whitener_of(self.metric, d)
         total = np.zeros(d)
@@ -551,7 +552,7 @@ def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.nd
     >>> bool((np.sort(shuffle_coordinates(X), axis=0) == X).all())
     True
     """
-    X = X if isinstance(X, np.ndarray) else np.asarray(X)
+    X = np.asarray(as_array(X))
     if X.ndim != 2:
         raise ValueError(f"X: expected two dimensions (n, d), got shape {X.shape}")
     if out is None:

@@ -2,8 +2,9 @@
 
 `capture` runs a model over tokens with PyTorch hooks: one row per token for each layer asked for, as
 `Activations` (arrays in memory or mapped) or as an `ActivationStore` (checked shards on disk, read back
-shuffled). `ActivationStream` trains from the running model and keeps nothing. PyTorch is needed to run the
-model, not to train: rows from hooks of your own go straight into ``sae.fit(tensor.numpy())``.
+shuffled). `ActivationStream` trains from the running model and keeps nothing; `BlockSource` is what both are, and
+the base of a buffer of your own. PyTorch is needed to run the model, not to train: tensors from hooks of your own
+go straight into ``sae.fit(tensor)`` or, one batch after the other, ``sae.partial_fit(tensor)``.
 
 The files, each of which imports only from those above it::
 
@@ -16,6 +17,7 @@ The files, each of which imports only from those above it::
     _capture    capture
 """
 
+from .._rows import BlockSource
 from ._capture import capture
 
 # `as` the same name: for other modules of the package, not for users, so not in __all__
@@ -34,6 +36,7 @@ __all__ = [
     "ActivationStore",
     "ActivationStream",
     "Activations",
+    "BlockSource",
     "StoredRows",
     "capture",
     "decoder_blocks",

@@ -144,6 +144,7 @@ def capture(
     store: None = ...,
     forward: Forward | None = ...,
     attention_mask: Any = ...,
+    tokenizer: Any = ...,
     progress: bool = ...,
 ) -> Activations: ...
 
@@ -197,8 +198,8 @@ def capture(
         On any device; its training mode is restored afterwards. A Transformers decoder; a model with
         named hook points in ``hook_dict``, as TransformerLens's are; or any module that takes a batch
         of token ids.
-    tokens : list of 1-D integer arrays, 2-D array or tensor, BatchEncoding, dict, or list of dicts
-        Contexts of token ids; `tokenize` makes them. Of what a tokenizer returns, ``input_ids`` and
+    tokens : list of 1-D integer arrays, 2-D array or tensor, BatchEncoding, dict, list of dicts, or text
+        Contexts of token ids; `tokenize` makes them, and so does a `tokenizer` that is given here. Of what a tokenizer returns, ``input_ids`` and
         ``attention_mask`` are used. Padding is left out where the mask says what it is; rows of a table
         that begin or end with the model's padding id, and no mask, are refused. Contexts of different lengths are padded on
         the right and masked where the model takes a mask, else they go into different batches. Each
@@ -240,7 +241,8 @@ def capture(
     attention_mask : 2-D array or tensor, or list of 1-D arrays, optional
         As a tokenizer gives it beside its ids: 1 at tokens of the text, 0 at padding, on either side.
     tokenizer : optional
-        Only named in the store's manifest.
+        Makes tokens of text, where `tokens` is a string or an iterable of strings or of dicts with "text" (a data
+        set of Hugging Face, also streaming): `tokenize` with contexts of 512 tokens. Named in the store's manifest.
     shard_mb : float
         Megabytes of each layer's rows in a shard of the store: a killed run loses one shard at most.
     progress : bool
@@ -279,7 +281,7 @@ def capture(
     if not massive_multiple > 1:
         raise ValueError(f"massive_multiple: expected a number above 1, got {massive_multiple}")
     row_type = row_dtype(dtype)
-    plan = Pass(model, tokens, layers, site, batch_tokens, drop_first, forward, attention_mask)
+    plan = Pass(model, tokens, layers, site, batch_tokens, drop_first, forward, attention_mask, tokenizer)
     if store is not None:
         if out is not None:
             raise ValueError("out, store: give one of the two")

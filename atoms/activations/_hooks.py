@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._contexts import as_contexts
-from ._models import decoder_blocks, import_torch
+from ._models import decoder_blocks, if_text, import_torch, tokenize
 from ._table import Key
 
 __all__: list[str] = []
@@ -356,11 +356,13 @@ class Pass:
         drop_first: bool,
         forward: Forward | None,
         attention_mask: Any = None,
+        tokenizer: Any = None,
     ):
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected a positive integer, got {batch_tokens}")
         self.model = Model(model, forward)
         self.keys = self.model.keys(layers, site)
+        tokens = _tokens_of(tokens, tokenizer, self.model.limits()[1])
         self.contexts = as_contexts(
             tokens, attention_mask, limits=self.model.limits(), padding=self.model.padding()
         )
@@ -414,6 +416,19 @@ class Pass:
             digest.update(len(context).to_bytes(8, "little"))
             digest.update(context.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def _tokens_of(tokens: Any, tokenizer: Any, longest: int | None) -> Any:
+    """Token ids, of text too where there is a tokenizer for it."""
+    text, tokens = if_text(tokens)
+    if text is None:
+        return tokens
+    if tokenizer is None:
+        raise ValueError(
+            "tokens: expected contexts of integer ids, got text and no tokenizer; pass tokenizer=..., or as tokens "
+            "tokenize(text, tokenizer, max_tokens=...)"
+        )
+    return tokenize(text, tokenizer, context_length=min(512, longest or 512))
 
 
 def _batches(contexts: list[np.ndarray], batch_tokens: int, pads: bool) -> Iterable[list[int]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,14 +87,16 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def tokenize(
-    text: str, tokenizer: Any, *, context_length: int = 512, max_tokens: int | None = None, bos: bool = True
+    text: Any, tokenizer: Any, *, context_length: int = 512, max_tokens: int | None = None, bos: bool = True
 ) -> list[np.ndarray]:
     """Cut a text into contexts of token ids for `capture`.
 
     Parameters
     ----------
-    text : str
-        The text; consecutive contexts are consecutive pieces of it.
+    text : str, or iterable of str or of dicts with "text"
+        The text; consecutive contexts are consecutive pieces of it. Of several texts, each begins a context of its
+        own. A data set of Hugging Face, streaming or not, is such an iterable: of an endless one no more is read than
+        `max_tokens` asks for.
     tokenizer : transformers tokenizer
         Called without special tokens.
     context_length : int
@@ -123,20 +127,58 @@ def tokenize(
     >>> [c.tolist() for c in tokenize("abcde", Letters(), context_length=4)]
     [[0, 97, 98, 99], [0, 100, 101]]
     """
-    if not isinstance(text, str):
-        raise TypeError(f"text: expected a string, got {type(text).__name__}")
     first = getattr(tokenizer, "bos_token_id", None) if bos else None
     prefix = [] if first is None else [first]
     if context_length < 2:
         raise ValueError(f"context_length: expected at least 2, got {context_length}")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens: expected a positive integer or None, got {max_tokens}")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text.strip() else []
-    ids = ids[:max_tokens]
-    if not ids:
+    step, left = context_length - len(prefix), max_tokens
+    contexts: list[np.ndarray] = []
+    for one in [text] if isinstance(text, str) else texts_of(text):
+        ids = tokenizer(one, add_special_tokens=False, verbose=False)["input_ids"] if one.strip() else []
+        ids = ids[:left]
+        contexts += [np.array(prefix + ids[i : i + step], dtype=np.int64) for i in range(0, len(ids), step)]
+        if left is not None and (left := left - len(ids)) <= 0:
+            break
+    if not contexts:
         raise ValueError("text: it is empty; give a text with at least one token")
-    step = context_length - len(prefix)
-    return [np.array(prefix + ids[i : i + step], dtype=np.int64) for i in range(0, len(ids), step)]
+    return contexts
+
+
+def texts_of(items: Any) -> Iterator[str]:
+    """Strings, of an iterable of them or of dictionaries with "text"."""
+    if isinstance(items, (bytes, Mapping)) or not isinstance(items, Iterable):
+        raise TypeError(f"text: expected a string, got {type(items).__name__}")
+    for item in items:
+        if isinstance(item, Mapping):
+            if "text" not in item:
+                raise ValueError(
+                    f"text: expected dictionaries with 'text', got one with {', '.join(map(str, item))}; pass the "
+                    f"strings: (row[{next(iter(item), 'text')!r}] for row in text)"
+                )
+            item = item["text"]
+        if not isinstance(item, str):
+            raise TypeError(f"text: expected strings, or dictionaries with 'text', got {type(item).__name__}")
+        yield item
+
+
+def if_text(tokens: Any) -> Any:
+    """What `tokenize` takes, where tokens are text and not ids; else None. Also the tokens, of which nothing is lost."""
+    if isinstance(tokens, str):
+        return tokens, tokens
+    if isinstance(tokens, Mapping) or hasattr(tokens, "__array__") or not isinstance(tokens, Iterable):
+        return None, tokens
+    items = tokens
+    if iter(tokens) is tokens:
+        first = list(itertools.islice(tokens, 1))
+        items = itertools.chain(first, tokens)
+    else:
+        first = list(itertools.islice(iter(tokens), 1))
+    text = bool(first) and (
+        isinstance(first[0], str) or (isinstance(first[0], Mapping) and "input_ids" not in first[0])
+    )
+    return (items if text else None), items
 
 
 # ------------------------------------------------------------------ models

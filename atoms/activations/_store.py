@@ -573,8 +573,8 @@ class StoredRows(BlockSource):
         Memory maps.
     """
 
-    _ORDER = (BlockSource.__doc__ or "").split("\n", 1)[1].split("Attributes\n")[0].strip()
-    __doc__ = (__doc__ or "").replace("{source}", _ORDER)
+    _ORDER = (BlockSource.__doc__ or "").partition("The order of")[2].partition("Attributes\n")[0].strip()
+    __doc__ = (__doc__ or "").replace("{source}", "The order of " + _ORDER)
 
     def __init__(
         self,

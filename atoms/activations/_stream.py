@@ -24,7 +24,7 @@ class ActivationStream(BlockSource):
 
     Parameters
     ----------
-    model, tokens, site, batch_tokens, drop_first, dtype, forward, attention_mask
+    model, tokens, site, batch_tokens, drop_first, dtype, forward, attention_mask, tokenizer
         As in :func:`capture`.
     layer : int or str
         One layer, or the name of a module.
@@ -65,6 +65,7 @@ class ActivationStream(BlockSource):
         dtype: str = "float32",
         forward: Forward | None = None,
         attention_mask: Any = None,
+        tokenizer: Any = None,
         buffer_rows: int = BUFFER_ROWS,
     ) -> None:
         if not isinstance(buffer_rows, (int, np.integer)) or buffer_rows < 1:
@@ -72,7 +73,9 @@ class ActivationStream(BlockSource):
         import torch
 
         self.dtype, self._threads = row_dtype(dtype), torch.get_num_threads()
-        self._plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward, attention_mask)
+        self._plan = Pass(
+            model, tokens, layer, site, batch_tokens, drop_first, forward, attention_mask, tokenizer
+        )
         if len(self._plan.keys) != 1:
             raise ValueError(f"layer: expected one layer at one site, got {len(self._plan.keys)}")
         self.key = self._plan.keys[0]

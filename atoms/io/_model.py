@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .._checks import check_array
 from .._config import context
+from .._rows import rows_of
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
 
 __all__ = ["PretrainedSAE"]
@@ -200,11 +200,10 @@ class PretrainedSAE:
         return x, None, None
 
     def _blocks(self, X: Any) -> Iterator[np.ndarray]:
-        X = check_array(X)
-        if X.shape[1] != self.n_features_in_:
-            raise ValueError(f"X has {X.shape[1]} features, but this model expects {self.n_features_in_}")
-        for start in range(0, max(len(X), 1), BLOCK):
-            yield X[start : start + BLOCK]
+        rows = rows_of(X)
+        if rows.d != self.n_features_in_:
+            raise ValueError(f"X has {rows.d} features, but this model expects {self.n_features_in_}")
+        yield from rows.blocks(BLOCK)
 
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations (n, d_in): CSR array (n, d_sae) of float32.

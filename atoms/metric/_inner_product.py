@@ -12,7 +12,7 @@ import numpy as np
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
-from .._rows import Rows, warn_of_massive
+from .._rows import Rows, SomeNorms, rows_of, table, warn_of_massive
 from ._errors import EigenvalueErrors, errors_of
 from ._geometry import AngleHistogram, angles_of, draw_pairs, product, product_of_rows, rows_in, squeeze, unit
 from ._moments import Array, Moments, moments_of
@@ -133,8 +133,9 @@ class AtomicInnerProduct(Estimator):
 
         Parameters
         ----------
-        X : (n, d) array of float32, float64, float16 or bfloat16
-            Any strides, memory maps included; other numbers are converted to float64.
+        X : (n, d) array, tensor or memory map, or whatever else `SparseAutoencoder.fit` takes
+            float32, float64, float16 or bfloat16, of any strides; other numbers are converted to float64. Shards,
+            stores, files and streams are read block by block, once.
         y : ignored
             For scikit-learn's pipelines.
 
@@ -152,22 +153,25 @@ class AtomicInnerProduct(Estimator):
         """
         self._check_parameters()
         with self._unchanged_on_error():
-            X = self._check_X(X, reset=True)
-            self._see(self._sums(X))
+            rows, norms = self._check_rows(X, reset=True), SomeNorms()
+            self._see(self._sums(rows, norms=norms))
             self._spectrum()
-            warn_of_massive(Rows(X), stacklevel=3)
+            if norms.n:
+                norms.complain(stacklevel=3)
+            else:
+                warn_of_massive(rows, stacklevel=3)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
-        """Add activations to those already seen. The metric is computed when it is first asked for.
+        """Add activations (n, d), all that `fit` takes, to those already seen.
 
-        Where X is rejected, what was seen before stays as it was.
+        The metric is computed when it is first asked for. Where X is rejected, what was seen before stays as it was.
         """
         self._check_parameters()
         first = not self.__sklearn_is_fitted__()
         with self._unchanged_on_error():
-            X = self._check_X(X, reset=first)
-            self._see(self._sums(X, None if first else self._moments))
+            rows = self._check_rows(X, reset=first)
+            self._see(self._sums(rows, None if first else self._moments))
         return self
 
     def merge(self, other: AtomicInnerProduct) -> AtomicInnerProduct:
@@ -219,11 +223,20 @@ class AtomicInnerProduct(Estimator):
             raise ValueError(f"centered: expected True or False, got {self.centered!r}")
         check_shrinkage(self.shrinkage)
 
-    def _sums(self, X: Array, seen: Moments | None = None) -> Moments:
+    def _sums(self, rows: Any, seen: Moments | None = None, norms: SomeNorms | None = None) -> Moments:
+        """Sums over all rows, and those seen; `norms` sees rows that are read once and then gone."""
         fourth = self.shrinkage == "ledoit_wolf"
-        return moments_of(
-            X, centered=bool(self.centered), norms=fourth, seen=seen, num_threads=self.num_threads
-        )
+        in_memory = isinstance(rows, Rows) and not rows.read
+        at = 0
+        for part in rows.shards if in_memory else rows.blocks():
+            seen = moments_of(
+                part, centered=bool(self.centered), norms=fourth, seen=seen, first=at, num_threads=self.num_threads
+            )  # fmt: skip
+            at += len(part)
+            if norms is not None and not in_memory:
+                norms.see(part)
+        assert seen is not None
+        return seen
 
     def _see(self, moments: Moments) -> None:
         """These are the rows seen; what was computed from others is forgotten."""
@@ -299,7 +312,7 @@ class AtomicInnerProduct(Estimator):
 
         Parameters
         ----------
-        X : (n, d) array
+        X : (n, d) array, or whatever else `fit` takes
             Activations.
         out : (n, d) float32 array, optional
             Where to write; C-contiguous, apart from X.
@@ -312,7 +325,26 @@ class AtomicInnerProduct(Estimator):
             depend on the other rows. 2 n d^2 operations.
         """
         self._check_fitted()
-        X = self._check_X(X, reset=False)
+        return self._whitened(self._check_rows(X, reset=False), out)
+
+    def _whitened(self, rows: Any, out: Array | None = None) -> Array:
+        """`whiten`, of rows that are checked."""
+        if rows.array is not None:
+            return self._product(rows.array, out)
+        if rows.n is None:
+            found = np.concatenate([self._product(part) for part in rows.blocks()])
+            if out is None:
+                return found
+            out[...] = found
+            return out
+        out = np.empty((rows.n, rows.d), np.float32) if out is None else out
+        at = 0
+        for part in rows.blocks():
+            self._product(part, out[at : at + len(part)])
+            at += len(part)
+        return out
+
+    def _product(self, X: Array, out: Array | None = None) -> Array:
         return product(X, self.whitener_, center=self._center(), out=out, num_threads=self.num_threads)
 
     def unwhiten(self, Z: Any, out: Array | None = None) -> Array:
@@ -437,16 +469,19 @@ class AtomicInnerProduct(Estimator):
             self._check_fitted()
             X = self._check_X(X, reset=False)
         else:
-            X = check_array(X)
+            X = table(X)
         chosen = draw_pairs(X.shape[0], pairs, random_state)
         if geometry == "metric":
             some = rows_in(chosen)
             if some is None:
-                X = product(X, self.whitener_, center=self._center(), num_threads=self.num_threads)
+                X = self._whitened(rows_of(X))
             else:
                 rows, chosen = some
                 center, W = self._center(), self.whitener_
                 X = product_of_rows(X, rows, W, center=center, num_threads=self.num_threads)
+        elif isinstance(X, Rows):
+            some = rows_in(chosen)
+            X, chosen = (np.asarray(X), chosen) if some is None else (X[some[0]], some[1])
         return angles_of(X, chosen, bins, geometry, self.num_threads)
 
     # ------------------------------------------------------------------- errors
@@ -534,14 +569,14 @@ _PICKLED = {
 }
 
 
-def fitted(metric: Any, parts: Iterable[Array]) -> Any:
-    """`metric` where it is fitted or None, else another of its parameters, fitted to these rows."""
+def fitted(metric: Any, blocks: Callable[[], Iterable[Array]]) -> Any:
+    """`metric` where it is fitted or None, else another of its parameters, fitted to the rows in these blocks."""
     if not isinstance(metric, AtomicInnerProduct) or metric.__sklearn_is_fitted__():
         return metric
     own = type(metric)(**metric.get_params(deep=False))
-    for part in parts:
-        if len(part):
-            own.partial_fit(part)
+    for block in blocks():
+        if len(block):
+            own.partial_fit(block)
     return own
 
 

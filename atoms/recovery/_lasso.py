@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import check_array, check_count, check_number
+from .._checks import check_count, check_number
 from .._config import context
+from .._rows import table
 from ._coding import BLOCK_BYTES, Codes, RecoveryInfo, code, complain, csr, packed
 from ._dictionary import Array, Dictionary, dictionary_of, handle_of, hold_gram, hold_screen, whitened
 
@@ -72,7 +73,7 @@ def lasso(
     >>> lasso(np.array([[0.5, 3.0, -1.0]]), np.eye(3), 0.75).toarray()
     array([[ 0.  ,  2.25, -0.25]])
     """
-    X = check_array(X, "X", min_rows=0)
+    X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
     alphas = np.array([check_number(alpha, "alpha", 0, strict=True)])
     stop, rounds = check_number(tol, "tol", 0, strict=True), check_count(max_iter, "max_iter")
@@ -120,7 +121,7 @@ def lasso_path(
     infos : list of RecoveryInfo
         Only with ``return_info=True``.
     """
-    X = check_array(X, "X", min_rows=0)
+    X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
     hold_screen(d)
     if X.shape[1] != d.d_in:
@@ -285,7 +286,7 @@ def _basis(
     verbose: bool,
     return_info: bool,
 ) -> Any:
-    X = check_array(X, "X", min_rows=0)
+    X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads, np.float64)
     stop, most = check_number(tol, "tol", 0, strict=True), check_count(max_iter, "max_iter")
     ctx = context(num_threads)

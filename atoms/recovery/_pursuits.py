@@ -9,8 +9,9 @@ import numpy as np
 import scipy.sparse
 
 from .. import _core
-from .._checks import check_array, check_count, check_number
+from .._checks import check_count, check_number
 from .._config import context
+from .._rows import table
 from ._coding import Codes, RecoveryWarning, code
 from ._dictionary import Array, Dictionary, dictionary_of, hold_gram
 
@@ -102,7 +103,7 @@ def omp(
     >>> omp(np.array([[0.0, 3.0, -1.0]]), D, n_nonzero=1).toarray()
     array([[0., 3., 0.]])
     """
-    X = check_array(X, "X", min_rows=0)
+    X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
     if selection not in ("omp", "ols"):
         raise ValueError(f"selection: expected 'omp' or 'ols', got {selection!r}")
@@ -189,7 +190,7 @@ def _pursuit(
     verbose: bool,
     return_info: bool,
 ) -> Any:
-    X = check_array(X, "X", min_rows=0)
+    X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
     most, stop = _length(d, n_nonzero, tol)
     steps = check_count(max_iter, "max_iter")
@@ -260,7 +261,7 @@ def gradient_pursuit(
     Blumensath, Davies, "Gradient pursuits" (2008).
     """
     if max_iter is None:
-        X = check_array(X, "X", min_rows=0)
+        X = table(X, min_rows=0)
         max_iter = 1000 if tol is not None else n_nonzero or max(1, X.shape[1] // 10)
     return _pursuit(
         "gradient_pursuit", X, dictionary, n_nonzero, tol, max_iter, metric, num_threads, verbose, return_info
@@ -390,7 +391,7 @@ def threshold_code(
         Correlations, not refitted: exact supports inside the interval, amplitudes off by up to
         ``mu (K - 1) high``.
     """
-    X = check_array(X, "X", min_rows=0)
+    X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
     taus = np.ascontiguousarray(np.broadcast_to(np.asarray(tau, np.float64), X.shape[:1]))
     if not (taus >= 0).all():

@@ -13,12 +13,23 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import metric as metrics
+from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
 from .._estimator import Estimator
 from .._files import load_tensors, reading
-from .._rows import BlockRows, BlockSampler, Rows, RowSampler, rows_of, warn_of_massive
+from .._rows import (
+    BlockRows,
+    BlockSampler,
+    Rows,
+    RowSampler,
+    StreamRows,
+    StreamSampler,
+    rows_of,
+    warn_of_massive,
+)
 from . import _calibration, _checkpoints, _saving
-from ._model import Model, blocks, decode, stacked
+from ._model import BLOCK, Model, decode, stacked
+from ._rate import SCHEDULES, LastingRate
 from ._saving import HISTORY, Trained
 from ._settings import Settings, as_json
 from ._space import TrainingSpace, check_metric
@@ -212,11 +223,15 @@ class SparseAutoencoder(Estimator):
 
         Parameters
         ----------
-        X : array (n, d_in), memory map, list of them, ``store[layer]`` or ActivationStream
-            float32, float64, float16 or bfloat16. Only the rows of a batch are ever converted. Where a
-            store or a stream has more rows than its buffer, the order is the one that
-            `atoms.activations.StoredRows` states, and mean, scale and first atoms are those of the first
-            buffer; otherwise all is as for the array in memory, to the bit.
+        X : array (n, d_in), tensor, memory map, list of them, ``store[layer]``, ActivationStream, ...
+            float32, float64, float16 or bfloat16; tensors on any device and with gradients. Only the rows of a batch
+            are ever converted. Also frames; zarr, h5py and dask arrays and columns of data sets, which are read
+            block by block; any `atoms.activations.BlockSource`. Where one that is read by blocks has more rows than
+            its buffer, the order is the one that `atoms.activations.StoredRows` states, and mean, scale and
+            first atoms are those of the first buffer; otherwise all is as for the array in memory, to the bit. Also
+            generators, DataLoaders and other streams of batches (n, d_in), of unknown length: they are shuffled
+            through a buffer of 65,536 rows, and where they fit it, all is as for the array again. A generator that
+            ends before `max_steps` ends training; the function that makes it is called for another pass.
         y : ignored
             For scikit-learn's pipelines.
         X_val : array (m, d_in), optional
@@ -271,14 +286,112 @@ class SparseAutoencoder(Estimator):
         )  # fmt: skip
         return self
 
+    def partial_fit(self, X: Any, y: Any = None, *, schedule: str = "inverse_sqrt") -> SparseAutoencoder:
+        """Train on one batch after the other, as hooks give them; nobody needs to know how many there will be.
+
+        The engine, the control of L0 and the revival of silent latents are those of `fit`. The first call starts
+        the autoencoder from its rows; later ones go on, also from what `fit` or `load` made.
+
+        Parameters
+        ----------
+        X : (n, d_in) array or tensor, or whatever else `fit` takes
+            One step where it has up to `batch_size` rows, else several of about equal size, over its rows in random
+            order. Rows of one context are alike, and batches from many contexts train better: `fit` over a generator
+            shuffles them through a buffer.
+        y : ignored
+            For scikit-learn's pipelines.
+        schedule : {"inverse_sqrt", "constant"}
+            The learning rate rises over ``warmup * max_steps`` steps; from ``max_steps / 4`` on it falls with the
+            root of the steps, or it stays. `max_steps` ends nothing here.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, and where parameters other than `learning_rate` have changed since the first call. Where X is
+            refused, the autoencoder is what it was before.
+        TrainingDiverged
+            When the loss or the model is no longer finite. The autoencoder is of no use then.
+
+        Notes
+        -----
+        A metric must be fitted before the first call, which takes a copy of it: to fit it to batches too, call its
+        `partial_fit` on the first of them. Without a metric, mean and scale are those of the first call's rows.
+
+        The same batches give the same bits, for any number of threads, and also where training was interrupted:
+        ``sae.save(path, training_state=True)`` between two calls is a checkpoint, from which
+        `SparseAutoencoder.load` goes on; `n_samples_seen_` says after how many rows.
+
+        Examples
+        --------
+        >>> import numpy as np, atoms
+        >>> rng = np.random.default_rng(0)
+        >>> sae = atoms.SparseAutoencoder(32, target_l0=4, batch_size=256)
+        >>> for _ in range(50):
+        ...     sae = sae.partial_fit(rng.standard_normal((256, 16), dtype=np.float32))
+        >>> sae.n_samples_seen_
+        12800
+        """
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        settings, rows = Settings.of(self).new(), rows_of(X)
+        parameters = as_json(self.get_params(deep=False))
+        if "_fitted" in vars(self):
+            _check_same_parameters(parameters, self._fitted.parameters)
+            self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
+            self._fitted = self._fitted._replace(parameters=parameters)
+        at = 0
+        for part in rows.blocks(PART):
+            if (bad := first_nonfinite_row(part)) >= 0:
+                raise nonfinite_error(part, "X", at + bad)
+            if "_fitted" not in vars(self):
+                self._begin_partial(rows, part, settings, parameters)
+            self._steps(part, settings, LastingRate(settings, schedule))
+            at += len(part)
+        self._finish()
+        return self
+
+    def _begin_partial(
+        self, rows: Any, part: np.ndarray, settings: Settings, parameters: dict[str, Any]
+    ) -> None:
+        """An autoencoder that starts from the first rows it is given."""
+        if len(part) < 2:
+            raise ValueError(f"X: expected at least 2 samples in the first call, got {len(part)}")
+        check_metric(self.metric, rows.d)
+        metric, ctx = metrics.frozen(self.metric), context(self.num_threads)
+        space, model = _start(ctx, Rows(part), settings, metric, None)
+        history: dict[str, list[Any]] = {name: [] for name in HISTORY}
+        self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
+        control = Control(l1=settings.l1_coefficient or 0.0)
+        self._take(Trained(space, model, control, history, parameters, None))
+        warn_of_massive(Rows(part), stacklevel=4)
+
+    def _steps(self, part: np.ndarray, settings: Settings, rate: LastingRate) -> None:
+        """Steps over these rows, each of at most `batch_size`."""
+        trained = self._fitted
+        run = Run(settings, trained, self.num_threads, callback=None, path=None, save=_unsaved, rate=rate)
+        count, step = -(-len(part) // settings.batch_size), trained.model.steps
+        order = np.random.default_rng([*settings.seed, 6, step]).permutation(len(part)) if count > 1 else None
+        recorded = len(trained.history["step"])
+        for index in [None] if order is None else np.array_split(order, count):
+            step += 1
+            run.advance(step, trained.space.batch(part, index), None)
+        if len(trained.history["step"]) > recorded:
+            run.check_model(step)
+
+    @property
+    def n_samples_seen_(self) -> int:
+        """Rows seen in training, repeated ones too."""
+        self._check_fitted()
+        return self._model.samples
+
     def fit_transform(self, X: Any, y: Any = None, **options: Any) -> sp.csr_array:
         """`fit(X)` with these options of it, then `transform(X)`."""
         return self.fit(X, y, **options).transform(X)
 
     def _begin(
         self,
-        rows: Rows | BlockRows,
-        sampler: RowSampler | BlockSampler,
+        rows: Rows | BlockRows | StreamRows,
+        sampler: RowSampler | BlockSampler | StreamSampler,
         init: Any,
         checkpoint: Any,
         metric: Any,
@@ -342,12 +455,16 @@ class SparseAutoencoder(Estimator):
             raise ValueError(
                 f"target_l0: expected more than 0 and at most d_sae ({model.d_sae}), got {target!r}"
             )
-        rows = self._rows(X)
+        rows = self._check_rows(X, reset=False)
+        if rows.n is None:
+            raise ValueError(
+                "X: expected rows that can be read more than once; pass an array or a list of them"
+            )
         _calibration.calibrate(
             context(self.num_threads),
             model,
             control,
-            lambda: (space.batch(rows.slice(block.start, block.stop)) for block in blocks(rows.n)),
+            lambda: (space.batch(block) for block in rows.blocks(BLOCK)),
             rows.n,
             target,
         )
@@ -355,22 +472,15 @@ class SparseAutoencoder(Estimator):
 
     # --------------------------------------------------------------- inference
 
-    def _rows(self, X: Any) -> Rows:
-        """X as `Rows`, checked against the rows that the autoencoder was fitted to."""
-        self._check_fitted()
-        rows = Rows(X)
-        self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
-        return rows
-
     def transform(self, X: Any) -> sp.csr_array:
-        """Codes of activations: CSR array (n, d_sae) float32, in the units of the training space.
+        """Codes of activations, all that `fit` takes: CSR array (n, d_sae) float32, in the units of the training space.
 
         Strict inequality: ``a = z 1[z > threshold]``. Cost: 2 d_in d_sae operations for each sample.
         """
-        rows, ctx = self._rows(X), context(self.num_threads)
+        self._check_fitted()
+        rows, ctx = self._check_rows(X, reset=False), context(self.num_threads)
         space, model = self._fitted.space, self._fitted.model
-        batches = (space.batch(rows.slice(block.start, block.stop)) for block in blocks(rows.n))
-        return stacked([model.encode(ctx, batch) for batch in batches])
+        return stacked([model.encode(ctx, space.batch(block)) for block in rows.blocks(BLOCK)])
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
@@ -479,6 +589,22 @@ class SparseAutoencoder(Estimator):
             self._take(_saving.from_state(state, parameters, context(self.num_threads)))
 
 
+PART = 65536  # rows that `partial_fit` shuffles at a time
+
+
+def _unsaved(path: Any) -> None:
+    """Nothing writes checkpoints by itself between calls of `partial_fit`."""
+
+
+def _check_same_parameters(now: dict[str, Any], before: dict[str, Any]) -> None:
+    changed = [k for k, v in before.items() if k != "learning_rate" and now.get(k) != v]
+    if changed:
+        raise ValueError(
+            f"{changed[0]}: was {before[changed[0]]!r} in the calls before, now {now.get(changed[0])!r}; only "
+            "learning_rate may change between calls of partial_fit. Set it back, or call fit"
+        )
+
+
 def _start(ctx: Any, rows: Rows, settings: Settings, metric: Any, init: Any) -> tuple[TrainingSpace, Model]:
     """A model that has not been trained: `init`'s weights, or directions of these rows."""
     space = TrainingSpace.fit(rows, metric)
@@ -521,15 +647,7 @@ def fit_many(
         Where `batch_size` or `max_steps` differ, or as `SparseAutoencoder.fit` does.
     """
     paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
-    if not saes or len(paths) != len(saes):
-        raise ValueError(
-            f"saes: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}"
-        )
-    for name in ("batch_size", "max_steps"):
-        if len({getattr(s, name) for s in saes}) > 1:
-            raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
-    if len({id(s) for s in saes}) < len(saes):
-        raise ValueError("saes: the same autoencoder is there twice; make another")
+    _check_together(saes, paths)
     rows, val = training_rows(X, X_val)
     settings = Settings.of(saes[0])
     metric_of = _own_metrics(saes, rows)
@@ -545,25 +663,47 @@ def fit_many(
         for sae, run in zip(saes, runs):
             run.callback = None if callback is None else functools.partial(callback, sae)
         with _taking(saes, runs, rows):
-            train(
+            last = train(
                 runs, sampler, val, calibrated=calibrate, verbose=saes[0].verbose,
                 checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
             )  # fmt: skip
-    if val is None:
-        _warn_of_unseen_rows(saes, rows.n)
+    _warn_of_the_end(saes, rows.n, last, type(X).__name__, val is None)
     return saes
 
 
-def _warn_of_unseen_rows(saes: list[SparseAutoencoder], n: int) -> None:
-    """L0 is what was asked for on rows that were seen; nobody knows what it is on others."""
-    sae = saes[0]
-    passes = sae.max_steps * sae.batch_size / n
-    if passes > 2 and any(s.activation != "topk" for s in saes):
-        warnings.warn(
-            f"target_l0 is held on the rows of X, each seen about {passes:.0f} times; on other rows L0 may be twice as "
-            "high, and nothing here measures it. Pass X_val=: L0 is recorded on it, and thresholds are calibrated on it",
-            stacklevel=3 if len(saes) > 1 else 4,
+def _check_together(saes: list[SparseAutoencoder], paths: list[Any]) -> None:
+    """ValueError where these autoencoders cannot be trained in one pass."""
+    if not saes or len(paths) != len(saes):
+        raise ValueError(
+            f"saes: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}"
         )
+    for name in ("batch_size", "max_steps"):
+        if len({getattr(s, name) for s in saes}) > 1:
+            raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
+    if len({id(s) for s in saes}) < len(saes):
+        raise ValueError("saes: the same autoencoder is there twice; make another")
+
+
+def _warn_of_the_end(
+    saes: list[SparseAutoencoder], n: int | None, last: int, kind: str, unseen: bool
+) -> None:
+    """Rows that ended before the steps did; or an L0 that nobody knows on rows that were not seen."""
+    sae, caller = saes[0], 3 if len(saes) > 1 else 4
+    if last < sae.max_steps:
+        warnings.warn(
+            f"X: a {kind} whose rows ended after {last:,} of {sae.max_steps:,} steps; the learning "
+            "rate was brought down over those left in the buffer. For all steps pass what can be gone through again: "
+            "a DataLoader, a list of arrays, or the function that makes the generator; or ask for fewer max_steps",
+            stacklevel=caller,
+        )
+    elif unseen and n is not None and sae.max_steps * sae.batch_size > 2 * n:
+        if any(s.activation != "topk" for s in saes):
+            warnings.warn(
+                f"target_l0 is held on the rows of X, each seen about {sae.max_steps * sae.batch_size / n:.0f} times; on "
+                "other rows L0 may be twice as high, and nothing here measures it. Pass X_val=: L0 is recorded on it, and "
+                "thresholds are calibrated on it",
+                stacklevel=caller,
+            )
 
 
 def _check_labels(y: Any, X: Any) -> None:
@@ -580,18 +720,20 @@ def _check_labels(y: Any, X: Any) -> None:
         )
 
 
-def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows) -> dict[int, Any]:
+def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows | StreamRows) -> dict[int, Any]:
     """A copy of each different metric, by the metric's id, fitted where it is not: for these autoencoders alone."""
     own = {}
     for metric in {id(sae.metric): sae.metric for sae in saes}.values():
-        fitted = metrics.fitted(metric, rows.parts())
+        fitted = metrics.fitted(metric, rows.blocks)
         check_metric(fitted, rows.d)
         own[id(metric)] = metrics.frozen(fitted)
     return own
 
 
 @contextlib.contextmanager
-def _taking(saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows) -> Iterator[None]:
+def _taking(
+    saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows | StreamRows
+) -> Iterator[None]:
     """Inside, the autoencoders are what is being trained; an error brings back what they were before.
 
     Ctrl-C, and a checkpoint that cannot be written, leave what has been trained so far.

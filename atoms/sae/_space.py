@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._arrays import as_array
 from .._rows import Rows
 from ._model import WEIGHTS, Batch, Model, blocks
 
@@ -114,7 +115,7 @@ class TrainingSpace:
             raise ValueError(
                 f"init: expected an autoencoder, got {type(other).__name__} without {missing[0]}"
             )
-        w = {k: np.asarray(getattr(other, k), np.float64) for k in shapes}
+        w = {k: np.asarray(as_array(getattr(other, k), f"init: {k}"), np.float64) for k in shapes}
         for name, shape in shapes.items():
             if w[name].shape != shape:
                 raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _core
 from ._model import Batch, Model
+from ._rate import Rate
 from ._settings import Settings
 
 
@@ -31,23 +32,14 @@ class Control:
 class Steering:
     """Takes a model through its steps, and changes its control by each step's figures."""
 
-    def __init__(self, settings: Settings, model: Model, control: Control) -> None:
-        self.settings, self.model, self.control = settings, model, control
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step 1, 2, ..., max_steps."""
-        s = self.settings
-        warm, cool = s.warmup * s.max_steps, s.decay * s.max_steps
-        factor = min(1.0, step / max(warm, 1.0))
-        if cool > 0:
-            factor = min(factor, (s.max_steps - step + 1) / cool)
-        return float(s.learning_rate * factor)
+    def __init__(self, settings: Settings, model: Model, control: Control, rate: Rate) -> None:
+        self.settings, self.model, self.control, self.rate = settings, model, control, rate
 
     def step(self, ctx: Any, step: int, batch: Batch) -> dict[str, Any]:
         """Step number `step`; its figures."""
         s, c, rate, n = self.settings, self.control, self.rate(step), len(batch)
         window = self._dead_window()
-        due = window and step % max(1, window // n) == 0 and step <= s.max_steps * (1 - s.decay)
+        due = window and step % max(1, window // n) == 0 and self.rate.revives(step)
         resample = due and not s.aux_k and len(self.dead()) > 0
         err = np.empty((n, self.model.d_in), np.float32) if resample else None
         # thresholds of silent latents shrink by a factor e in the time of a quarter window
@@ -150,11 +142,17 @@ class Steering:
         D /= np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1e-30)
         z = (batch - self.model.get("b_dec")) @ D.T
         start = np.quantile(z, 1 - s.target_l0 / s.d_sae, axis=0).clip(min=0)
+        # where any step may be the last, new latents fire no more often than others from the first one on
+        bias = self.rate.lasting and s.activation != "jumprelu"
         # encoder scale: least squares of the residual on the new latent's activations, over the samples where it fires
-        fired = np.where(z > start, z, 0.0)
+        fired = np.where(z > start, z - start if bias else z, 0.0)
         power = (fired * fired).sum(axis=0)
         scale = np.clip(-(fired * (err @ D.T)).sum(axis=0) / np.maximum(power, 1e-30), 0.01, 1.0)
         if not s.tied:
             start = scale * start
         rows, scales, thresholds = (np.ascontiguousarray(a, np.float32) for a in (D, scale, start))
         _core.sae_reset(ctx, self.model.handle, idx=dead, rows=rows, scales=scales, thresholds=thresholds)
+        if bias:
+            b_enc = self.model.get("b_enc")
+            b_enc[dead] = -thresholds
+            self.model.set("b_enc", b_enc)

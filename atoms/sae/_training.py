@@ -13,10 +13,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .._config import context
-from .._rows import BlockRows, BlockSampler, Rows, RowSampler, held_out, rows_of
+from .._rows import BlockRows, BlockSampler, Rows, RowSampler, StreamRows, StreamSampler, held_out, rows_of
 from ._calibration import calibrate
 from ._checkpoints import write
 from ._model import Batch, blocks
+from ._rate import Rate
 from ._saving import Trained
 from ._settings import Settings
 from ._steering import Steering
@@ -36,12 +37,14 @@ class Run:
     callback: Callable[[dict[str, Any]], None] | None  # after each step, with its figures
     path: str | os.PathLike[str] | None  # of the checkpoint
     save: Callable[[Any], None]  # writes it
+    rate: Rate | None = None  # None: fit's
 
     def __post_init__(self) -> None:
         self.space, self.model, self.control, self.history = self.trained[:4]
-        self.steering = Steering(self.settings, self.model, self.control)
+        self.rate = Rate(self.settings) if self.rate is None else self.rate
+        self.steering = Steering(self.settings, self.model, self.control, self.rate)
 
-    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool) -> None:
+    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None:
         """One step and its record. `val` has held-out rows in the training space; the last step may calibrate on it."""
         ctx, steps, started = context(self.num_threads), self.settings.max_steps, time.perf_counter()
         try:
@@ -57,13 +60,14 @@ class Run:
         if not np.isfinite(stats["squared_error"]):
             raise self._diverged(step, f"the loss became {stats['squared_error']}") from cause
         self.control.spent += time.perf_counter() - started
-        if step % max(1, steps // 200) == 0 or step == steps:
+        last = step == self.steering.rate.last
+        if step % max(1, steps // 200) == 0 or last:
             held_out = np.nan, np.nan
             self.control.publish_cut(self.model)
-            if val is not None and (step % max(1, steps // 20) == 0 or step == steps):
+            if val is not None and (step % max(1, steps // 20) == 0 or last):
                 held_out = self._held_out(ctx, val)
             self._record(step, stats, held_out)
-            if step == steps and calibrated and val is not None:
+            if last and calibrated and val is not None:
                 self._calibrate(ctx, val)
         if self.callback is not None:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
@@ -135,10 +139,10 @@ class Run:
         return 1 - residual / total if total > 0 else np.nan, active / len(t)
 
 
-def training_rows(X: Any, X_val: Any) -> tuple[Rows | BlockRows, np.ndarray | None]:
+def training_rows(X: Any, X_val: Any) -> tuple[Rows | BlockRows | StreamRows, np.ndarray | None]:
     """The rows to train on, and those held out; ValueError where there are too few, or they differ."""
     rows = rows_of(X)
-    if rows.n < 2:
+    if rows.n is not None and rows.n < 2:
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
     if X_val is None:
         return rows, None
@@ -147,15 +151,18 @@ def training_rows(X: Any, X_val: Any) -> tuple[Rows | BlockRows, np.ndarray | No
 
 def train(
     runs: Sequence[Run],
-    sampler: RowSampler | BlockSampler,
+    sampler: RowSampler | BlockSampler | StreamSampler,
     val: np.ndarray | None,
     *,
     calibrated: bool,
     verbose: bool,
     checkpoint_minutes: float,
     checkpoint_steps: int | None,
-) -> None:
-    """All steps of all runs, which see the same batches; each is mapped to each training space once."""
+) -> int:
+    """All steps of all runs, which see the same batches; each is mapped to each training space once.
+
+    The number of the last step is returned: rows that come one after the other may end before the steps do.
+    """
     first, steps = runs[0].model.steps, runs[0].settings.max_steps
     sampler.skip(first)
     # one for each metric; without a metric, all runs have the same mean and scale
@@ -164,6 +171,13 @@ def train(
     saved = time.perf_counter()
     with tqdm(total=steps, initial=first, disable=not verbose, unit="step", desc="SAE") as bar:
         for step in range(first + 1, steps + 1):
+            ending = sampler.ending()
+            if ending is not None and ending[1] < steps:
+                steps = ending[1]
+                for run in runs:
+                    run.steering.rate.end(*ending)
+            if step > steps:
+                break
             raw, index = sampler.draw()
             batches = {key: space.batch(raw, index) for key, space in spaces.items()}
             for run in runs:
@@ -175,6 +189,7 @@ def train(
             if due or step == steps or time.perf_counter() - saved > 60 * checkpoint_minutes:
                 _checkpoint(runs, step)
                 saved = time.perf_counter()
+    return steps
 
 
 def _checkpoint(runs: Sequence[Run], step: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from .. import _core
 from .._checks import check_rows, native, whitener_of
 from .._config import context
+from .._rows import table
 
 CONVENTIONS = (
     "centered",
@@ -404,6 +405,7 @@ def explained_variance(
     >>> explained_variance(X, X).total
     1.0
     """
+    X = X if isinstance(X, np.ndarray) else table(X)  # blocks of integers are converted one by one
     X = check_rows(X, "X")
     convention = _convention(convention, metric)
     if X.shape[0] == 0:

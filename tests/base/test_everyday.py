@@ -165,9 +165,7 @@ def test_held_out_rows_are_checked_before_training():
 
 
 def test_codes_are_numbered_as_scikit_learn_takes_them(monkeypatch):
-    monkeypatch.setattr(
-        "atoms.sae._autoencoder.blocks", lambda n: (slice(i, i + 64) for i in range(0, n, 64))
-    )
+    monkeypatch.setattr("atoms.sae._autoencoder.BLOCK", 64)
     for estimator in estimators():
         codes = estimator.fit(X).transform(X)
         if not isinstance(codes, np.ndarray):

@@ -213,11 +213,12 @@ def nonfinite_error(X: np.ndarray, name: str, row: int | None = None) -> ValueEr
     )
 
 
-def why_not_finite(X: np.ndarray, name: str, error: Exception | None) -> Exception:
-    """The error for sums that are not finite: the row at fault, or values too large to square."""
+def why_not_finite(X: np.ndarray, name: str, error: Exception | None, first: int = 0) -> Exception:
+    """The error for sums that are not finite: the row at fault (of X, which begins with row `first`), or values too
+    large to square."""
     row = first_nonfinite_row(X)
     if row >= 0:
-        return nonfinite_error(X, name, row)
+        return nonfinite_error(X, name, first + row)
     if error is None or "NaN" in str(error):
         return ValueError(f"{name}: values too large: sums of their squares overflow float64; rescale {name}")
     return error

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ._checks import check_array, feature_names
+from ._rows import rows_of
 
 __all__ = ["Estimator", "NotFittedError"]
 
@@ -125,6 +126,13 @@ class Estimator:
                 f"{self.n_features_in_} features as input."
             )
         return a
+
+    def _check_rows(self, X: Any, *, reset: bool) -> Any:
+        """All that holds activations, as `rows_of` reads it, streams too; features as in `_check_X`."""
+        rows = rows_of(X)
+        # an array of so many columns: what is checked of a table and can be known before its rows are read
+        self._check_X(rows.shards[0], reset=reset, names=rows.feature_names)
+        return rows
 
     def _check_feature_names(self, names: np.ndarray | None, who: str = "X") -> None:
         """A data frame's columns must be those seen in fit, in that order."""

@@ -104,8 +104,8 @@ def warn_of_massive(rows: Rows, stacklevel: int) -> None:
     warnings.warn(
         f"X: {'about ' if rows.n > 8192 else ''}{count:,} of {rows.n:,} rows have a norm above {MASSIVE:g} times the "
         f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
-        "explained variance says little about the others. Often they are the first token of each context: leave "
-        "them out, by capture(..., drop_first=True, massive='drop') or by their norms",
+        "explained variance says little about the others. Often they are the first token of each context. "
+        "fit(..., massive='drop') leaves them out, wherever the rows are",
         UserWarning,
         stacklevel=stacklevel,
     )
@@ -219,6 +219,10 @@ class BlockSource(abc.ABC):
 
     def digest(self) -> str | None:
         """What tells these rows from others without reading them all; None where nothing does."""
+        return None
+
+    def norms(self) -> np.ndarray | None:
+        """Euclidean norm of each row, float64 (n,), where that is known without reading them."""
         return None
 
     def __len__(self) -> int:

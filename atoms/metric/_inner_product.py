@@ -12,7 +12,8 @@ import numpy as np
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
-from .._rows import Rows, warn_of_massive
+from .._rows import warn_of_massive
+from .._without import check_massive, without_massive
 from ._errors import EigenvalueErrors, errors_of
 from ._geometry import AngleHistogram, angles_of, draw_pairs, product, product_of_rows, rows_in, squeeze, unit
 from ._moments import Array, Moments, moments_of
@@ -49,6 +50,8 @@ class AtomicInnerProduct(Estimator):
     Attributes
     ----------
     n_samples_seen_, n_features_in_ : int
+    n_dropped_massive_ : int
+        Rows that ``fit(massive="drop")`` left out; files do not keep it.
     mean_ : (d,) float64
         Mean of the activations, centred or not.
     second_moment_ : (d, d) float64
@@ -110,6 +113,7 @@ class AtomicInnerProduct(Estimator):
 
     n_samples_seen_: int
     n_features_in_: int
+    n_dropped_massive_ = 0
 
     _moments: Moments
     _derived: dict[str, Any]  # what was computed from the moments, by name
@@ -126,17 +130,21 @@ class AtomicInnerProduct(Estimator):
 
     # ------------------------------------------------------------------ fitting
 
-    def fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
+    def fit(self, X: Any, y: Any = None, *, massive: str = "keep") -> AtomicInnerProduct:
         """Estimate the metric from activations, forgetting any seen before.
 
         Where X is rejected, what was fitted before stays as it was.
 
         Parameters
         ----------
-        X : (n, d) array of float32, float64, float16 or bfloat16
-            Any strides, memory maps included; other numbers are converted to float64.
+        X : (n, d) array, memory map, list of them, ``store[layer]`` or ActivationStream
+            float32, float64, float16 or bfloat16, of any strides; other numbers are converted to float64. Shards,
+            stores and streams are read block by block.
         y : ignored
             For scikit-learn's pipelines.
+        massive : {"keep", "drop"}
+            "drop" leaves out rows whose norm is more than ten times the median, for which all are gone through
+            once before: `n_dropped_massive_` says how many.
 
         Raises
         ------
@@ -148,14 +156,19 @@ class AtomicInnerProduct(Estimator):
         -----
         UserWarning
             Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
-            Up to 8,192 rows are looked at.
+            Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
         """
         self._check_parameters()
         with self._unchanged_on_error():
-            X = self._check_X(X, reset=True)
-            self._see(self._sums(X))
+            drop, rows, dropped = check_massive(massive), self._check_rows(X, reset=True), 0
+            if drop:
+                rows, dropped, _ = without_massive(rows)
+            self._see(self._sums(rows))
             self._spectrum()
-            warn_of_massive(Rows(X), stacklevel=3)
+            self.n_dropped_massive_ = dropped
+            if not drop:
+                with contextlib.closing(rows.sampler(1, [0])) as sampler:
+                    warn_of_massive(sampler.first(), stacklevel=3)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
@@ -166,8 +179,8 @@ class AtomicInnerProduct(Estimator):
         self._check_parameters()
         first = not self.__sklearn_is_fitted__()
         with self._unchanged_on_error():
-            X = self._check_X(X, reset=first)
-            self._see(self._sums(X, None if first else self._moments))
+            rows = self._check_rows(X, reset=first)
+            self._see(self._sums(rows, None if first else self._moments))
         return self
 
     def merge(self, other: AtomicInnerProduct) -> AtomicInnerProduct:
@@ -219,11 +232,16 @@ class AtomicInnerProduct(Estimator):
             raise ValueError(f"centered: expected True or False, got {self.centered!r}")
         check_shrinkage(self.shrinkage)
 
-    def _sums(self, X: Array, seen: Moments | None = None) -> Moments:
-        fourth = self.shrinkage == "ledoit_wolf"
-        return moments_of(
-            X, centered=bool(self.centered), norms=fourth, seen=seen, num_threads=self.num_threads
-        )
+    def _sums(self, rows: Any, seen: Moments | None = None) -> Moments:
+        """Sums over all rows, and those seen."""
+        fourth, at = self.shrinkage == "ledoit_wolf", 0
+        for part in filter(len, rows.parts()):
+            seen = moments_of(
+                part, centered=bool(self.centered), norms=fourth, seen=seen, first=at, num_threads=self.num_threads
+            )  # fmt: skip
+            at += len(part)
+        assert seen is not None
+        return seen
 
     def _see(self, moments: Moments) -> None:
         """These are the rows seen; what was computed from others is forgotten."""
@@ -539,9 +557,8 @@ def fitted(metric: Any, parts: Iterable[Array]) -> Any:
     if not isinstance(metric, AtomicInnerProduct) or metric.__sklearn_is_fitted__():
         return metric
     own = type(metric)(**metric.get_params(deep=False))
-    for part in parts:
-        if len(part):
-            own.partial_fit(part)
+    for part in filter(len, parts):
+        own.partial_fit(part)
     return own
 
 

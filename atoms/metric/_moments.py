@@ -69,9 +69,18 @@ class Moments:
 
 
 def moments_of(
-    X: Array, *, centered: bool, norms: bool, seen: Moments | None = None, num_threads: int | None = None
+    X: Array,
+    *,
+    centered: bool,
+    norms: bool,
+    seen: Moments | None = None,
+    first: int = 0,
+    num_threads: int | None = None,
 ) -> Moments:
-    """The sums over the rows of X, and over those of `seen` (about its shift, centred if it is)."""
+    """The sums over the rows of X, and over those of `seen` (about its shift, centred if it is).
+
+    Errors count rows from `first` on.
+    """
     n, d = X.shape
     if seen is not None:
         centered, shift = seen.centered, seen.shift
@@ -83,9 +92,9 @@ def moments_of(
     try:
         _core.moments(context(num_threads), X, shift if centered else None, total, second)
     except ValueError as error:
-        raise why_not_finite(X, "X", error) from None
+        raise why_not_finite(X, "X", error, first) from None
     if not np.isfinite(second.diagonal()).all():
-        raise why_not_finite(X, "X", None)
+        raise why_not_finite(X, "X", None, first)
     fourth = _norm_sums(X, shift) if norms else None
     if seen is None:
         return Moments(n, centered, shift, total, second, fourth)

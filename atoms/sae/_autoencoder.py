@@ -120,6 +120,8 @@ class SparseAutoencoder(Estimator):
         explained_variance_val (centred, `X_val`), l0, dead, learning_rate.
     n_features_in_ : int
         d_in.
+    n_dropped_massive_ : int
+        Rows of X that ``fit(massive="drop")`` left out; files do not keep it.
 
     Notes
     -----
@@ -200,6 +202,7 @@ class SparseAutoencoder(Estimator):
         y: Any = None,
         *,
         X_val: Any = None,
+        massive: str = "keep",
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
         init: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -219,6 +222,10 @@ class SparseAutoencoder(Estimator):
             For scikit-learn's pipelines.
         X_val : array (m, d_in), optional
             Held out; its explained variance is shown and recorded twenty times.
+        massive : {"keep", "drop"}
+            "drop" leaves out rows whose norm is more than ten times the median of X's, here and of `X_val`:
+            `n_dropped_massive_` says how many of X. It goes through X once before: a store knows its norms, but a
+            stream's model runs over all tokens once more.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
@@ -259,7 +266,7 @@ class SparseAutoencoder(Estimator):
         """
         _check_labels(y, X)
         fit_many(
-            [self], X, X_val, callback=callback, init=init, checkpoints=[checkpoint],
+            [self], X, X_val, massive=massive, callback=callback, init=init, checkpoints=[checkpoint],
             checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
         )  # fmt: skip
         return self
@@ -414,7 +421,8 @@ class SparseAutoencoder(Estimator):
     # --------------------------------------------------------- files and copies
 
     # what fit leaves behind; all but the last two are public
-    _FITTED = ("history_", "n_features_in_", "feature_names_in_", "_fitted", "_folded")
+    _FITTED = ("history_", "n_features_in_", "feature_names_in_", "n_dropped_massive_", "_fitted", "_folded")
+    n_dropped_massive_ = 0
     _fitted: Trained
     _folded: tuple[Model, int, dict[str, np.ndarray]] | None = None
 
@@ -486,6 +494,7 @@ def fit_many(
     X: Any,
     X_val: Any = None,
     *,
+    massive: str = "keep",
     callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
     init: Any = None,
     checkpoints: Sequence[Any] | None = None,
@@ -519,7 +528,7 @@ def fit_many(
             raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
     if len({id(s) for s in saes}) < len(saes):
         raise ValueError("saes: the same autoencoder is there twice; make another")
-    rows, val = training_rows(X, X_val)
+    rows, val, dropped = training_rows(X, X_val, massive)
     settings = Settings.of(saes[0])
     metric_of = _own_metrics(saes, rows)
     with contextlib.ExitStack() as held:
@@ -533,7 +542,7 @@ def fit_many(
             warn_of_massive(sampler.first(), stacklevel=3)
         for sae, run in zip(saes, runs):
             run.callback = None if callback is None else functools.partial(callback, sae)
-        with _taking(saes, runs, rows):
+        with _taking(saes, runs, rows, dropped):
             train(
                 runs, sampler, val, verbose=saes[0].verbose,
                 checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
@@ -564,7 +573,9 @@ def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows) -> dict[
 
 
 @contextlib.contextmanager
-def _taking(saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows) -> Iterator[None]:
+def _taking(
+    saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows, dropped: int
+) -> Iterator[None]:
     """Inside, the autoencoders are what is being trained; an error brings back what they were before.
 
     Ctrl-C, and a checkpoint that cannot be written, leave what has been trained so far.
@@ -574,6 +585,7 @@ def _taking(saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRo
         for sae, run in zip(saes, runs):
             sae._check_X(rows.shards[0], reset=True, names=rows.feature_names)
             sae._take(run.trained)
+            sae.n_dropped_massive_ = dropped
         yield
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, OSError):

@@ -112,7 +112,7 @@ class Rows:
         a source that reads ahead.
         """
         if self.read:
-            return BlockRows(_ReadBlocks(self)).sampler(batch_size, seed, batches)
+            return BlockRows(ReadBlocks(self)).sampler(batch_size, seed, batches)
         return RowSampler(self, batch_size, seed)
 
     def take(self, index: np.ndarray) -> np.ndarray:
@@ -201,8 +201,8 @@ def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int) -> None:
     warnings.warn(
         f"X: {'about ' if n > len(squares) else ''}{count:,} of {n:,} rows have a norm above {MASSIVE:g} times the "
         f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
-        "explained variance says little about the others. Often they are the first token of each context: leave "
-        "them out, by capture(..., drop_first=True, massive='drop') or by their norms",
+        "explained variance says little about the others. Often they are the first token of each context. "
+        "fit(..., massive='drop') leaves them out, wherever the rows are",
         UserWarning,
         stacklevel=stacklevel,
     )
@@ -353,6 +353,10 @@ class BlockSource(abc.ABC):
         """What tells these rows from others without reading them all; None where nothing does."""
         return None
 
+    def norms(self) -> np.ndarray | None:
+        """Euclidean norm of each row, float64 (n,), where that is known without reading them."""
+        return None
+
     def __len__(self) -> int:
         return self.n
 
@@ -478,7 +482,7 @@ def _tables_of(X: Any) -> list[Any]:
     return [Lazy(read, X.shape, np.dtype(X.dtype), X.sizes[X.sizes > 0], False)]
 
 
-class _ReadBlocks(BlockSource):
+class ReadBlocks(BlockSource):
     """What `Rows` reads block by block, in blocks to train from.
 
     Everything is one group where it takes no more than 16 MiB, else a group is a sixteenth of it (4 MiB or more): two

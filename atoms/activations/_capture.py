@@ -287,7 +287,8 @@ def capture(
             raise ValueError("out, store: give one of the two")
         if massive == "drop":
             raise ValueError(
-                "massive: 'drop' needs the norms of all rows before the first is written; a store keeps them"
+                "massive: 'drop' needs the norms of all rows before the first is written; a store keeps them, and "
+                "fit(store[layer], massive='drop') leaves massive rows out"
             )
         with _bar(plan.n, progress, drop_first) as bar:
             return write_store(Path(store), plan, row_type, tokenizer, shard_mb, bar.update)

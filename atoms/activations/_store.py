@@ -609,6 +609,11 @@ class StoredRows(BlockSource):
         """What tells these rows from others: model, tokens, place and blocks, as the manifest has them."""
         return digest_of(self.store.manifest, self.point["layer"], self.point["site"], self._chosen)
 
+    def norms(self) -> np.ndarray:
+        """Euclidean norm of each row before rounding to the store's dtype, float64 (n,)."""
+        norms = self.store.norms(self.point["layer"], self.point["site"])
+        return np.asarray(norms[self.row_numbers])
+
     def __repr__(self) -> str:
         return (
             f"StoredRows({self.n:,} x {self.d} {self.dtype.name}, {self.point['layer']} {self.point['site']})"

@@ -13,6 +13,7 @@ from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_e
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
 from .._rows import Rows, SomeNorms, rows_of, table, warn_of_massive
+from .._without import check_massive, without_massive
 from ._errors import EigenvalueErrors, errors_of
 from ._geometry import AngleHistogram, angles_of, draw_pairs, product, product_of_rows, rows_in, squeeze, unit
 from ._moments import Array, Moments, moments_of
@@ -49,6 +50,8 @@ class AtomicInnerProduct(Estimator):
     Attributes
     ----------
     n_samples_seen_, n_features_in_ : int
+    n_dropped_massive_ : int
+        Rows that ``fit(massive="drop")`` left out; files do not keep it.
     mean_ : (d,) float64
         Mean of the activations, centred or not.
     second_moment_ : (d, d) float64
@@ -110,6 +113,7 @@ class AtomicInnerProduct(Estimator):
 
     n_samples_seen_: int
     n_features_in_: int
+    n_dropped_massive_ = 0
 
     _moments: Moments
     _derived: dict[str, Any]  # what was computed from the moments, by name
@@ -126,7 +130,7 @@ class AtomicInnerProduct(Estimator):
 
     # ------------------------------------------------------------------ fitting
 
-    def fit(self, X: Any, y: Any = None) -> AtomicInnerProduct:
+    def fit(self, X: Any, y: Any = None, *, massive: str = "keep") -> AtomicInnerProduct:
         """Estimate the metric from activations, forgetting any seen before.
 
         Where X is rejected, what was fitted before stays as it was.
@@ -138,6 +142,9 @@ class AtomicInnerProduct(Estimator):
             stores, files and streams are read block by block, once.
         y : ignored
             For scikit-learn's pipelines.
+        massive : {"keep", "drop"}
+            "drop" leaves out rows whose norm is more than ten times the median, for which all are gone through
+            once before: `n_dropped_massive_` says how many.
 
         Raises
         ------
@@ -149,16 +156,20 @@ class AtomicInnerProduct(Estimator):
         -----
         UserWarning
             Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
-            Up to 8,192 rows are looked at.
+            Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
         """
         self._check_parameters()
         with self._unchanged_on_error():
-            rows, norms = self._check_rows(X, reset=True), SomeNorms()
+            drop, rows, norms = check_massive(massive), self._check_rows(X, reset=True), SomeNorms()
+            dropped = 0
+            if drop:
+                rows, dropped, _ = without_massive(rows)
             self._see(self._sums(rows, norms=norms))
             self._spectrum()
-            if norms.n:
+            self.n_dropped_massive_ = dropped
+            if norms.n and not drop:
                 norms.complain(stacklevel=3)
-            else:
+            elif not drop:
                 warn_of_massive(rows, stacklevel=3)
         return self
 

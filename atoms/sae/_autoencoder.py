@@ -132,6 +132,8 @@ class SparseAutoencoder(Estimator):
         learning_rate.
     n_features_in_ : int
         d_in.
+    n_dropped_massive_ : int
+        Rows of X that ``fit(massive="drop")`` left out; files do not keep it.
 
     Notes
     -----
@@ -213,6 +215,7 @@ class SparseAutoencoder(Estimator):
         *,
         X_val: Any = None,
         calibrate: bool = True,
+        massive: str = "keep",
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
         init: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -241,6 +244,10 @@ class SparseAutoencoder(Estimator):
             Whether ``"jumprelu"`` and ``"batchtopk"`` end with all thresholds multiplied by the one factor at
             which L0 on `X_val` is `target_l0`, see `calibrate`. The last held-out figures in ``history_`` are
             those of the result. One number from thousands of rows: their explained variance stays a held-out one.
+        massive : {"keep", "drop"}
+            "drop" leaves out rows whose norm is more than ten times the median of X's, here and of `X_val`:
+            `n_dropped_massive_` says how many of X. It goes through X once before: a store knows its norms, but a
+            stream's model runs over all tokens once more.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
@@ -281,7 +288,8 @@ class SparseAutoencoder(Estimator):
         """
         _check_labels(y, X)
         fit_many(
-            [self], X, X_val, calibrate=calibrate, callback=callback, init=init, checkpoints=[checkpoint],
+            [self], X, X_val, calibrate=calibrate, massive=massive, callback=callback, init=init,
+            checkpoints=[checkpoint],
             checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
         )  # fmt: skip
         return self
@@ -534,7 +542,8 @@ class SparseAutoencoder(Estimator):
     # --------------------------------------------------------- files and copies
 
     # what fit leaves behind; all but the last two are public
-    _FITTED = ("history_", "n_features_in_", "feature_names_in_", "_fitted", "_folded")
+    _FITTED = ("history_", "n_features_in_", "feature_names_in_", "n_dropped_massive_", "_fitted", "_folded")
+    n_dropped_massive_ = 0
     _fitted: Trained
     _folded: tuple[Model, int, dict[str, np.ndarray]] | None = None
 
@@ -623,6 +632,7 @@ def fit_many(
     X_val: Any = None,
     *,
     calibrate: bool = True,
+    massive: str = "keep",
     callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
     init: Any = None,
     checkpoints: Sequence[Any] | None = None,
@@ -648,7 +658,7 @@ def fit_many(
     """
     paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
     _check_together(saes, paths)
-    rows, val = training_rows(X, X_val)
+    rows, val, dropped = training_rows(X, X_val, massive)
     settings = Settings.of(saes[0])
     metric_of = _own_metrics(saes, rows)
     with contextlib.ExitStack() as held:
@@ -662,7 +672,7 @@ def fit_many(
             warn_of_massive(sampler.first(), stacklevel=3)
         for sae, run in zip(saes, runs):
             run.callback = None if callback is None else functools.partial(callback, sae)
-        with _taking(saes, runs, rows):
+        with _taking(saes, runs, rows, dropped):
             last = train(
                 runs, sampler, val, calibrated=calibrate, verbose=saes[0].verbose,
                 checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
@@ -732,7 +742,7 @@ def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows | StreamR
 
 @contextlib.contextmanager
 def _taking(
-    saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows | StreamRows
+    saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows | StreamRows, dropped: int
 ) -> Iterator[None]:
     """Inside, the autoencoders are what is being trained; an error brings back what they were before.
 
@@ -743,6 +753,7 @@ def _taking(
         for sae, run in zip(saes, runs):
             sae._check_X(rows.shards[0], reset=True, names=rows.feature_names)
             sae._take(run.trained)
+            sae.n_dropped_massive_ = dropped
         yield
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, OSError):

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .._config import context
 from .._rows import BlockRows, BlockSampler, Rows, RowSampler, StreamRows, StreamSampler, held_out, rows_of
+from .._without import check_massive, within, without_massive
 from ._calibration import calibrate
 from ._checkpoints import write
 from ._model import Batch, blocks
@@ -139,14 +140,21 @@ class Run:
         return 1 - residual / total if total > 0 else np.nan, active / len(t)
 
 
-def training_rows(X: Any, X_val: Any) -> tuple[Rows | BlockRows | StreamRows, np.ndarray | None]:
-    """The rows to train on, and those held out; ValueError where there are too few, or they differ."""
-    rows = rows_of(X)
+def training_rows(
+    X: Any, X_val: Any, massive: str
+) -> tuple[Rows | BlockRows | StreamRows, np.ndarray | None, int]:
+    """The rows to train on, those held out, and how many massive ones of X were dropped.
+
+    ValueError where there are too few, or they differ.
+    """
+    drop, rows = check_massive(massive), rows_of(X)
     if rows.n is not None and rows.n < 2:
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
-    if X_val is None:
-        return rows, None
-    return rows, held_out(X_val, rows)
+    val = None if X_val is None else held_out(X_val, rows)
+    if not drop:
+        return rows, val, 0
+    rows, dropped, limit = without_massive(rows)
+    return rows, None if val is None else within(val, limit, "X_val"), dropped
 
 
 def train(

@@ -678,6 +678,29 @@ def test_training_with_a_metric(store, in_memory, model, contexts):
     same(*(atoms.SparseAutoencoder(**SAE, metric=aip).fit(x) for x in (rows, stream)))
 
 
+@pytest.mark.parametrize("source", ["store", "stream", "shards"])
+def test_massive_rows_dropped_where_they_are_read_are_those_that_capture_drops(contexts, tmp_path, source):
+    model = decoder()
+    with torch.no_grad():  # token 7 enters the stream with a norm far above the others
+        model.base_model.embed_tokens.weight[7] *= 1000
+    want = capture(model, contexts, 2, batch_tokens=128, massive="drop", progress=False)
+    kept = capture(model, contexts, 2, batch_tokens=128, store=tmp_path / "store", progress=False)[2]
+    rows = kept.shards if source == "shards" else kept
+    if source == "stream":
+        rows = ActivationStream(model, contexts, 2, batch_tokens=128)
+    assert want.n_dropped_massive > 5
+    with pytest.warns(
+        UserWarning, match=r"fit\(..., massive='drop'\) leaves them out, wherever the rows are"
+    ):
+        atoms.AtomicInnerProduct(shrinkage=0.1).fit(rows)
+    sae = atoms.SparseAutoencoder(**SAE).fit(rows, massive="drop")
+    same(sae, atoms.SparseAutoencoder(**SAE).fit(want[2]))
+    metric = atoms.AtomicInnerProduct(shrinkage=0.1).fit(rows, massive="drop")
+    ready = atoms.AtomicInnerProduct(shrinkage=0.1).fit(want[2])
+    np.testing.assert_allclose(metric.whitener_, ready.whitener_, rtol=1e-8, atol=1e-10)
+    assert sae.n_dropped_massive_ == metric.n_dropped_massive_ == want.n_dropped_massive
+
+
 @pytest.mark.parametrize("source", ["store", "stream"])
 def test_resumed_training(store, model, contexts, tmp_path, source):
     def rows():

@@ -1,5 +1,6 @@
 """What an autoencoder was fitted with is its own, and its checkpoints are of its data and of one step."""
 
+import contextlib
 import copy
 import fcntl
 import os
@@ -12,6 +13,7 @@ from support import started
 
 import atoms
 from atoms._files import load_tensors, save_tensors
+from atoms._rows import BlockSource
 from atoms.sae._autoencoder import as_fitted
 from atoms.sae._model import FIELDS
 
@@ -409,3 +411,89 @@ def test_massive_rows_are_said(fit, X):
     one = X.copy()
     one[7] *= 11  # it makes no difference
     fitted(one)
+
+
+def with_massive(X):
+    rows = X.copy()
+    rows[5::97] *= np.linspace(30, 300, len(rows[5::97]), dtype=np.float32)[:, None]
+    norms = np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1))
+    return rows, norms <= 10 * np.median(norms)
+
+
+class Blocks(BlockSource):
+    """Rows of an array, 200 to a block: a store that knows its norms, or a stream that does not."""
+
+    def __init__(self, X, known, buffer_rows=10**6):
+        self.X, self.known, self.buffer_rows, self.dtype = X, known, buffer_rows, X.dtype
+        (self.n, self.d), self.reads = X.shape, 0
+        self.sizes = np.array([200] * (self.n // 200) + [self.n % 200])
+
+    def read(self, block, out):
+        self.reads += 1
+        out[...] = self.X[200 * block : 200 * block + len(out)]
+
+    def norms(self):
+        return np.linalg.norm(self.X.astype(np.float64), axis=1) if self.known else None
+
+
+KINDS = {
+    "array": lambda X: X,
+    "shards": lambda X: [X[:700], X[700:701], X[701:]],
+    "store": lambda X: Blocks(X, True),
+    "stream": lambda X: Blocks(X, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["jumprelu", "topk"])
+def test_massive_rows_are_left_out_wherever_rows_are_read(kind, activation, X, tmp_path):
+    rows, ordinary = with_massive(X)
+    count = int((~ordinary).sum())
+    assert count == len(rows[5::97])
+    want = quick(activation=activation).fit(X[ordinary], X_val=X[:400][ordinary[:400]])
+    sae = quick(activation=activation).fit(KINDS[kind](rows), X_val=rows[:400], massive="drop")
+    assert state(sae) == state(want) and sae.n_dropped_massive_ == count and want.n_dropped_massive_ == 0
+    assert sae.history_["explained_variance_val"][-1] == want.history_["explained_variance_val"][-1]
+
+    metric = atoms.AtomicInnerProduct(centered=True).fit(KINDS[kind](rows), massive="drop")
+    ready = atoms.AtomicInnerProduct(centered=True).fit(X[ordinary])
+    np.testing.assert_allclose(metric.metric_, ready.metric_, rtol=1e-9)
+    assert metric.n_dropped_massive_ == count and metric.n_samples_seen_ == len(X) - count
+    under = quick(activation=activation, metric=atoms.AtomicInnerProduct(centered=True))
+    under.fit(KINDS[kind](rows), massive="drop")
+    assert np.array_equal(under.metric_.metric_, metric.metric_)
+
+    path = tmp_path / "run.safetensors"
+    with contextlib.suppress(Stop):
+        quick(activation=activation).fit(
+            KINDS[kind](rows), massive="drop", checkpoint=path, checkpoint_steps=10, callback=stop_after(37)
+        )
+    with pytest.raises(ValueError, match="trained on other data"):
+        quick(activation=activation).fit(KINDS[kind](rows), checkpoint=path)
+    resumed = quick(activation=activation).fit(KINDS[kind](rows), massive="drop", checkpoint=path)
+    assert state(resumed) == state(quick(activation=activation).fit(X[ordinary]))
+
+
+def test_massive_rows_of_streams_larger_than_their_buffer(X):
+    rows, ordinary = with_massive(X)
+    source = Blocks(rows, True, buffer_rows=900)
+    sae = quick(max_steps=100).fit(source, massive="drop")  # no warning, which would be an error here
+    assert sae.n_dropped_massive_ == (~ordinary).sum() and sae.history_["samples"][-1] == 12800
+    assert state(sae) == state(quick(max_steps=100).fit(Blocks(rows, False, 900), massive="drop"))
+    x_hat = sae.inverse_transform(sae.transform(X))
+    assert 1 - ((X - x_hat) ** 2).sum() / ((X - X.mean(axis=0)) ** 2).sum() > 0.8
+
+
+def test_massive_rows_cannot_be_dropped_from_what_has_none_others(X):
+    with pytest.raises(ValueError, match="massive: expected 'keep' or 'drop', got True"):
+        quick().fit(X, massive=True)
+    with pytest.raises(ValueError, match="massive: expected 'keep' or 'drop', got 'no'"):
+        atoms.AtomicInnerProduct().fit(X, massive="no")
+    with pytest.raises(ValueError, match="X_val: all rows have a norm above ten times the median of X's"):
+        quick().fit(X, X_val=1000 * X[:9], massive="drop")
+    bad = X.copy()
+    bad[77, 3] = np.nan
+    with pytest.raises(ValueError, match="row 77"):
+        quick().fit(bad, massive="drop")
+    with pytest.raises(ValueError, match="row 77"):
+        atoms.AtomicInnerProduct().fit([bad[:50], bad[50:]], massive="drop")

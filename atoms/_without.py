@@ -1,0 +1,139 @@
+"""Rows without some of them: those of massive norm, and those held out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._rows import MASSIVE, BlockRows, BlockSource, ReadBlocks, Rows, RowSampler
+
+_PART = 8192  # rows looked at together
+
+
+def check_massive(massive: Any) -> bool:
+    """Whether to drop; ValueError for what is neither "keep" nor "drop"."""
+    if massive not in ("keep", "drop"):
+        raise ValueError(f"massive: expected 'keep' or 'drop', got {massive!r}")
+    return bool(massive == "drop")
+
+
+def without_massive(rows: Any) -> tuple[Any, int, float]:
+    """The rows whose norm is at most ten times the median of all, how many others there were, and that limit.
+
+    The rows are gone through once before (a stream's model runs over all tokens); a store knows its norms. 8 bytes for
+    each row are held meanwhile.
+    """
+    if rows.n is None:
+        raise ValueError(
+            "massive: 'drop' needs rows that can be gone through twice; pass an array, a list or a store"
+        )
+    norms = _norms(rows)
+    middle = float(np.median(norms))
+    if not 0 < middle < np.inf:  # NaN and infinity are for others to name
+        return rows, 0, np.inf
+    limit = MASSIVE * middle
+    massive = np.flatnonzero(norms > limit)
+    return leave_out(rows, massive), len(massive), limit
+
+
+def within(rows: np.ndarray, limit: float, name: str) -> np.ndarray:
+    """Those rows in memory whose norm is at most `limit`."""
+    if limit == np.inf:
+        return rows
+    kept = rows[_norms_of(rows) <= limit]
+    if not len(kept):
+        raise ValueError(
+            f"{name}: all rows have a norm above ten times the median of X's ({limit:.3g}), and are dropped"
+        )
+    return kept
+
+
+def leave_out(rows: Any, out: np.ndarray) -> Any:
+    """These rows without those of the numbers `out`, which ascend; nothing is copied."""
+    if not len(out):
+        return rows
+    if isinstance(rows, Rows) and not rows.read:
+        return _RowsWithout(rows, out)
+    source = rows.source if isinstance(rows, BlockRows) else ReadBlocks(rows)
+    rest = BlockRows(_BlocksWithout(source, out))
+    rest.feature_names = rows.feature_names
+    return rest
+
+
+def _norms(rows: Any) -> np.ndarray:
+    known = rows.source.norms() if isinstance(rows, BlockRows) else None
+    if known is not None:
+        return np.asarray(known)
+    found, at = np.empty(rows.n), 0
+    for block in rows.blocks(_PART):
+        found[at : at + len(block)] = _norms_of(block)
+        at += len(block)
+    return found
+
+
+def _norms_of(rows: np.ndarray) -> np.ndarray:
+    wide = rows.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.sqrt(np.einsum("ij,ij->i", wide, wide)))
+
+
+class _RowsWithout(Rows):
+    """Rows by number, some of them left out."""
+
+    read = True  # what is in `shards` is no row of these
+
+    def __init__(self, rows: Rows, out: np.ndarray) -> None:
+        self._rows, self.d, self.feature_names = rows, rows.d, rows.feature_names
+        self.dtype = rows.dtype
+        self._index = np.delete(np.arange(rows.n), out)
+        self.n = len(self._index)
+        self.shards = [np.zeros((1, self.d), self.dtype)]  # checks look at nothing but shape and dtype
+        self.starts = np.array([0, self.n])
+
+    def sampler(self, batch_size: int, seed: Any, batches: int | None = None) -> RowSampler:
+        return RowSampler(self, batch_size, seed)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        return self._rows.take(self._index[index])
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        return self.take(np.arange(start, min(stop, self.n)))
+
+    def refer(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return self._rows.refer(self._index[index])
+
+
+class _BlocksWithout(BlockSource):
+    """Rows block by block, some of them left out as they are read."""
+
+    def __init__(self, source: BlockSource, out: np.ndarray) -> None:
+        self._source, self.d, self.dtype = source, source.d, source.dtype
+        self.buffer_rows = source.buffer_rows
+        ends = np.cumsum(source.sizes)
+        block_of = np.searchsorted(ends, out, side="right")
+        starts = ends - source.sizes
+        self._out = {b: out[block_of == b] - starts[b] for b in np.unique(block_of).tolist()}
+        self.sizes = source.sizes - np.bincount(block_of, minlength=len(ends))
+        self.n = int(self.sizes.sum())
+
+    def read(self, block: int, out: np.ndarray) -> None:
+        if block not in self._out:
+            self._source.read(block, out)
+            return
+        whole = np.empty((int(self._source.sizes[block]), self.d), self.dtype)
+        self._source.read(block, whole)
+        out[...] = np.delete(whole, self._out[block], axis=0)
+
+    def expect(self, blocks: np.ndarray) -> None:
+        self._source.expect(blocks)
+
+    def digest(self) -> str | None:
+        return self._source.digest()
+
+    def norms(self) -> np.ndarray | None:
+        known = self._source.norms()
+        if known is None:
+            return None
+        starts = np.cumsum(self._source.sizes) - self._source.sizes
+        return np.delete(known, np.concatenate([starts[b] + rows for b, rows in self._out.items()]))

@@ -152,6 +152,9 @@ def test_agrees_with_saelens(setting, tmp_path):
         save(sae, tmp_path / kind, hook_name=hook, model_name="toy")
         owner = SAE.load_from_disk(tmp_path / kind)
         want, density = theirs_say(owner, theirs, tokens)
+        as_module, firing = theirs_say(sae.to_torch(hook_name=hook), theirs, tokens)
+        assert as_module == pytest.approx(want, rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(firing, density, atol=1.5 / tokens.size)
         for ours in (
             evaluate(model, tokens, sae, layer, drop_first=False, progress=False),
             evaluate(theirs, tokens, sae, hook, drop_first=False, progress=False),
@@ -204,6 +207,46 @@ def test_agrees_where_first_tokens_are_ignored(setting, tmp_path):
         }
     )
     np.testing.assert_allclose(a.density, density, atol=2.5 / tokens.size)
+
+
+def test_all_of_saelens_evals_take_a_module(setting):
+    """`run_evals`, its figures of the weights with them, on an autoencoder trained under a metric."""
+    from sae_lens.evals import EvalConfig, run_evals
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    class Store(Tokens):
+        context_size, store_batch_size_prompts = tokens_of(setting).shape[1], 4
+
+        def reset_input_dataset(self):
+            self.at = 0
+
+    model, theirs, tokens, layer = setting
+    hook = f"blocks.{layer}.hook_resid_post"
+    rows = np.array(capture(model, tokens, layer, progress=False)[layer])
+    aip = atoms.AtomicInnerProduct(shrinkage="oas").fit(rows)
+    sae = atoms.SparseAutoencoder(
+        4 * rows.shape[1], metric=aip, target_l0=8, max_steps=100, batch_size=256, verbose=False
+    ).fit(rows)
+    config = EvalConfig(
+        batch_size_prompts=4, n_eval_reconstruction_batches=2, n_eval_sparsity_variance_batches=2, compute_kl=True,
+        compute_ce_loss=True, compute_l2_norms=True, compute_sparsity_metrics=True, compute_variance_metrics=True,
+        compute_featurewise_density_statistics=True, compute_featurewise_weight_based_metrics=True,
+    )  # fmt: skip
+    module = sae.to_torch(hook_name=hook)
+    found, features = run_evals(
+        module, Store(tokens), theirs, ActivationScaler(), config, exclude_special_tokens=False
+    )
+    ours = evaluate(model, tokens[:8], sae, layer, drop_first=False, progress=False)["autoencoder"]
+    agree({
+        "ce_loss_with_sae": (ours.cross_entropy.estimate, found["model_performance_preservation"]["ce_loss_with_sae"]),
+        "l0": (ours.l0.estimate, found["sparsity"]["l0"]),
+    })  # fmt: skip
+    np.testing.assert_allclose(features["encoder_bias"], sae.b_enc, rtol=1e-4, atol=1e-4)
+    assert len(features["encoder_decoder_cosine_sim"]) == sae.d_sae
+
+
+def tokens_of(setting):
+    return setting[2]
 
 
 def test_capture_from_a_hooked_transformer(setting):

@@ -7,6 +7,7 @@ and writes other tools' models. `reference` has slow NumPy twins of the C core, 
 
 from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
+from ._steering import steer
 from ._version import __version__
 from .evaluation import evaluate
 from .io import load
@@ -33,5 +34,6 @@ __all__ = [
     "report",
     "set_num_threads",
     "show_config",
+    "steer",
     "theory",
 ]

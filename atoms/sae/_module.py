@@ -97,7 +97,7 @@ class TorchSAE(torch.nn.Module):
         n, self._scale = self._normalised(self._flat(x))
         z = (n - self.center) @ self.W_enc + self.bias
         if self.activation != "topk":
-            return z * (z > self.threshold)
+            return torch.where(z > self.threshold, z, 0)
         values, places = z.relu().topk(int(self.k), dim=-1)
         return torch.zeros_like(z).scatter(-1, places, values)
 

@@ -48,18 +48,18 @@ test-py: install  ## Python tests and doctests (PYTEST_ARGS="-k name")
 PEERS := build/peers
 $(PEERS)/ready: $(VENV)/ready
 	@rm -rf $(PEERS) && $(BIN)/python -m venv $(PEERS)
-	@echo "installing SAELens, dictionary_learning and sparsify into $(PEERS)"
+	@echo "installing SAELens, SAEBench, dictionary_learning and sparsify into $(PEERS)"
 	@$(BIN)/python -c "import glob, os, sysconfig; here = sysconfig.get_path('purelib'); \
 		there = glob.glob('$(PEERS)/lib/python*/site-packages')[0]; \
 		open(os.path.join(there, 'main.pth'), 'w').write(here + '\n' + os.getcwd() + '\n')"
 	@echo "torch==2.13.0" >$(PEERS)/constraints
 	@$(PEERS)/bin/pip install -q --disable-pip-version-check -c $(PEERS)/constraints \
 		"sae-lens>=6.54,<7" natsort schedulefree simple-parsing einops 2>$(PEERS)/log || { cat $(PEERS)/log; exit 1; }
-	@$(PEERS)/bin/pip install -q --disable-pip-version-check --no-deps eai-sparsify==1.3.3 dictionary-learning==0.1.0 \
+	@$(PEERS)/bin/pip install -q --disable-pip-version-check --no-deps eai-sparsify==1.3.3 dictionary-learning==0.1.0 sae-bench==0.6.0 \
 		2>>$(PEERS)/log || { cat $(PEERS)/log; exit 1; }
 	@touch $@
 
-test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, dictionary_learning and sparsify themselves
+test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, SAEBench, dictionary_learning and sparsify themselves
 	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/io/test_io_peers.py tests/evaluation/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
 
 # The core and its C tests, compiled once for each flavour into build/FLAVOUR: only what changed is compiled again,

@@ -17,6 +17,7 @@ except ImportError as error:
 
 from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
+from ._steering import steer
 from ._version import __version__
 from .evaluation import evaluate
 from .io import load
@@ -43,5 +44,6 @@ __all__ = [
     "report",
     "set_num_threads",
     "show_config",
+    "steer",
     "theory",
 ]

@@ -1,4 +1,4 @@
-"""Which words a latent speaks for: its direct effect on the model's logits."""
+"""Which words a latent speaks for, and which latents spoke for a word."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
-from .activations import Model
+from ._steering import as_module
+from .activations import Model, Pass
 
-__all__ = ["LogitAttribution", "logit_attribution"]
+__all__ = ["LogitAttribution", "latent_attribution", "logit_attribution"]
 
 # what the last norm before the head is called, architecture by architecture
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "ln_final")
@@ -142,3 +144,118 @@ def _final_norm(model: Model, d: int) -> tuple[Any, bool]:
     gain = 1e3 * (through(probe) - through(-probe)) / (2 * probe)
     centred = bool(torch.allclose(through(probe + shift), through(probe), rtol=1e-3, atol=1e-5))
     return gain, centred
+
+
+def latent_attribution(
+    model: Any,
+    sae: Any,
+    tokens: Any,
+    layer: int | str,
+    token: int,
+    *,
+    against: int | None = None,
+    position: int = -1,
+    site: str = "residual",
+    drop_first: bool = True,
+) -> sp.csr_array:
+    """Which latents spoke for a word: activation times gradient of its logit, at each token of a context.
+
+    The model runs on x = x_hat + e, the autoencoder's reconstruction and what it leaves, e held fixed. Then
+    ``a_ij d logit / d a_ij`` is to first order what the logit would lose without latent j at token i: through all
+    later blocks, unlike :func:`logit_attribution`, which is of the latent alone.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With its language-model head, as for :func:`atoms.evaluate`.
+    sae : SparseAutoencoder, PretrainedSAE or module
+        Of activations at `layer`, as for :func:`atoms.steer`.
+    tokens : 1-D array of int, or what else `capture` takes
+        One context.
+    layer, site : int or str, str
+        As in :func:`atoms.activations.capture`.
+    token : int
+        Whose logit.
+    against : int, optional
+        The logit of another word, to be subtracted first: what speaks for the one and not for the other.
+    position : int
+        Of the token whose prediction of the next is meant; by default the last.
+    drop_first : bool
+        Give the first token no attribution: `capture` leaves it out by default.
+
+    Returns
+    -------
+    csr_array (n_tokens, d_sae) float32
+        An entry for each active latent. Its sum over the tokens ranks the latents.
+
+    Raises
+    ------
+    ValueError
+        Several contexts, a word or a position that is not there, a transcoder, activations of another width, and as
+        `evaluate` does.
+
+    Notes
+    -----
+    One forward pass, and one back to `layer`. Dense codes of 256 tokens are held at a time.
+
+    Examples
+    --------
+    >>> import numpy as np, torch, atoms
+    >>> from atoms.evaluation import latent_attribution
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(20, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 20))
+    >>> sae = atoms.io.PretrainedSAE(np.eye(8), np.zeros(8), np.eye(8), np.zeros(8), activation="relu")
+    >>> found = latent_attribution(model, sae, [1, 2, 3], "1", token=7)
+    >>> found.shape, np.unique(found.nonzero()[0]).tolist()  # nothing looks back here: the last token's alone
+    ((3, 8), [2])
+    """
+    module = as_module(sae)
+    plan = Pass(model, tokens, layer, site, 1, drop_first, None)
+    if len(plan.contexts) != 1 or len(plan.keys) != 1:
+        raise ValueError(
+            f"tokens: expected one context and one layer, got {len(plan.contexts)} and {len(plan.keys)}"
+        )
+    x, gradient = _gradient(plan, int(module.W_dec.shape[1]), position, token, against)
+    torch, n, parts = plan.model.torch, len(x), []
+    for start in range(0, n, 256):  # dense codes of so many tokens at a time
+        part = slice(start, start + 256)
+        codes = module.to(x.device).encode(x[part]).detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(module.decode(codes), codes, gradient[part].to(codes))
+        effect = codes.detach() * slope
+        effect[: max(0, plan.skip - start)] = 0
+        parts.append(sp.csr_array(effect.to(torch.float32).cpu().numpy()))
+    return sp.csr_array(sp.vstack(parts, format="csr"))
+
+
+def _gradient(plan: Pass, width: int, position: int, token: int, against: int | None) -> tuple[Any, Any]:
+    """The place's activations (n, d) of the plan's only context, and a logit's gradient there."""
+    torch, key = plan.model.torch, plan.keys[0]
+    ids, mask, _ = plan.padded(0)
+    leaves: list[Any] = []
+
+    def leaf(hidden: Any) -> Any:
+        if tuple(hidden.shape[:2]) != ids.shape or int(np.prod(hidden.shape[2:])) != width:
+            raise ValueError(
+                f"sae: rebuilds activations of width {width}, but {key[0]} {key[1]} gave shape "
+                f"{tuple(hidden.shape)}; name the layer and site that it was trained on"
+            )
+        leaves.append(hidden.detach().requires_grad_())
+        return leaves[-1]
+
+    with plan.model.evaluating(), torch.enable_grad(), plan.model.replacing(key, leaf):
+        logits = plan.model.logits(ids, mask)[0]
+        n, words = logits.shape
+        if not -n <= position < n:
+            raise ValueError(f"position: the context has {n} tokens, got {position}")
+        for name, word in (("token", token), ("against", against)):
+            if word is not None and not 0 <= word < words:
+                raise ValueError(f"{name}: expected a word from 0 to {words - 1}, got {word}")
+        target = logits[position, token] - (0 if against is None else logits[position, against])
+        if len(leaves) != 1:
+            raise ValueError(
+                f"layer: {key[0]} {key[1]} ran {len(leaves)} times before the logits; name one that runs once"
+            )
+        (gradient,) = torch.autograd.grad(target, leaves)
+    x, gradient = (a[0].detach().reshape(n, -1).to(torch.float32) for a in (leaves[0], gradient))
+    return x, gradient

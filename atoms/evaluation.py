@@ -1,7 +1,8 @@
 """Dictionaries judged inside the model: what it still predicts when their reconstruction takes the place
 of its own activations.
 
-`logit_attribution`, which words a latent speaks for, has a file of its own, ``_attribution.py``.
+`logit_attribution`, which words a latent speaks for, and `latent_attribution`, which latents spoke for a word, have a
+file of their own, ``_attribution.py``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from ._attribution import LogitAttribution, logit_attribution
+from ._attribution import LogitAttribution, latent_attribution, logit_attribution
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
 
-__all__ = ["DictionaryEvaluation", "Evaluation", "LogitAttribution", "evaluate", "logit_attribution"]
+__all__ = [
+    "DictionaryEvaluation",
+    "Evaluation",
+    "LogitAttribution",
+    "evaluate",
+    "latent_attribution",
+    "logit_attribution",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +184,7 @@ class _Spliced:
         kept = self.torch.from_numpy(keep).to(self.model.device)
         seen: list[Any] = []
 
-        def hook(module: Any, inputs: Any, output: Any) -> Any:
-            several = isinstance(output, (tuple, list))
-            hidden = output[0] if several else output
+        def replaced(hidden: Any) -> Any:
             check_shape(hidden, self.key, tuple(kept.shape))
             rows = hidden[kept]
             seen.append(rows.reshape(len(rows), -1))
@@ -186,13 +192,10 @@ class _Spliced:
                 return None
             hidden = hidden.clone()
             hidden[kept] = change(seen[-1]).to(hidden).reshape(rows.shape)
-            return type(output)((hidden, *output[1:])) if several else hidden
+            return hidden
 
-        handle = self.model.place(self.key).register_forward_hook(hook)
-        try:
+        with self.model.replacing(self.key, replaced):
             logits = self.model.logits(ids, mask)
-        finally:
-            handle.remove()
         if len(seen) != 1:
             raise ValueError(
                 f"layer: {self.key[0]} {self.key[1]} ran {len(seen)} times before the logits; name a module that runs once"

@@ -26,6 +26,7 @@ from ._hooks import Model as Model
 from ._hooks import Pass as Pass
 from ._hooks import check_shape as check_shape
 from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
+from ._models import import_torch as import_torch
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
 from ._table import MANIFEST as MANIFEST

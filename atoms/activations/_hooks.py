@@ -212,6 +212,55 @@ class Model:
             )
         return out
 
+    @contextlib.contextmanager
+    def replacing(self, key: Key, change: Callable[[Any], Any]) -> Iterator[None]:
+        """Inside, `change` of what the key's module gives takes its place; None leaves it."""
+
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            several = isinstance(output, (tuple, list))
+            hidden = change(output[0] if several else output)
+            if hidden is None or not several:
+                return hidden
+            return type(output)((hidden, *output[1:]))
+
+        handle = self.place(key).register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def positions(self) -> Iterator[Callable[[tuple[int, int]], Any]]:
+        """A function from a pass's (contexts, tokens) to the mask of tokens that are not the first of their context.
+
+        The pass may be a step of `generate`: what came before is known from the cache it is called with, and padding
+        on the left from the attention mask.
+        """
+        seen: dict[str, Any] = {"start": 0, "mask": None}
+
+        def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            seen["start"] = max(map(_cached, (*args, *kwargs.values())), default=0)
+            seen["mask"] = kwargs.get("attention_mask")
+
+        def later(shape: tuple[int, int]) -> Any:
+            place = seen["start"] + self.torch.arange(shape[1])
+            mask, first = seen["mask"], self.torch.zeros(shape[0], dtype=place.dtype)
+            if getattr(mask, "ndim", 0) == 2 and len(mask) == shape[0]:
+                first = (mask != 0).to(self.torch.int8).argmax(dim=1).to(first)
+            return place > first[:, None]
+
+        decoder = self.model
+        if (
+            self.kind == "transformers"
+        ):  # what holds the blocks is called with the cache, by whatever is around it
+            blocks = decoder_blocks(decoder)
+            decoder = next(m for m in decoder.modules() if any(child is blocks for child in m.children()))
+        handle = decoder.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            yield later
+        finally:
+            handle.remove()
+
     def describe(self) -> dict[str, Any]:
         """What the model is, for manifests: names, and a digest of all its weights and buffers.
 
@@ -245,6 +294,18 @@ class Model:
             "revision": getattr(config, "_commit_hash", None),
             "weights_sha256": digest.hexdigest(),
         }
+
+
+def _cached(value: Any) -> int:
+    """Tokens in a cache of keys and values, of Transformers or TransformerLens; of anything else none.
+
+    It goes by other names in other models and versions.
+    """
+    if hasattr(value, "get_seq_length"):
+        return int(value.get_seq_length())
+    if hasattr(value, "entries") and hasattr(value, "previous_attention_mask"):
+        return int(value.entries[0].past_keys.shape[1])
+    return 0
 
 
 # Transformers leaves hooks that record, torch.nn.utils some that compute weights, accelerate wraps forward

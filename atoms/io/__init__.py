@@ -38,7 +38,7 @@ from ..sae._autoencoder import as_fitted
 from ..sae._settings import k_of
 from . import _formats
 from ._files import safetensors_metadata
-from ._model import PretrainedSAE
+from ._model import PretrainedSAE, saelens_metadata
 
 __all__ = ["PretrainedSAE", "convert", "from_pretrained", "load", "save"]
 
@@ -254,7 +254,7 @@ def _saelens_config(
         "architecture": architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": False, "normalize_activations": norm, "reshape_activations": "none",
     }  # fmt: skip
-    known = _formats.saelens_metadata(sae.config) if getattr(sae, "source", None) == "saelens" else {}
+    known = saelens_metadata(sae.config) if getattr(sae, "source", None) == "saelens" else {}
     if known.pop("reshape_activations", None) == "hook_z":
         config["reshape_activations"] = "hook_z"  # makes SAELens flatten the heads of a hook's activations
     if transcoder:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ._files import plain, read_json, read_npz, read_safetensors, read_torch
-from ._model import PretrainedSAE
+from ._model import PretrainedSAE, is_legacy
 
 __all__ = ["dictionary_learning", "gemma_scope", "gemma_scope_2", "saelens", "sparsify"]
 
@@ -180,36 +180,6 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     return new
 
 
-def _is_legacy(config: dict[str, Any]) -> bool:
-    metadata = config.get("metadata")
-    version = config.get("sae_lens_version") or (
-        metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
-    )
-    found = re.match(r"(\d+)", version) if isinstance(version, str) else None
-    return found is None or int(found[1]) < 6
-
-
-# keys of a legacy configuration that SAELens 6 keeps under metadata: old name, new name
-_METADATA = {
-    "hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
-    **{k: k for k in (
-        "model_name", "hook_name", "hook_head_index", "model_class_name", "model_from_pretrained_kwargs",
-        "prepend_bos", "exclude_special_tokens", "neuronpedia_id", "context_size", "seqpos_slice", "dataset_path",
-    )},
-}  # fmt: skip
-
-
-def saelens_metadata(config: dict[str, Any]) -> dict[str, Any]:
-    """Where a SAELens model comes from (model, hook point, data), and how its activations are shaped."""
-    if _is_legacy(config):
-        found = {new: config[old] for old, new in _METADATA.items() if config.get(old) is not None}
-        shape = "hook_z" if "hook_z" in str(found.get("hook_name", "")) else "none"
-    else:
-        metadata = config.get("metadata")
-        found, shape = dict(metadata) if isinstance(metadata, dict) else {}, "none"
-    return {**found, "reshape_activations": config.get("reshape_activations", shape)}
-
-
 def saelens(folder: Path) -> PretrainedSAE:
     """SAELens 6 and earlier: ``cfg.json``, ``sae_weights.safetensors``.
 
@@ -219,7 +189,7 @@ def saelens(folder: Path) -> PretrainedSAE:
     path, file = folder / "sae_weights.safetensors", folder / "cfg.json"
     raw = read_json(file)
     try:
-        config = _legacy(raw) if _is_legacy(raw) else raw
+        config = _legacy(raw) if is_legacy(raw) else raw
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     _saelens_check(config, raw, file)
@@ -251,7 +221,7 @@ def _saelens_check(config: dict[str, Any], raw: dict[str, Any], file: Path) -> N
     """That all it says is understood. Files from before version 6 hold the whole training run's settings, of which
     SAELens itself picks what it knows; later ones hold what their classes declare.
     """
-    if not _is_legacy(raw):
+    if not is_legacy(raw):
         _check_known(config, _SAELENS_SETTINGS, file)
     for key, allowed in (("dtype", _SAELENS_DTYPES), ("reshape_activations", ("none", "hook_z"))):
         value = config.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import scipy.sparse as sp
 
 from .._config import context
 from .._rows import rows_of
+from ..sae._in_model import InModel
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
 
 __all__ = ["PretrainedSAE"]
@@ -18,7 +20,7 @@ _ACTIVATIONS = ("jumprelu", "relu", "topk")
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
-class PretrainedSAE:
+class PretrainedSAE(InModel):
     """A sparse autoencoder or transcoder that was trained by another tool, for use only.
 
     Whatever the file's conventions (transposed weights, a decoder bias subtracted from the input, input
@@ -170,6 +172,17 @@ class PretrainedSAE:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_model"}
 
+    def _portable(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        weights: dict[str, Any] = {
+            name: getattr(self, name) for name in ("W_enc", "W_dec", "b_dec", "threshold", "W_skip")
+        }
+        rule = {name: getattr(self, name) for name in ("activation", "k", "input_norm", "is_transcoder")}
+        return (
+            {**weights, "center": self._center, "bias": self._b_enc},
+            rule,
+            saelens_metadata(self.config) if self.source == "saelens" else {},
+        )
+
     def _encode(self, x: np.ndarray) -> sp.csr_array:
         ctx = context(self.num_threads)
         if self._model is None:
@@ -258,3 +271,34 @@ def _weight(a: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(weight).all():
         raise ValueError(f"{name}: contains NaN or infinity")
     return weight
+
+
+def is_legacy(config: dict[str, Any]) -> bool:
+    """Whether a configuration is one of SAELens before 6."""
+    metadata = config.get("metadata")
+    version = config.get("sae_lens_version") or (
+        metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
+    )
+    found = re.match(r"(\d+)", version) if isinstance(version, str) else None
+    return found is None or int(found[1]) < 6
+
+
+# keys of a legacy configuration that SAELens 6 keeps under metadata: old name, new name
+_METADATA = {
+    "hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
+    **{k: k for k in (
+        "model_name", "hook_name", "hook_head_index", "model_class_name", "model_from_pretrained_kwargs",
+        "prepend_bos", "exclude_special_tokens", "neuronpedia_id", "context_size", "seqpos_slice", "dataset_path",
+    )},
+}  # fmt: skip
+
+
+def saelens_metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """Where a SAELens model comes from (model, hook point, data), and how its activations are shaped."""
+    if is_legacy(config):
+        found = {new: config[old] for old, new in _METADATA.items() if config.get(old) is not None}
+        shape = "hook_z" if "hook_z" in str(found.get("hook_name", "")) else "none"
+    else:
+        metadata = config.get("metadata")
+        found, shape = dict(metadata) if isinstance(metadata, dict) else {}, "none"
+    return {**found, "reshape_activations": config.get("reshape_activations", shape)}

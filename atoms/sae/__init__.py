@@ -11,6 +11,8 @@ The files, each of which imports only from those above it::
     _saving        Trained (space, model, control, history, ...): to a file and back
     _checkpoints   the files of one run: locked, and of one step
     _training      Run, train: steps, history, checkpoints, of one autoencoder or of several in one pass
+    _module        TorchSAE, the same as a PyTorch module; the one file that imports torch
+    _in_model      InModel: the methods for the model that the activations came from, PretrainedSAE's too
     _autoencoder   SparseAutoencoder, which holds a Trained, and fit_many
 """
 

@@ -28,17 +28,18 @@ from .._rows import (
     warn_of_massive,
 )
 from . import _calibration, _checkpoints, _saving
+from ._in_model import InModel
 from ._model import BLOCK, Model, decode, stacked
 from ._rate import SCHEDULES, LastingRate
 from ._saving import HISTORY, Trained
-from ._settings import Settings, as_json
+from ._settings import Settings, as_json, k_of
 from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
 from ._training import Run, train, training_rows
 
 
-class SparseAutoencoder(Estimator):
+class SparseAutoencoder(InModel, Estimator):
     """Sparse autoencoder; with ``activation="jumprelu"`` and a metric, the paper's TSAE.
 
     Activations are mapped to the training space, ``t(x) = (x - mean) S^(1/2)`` under `metric`
@@ -538,6 +539,12 @@ class SparseAutoencoder(Estimator):
     def threshold(self) -> np.ndarray:
         """A latent is active above it (d_sae,); zero for ReLU and TopK."""
         return self._fold()["threshold"]
+
+    def _portable(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        weights, model = self._fold(), self._model
+        k = k_of(self._fitted.parameters["target_l0"]) if model.activation == "topk" else None
+        rule = {"activation": model.activation, "k": k, "input_norm": "none", "is_transcoder": False}
+        return weights, rule, {}
 
     # --------------------------------------------------------- files and copies
 

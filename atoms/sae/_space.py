@@ -87,16 +87,22 @@ class TrainingSpace:
         return self.mean, eye * self.scale, eye / self.scale
 
     def fold(self, model: Model) -> dict[str, np.ndarray]:
-        """The model's weights, made to apply to raw activations."""
+        """The model's weights, made to apply to raw activations: ``x W_enc + b_enc``.
+
+        That is also ``(x - center) W_enc + bias``, which loses nothing where the mean is large; center is that of the
+        rows, whether the metric subtracts it or not.
+        """
         shift, forward, back = self.maps()
+        center = (self.mean if self.metric is None else self.metric.mean_).astype(np.float32)
         W, D, b_enc = model.get("W_enc"), model.get("W_dec"), model.get("b_enc")
-        b_dec = model.get("b_dec").astype(np.float64)
+        b_dec, bias = model.get("b_dec").astype(np.float64), b_enc.copy()
         W_enc = np.empty(W.shape[::-1], np.float32)
         # block by block: in float64 at once they would take twice the model's memory
         for block in blocks(len(W), 1024):
             E = W[block].astype(np.float64)
             W_enc[:, block] = forward @ E.T
             b_enc[block] -= E @ (shift @ forward + b_dec)
+            bias[block] -= E @ ((shift - center) @ forward + b_dec)
             D[block] = D[block].astype(np.float64) @ back
         return {
             "W_enc": W_enc,
@@ -104,6 +110,8 @@ class TrainingSpace:
             "W_dec": D,
             "b_dec": (b_dec @ back + shift).astype(np.float32),
             "threshold": model.get("threshold"),
+            "center": center,
+            "bias": bias,
         }
 
     def unfold(self, other: Any, d_sae: int, tied: bool) -> dict[str, np.ndarray]:

@@ -152,6 +152,9 @@ def test_agrees_with_saelens(setting, tmp_path):
         save(sae, tmp_path / kind, hook_name=hook, model_name="toy")
         owner = SAE.load_from_disk(tmp_path / kind)
         want, density = theirs_say(owner, theirs, tokens)
+        as_module, firing = theirs_say(sae.to_torch(hook_name=hook), theirs, tokens)
+        assert as_module == pytest.approx(want, rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(firing, density, atol=1.5 / tokens.size)
         for ours in (
             evaluate(model, tokens, sae, layer, drop_first=False, progress=False),
             evaluate(theirs, tokens, sae, hook, drop_first=False, progress=False),
@@ -204,6 +207,70 @@ def test_agrees_where_first_tokens_are_ignored(setting, tmp_path):
         }
     )
     np.testing.assert_allclose(a.density, density, atol=2.5 / tokens.size)
+
+
+class Store(Tokens):
+    """What their runs of all metrics ask for besides."""
+
+    store_batch_size_prompts = 4
+
+    @property
+    def context_size(self):
+        return self.tokens.shape[1]
+
+    def reset_input_dataset(self):
+        self.at = 0
+
+
+ALL = {
+    "batch_size_prompts": 4, "n_eval_reconstruction_batches": 2, "n_eval_sparsity_variance_batches": 2,
+    "compute_kl": True, "compute_ce_loss": True, "compute_l2_norms": True, "compute_sparsity_metrics": True,
+    "compute_variance_metrics": True, "compute_featurewise_density_statistics": True,
+    "compute_featurewise_weight_based_metrics": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", ["sae_lens", "sae_bench"])
+def test_runs_of_all_their_metrics_take_a_module(setting, tool):
+    """SAELens's `run_evals` and SAEBench's core metrics, on an autoencoder trained under a metric."""
+    if importlib.util.find_spec(tool) is None:
+        pytest.skip(f"needs {tool}: make test-peers")
+    model, theirs, tokens, layer = setting
+    rows = np.array(capture(model, tokens, layer, progress=False)[layer])
+    aip = atoms.AtomicInnerProduct(shrinkage="oas").fit(rows)
+    sae = atoms.SparseAutoencoder(
+        4 * rows.shape[1], metric=aip, target_l0=8, max_steps=100, batch_size=256, verbose=False
+    ).fit(rows)
+    module = sae.to_torch(hook_name=f"blocks.{layer}.hook_resid_post", model_name="toy")
+    if tool == "sae_lens":
+        from sae_lens.evals import EvalConfig, run_evals
+        from sae_lens.training.activation_scaler import ActivationScaler
+
+        found, features = run_evals(
+            module, Store(tokens), theirs, ActivationScaler(), EvalConfig(**ALL), exclude_special_tokens=False
+        )
+        np.testing.assert_allclose(features["encoder_bias"], sae.b_enc, rtol=1e-4, atol=1e-4)
+    else:
+        from sae_bench.evals.core.main import CoreEvalConfig, run_evals
+
+        module.fold_W_dec_norm()
+        with torch.no_grad():
+            found, features = run_evals(
+                module, Store(tokens), theirs, CoreEvalConfig(model_name="toy", llm_dtype="float32", **ALL)
+            )
+    ours = evaluate(model, tokens[:8], sae, layer, drop_first=False, progress=False)
+    a, behaviour = ours["autoencoder"], found["model_behavior_preservation"]
+    agree(
+        {
+            "ce_loss_score": (
+                a.recovered_zero.estimate,
+                found["model_performance_preservation"]["ce_loss_score"],
+            ),
+            "kl_div_score": (a.kl_recovered_zero.estimate, behaviour["kl_div_score"]),
+            "l0": (a.l0.estimate, found["sparsity"]["l0"]),
+        }
+    )
+    assert len(features["encoder_decoder_cosine_sim"]) == sae.d_sae
 
 
 def test_capture_from_a_hooked_transformer(setting):

@@ -149,6 +149,13 @@ def test_rows_by_number_go_into_everything_else(make, X, fitted):
     np.testing.assert_array_equal(got, want)
     a, b = (atoms.SparseAutoencoder(**SAE).fit(X).calibrate(rows, 3.0) for rows in (make(few), few))
     np.testing.assert_array_equal(a.threshold, b.threshold)
+    heavy = few.copy()
+    heavy[[3, 77, 290]] *= 100
+    a, b = (atoms.SparseAutoencoder(**SAE).fit(rows, massive="drop") for rows in (make(heavy), heavy))
+    assert a.n_dropped_massive_ == b.n_dropped_massive_ == 3
+    np.testing.assert_array_equal(a.W_dec, b.W_dec)
+    a, b = (atoms.AtomicInnerProduct().fit(rows, massive="drop") for rows in (make(heavy), heavy))
+    np.testing.assert_allclose(a.second_moment_, b.second_moment_, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

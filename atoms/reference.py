@@ -150,6 +150,45 @@ def lasso(x: Array, dictionary: ArrayLike, alpha: float, positive: bool = False,
     return z
 
 
+def lasso_active_set(x: Array, dictionary: ArrayLike, alpha: float, positive: bool = False) -> Array:
+    """One signal's lasso to the end: to the minimiser on the code, sign changes leave, the worst violator joins.
+
+    Once as many atoms as coordinates are in the code, one joins in exchange for the first that comes to zero.
+    """
+    D = np.asarray(dictionary, np.float64)
+    z, code, signs = np.zeros(len(D)), list[int](), list[float]()
+
+    def leave(k: int) -> None:
+        z[code[k]] = 0
+        del code[k], signs[k]
+
+    for _ in range(20 * len(D)):
+        while code:
+            A, s = D[code].T, np.array(signs)
+            to = np.linalg.lstsq(A, x, rcond=None)[0] - alpha * np.linalg.solve(A.T @ A, s)
+            turned, now = np.flatnonzero(to * s <= 0), z[code]
+            shares = abs(now[turned]) / (abs(now[turned]) + abs(to[turned]) + 1e-300)
+            z[code] = now + shares.min(initial=1.0) * (to - now)
+            if not len(turned):
+                break
+            leave(int(turned[shares.argmin()]))
+        c = D @ (x - z @ D)
+        c[code] = 0
+        best = int(np.argmax(c if positive else abs(c)))
+        sign = float(np.sign(c[best]))
+        if sign * c[best] <= alpha * (1 + 1e-7) or (positive and sign < 0):
+            break
+        if len(code) == len(x):
+            falls = sign * np.linalg.solve(D[code].T, D[best])
+            shares = np.where(falls * signs > 0, abs(z[code]) / np.maximum(falls * signs, 1e-300), np.inf)
+            z[code] -= shares.min() * falls
+            z[best] = sign * shares.min()
+            leave(int(shares.argmin()))
+        code.append(best)
+        signs.append(sign)
+    return z
+
+
 # ---- sae
 
 

@@ -65,6 +65,62 @@ def test_lasso_is_scikit_learns():
         np.testing.assert_allclose(codes.toarray(), want, atol=2e-5)
 
 
+@pytest.mark.parametrize("positive", [False, True])
+def test_lasso_at_tight_tolerances_is_lars(isa, positive):
+    from sklearn.linear_model import lars_path
+
+    X, D = RNG(5).standard_normal((6, 50)), RNG(6).standard_normal((200, 50))
+    for share, tol in ((1e-2, 1e-10), (1e-4, 1e-8), (1e-5, 1e-8)):
+        for x in X:
+            alpha = share * np.abs(D @ x).max()
+            codes, info = lasso(x[None], D, alpha, tol=tol, positive=positive, return_info=True)
+            assert info.status[0] == Status.CONVERGED and info.steps[0] < 50
+            lars = lars_path(D.T, x, method="lasso", alpha_min=alpha / 50, positive=positive)[2][:, -1]
+            z = codes.toarray()[0]
+            value = [0.5 * np.sum((x - c @ D) ** 2) + alpha * abs(c).sum() for c in (z, lars)]
+            assert value[0] <= value[1] + tol * (x @ x)
+            twin = reference.lasso_active_set(x, D, alpha, positive)
+            assert np.abs(z - twin).max() < 1e-6 * np.abs(z).max()
+
+
+@pytest.mark.parametrize(
+    "kind", ["copies", "near copies", "opposites", "integers", "low rank", "bumps", "lengths"]
+)
+def test_lasso_over_dependent_atoms_ends_with_a_certificate(isa, kind):
+    g = RNG(7).standard_normal
+    base = g((30, 24))
+    D = {
+        "copies": np.repeat(base, 3, 0),
+        "near copies": np.repeat(base, 3, 0) + 1e-6 * g((90, 24)),
+        "opposites": np.vstack([base, -base, 2 * base]),
+        "integers": RNG(8).integers(-1, 2, (60, 24)).astype(float),
+        "low rank": g((60, 8)) @ g((8, 24)),
+        "bumps": np.exp(-0.5 * ((np.arange(24.0) - np.linspace(0, 23, 70)[:, None]) / 2) ** 2),
+        "lengths": base * 10.0 ** RNG(9).uniform(-4, 4, (30, 1)),
+    }[kind]
+    X = np.vstack([g((6, 24)), RNG(10).integers(-2, 3, (6, 24))])
+    for share, positive in itertools.product((0.1, 1e-2, 1e-4), (False, True)):
+        alpha = share * np.abs(X @ D.T).max()
+        codes, info = lasso(X, D, alpha, tol=1e-8, positive=positive, return_info=True)
+        assert (info.status == Status.CONVERGED).all()
+        if not positive:
+            gaps = [reference.lasso_gap(x, D, z, alpha) for x, z in zip(X, codes.toarray(), strict=True)]
+            assert (np.array(gaps) <= 1.1e-8 * np.sum(X**2, axis=1)).all()
+    small = lasso(X.astype(np.float32), D.astype(np.float32), 1e-2 * np.abs(X @ D.T).max(), return_info=True)[
+        1
+    ]
+    assert (small.status == Status.CONVERGED).all()
+
+
+def test_a_path_at_tight_tolerances_is_its_single_penalties():
+    X, D = RNG(5).standard_normal((5, 40)), RNG(6).standard_normal((160, 40))
+    alphas, codes, infos = lasso_path(X, D, n_alphas=6, eps=1e-4, tol=1e-10, return_info=True)
+    for alpha, code, info in zip(alphas, codes, infos, strict=True):
+        assert (info.status == Status.CONVERGED).all()
+        one = lasso(X, D, alpha, tol=1e-10)
+        assert np.abs((code - one).toarray()).max() < 1e-6
+
+
 def test_lasso_is_celers_to_the_gap():
     celer = pytest.importorskip("celer")
     X, D, _ = planted(25, 200, 64, 6, noise=0.2)

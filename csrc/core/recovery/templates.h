@@ -9,6 +9,7 @@
 #ifndef ATOMS_RECOVERY_TEMPLATES_H
 #define ATOMS_RECOVERY_TEMPLATES_H
 
+#include "exact.h"
 #include "kernels.h"
 
 #include <math.h>
@@ -68,6 +69,7 @@ enum {
     IN_FLIGHT = 2,   /* signals in flight on a thread: one's Gram row is fetched during the other's pass */
     OPEN = -2,       /* no atom was chosen: a coarse screen cannot tell */
     NEAR_SHARE = 8,  /* lasso: one atom in so many is evaluated by itself at most: all at once cost less each */
+    CREEPS = 12,     /* lasso: rounds after which coordinate descent is taken to creep: others need 2 to 9 */
     KEPT = 64,       /* atoms of which a signal that waits keeps the Gram matrix */
 };
 #define FIRST_SHARE 0.3 /* of the worst violation: most smaller ones are not of the code, as long as little is fitted */

@@ -7,12 +7,15 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import threadpoolctl
 
 from . import _core
 from ._version import __version__
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 _num_threads: int | None = None
@@ -99,11 +102,11 @@ def context(num_threads: int | None = None) -> _core.Context:
 
 
 class _SerialBlas:
-    """Holds SciPy's BLAS to one thread while any call is inside.
+    """Holds the BLAS of NumPy and SciPy to one thread while any call is inside.
 
-    The core calls BLAS from its own threads; threads that BLAS starts itself would only get in their
-    way. The limit is the process's: the first call in sets it, the last one out puts back what
-    was there before, in whatever order calls from several threads end.
+    Their products have other bits with other numbers of threads. And the core calls SciPy's from its own threads,
+    in whose way threads that BLAS starts itself would only get. The limit is the process's: the first call in sets
+    it, the last one out puts back what was there before, in whatever order calls from several threads end.
     """
 
     def __init__(self) -> None:
@@ -152,9 +155,11 @@ class _SerialBlas:
 serial_blas = _SerialBlas()
 
 
-def _with_serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
+def one_blas_thread(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A function whose own products, by NumPy or SciPy, have the same bits for any number of threads."""
+
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         with serial_blas():
             return function(*args, **kwargs)
 
@@ -171,7 +176,7 @@ def uses_scipy_blas() -> bool:
 if uses_scipy_blas():
     for _name, _function in list(vars(_core).items()):
         if callable(_function) and not isinstance(_function, type) and _name != "build_info":
-            setattr(_core, _name, _with_serial_blas(_function))
+            setattr(_core, _name, one_blas_thread(_function))
 
 
 def _scipy_blas() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._attribution import LogitAttribution, logit_attribution
+from ._config import one_blas_thread
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
@@ -500,6 +501,7 @@ class _Bootstrap:
         """One sum over contexts by another."""
         return self._figure(lambda total: total(above) / total(below))
 
+    @one_blas_thread
     def _figure(
         self, of: Callable[[Callable[[np.ndarray], Any]], Any], estimate: float | None = None
     ) -> Interval:

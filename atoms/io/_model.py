@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._checks import check_array
-from .._config import context
+from .._config import context, one_blas_thread
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
 
 __all__ = ["PretrainedSAE"]
@@ -100,6 +100,7 @@ class PretrainedSAE:
     metric = None
     _model: Model | None = None  # made when it is first needed, by each process for itself
 
+    @one_blas_thread
     def __init__(
         self,
         W_enc: Any,
@@ -232,6 +233,7 @@ class PretrainedSAE:
             raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
         return self._decode(codes)
 
+    @one_blas_thread
     def reconstruct(self, X: Any) -> np.ndarray:
         """What the model makes of activations (n, d_in): (n, d_out) float32.
 

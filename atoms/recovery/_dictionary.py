@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from .._checks import atoms_of, check_array, check_metric, nonfinite_error
-from .._config import context
+from .._config import context, one_blas_thread
 
 Array = np.ndarray
 
@@ -38,6 +38,7 @@ class Dictionary:
         For NaN or infinity, with its row; for another number of dimensions than two.
     """
 
+    @one_blas_thread
     def __init__(
         self,
         atoms: Any,
@@ -88,6 +89,7 @@ def handle_of(d: Dictionary) -> Any:
     return d._handle
 
 
+@one_blas_thread
 def whitened(d: Dictionary, block: Array) -> Array:
     """A block of signals as the solvers take it: in the metric, where there is one."""
     if d.metric is None:

@@ -5,7 +5,15 @@ dictionaries that a trained one must be compared with, `evaluation` judges dicti
 and writes other tools' models. `reference` has slow NumPy twins of the C core, for the tests.
 """
 
-from . import activations, controls, io, loggers, recovery, theory
+from . import (
+    _core,  # noqa: F401  (first: in a sub-interpreter it says so, where importing NumPy may hang)
+    activations,
+    controls,
+    io,
+    loggers,
+    recovery,
+    theory,
+)
 from ._config import get_num_threads, set_num_threads, show_config
 from ._version import __version__
 from .evaluation import evaluate

@@ -29,6 +29,8 @@ def _positive(value: object, name: str) -> int:
         n = 0
     if n < 1 or isinstance(value, bool):
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if n > _core.MAX_THREADS:
+        raise ValueError(f"{name}: expected at most {_core.MAX_THREADS} threads, got {n}")
     return n
 
 
@@ -99,6 +101,21 @@ def context(num_threads: int | None = None) -> _core.Context:
         raise ValueError(f"ATOMS_ISA: expected one of {', '.join(_core.ISAS)}, got {isa!r}")
     n = get_num_threads() if num_threads is None else _positive(num_threads, "num_threads")
     return _context(n, isa, os.environ.get("ATOMS_BLAS") or None)
+
+
+class ForkedLock:
+    """A lock that is free in a child made by fork: whoever held it is not there."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():
+            self._lock, self._process = threading.Lock(), os.getpid()
+        self._lock.acquire()
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.release()
 
 
 class _SerialBlas:

@@ -88,7 +88,8 @@ def _naming(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        beside = isinstance(error.filename, str | Path) and Path(error.filename).parent == target.parent
+        named = error.filename is not None and Path(os.fsdecode(error.filename))
+        beside = named and target.parent in (named, named.parent)
         if beside or (error.filename is None and type(error) is OSError and error.errno in _OF_DISKS):
             fault = f"cannot be written ({error.strerror or error}); nothing that was there is lost"
             raise OSError(error.errno or errno.ENOSPC, fault, str(target)) from error

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._config import ForkedLock
 from .._files import only_user, plain_name, read_json, read_npz, reading, replacing
 from .._rows import BlockSource
 from ._hooks import Pass
@@ -585,7 +585,7 @@ class StoredRows(BlockSource):
         self.sizes = self._places[:, 2]
         self.n = int(self.sizes.sum())
         self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
         self._checked = False
 
     def digest(self) -> str:
@@ -605,7 +605,7 @@ class StoredRows(BlockSource):
         return {**vars(self), "_files": {}, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=ForkedLock())
 
     def _path(self, shard: int) -> Path:
         name: str = self.store.manifest["shards"][shard]["files"][self.point["name"]]["name"]

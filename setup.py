@@ -58,6 +58,16 @@ from setuptools import Extension, setup  # noqa: E402
 from setuptools.command.build_ext import build_ext  # noqa: E402
 from setuptools.errors import PlatformError  # noqa: E402
 
+# clang knows no `#pragma GCC target`: it is told for each file instead.
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma".split()
+CLANG = {
+    "avx2.c": ["-mavx2", "-mfma"],
+    "avx512.c": AVX512,
+    "vnni.c": [*AVX512, "-mavx512vnni"],
+    "short_rows.c": [*AVX512, "-mavx512vnni"],
+    "rows_f16c.c": ["-mavx", "-mf16c"],
+}
+
 
 class Build(build_ext):
     """Compiles every time: no file's date tells whether the last build had BLIS or coverage.
@@ -77,10 +87,18 @@ class Build(build_ext):
                 "your system calls it), set CC to one that is there, or install a wheel"
             )
         one_by_one = self.compiler.compile
+        version = subprocess.run(
+            [*self.compiler.compiler_so[:1], "--version"], capture_output=True, text=True
+        )
+        clang = "clang" in version.stdout and platform.machine().lower() in ("x86_64", "amd64")
+
+        def compiled(file, extra_postargs, **options):
+            own = ["-Wno-unknown-pragmas", *CLANG.get(os.path.basename(file), [])] if clang else []
+            return one_by_one([file], extra_postargs=[*extra_postargs, *own], **options)
 
         def at_once(sources, **options):
             with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
-                return list(itertools.chain(*pool.map(lambda file: one_by_one([file], **options), sources)))
+                return list(itertools.chain(*pool.map(lambda file: compiled(file, **options), sources)))
 
         self.compiler.compile = at_once
         super().build_extensions()

@@ -6,7 +6,7 @@ and writes other tools' models. `reference` has slow NumPy twins of the C core, 
 """
 
 try:
-    from . import _core  # noqa: F401  first: without it nothing below can be imported
+    from . import _core  # noqa: F401  first: without it nothing below can be, and in a sub-interpreter it says so
 except ImportError as error:
     if "cannot import name" not in str(error):
         raise  # it is there and does not load: the loader says why

@@ -7,12 +7,15 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import threadpoolctl
 
 from . import _core
 from ._version import __version__
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _CPU_QUOTA = "/sys/fs/cgroup/cpu.max"
 _num_threads: int | None = None
@@ -26,6 +29,8 @@ def _positive(value: object, name: str) -> int:
         n = 0
     if n < 1 or isinstance(value, bool):
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if n > _core.MAX_THREADS:
+        raise ValueError(f"{name}: expected at most {_core.MAX_THREADS} threads, got {n}")
     return n
 
 
@@ -98,12 +103,27 @@ def context(num_threads: int | None = None) -> _core.Context:
     return _context(n, isa, os.environ.get("ATOMS_BLAS") or None)
 
 
-class _SerialBlas:
-    """Holds SciPy's BLAS to one thread while any call is inside.
+class ForkedLock:
+    """A lock that is free in a child made by fork: whoever held it is not there."""
 
-    The core calls BLAS from its own threads; threads that BLAS starts itself would only get in their
-    way. The limit is the process's: the first call in sets it, the last one out puts back what
-    was there before, in whatever order calls from several threads end.
+    def __init__(self) -> None:
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():
+            self._lock, self._process = threading.Lock(), os.getpid()
+        self._lock.acquire()
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.release()
+
+
+class _SerialBlas:
+    """Holds the BLAS of NumPy and SciPy to one thread while any call is inside.
+
+    Their products have other bits with other numbers of threads. And the core calls SciPy's from its own threads,
+    in whose way threads that BLAS starts itself would only get. The limit is the process's: the first call in sets
+    it, the last one out puts back what was there before, in whatever order calls from several threads end.
     """
 
     def __init__(self) -> None:
@@ -152,9 +172,11 @@ class _SerialBlas:
 serial_blas = _SerialBlas()
 
 
-def _with_serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
+def one_blas_thread(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A function whose own products, by NumPy or SciPy, have the same bits for any number of threads."""
+
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         with serial_blas():
             return function(*args, **kwargs)
 
@@ -171,7 +193,7 @@ def uses_scipy_blas() -> bool:
 if uses_scipy_blas():
     for _name, _function in list(vars(_core).items()):
         if callable(_function) and not isinstance(_function, type) and _name != "build_info":
-            setattr(_core, _name, _with_serial_blas(_function))
+            setattr(_core, _name, one_blas_thread(_function))
 
 
 def _scipy_blas() -> str:

@@ -15,6 +15,7 @@ class Context:
     @property
     def blas(self) -> str: ...
 
+MAX_THREADS: int
 ISAS: tuple[str, ...]  # by name, weakest first: a name's place is its number
 
 def build_info() -> dict[str, Any]: ...

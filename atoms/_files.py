@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import secrets
 import warnings
 import zipfile
 import zlib
@@ -52,48 +52,58 @@ def plain_name(name: Any) -> str:
     return name
 
 
-class replacing:
-    """A path beside the target, renamed onto it when the block ends well and removed when not."""
+@contextlib.contextmanager
+def replacing(target: Any) -> Iterator[Path]:
+    """The path of an empty file beside the target, to be written; where the block ends well, it is renamed there.
 
-    def __init__(self, target: Path):
-        self.target = target
-        self.temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    The target is never half written, and both are on disk afterwards. Where the block raises, nothing is left, and
+    an error of the disk names the target. What killed processes left for the same target is removed first.
+    """
+    target = Path(target)
+    folder, name = target.parent, target.name
+    temporary = folder / f".{name}.{secrets.token_hex(4)}.part"
+    with _naming(target):
+        _remove_leftovers(folder, name)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    with os.fdopen(handle, "rb"):
+        _lock(handle)  # until it is renamed: it is no leftover
+        try:
+            with _naming(target):
+                yield temporary
+                os.fsync(handle)
+                os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_folder(folder)
 
-    def __enter__(self) -> Path:
-        return self.temporary
 
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.target)
-        else:
-            self.temporary.unlink(missing_ok=True)
+# of errors that come without a file's name, those that are the disk's; NumPy's short writes have no number at all
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, None)
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """An error of the disk says that it was this file which could not be written."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and Path(os.fsdecode(error.filename))
+        beside = named and target.parent in (named, named.parent)
+        if beside or (error.filename is None and type(error) is OSError and error.errno in _OF_DISKS):
+            fault = f"cannot be written ({error.strerror or error}); nothing that was there is lost"
+            raise OSError(error.errno or errno.ENOSPC, fault, str(target)) from error
+        raise
 
 
 def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Write a safetensors file beside `path` and rename it there: `path` is never half written."""
+    """Write a safetensors file: `path` is never half written."""
     from safetensors.numpy import save
 
-    folder, name = os.path.split(os.fspath(path))
-    folder = folder or "."
     text = {"format": "atoms", "kind": kind, "parameters": json.dumps(metadata)}
     data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=text)
-    _remove_leftovers(folder, name)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _lock(handle)  # until it is renamed: it is no leftover
-            file.write(data)
-            file.flush()
-            os.fsync(handle)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    sync_folder(folder)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def sync_folder(folder: Any) -> None:
@@ -117,20 +127,20 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _remove_leftovers(folder: str, name: str) -> None:
-    """Remove what killed processes left of `save_tensors` to that name: nobody has the lock of these any more."""
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what killed processes left of `name`: nobody has the lock of these any more."""
     mark = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.part")
     for found in filter(mark.fullmatch, os.listdir(folder)):
-        path = os.path.join(folder, found)
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        with contextlib.suppress(FileNotFoundError), open(folder / found, "rb") as file:
             # an empty one may have been made just now, and has no lock yet
             if os.fstat(file.fileno()).st_size and _lock(file.fileno()):
-                os.unlink(path)
+                (folder / found).unlink()
 
 
 @contextlib.contextmanager
 def only_user(path: Any, what: str) -> Iterator[None]:
-    """The one run that uses the file `path`, by a lock beside it; `what` names it in errors.
+    """The one run that uses the file `path`, by a lock beside it that the system takes back when the process ends;
+    `what` names it in errors.
 
     Raises
     ------
@@ -145,14 +155,15 @@ def only_user(path: Any, what: str) -> Iterator[None]:
         raise IsADirectoryError(errno.EISDIR, f"{what}: it is a folder; name a file", os.fspath(path))
     while True:
         try:
-            file = open(beside, "w")
+            file = open(beside, "a")  # nothing is cut, whatever the name leads to
         except OSError as error:
             fault = f"{what}: cannot write beside it ({error.strerror}); make its folder writeable, or name another path"
             raise OSError(error.errno, fault, os.fspath(path)) from None
         with file:
             if not _lock(file.fileno()):
                 raise ValueError(
-                    f"{what}: another run is using {os.fspath(path)}; wait for it, or name another path"
+                    f"{what}: another run is using {os.fspath(path)} (another process is writing to it, or a thread "
+                    "of this one); wait for it, or name another path"
                 )
             try:  # whoever had the lock before may have removed this file since it was opened
                 if os.stat(beside).st_ino != os.fstat(file.fileno()).st_ino:

@@ -19,7 +19,7 @@ import scipy.sparse
 from . import _core, recovery
 from ._arrays import as_array
 from ._checks import narrow, nonfinite_error, whitener_of
-from ._config import context
+from ._config import context, one_blas_thread
 from ._estimator import Estimator
 from ._unit_rows import unit_rows
 
@@ -88,6 +88,7 @@ class _Dictionary(Estimator):
         for first in range(0, len(X), step):
             yield X[first : first + step]
 
+    @one_blas_thread
     def _whiten(self, X: np.ndarray) -> np.ndarray:
         """(X - b_dec) S^{1/2}, float32: where atoms are unit vectors and the metric is the dot product."""
         Z = X.astype(np.float64) - self.b_dec
@@ -95,6 +96,7 @@ class _Dictionary(Estimator):
             Z = Z @ self._whitener
         return np.ascontiguousarray(Z, np.float32)
 
+    @one_blas_thread
     def _set_atoms(self, unit: np.ndarray) -> None:
         """Unit rows (d_sae, d) in whitened space become W_dec, of unit norm in the metric."""
         self._unit = np.ascontiguousarray(unit, np.float32)
@@ -109,6 +111,7 @@ class _Dictionary(Estimator):
             raise ValueError(f"l0: expected a whole number from 1 to {most}, got {self.l0!r}")
 
     @property
+    @one_blas_thread
     def W_enc(self) -> np.ndarray:
         """S W_dec', (d_in, d_sae) float32: correlations in the metric, before selection."""
         self._check_fitted()
@@ -118,6 +121,7 @@ class _Dictionary(Estimator):
         return np.ascontiguousarray(W.T, np.float32)
 
     @property
+    @one_blas_thread
     def b_enc(self) -> np.ndarray:
         """-b_dec W_enc, (d_sae,) float32."""
         return np.asarray(-(self.b_dec @ self.W_enc))
@@ -127,6 +131,7 @@ class _Dictionary(Estimator):
         """None: latents are chosen by rank, not by a threshold."""
         return None
 
+    @one_blas_thread
     def _select(self, Z: np.ndarray) -> np.ndarray:
         """(n, l0) indices of the atoms that correlate most with each row, ascending."""
         if self.l0 == 1:
@@ -136,6 +141,7 @@ class _Dictionary(Estimator):
             return np.broadcast_to(np.arange(self.l0), (len(Z), self.l0))
         return np.sort(np.argpartition(strength, -self.l0, axis=1)[:, -self.l0 :], axis=1)
 
+    @one_blas_thread
     def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Least squares on the chosen atoms; a ridge of 1e-9 shares it among atoms that depend on each other."""
         atoms = self._unit[index].astype(np.float64)
@@ -178,6 +184,7 @@ class _Dictionary(Estimator):
         codes.eliminate_zeros()
         return narrow(codes)
 
+    @one_blas_thread
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """codes @ W_dec + b_dec, (n, d_in) float32."""
         self._check_fitted()
@@ -474,6 +481,7 @@ class PCADictionary(_Dictionary):
         self._set_atoms(directions[:kept])
         return self
 
+    @one_blas_thread
     def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
         return np.take_along_axis(Z @ self._unit.T, index, axis=1)
 
@@ -506,17 +514,21 @@ class NeuronBasis(_Dictionary):
         self.W_dec = np.diag((1 / self._norms).astype(np.float32))
         return self
 
+    @one_blas_thread
     def _whiten(self, X: np.ndarray) -> np.ndarray:
         """Coordinates times the norms of their unit vectors in the metric, not whitened: the codes before selection."""
         return np.asarray((X.astype(np.float64) - self.b_dec) * self._norms, np.float32)
 
+    @one_blas_thread
     def _select(self, Z: np.ndarray) -> np.ndarray:
         return np.sort(np.argpartition(np.abs(Z), -self.l0, axis=1)[:, -self.l0 :], axis=1)
 
+    @one_blas_thread
     def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
         return np.take_along_axis(Z, index, axis=1)
 
     @property
+    @one_blas_thread
     def W_enc(self) -> np.ndarray:
         """Diagonal (d_in, d_sae): coordinates in units of the atoms."""
         self._check_fitted()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ._attribution import LogitAttribution, latent_attribution, logit_attribution
+from ._config import one_blas_thread
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
@@ -503,6 +504,7 @@ class _Bootstrap:
         """One sum over contexts by another."""
         return self._figure(lambda total: total(above) / total(below))
 
+    @one_blas_thread
     def _figure(
         self, of: Callable[[Callable[[np.ndarray], Any]], Any], estimate: float | None = None
     ) -> Interval:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ._files import replacing
+
 __all__ = [
     "angles", "band", "contexts", "finish", "heat", "line", "marks", "new_figure", "require", "save", "sparsity", "star",
     "titles", "training", "words",
@@ -90,13 +92,8 @@ def new_figure(rows: int, columns: int, *, size: tuple[float, float], **grid: An
 @_styled
 def save(figure: Any, path: str | os.PathLike[str], *, dpi: int = 150) -> None:
     """Write a picture beside its target and rename it, so that no half picture is left."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=Path(path).suffix[1:] or "png")
 
 
 @_styled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import IO, Any, overload
 
 import numpy as np
 
+from .._files import replacing
 from ._hooks import Forward, Pass
 from ._store import ActivationStore, write_store
 from ._table import (
@@ -62,21 +64,20 @@ class _Rows:
         self.keys, self.n, self.dtype, self.out = keys, n, dtype, out
         self.arrays: dict[Key, np.ndarray] = {}
         self.norms = {key: np.empty(n) for key in keys}
-
-    def _temporary(self, key: Key) -> Path:
-        assert self.out is not None
-        return self.out / f".{file_name(key)}.{os.getpid()}.part"
+        self._files = contextlib.ExitStack()
+        self._temporary: dict[Key, Path] = {}
 
     def _array(self, key: Key, d: int) -> np.ndarray:
         if self.out is None:
             return np.empty((self.n, d), self.dtype)
         stored, shape = stored_dtype(self.dtype), (self.n, d)
-        with open(self._temporary(key), "wb") as file:
+        self._temporary[key] = self._files.enter_context(replacing(self.out / file_name(key)))
+        with open(self._temporary[key], "wb") as file:
             _write_header(file, stored, shape)
             start, size = file.tell(), self.n * d * stored.itemsize
             file.flush()
             _allocate(file.fileno(), start, size, self.out)
-        return np.memmap(self._temporary(key), stored, "r+", start, shape).view(self.dtype)
+        return np.memmap(self._temporary[key], stored, "r+", start, shape).view(self.dtype)
 
     def put(self, key: Key, start: int, rows: np.ndarray) -> None:
         if key not in self.arrays:
@@ -101,7 +102,7 @@ class _Rows:
         self.n = len(rows)
 
     def _cut(self, key: Key, old: np.ndarray, n: int) -> None:
-        path = self._temporary(key)
+        path = self._temporary[key]
         stored, d = storable(old), old.shape[1]
         stored.flush()  # type: ignore[attr-defined]
         with open(path, "r+b") as file:
@@ -111,21 +112,19 @@ class _Rows:
 
     def finish(self) -> dict[Key, np.ndarray]:
         """Rename the files to their names; the arrays stay mapped."""
+        for array in self.arrays.values() if self.out is not None else ():
+            if array.flags.writeable:
+                storable(array).flush()  # type: ignore[attr-defined]
+        self._files.close()
         if self.out is not None:
             for key in list(self.arrays):
-                array = self.arrays.pop(key)
-                if array.flags.writeable:
-                    storable(array).flush()  # type: ignore[attr-defined]
-                del array
-                os.replace(self._temporary(key), self.out / file_name(key))
                 self.arrays[key] = np.load(self.out / file_name(key), mmap_mode="r").view(self.dtype)
         return {key: self.arrays[key] for key in self.keys}
 
     def discard(self) -> None:
+        """Remove what was written, for the exception that is being handled."""
         self.arrays = {}
-        if self.out is not None:
-            for key in self.keys:
-                self._temporary(key).unlink(missing_ok=True)
+        self._files.__exit__(*sys.exc_info())
 
 
 @overload

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import os
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .._files import plain_name, read_json, read_npz, reading, replacing
+from .._config import ForkedLock
+from .._files import only_user, plain_name, read_json, read_npz, reading, replacing
 from .._rows import BlockSource
 from ._hooks import Pass
 from ._table import INDEX, Key, check_column, checked_norms, point_name, row_dtype, stored_dtype
@@ -43,7 +42,7 @@ def write_store(
         raise FileExistsError(f"store: {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings_of(plan, dtype, tokenizer)
-    with _only_writer(folder):
+    with only_user(folder / MANIFEST, "store"):
         path = folder / MANIFEST
         if path.exists():
             manifest = _read_manifest(folder)
@@ -144,19 +143,6 @@ def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]
                 )
 
 
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """A lock that the system takes back when the process ends, however it ends."""
-    with open(folder / ".lock", "a") as file:  # nothing is cut, whatever the name leads to
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"store: another process is writing to {folder}; wait for it, or name another folder"
-            ) from error
-        yield
-
-
 def _write_shard(
     folder: Path,
     manifest: dict[str, Any],
@@ -231,8 +217,7 @@ def _write_index(stack: contextlib.ExitStack, path: Path, index: dict[str, Any])
 
 
 def _on_disk(file: _Hashed, name: str) -> dict[str, Any]:
-    """Wait until all of a file is on disk; what the manifest says of it."""
-    os.fsync(file.fileno())
+    """What the manifest says of a file that has been written."""
     return {"name": name, "bytes": file.tell(), "sha256": file.digest.hexdigest()}
 
 
@@ -255,8 +240,6 @@ class _Hashed(io.FileIO):
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     with replacing(folder / MANIFEST) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # ------------------------------------------------------------------ reading
@@ -535,7 +518,7 @@ class ActivationStore:
             There is no shard of that number, or the manifest is none of ours.
         """
         folder = Path(folder)
-        with _only_writer(folder):
+        with only_user(folder / MANIFEST, "store"):
             manifest = _read_manifest(folder)
             if not 0 <= shard < len(manifest["shards"]):
                 raise ValueError(
@@ -602,7 +585,7 @@ class StoredRows(BlockSource):
         self.sizes = self._places[:, 2]
         self.n = int(self.sizes.sum())
         self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
         self._checked = False
 
     def digest(self) -> str:
@@ -627,7 +610,7 @@ class StoredRows(BlockSource):
         return {**vars(self), "_files": {}, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=ForkedLock())
 
     def _path(self, shard: int) -> Path:
         name: str = self.store.manifest["shards"][shard]["files"][self.point["name"]]["name"]

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from .._files import replacing, sync_folder
 from .._version import __version__
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
@@ -199,21 +200,23 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     activation = "jumprelu" if sae.activation == "batchtopk" else sae.activation
     _check_expressible(format, arrays["threshold"], activation, norm, skip)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "npz":
+        with replacing(path) as file:
+            with open(file, "wb") as written:
+                np.savez(written, **arrays)
+            with zipfile.ZipFile(file, "a") as archive:
+                archive.comment = _formats.NPZ_COMMENT[transcoder]  # the arrays do not say it
+        return
+    config = _saelens_config(sae, activation, transcoder, skip is not None, norm, arrays, metadata)
+    if skip is not None:
+        arrays["W_skip"] = np.ascontiguousarray(skip.T)
+    if activation != "jumprelu":
+        del arrays["threshold"]
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        if format == "npz":
-            np.savez(temporary / "params.npz", **arrays)
-            with zipfile.ZipFile(temporary / "params.npz", "a") as archive:
-                archive.comment = _formats.NPZ_COMMENT[transcoder]  # the arrays do not say it
-            os.replace(temporary / "params.npz", path)
-        else:
-            config = _saelens_config(sae, activation, transcoder, skip is not None, norm, arrays, metadata)
-            if skip is not None:
-                arrays["W_skip"] = np.ascontiguousarray(skip.T)
-            if activation != "jumprelu":
-                del arrays["threshold"]
-            _write_saelens(temporary, config, arrays)
-            os.rename(temporary, path)
+        _write_saelens(temporary, config, arrays)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -229,10 +232,12 @@ def _check_expressible(format: str, threshold: np.ndarray, activation: str, norm
 
 def _write_saelens(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> None:
     """Both files into a folder that is there, which then has the permissions of any new folder."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as packed
 
-    save_file(arrays, folder / "sae_weights.safetensors")
-    (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    with replacing(folder / "sae_weights.safetensors") as file:
+        file.write_bytes(packed(arrays))
+    with replacing(folder / "cfg.json") as file:
+        file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(folder, 0o777 & ~mask)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .._config import one_blas_thread
 from ._files import plain, read_json, read_npz, read_safetensors, read_torch
 from ._model import PretrainedSAE, is_legacy
 
@@ -307,6 +308,7 @@ def _saelens_scale(folder: Path) -> float:
     return c
 
 
+@one_blas_thread
 def _saelens_unwhiten(m: _Weights, folder: Path) -> None:
     """From whitened activations to raw ones."""
     file = folder / "activation_whitening.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .._config import context
+from .._config import context, one_blas_thread
 from .._rows import rows_of
 from ..sae._in_model import InModel
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
@@ -102,6 +102,7 @@ class PretrainedSAE(InModel):
     metric = None
     _model: Model | None = None  # made when it is first needed, by each process for itself
 
+    @one_blas_thread
     def __init__(
         self,
         W_enc: Any,
@@ -244,6 +245,7 @@ class PretrainedSAE(InModel):
             raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
         return self._decode(codes)
 
+    @one_blas_thread
     def reconstruct(self, X: Any) -> np.ndarray:
         """What the model makes of activations (n, d_in): (n, d_out) float32.
 

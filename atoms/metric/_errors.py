@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._config import one_blas_thread
 from ._geometry import product
 from ._moments import Array, Moments
 from ._spectrum import Spectrum
@@ -21,6 +22,7 @@ class EigenvalueErrors(NamedTuple):
     """Of ``1 / eigenvalues_``, the eigenvalues of the metric."""
 
 
+@one_blas_thread
 def errors_of(
     X: Array, moments: Moments, spectrum: Spectrum, a: float, block_size: int, num_threads: int | None
 ) -> EigenvalueErrors:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
+from .._config import one_blas_thread
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
 from .._rows import Rows, SomeNorms, rows_of, table, warn_of_massive
@@ -404,6 +405,7 @@ class AtomicInnerProduct(Estimator):
             raise nonfinite_error(u, name)
         return u @ self.whitener_, one
 
+    @one_blas_thread
     def inner(self, U: Any, V: Any) -> Any:
         """Atomic inner products of all vectors of U with all of V, in float64, like `numpy.inner`.
 
@@ -413,12 +415,14 @@ class AtomicInnerProduct(Estimator):
         (u, one_u), (v, one_v) = self._roots(U, "U"), self._roots(V, "V")
         return squeeze(u @ v.T, one_u, one_v)
 
+    @one_blas_thread
     def norm(self, U: Any) -> Any:
         """Norms in the metric, sqrt(u' S u): (p, d) gives (p,), (d,) a number; float64."""
         u, one = self._roots(U, "U")
         norms = np.linalg.norm(u, axis=1)
         return float(norms[0]) if one else norms
 
+    @one_blas_thread
     def cosine(self, U: Any, V: Any) -> Any:
         """Cosines in the metric of all vectors of U with all of V; shapes as in `inner`.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .. import _core
 from .._checks import why_not_finite
-from .._config import context
+from .._config import context, one_blas_thread
 
 Array = npt.NDArray[Any]
 
@@ -47,6 +47,7 @@ class Moments:
         total, second = self.total + other.total, self.second + other.second
         return Moments(self.n + other.n, self.centered, self.shift, total, second, norms)
 
+    @one_blas_thread
     def about(self, shift: Array) -> Moments:
         """The same rows about another shift."""
         n, c = self.n, self.shift - shift
@@ -103,6 +104,7 @@ def moments_of(
     return Moments(seen.n + n, centered, shift, seen.total + total, second, fourth)
 
 
+@one_blas_thread
 def _norm_sums(X: Array, shift: Array) -> Array:
     """[sum |y|^2 y, sum |y|^4] over rows y = x - shift, in float64, block by block."""
     total = np.zeros(X.shape[1] + 1)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._config import one_blas_thread
 from ._moments import Array, Moments
 
 _SINGULAR = (
@@ -21,6 +22,7 @@ class Spectrum(NamedTuple):
     shrunk: Array  #: (d,) after it
     vectors: Array  #: (d, d), columns
 
+    @one_blas_thread
     def power(self, half: float) -> Array:
         """The second moment after shrinkage, to the power ``2 half``: a product with its own transpose, symmetric."""
         root = self.vectors * self.shrunk**half
@@ -66,6 +68,7 @@ def shrinkage_of(a: Any, moments: Moments, C: Array) -> float:
     return 0.0 if excess == 0 else float(min(max(noise, 0.0), excess) / excess)
 
 
+@one_blas_thread
 def spectrum_of(a: float, moments: Moments, C: Array) -> Spectrum:
     """Eigenvalues and eigenvectors of C; ValueError where it has no inverse after shrinkage by `a`."""
     n, d, centered = moments.n, len(C), moments.centered

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import atoms_of, check_array, first_nonfinite_row, nonfinite_error
+from .._config import one_blas_thread
 from .._estimator import Estimator
 from ._dictionary import Array, Dictionary, atoms_given, same_metric
 from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso
@@ -137,6 +138,7 @@ class SparseCoder(Estimator):
         """``fit(X).transform(X)``."""
         return self.fit(X).transform(X)
 
+    @one_blas_thread
     def inverse_transform(self, codes: Any) -> Array:
         """``codes @ dictionary``, plus the mean where the metric is centred."""
         self._check_fitted()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import threading
 from typing import Any
 
 import numpy as np
 
 from .. import _core
 from .._checks import atoms_of, check_array, check_metric, nonfinite_error
-from .._config import context
+from .._config import ForkedLock, context, one_blas_thread
 
 Array = np.ndarray
 
@@ -38,6 +37,7 @@ class Dictionary:
         For NaN or infinity, with its row; for another number of dimensions than two.
     """
 
+    @one_blas_thread
     def __init__(
         self,
         atoms: Any,
@@ -65,7 +65,7 @@ class Dictionary:
                     f"metric: fitted on {metric.n_features_in_} features, the dictionary has {self.d_in} columns"
                 )
             a = np.asarray(a, np.float64) @ metric.whitener_
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
         self._given = given, metric, self.dtype, gram_bytes, num_threads
         try:
             self._handle = _core.dict_new(context(num_threads), a, self.dtype == np.float64)
@@ -88,6 +88,7 @@ def handle_of(d: Dictionary) -> Any:
     return d._handle
 
 
+@one_blas_thread
 def whitened(d: Dictionary, block: Array) -> Array:
     """A block of signals as the solvers take it: in the metric, where there is one."""
     if d.metric is None:

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from .. import controls, recovery, theory
+from .._config import one_blas_thread
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
 from .data import Data
@@ -46,6 +47,7 @@ def _metric(
 # ------------------------------------------------------------------ representation shift
 
 
+@one_blas_thread
 def shift(params: dict[str, Any], folder: Path, data_folder: Path, progress: Progress) -> Found:
     """Angles between activations at one layer, before and after the metric, and the metric's spectrum."""
     data, layer = Data(data_folder, params["data"]), params["layer"]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from .._config import one_blas_thread
 from . import jobs
 from .config import Config
 from .data import Data
@@ -110,6 +111,7 @@ class EmbeddingJudge:
         size = np.linalg.norm(both)
         return both / size if size else both
 
+    @one_blas_thread
     def __call__(self, examples: Sequence[Context], candidates: Sequence[Context]) -> np.ndarray:
         known = np.stack([self._embed(c) for c in examples])
         cosines = np.stack([self._embed(c) for c in candidates]) @ known.T

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._arrays import as_array
+from .._config import one_blas_thread
 from .._rows import Rows
 from ._model import WEIGHTS, Batch, Model, blocks
 
@@ -45,6 +46,7 @@ class TrainingSpace:
         self.mean: np.ndarray = np.zeros(d) if mean is None else mean
 
     @classmethod
+    @one_blas_thread
     def fit(cls, rows: Rows, metric: Any) -> TrainingSpace:
         """The metric's, or the one in which the mean square of a coordinate of these rows is 1."""
         if metric is not None:
@@ -86,6 +88,7 @@ class TrainingSpace:
         eye = np.eye(self.d)
         return self.mean, eye * self.scale, eye / self.scale
 
+    @one_blas_thread
     def fold(self, model: Model) -> dict[str, np.ndarray]:
         """The model's weights, made to apply to raw activations: ``x W_enc + b_enc``.
 
@@ -114,6 +117,7 @@ class TrainingSpace:
             "bias": bias,
         }
 
+    @one_blas_thread
     def unfold(self, other: Any, d_sae: int, tied: bool) -> dict[str, np.ndarray]:
         """Weights in this space, from an autoencoder's for raw activations; decoder rows get unit norm."""
         d, n = self.d, d_sae

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._config import one_blas_thread
 from .._rows import Rows
 from ._model import Batch, Model, blocks
 from ._settings import Settings
@@ -52,6 +53,7 @@ def _directions(centred: np.ndarray, settings: Settings) -> np.ndarray:
     return D
 
 
+@one_blas_thread
 def _starting_thresholds(centred: np.ndarray, D: np.ndarray, target_l0: float) -> np.ndarray:
     """mean_j + c deviation_j of z_j, with the c at which L0 is `target_l0` on some of these samples."""
     s, centred = len(D), _spread(centred, 2048)

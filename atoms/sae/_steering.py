@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from .._config import one_blas_thread
 from ._model import Batch, Model
 from ._rate import Rate
 from ._settings import Settings
@@ -120,6 +121,7 @@ class Steering:
         window = self._dead_window() or int(1000 * self.settings.d_sae / self.settings.target_l0)
         return np.flatnonzero(self.model.get("last_fired") <= self.model.samples - window)
 
+    @one_blas_thread
     def _resample(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> None:
         """Give dead latents directions of what is left unexplained.
 

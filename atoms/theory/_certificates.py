@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 
 from .. import _core
-from .._config import context
+from .._config import context, one_blas_thread
 from .._unit_rows import unit_rows
 from ._coherence import Coherence, coherence, unit_of
 
@@ -199,6 +199,7 @@ def _recovery_by_babel(mu1: np.ndarray, n: int) -> int:
     return int(np.searchsorted(sums, 1.0))
 
 
+@one_blas_thread
 def _effective_rank(unit: np.ndarray) -> float:
     d = unit.shape[1]
     gram = np.zeros((d, d))
@@ -377,6 +378,7 @@ class _Sums(NamedTuple):
     most_off: np.ndarray  #: (n,) largest one of an atom off it, at least 0
 
 
+@one_blas_thread
 def _sums(unit: np.ndarray, delta: scipy.sparse.csr_array) -> _Sums:
     n_atoms = unit.shape[0]
     support = scipy.sparse.csr_array((np.ones(delta.nnz), delta.indices, delta.indptr), shape=delta.shape)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._config import context
+from .._config import context, one_blas_thread
 from .._unit_rows import unit_rows
 
 _LOW_BITS = _core.COSINE_LOW_BITS
@@ -165,6 +165,7 @@ class Coherence:
         return self._cosines.count_below(limit) / self.n_pairs if self.n_pairs else 1.0
 
     @property
+    @one_blas_thread
     def rms(self) -> float:
         """Root mean square |cosine| over pairs: sqrt((||U'U||_F^2 - n) / (n (n - 1))), in float64."""
         if self.n_pairs == 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._config import one_blas_thread
 from ._coherence import Coherence, coherence
 from ._stability import active, q_star_of_levels
 from ._variance import ExplainedVarianceResult
@@ -43,6 +44,7 @@ def _interval(draws: np.ndarray, estimate: float, level: float) -> Interval:
     return Interval(float(low), float(high), estimate, level, draws)
 
 
+@one_blas_thread
 def explained_variance_interval(
     result: ExplainedVarianceResult,
     *,
@@ -99,6 +101,7 @@ def explained_variance_interval(
     return _interval(draws, result.total, level)
 
 
+@one_blas_thread
 def stability_interval(
     D: Any,
     l0: Any,

@@ -13,7 +13,7 @@ import scipy.sparse.csgraph
 
 from .. import _core
 from .._checks import atoms_of, check_rows, whitener_of
-from .._config import context
+from .._config import context, one_blas_thread
 from .._unit_rows import unit_rows
 
 _DENSE = 4096  # atoms up to which the whole similarity matrix is held, 128 MB in float64
@@ -60,6 +60,7 @@ def _largest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> np.ndarra
     return np.minimum(value.astype(np.float64), 1.0)
 
 
+@one_blas_thread
 def _candidates(a: np.ndarray, b: np.ndarray, count: int) -> scipy.sparse.csr_array:
     """|cosines| (len(a), len(b)) of each atom's `count` nearest, of a and of b, by tiles."""
     found = []
@@ -95,6 +96,7 @@ def _sparse_matching(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
     return column
 
 
+@one_blas_thread
 def match_dictionaries(
     A: Any,
     B: Any,
@@ -193,6 +195,7 @@ def pairwise_mcc(
     return out
 
 
+@one_blas_thread
 def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -> float:
     """Overlap of the spaces that two dictionaries span, or of their k leading directions.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _core
 from .._checks import check_rows, native, whitener_of
-from .._config import context
+from .._config import context, one_blas_thread
 from .._rows import table
 
 CONVENTIONS = (
@@ -172,6 +172,7 @@ class ExplainedVariance:
         self._whitener: np.ndarray | None = None
         self._offset: np.ndarray | None = None
 
+    @one_blas_thread
     def _prepare(self, d: int) -> np.ndarray:
         if self._sums is not None:
             if self._sums.shape[2] != d:

@@ -37,7 +37,8 @@ typedef enum {
     ATOMS_ERR_ARGUMENT = -1,  /* a size or parameter outside its documented range */
     ATOMS_ERR_MEMORY = -2,    /* an allocation failed; outputs are unspecified */
     ATOMS_ERR_NONFINITE = -3, /* NaN or infinity where finite numbers are needed */
-    ATOMS_ERR_CANCELLED = -4  /* the poll function asked to stop */
+    ATOMS_ERR_CANCELLED = -4, /* the poll function asked to stop */
+    ATOMS_ERR_THREADS = -5    /* the system does not give this process so many threads */
 } atoms_status;
 
 ATOMS_API const char *atoms_status_message(atoms_status status);
@@ -87,8 +88,10 @@ typedef void (*atoms_fortran_sgemm)(char *, char *, int *, int *, int *, float *
 typedef void (*atoms_fortran_dgemm)(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *,
                                     double *, double *, int *);
 
+#define ATOMS_MAX_THREADS 4096
+
 typedef struct {
-    int num_threads;             /* >= 1 */
+    int num_threads;             /* 1 to ATOMS_MAX_THREADS */
     atoms_isa max_isa;           /* never use more than this; capped by what the CPU has */
     atoms_blas_kind blas;        /* who multiplies matrices, always on the thread that asks */
     atoms_fortran_sgemm f_sgemm; /* used with ATOMS_BLAS_FORTRAN, else NULL */
@@ -104,6 +107,8 @@ typedef struct atoms_ctx atoms_ctx;
 
 /* One thread, every instruction that the CPU has, BLIS where there is one, no poll function. */
 ATOMS_API void atoms_ctx_params_init(atoms_ctx_params *params);
+/* ATOMS_ERR_THREADS, or ATOMS_ERR_MEMORY, where the system has not the threads, or BLIS not its buffers: OpenMP and BLIS
+ * would end the process later. */
 ATOMS_API atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx);
 ATOMS_API void atoms_ctx_free(atoms_ctx *ctx);
 ATOMS_API int atoms_ctx_num_threads(const atoms_ctx *ctx);

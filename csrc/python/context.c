@@ -16,9 +16,27 @@ typedef struct {
  * it would hang for ever. So it works with one thread, whatever its contexts say. */
 static int forked;
 
+/* Python runs signal handlers in its main thread alone: others need not ask, and in a daemon thread taking the GIL
+ * would end it in the middle of its work when the interpreter ends. */
+static unsigned long main_thread;
+
 static void note_fork(void)
 {
     forked = 1;
+    main_thread = PyThread_get_thread_ident();
+}
+
+static int find_main_thread(void)
+{
+    PyObject *threading = PyImport_ImportModule("threading");
+    PyObject *thread = threading ? PyObject_CallMethod(threading, "main_thread", NULL) : NULL;
+    PyObject *ident = thread ? PyObject_GetAttrString(thread, "ident") : NULL;
+    if (ident)
+        main_thread = PyLong_AsUnsignedLong(ident);
+    Py_XDECREF(ident);
+    Py_XDECREF(thread);
+    Py_XDECREF(threading);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 int atoms_watch_forks(void)
@@ -29,7 +47,7 @@ int atoms_watch_forks(void)
         return -1;
     }
     watching = 1;
-    return 0;
+    return find_main_thread();
 }
 
 static const atoms_ctx *usable_ctx(PyObject *self)
@@ -40,6 +58,8 @@ static const atoms_ctx *usable_ctx(PyObject *self)
 static int poll_signals(void *data)
 {
     (void)data;
+    if (PyThread_get_thread_ident() != main_thread)
+        return 0;
     PyGILState_STATE gil = PyGILState_Ensure();
     int stop = PyErr_CheckSignals() < 0;
     PyGILState_Release(gil);
@@ -74,8 +94,8 @@ static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     const char *blas = NULL;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|iz:Context", names, &num_threads, &isa, &blas))
         return NULL;
-    if (num_threads < 1)
-        return PyErr_Format(PyExc_ValueError, "num_threads: expected at least 1, got %d", num_threads);
+    if (num_threads < 1 || num_threads > ATOMS_MAX_THREADS)
+        return PyErr_Format(PyExc_ValueError, "num_threads: expected 1 to %d, got %d", ATOMS_MAX_THREADS, num_threads);
     if (isa < 0 || isa > ATOMS_ISA_AVX512_BF16)
         return PyErr_Format(PyExc_ValueError, "isa: expected 0 to %d, got %d", (int)ATOMS_ISA_AVX512_BF16, isa);
     atoms_ctx_params params;
@@ -104,6 +124,13 @@ static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     params.num_threads = 1;
     if (status == ATOMS_OK)
         status = atoms_ctx_new(&params, &self->serial);
+    if (status == ATOMS_ERR_THREADS) {
+        Py_DECREF(self);
+        return PyErr_Format(PyExc_RuntimeError,
+                            "num_threads: the system does not give this process %d threads (ulimit -u, the container's "
+                            "limit, or memory for their stacks); ask for fewer",
+                            num_threads);
+    }
     if (status < 0) {
         Py_DECREF(self);
         return atoms_raise(status, "Context");

@@ -10,6 +10,8 @@ static PyObject *build_info(PyObject *self, PyObject *unused)
 {
     (void)self;
     (void)unused;
+    if (atoms_has_blis() && !*atoms_blis_version())
+        return PyErr_NoMemory();
 #ifdef _OPENMP
     int openmp = _OPENMP;
 #else
@@ -51,10 +53,16 @@ static int module_exec(PyObject *module)
         {atoms_recovery_methods, atoms_recovery_constants},
         {atoms_theory_methods, atoms_theory_constants},
     };
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "atoms does not work in sub-interpreters, as NumPy and SciPy do not; "
+                                           "import it in the main interpreter, or in a process of its own");
+        return -1;
+    }
     if (PyArray_ImportNumPyAPI() < 0 || atoms_watch_forks() < 0 || add_isas(module) < 0)
         return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &atoms_context_spec, NULL);
-    int failed = !type || PyModule_AddType(module, (PyTypeObject *)type) < 0;
+    int failed = PyModule_AddIntConstant(module, "MAX_THREADS", ATOMS_MAX_THREADS) < 0 || !type ||
+                 PyModule_AddType(module, (PyTypeObject *)type) < 0;
     Py_XDECREF(type);
     for (size_t i = 0; !failed && i < sizeof rooms / sizeof *rooms; i++) {
         failed = PyModule_AddFunctions(module, rooms[i].methods) < 0;
@@ -64,7 +72,11 @@ static int module_exec(PyObject *module)
     return failed ? -1 : 0;
 }
 
-static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec},
+#ifdef Py_mod_multiple_interpreters
+                                          {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+                                          {0, NULL}};
 
 static struct PyModuleDef module_def = {.m_base = PyModuleDef_HEAD_INIT,
                                         .m_name = "_core",

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import os
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -274,6 +275,55 @@ def test_calls_from_several_threads(blas):
         for got in pool.map(fit, range(32)):
             np.testing.assert_array_equal(got[0], want[0])
             np.testing.assert_array_equal(got[1], want[1])
+
+
+DIGESTS = """
+import hashlib
+import numpy as np
+import atoms
+from atoms import controls, recovery, theory
+
+rng = np.random.default_rng(0)
+d = 160
+X = (rng.standard_normal((3000, d)) @ rng.standard_normal((d, d))).astype("f4")
+shrunk = {"shrinkage": "ledoit_wolf", "centered": True}
+aip = atoms.AtomicInnerProduct(**shrunk).fit(X[:2000]).merge(atoms.AtomicInnerProduct(**shrunk).fit(X[2000:]))
+few = {"target_l0": 6, "max_steps": 40, "batch_size": 256, "verbose": False}
+plain = atoms.SparseAutoencoder(700, dead_after=2, **few).fit(X)  # latents die at once: some are set anew
+whitened = atoms.SparseAutoencoder(700, metric=aip, **few).fit(X)
+again = atoms.SparseAutoencoder(700, metric=aip, **few).fit(X, init=plain)
+codes = recovery.omp(X[:300], recovery.Dictionary(plain, metric=aip), n_nonzero=4)
+pca, kmeans = controls.PCADictionary(8, aip).fit(X), controls.KMeansDictionary(40, aip, max_iter=3).fit(X)
+results = {
+    "metric": [aip.whitener_, aip.unwhitener_, aip.whiten(X), aip.inner(X[:200], X[:200]), [aip.shrinkage_]],
+    "errors": [aip.eigenvalue_standard_errors(X).metric],
+    "sae": [plain.W_enc, plain.b_enc, plain.W_dec, plain.b_dec, plain.threshold, plain.transform(X).data],
+    "whitened": [whitened.W_enc, whitened.W_dec, whitened.transform(X).data, again.W_dec],
+    "recovery": [codes.data],
+    "controls": [pca.W_dec, pca.W_enc, pca.transform(X[:300]).data, kmeans.W_dec],
+    "theory": [
+        [theory.coherence(plain, aip).rms, theory.match_dictionaries(plain, whitened, aip).mcc],
+        [theory.certificate(plain, aip).effective_rank, theory.subspace_overlap(plain, whitened, aip, k=9)],
+    ],
+}
+for name, arrays in results.items():
+    print(name, hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays)).hexdigest()[:12])
+"""
+
+
+def test_same_bits_whatever_the_environment_says_of_threads():
+    # NumPy's own products, in whitening, starting, resampling and judging, depend on these
+    environments = [
+        {"OMP_NUM_THREADS": "1"},
+        {"OMP_NUM_THREADS": "2"},
+        {"ATOMS_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "2"},
+    ]
+    found = [run(DIGESTS, strict=False, **each) for each in environments]
+    assert len(found[0].splitlines()) == 7
+    assert found[1:] == found[:1] * 2
+    if hasattr(os, "sched_setaffinity"):
+        one = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
+        assert run(one + DIGESTS, strict=False) == found[0]
 
 
 WORK = """

@@ -130,10 +130,77 @@ static void start_blis(void)
     free(saved);
 }
 
-void atoms_blas_start(void)
+/* The buffers of one product: KC x NC and MC x KC of BLIS's widest type, and what is small beside them. */
+#define BUFFERS ((size_t)32 << 20)
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t left;
+    int inside; /* products that run now */
+    bool started, tried;
+} gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, false, false};
+
+/* A child of fork has only the thread that forked, which was in no product. */
+static void reset_gate(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, start_blis);
+    pthread_mutex_init(&gate.lock, NULL);
+    pthread_cond_init(&gate.left, NULL);
+    gate.inside = 0;
+}
+
+/* A product large enough for BLIS to take the buffers that it then keeps. */
+static bool try_product(void)
+{
+    const int64_t n = 640;
+    float *a = atoms_calloc(2 * n * n, sizeof *a), one = 1, zero = 0;
+    if (a && atoms_memory_left(BUFFERS)) {
+        rntm_t rntm;
+        bli_rntm_init(&rntm);
+        bli_rntm_set_num_threads(1, &rntm);
+        bli_sgemm_ex(BLIS_NO_TRANSPOSE, BLIS_NO_TRANSPOSE, n, n, n, &one, a, n, 1, a, n, 1, &zero, a + n * n, n, 1,
+                     NULL, &rntm);
+        gate.tried = true;
+    }
+    atoms_free(a);
+    return gate.tried;
+}
+
+atoms_status atoms_blas_start(void)
+{
+    bool limited = atoms_memory_limited();
+    atoms_status status = ATOMS_OK;
+    pthread_mutex_lock(&gate.lock);
+    if (!gate.started) {
+        if (limited && !atoms_memory_left(BUFFERS))
+            status = ATOMS_ERR_MEMORY;
+        else {
+            start_blis();
+            pthread_atfork(NULL, NULL, reset_gate);
+            gate.started = true;
+        }
+    }
+    if (status == ATOMS_OK && limited && !gate.tried && !try_product())
+        status = ATOMS_ERR_MEMORY;
+    pthread_mutex_unlock(&gate.lock);
+    return status;
+}
+
+void atoms_blas_enter(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    /* each of those inside may still be about to take its own */
+    while (gate.inside && !atoms_memory_left((size_t)(gate.inside + 1) * BUFFERS))
+        pthread_cond_wait(&gate.left, &gate.lock);
+    gate.inside++;
+    pthread_mutex_unlock(&gate.lock);
+}
+
+void atoms_blas_leave(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    gate.inside--;
+    pthread_cond_broadcast(&gate.left);
+    pthread_mutex_unlock(&gate.lock);
 }
 
 int atoms_has_blis(void)
@@ -143,20 +210,19 @@ int atoms_has_blis(void)
 
 const char *atoms_blis_version(void)
 {
-    atoms_blas_start();
-    return bli_info_get_version_str();
+    return atoms_blas_start() < 0 ? "" : bli_info_get_version_str();
 }
 
 const char *atoms_blis_kernels(void)
 {
-    atoms_blas_start();
-    return bli_arch_string(bli_arch_query_id());
+    return atoms_blas_start() < 0 ? "" : bli_arch_string(bli_arch_query_id());
 }
 
 #else
 
-void atoms_blas_start(void)
+atoms_status atoms_blas_start(void)
 {
+    return ATOMS_OK;
 }
 
 int atoms_has_blis(void)

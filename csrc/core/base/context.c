@@ -9,6 +9,7 @@ const char *atoms_status_message(atoms_status status)
     case ATOMS_ERR_MEMORY: return "out of memory";
     case ATOMS_ERR_NONFINITE: return "NaN or infinity met";
     case ATOMS_ERR_CANCELLED: return "cancelled";
+    case ATOMS_ERR_THREADS: return "the system does not give this process so many threads";
     }
     return "unknown status";
 }
@@ -23,15 +24,20 @@ void atoms_ctx_params_init(atoms_ctx_params *params)
 
 atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx)
 {
-    if (params->num_threads < 1 || (unsigned)params->max_isa > ATOMS_ISA_AVX512_BF16 ||
-        (unsigned)params->blas > ATOMS_BLAS_FORTRAN)
+    if (params->num_threads < 1 || params->num_threads > ATOMS_MAX_THREADS ||
+        (unsigned)params->max_isa > ATOMS_ISA_AVX512_BF16 || (unsigned)params->blas > ATOMS_BLAS_FORTRAN)
         return ATOMS_ERR_ARGUMENT;
     if (params->blas == ATOMS_BLAS_BLIS ? !atoms_has_blis() : !params->f_sgemm || !params->f_dgemm)
         return ATOMS_ERR_ARGUMENT;
+    atoms_status status = atoms_try_threads(params->num_threads);
+    if (status == ATOMS_OK && params->blas == ATOMS_BLAS_BLIS)
+        status = atoms_blas_start();
+    if (status < 0)
+        return status;
     atoms_ctx *c = calloc(1, sizeof *c);
     if (!c)
         return ATOMS_ERR_MEMORY;
-    atoms_blas_start();
+    c->memory_limited = atoms_memory_limited();
     c->p = *params;
     c->isa = ATOMS_MIN(params->max_isa, atoms_cpu_isa());
     c->kernels = atoms_instances_for(c->isa);

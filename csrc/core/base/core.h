@@ -29,6 +29,7 @@ struct atoms_ctx {
     atoms_ctx_params p;
     atoms_isa isa;                  /* what the CPU has and p.max_isa allows */
     const atoms_instances *kernels; /* every room's, for that instruction set */
+    bool memory_limited;            /* an allocation may fail, and BLIS would end the process */
 };
 
 static inline int64_t atoms_ceil_div(int64_t a, int64_t b)
@@ -84,6 +85,11 @@ void atoms_arena_close(atoms_arena *arena);
  * none at all. */
 bool atoms_grow(void **p, int64_t *cap, int64_t n, size_t size);
 
+/* Whether allocations may fail: there is a limit on this process's memory, or on what the system promises. */
+bool atoms_memory_limited(void);
+/* Whether the system would give so many bytes now. */
+bool atoms_memory_left(size_t bytes);
+
 /* --------------------------------------------------------- rows (rows.c) */
 
 size_t atoms_dtype_size(atoms_dtype type); /* bytes of one element */
@@ -133,6 +139,10 @@ typedef struct {
 } atoms_pollster;
 atoms_status atoms_poll(const atoms_ctx *ctx, atoms_pollster *pollster);
 
+/* Whether n threads, this one among them, can run at once: ATOMS_OK or ATOMS_ERR_THREADS. Where OpenMP cannot start one
+ * it ends the process; so this starts and ends them before. */
+atoms_status atoms_try_threads(int n);
+
 /* What the threads of a parallel region tell each other: that one has failed, or that the caller
  * wants to stop. A thread asks before each task and reports after it; one that got no memory for
  * its workspace reports that before it starts. */
@@ -177,8 +187,13 @@ typedef struct {
 void atoms_gemm_f32(const atoms_ctx *ctx, atoms_mnk size, atoms_f32_in a, atoms_f32_in b, float beta, atoms_f32_out c);
 void atoms_gemm_f64(const atoms_ctx *ctx, atoms_mnk size, atoms_f64_in a, atoms_f64_in b, double beta, atoms_f64_out c);
 
-/* Starts BLIS, once, with the kernel family that suits this CPU; nothing without BLIS. */
-void atoms_blas_start(void);
+/* Starts BLIS, once, with the kernel family that suits this CPU; nothing without BLIS. ATOMS_ERR_MEMORY where its first
+ * buffers cannot be had. */
+atoms_status atoms_blas_start(void);
+/* Around a product by BLIS where memory is limited. BLIS takes buffers for as many products as run at once, keeps them,
+ * and ends the process where it gets none: so a product waits until there is room, or another one's buffers are free. */
+void atoms_blas_enter(void);
+void atoms_blas_leave(void);
 /* The kernel families to try on a CPU where BLIS may choose badly, best first, NULL at the end;
  * NULL where its own choice stands. vendor and family as CPUID gives them. */
 const char *const *atoms_blis_families(const char *vendor, int family, atoms_isa isa);

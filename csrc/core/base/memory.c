@@ -2,9 +2,9 @@
 #define _DEFAULT_SOURCE /* madvise */
 #include "core.h"
 
-#if defined(__linux__)
+#include <stdio.h>
 #include <sys/mman.h>
-#endif
+#include <sys/resource.h>
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
@@ -63,6 +63,30 @@ void atoms_arena_close(atoms_arena *arena)
 {
     atoms_free(arena->base);
     *arena = (atoms_arena){0};
+}
+
+bool atoms_memory_limited(void)
+{
+    const int limits[] = {RLIMIT_AS, RLIMIT_DATA};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        struct rlimit limit;
+        if (!getrlimit(limits[i], &limit) && limit.rlim_cur != RLIM_INFINITY)
+            return true;
+    }
+    FILE *file = fopen("/proc/sys/vm/overcommit_memory", "r");
+    int strict = file && fgetc(file) == '2';
+    if (file)
+        fclose(file);
+    return strict;
+}
+
+bool atoms_memory_left(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return false;
+    munmap(p, bytes);
+    return true;
 }
 
 bool atoms_grow(void **p, int64_t *cap, int64_t n, size_t size)

@@ -47,7 +47,7 @@ static f16_row_function f16_row_for_cpu(void)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2"))
         return atoms_f16_row_f16c;
 #endif
     return f16_row;

@@ -161,7 +161,7 @@ static atoms_status list_task(const angles *a, int64_t task, const workspace *w)
         bool ok = true;
         atoms_to_f64(atoms_some_rows(a->x, a->pairs->first[p], 1), u);
         atoms_to_f64(atoms_some_rows(a->x, a->pairs->second[p], 1), v);
-        bool both = make_unit(d, u, &ok) & make_unit(d, v, &ok);
+        bool first = make_unit(d, u, &ok), both = make_unit(d, v, &ok) && first;
         if (!ok)
             return ATOMS_ERR_NONFINITE;
         if (!both)

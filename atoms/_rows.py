@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._checks import check_array, feature_names, first_nonfinite_row, nonfinite_error
+from ._shown import Shown, Table
 
 
 def is_shards(X: Any) -> bool:
@@ -172,7 +173,7 @@ class RowSampler(Sampler):
 # ------------------------------------------------------------------ block by block
 
 
-class BlockSource(abc.ABC):
+class BlockSource(Shown, abc.ABC):
     """Rows that come block by block, and are shuffled through a buffer.
 
     The order of an epoch is an exact permutation of all rows, decided by the seed, the epoch, the
@@ -210,7 +211,7 @@ class BlockSource(abc.ABC):
     def read(self, block: int, out: np.ndarray) -> None:
         """Rows of a block into `out` (sizes[block], d). Called from another thread."""
 
-    def expect(self, blocks: np.ndarray) -> None:  # noqa: B027
+    def expect(self, blocks: np.ndarray) -> None:
         """These blocks will be read next: a source that can begin to fetch them does."""
 
     def digest(self) -> str | None:
@@ -223,6 +224,13 @@ class BlockSource(abc.ABC):
     @property
     def shape(self) -> tuple[int, int]:
         return self.n, self.d
+
+    def _table(self) -> Table:
+        sizes = ("rows", self.n), ("columns", self.d), ("type", self.dtype)
+        groups = max(1, -(-self.n // self.buffer_rows))
+        return Table(
+            repr(self), [*sizes, ("blocks", len(self.sizes)), ("groups, each shuffled in memory", groups)]
+        )
 
     def groups(self, seed: int | Sequence[int], epoch: int) -> list[np.ndarray]:
         """The blocks of each group of an epoch, ascending within it."""

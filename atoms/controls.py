@@ -107,6 +107,11 @@ class _Dictionary(Estimator):
         if not isinstance(self.l0, (int, np.integer)) or not 1 <= self.l0 <= most:
             raise ValueError(f"l0: expected a whole number from 1 to {most}, got {self.l0!r}")
 
+    def _figures(self) -> list[tuple[str, Any]]:
+        atoms = f"{self.d_sae:,} of {self.n_features_in_:,} features"
+        metric = "none: Euclidean" if self.metric is None else repr(self.metric)
+        return [("atoms", atoms), ("active for each sample", self.l0), ("metric", metric)]
+
     @property
     def W_enc(self) -> np.ndarray:
         """S W_dec', (d_in, d_sae) float32: correlations in the metric, before selection."""

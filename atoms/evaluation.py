@@ -7,13 +7,14 @@ of its own activations.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ._attribution import LogitAttribution, logit_attribution
+from ._progress import progress_bar
+from ._shown import Shown, Table
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
@@ -21,8 +22,8 @@ from .theory import ExplainedVariance, Interval
 __all__ = ["DictionaryEvaluation", "Evaluation", "LogitAttribution", "evaluate", "logit_attribution"]
 
 
-@dataclasses.dataclass(frozen=True)
-class DictionaryEvaluation:
+@dataclasses.dataclass(frozen=True, repr=False)
+class DictionaryEvaluation(Shown):
     """What one dictionary does to the model, and what it makes of the activations.
 
     Attributes
@@ -57,9 +58,28 @@ class DictionaryEvaluation:
     dead: int
     dense: int
 
+    def __repr__(self) -> str:
+        return self._table().text()
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
+    def _rows(self) -> dict[str, Any]:
+        """Its column of a table."""
+        return {
+            "cross-entropy (nats)": self.cross_entropy,
+            "recovered, against zeros": self.recovered_zero,
+            "recovered, against mean": self.recovered_mean,
+            "KL of logits (nats)": self.kl,
+            **{f"explained variance, {c}": v for c, v in self.explained_variance.items()},
+            "L0": self.l0,
+            "dead latents": f"{self.dead:,} of {len(self.density):,}",
+            "dense latents": self.dense,
+        }
+
+    def _table(self) -> Table:
+        return Table("One dictionary inside the model", list(self._rows().items()))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """The result of :func:`evaluate`; printing it gives one table, ``evaluation[name]`` one dictionary.
 
     Attributes
@@ -108,55 +128,32 @@ class Evaluation:
         return plain(self)  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
-        lines = self._lines()
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        table = "\n".join(
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
-            )
-            for line in lines
-        )
-        level = self.cross_entropy.level
-        return (
-            f"{'layer ' if isinstance(self.place[0], int) else ''}{self.place[0]} {self.place[1]}: {self.n_tokens:,} tokens "
-            f"in {self.n_contexts:,} contexts; brackets: {100 * level:g}% bootstrap intervals over contexts\n{table}"
-        )
+        return self._table().text()
 
-    def _lines(self) -> list[list[str]]:
-        """The cells of the table: the model with and without ablation, then the dictionaries."""
-        ones = list(self.dictionaries.values())
+    __repr__ = __str__
 
-        def line(
-            label: str,
-            figure: Callable[[DictionaryEvaluation], Interval | str],
-            model: Sequence[Interval | str] = ("", "", ""),
-        ) -> list[str]:
-            cells = [*model, *(figure(d) for d in ones)]
-            return [label, *(_cell(c) if isinstance(c, Interval) else c for c in cells)]
-
-        losses = self.cross_entropy, self.cross_entropy_zero, self.cross_entropy_mean
-        return [
-            ["", "model", "zeros", "mean", *self.dictionaries],
-            line("cross-entropy (nats)", lambda d: d.cross_entropy, losses),
-            line("recovered, against zeros", lambda d: d.recovered_zero),
-            line("recovered, against mean", lambda d: d.recovered_mean),
-            line("KL of logits (nats)", lambda d: d.kl, ("0", self.kl_zero, self.kl_mean)),
-            *(
-                line(f"explained variance, {c}", lambda d: d.explained_variance[c])
-                for c in ones[0].explained_variance
-            ),
-            line("L0", lambda d: d.l0),
-            line("dead latents", lambda d: f"{d.dead:,} of {len(d.density):,}"),
-            line(f"dense latents (> {self.dense_above:g})", lambda d: f"{d.dense:,}"),
+    def _table(self) -> Table:
+        """The model with and without ablation, then the dictionaries."""
+        model = {
+            "cross-entropy (nats)": (self.cross_entropy, self.cross_entropy_zero, self.cross_entropy_mean),
+            "KL of logits (nats)": ("0", self.kl_zero, self.kl_mean),
+        }
+        columns = [d._rows() for d in self.dictionaries.values()]
+        rows = [
+            (name, *model.get(name, ("", "", "")), *(column[name] for column in columns))
+            for name in (columns[0] if columns else model)
         ]
-
-
-def _cell(interval: Interval) -> str:
-    digits = 3 if abs(interval.estimate) < 10 else 1
-    text = f"{interval.estimate:.{digits}f}"
-    if np.isnan(interval.low):
-        return text
-    return f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+        if columns:
+            rows[-1] = (f"{rows[-1][0]} (> {self.dense_above:g})", *rows[-1][1:])
+        layer, site = self.place
+        where = f"{'layer ' if isinstance(layer, int) else ''}{layer} {site}"
+        level = f"{100 * self.cross_entropy.level:g}%"
+        return Table(
+            f"{where}: {self.n_tokens:,} tokens in {self.n_contexts:,} contexts; "
+            f"brackets: {level} bootstrap intervals over contexts",
+            rows,
+            ("", "model", "zeros", "mean", *self.dictionaries),
+        )
 
 
 # ------------------------------------------------------------------ the model with something spliced in
@@ -321,11 +318,7 @@ def evaluate(
     conventions = _conventions(named, conventions)
     _check_head(plan)
 
-    from tqdm import tqdm
-
-    with tqdm(
-        total=2 * plan.n, desc="evaluate", unit=" tokens", disable=not progress, file=sys.stderr, leave=False
-    ) as bar:
+    with progress_bar("evaluate", 2 * plan.n, " tokens", verbose=progress, keep=False) as bar:
         mean = _mean(plan, key, bar)
         _check_widths(named, len(mean))
         tally = _Tally(named, conventions, mean)

@@ -11,6 +11,7 @@ from typing import IO, Any, overload
 
 import numpy as np
 
+from .._progress import progress_bar
 from ._hooks import Forward, Pass
 from ._store import ActivationStore, write_store
 from ._table import (
@@ -330,7 +331,5 @@ def _finished(plan: Pass, rows: _Rows, massive_multiple: float, drop: bool) -> A
 
 
 def _bar(n: int, progress: bool, drop_first: bool) -> Any:
-    from tqdm import tqdm
-
     what = "capture, first token of each context dropped" if drop_first else "capture"
-    return tqdm(total=n, desc=what, unit=" tokens", disable=not progress, file=sys.stderr, leave=False)
+    return progress_bar(what, n, " tokens", verbose=progress, keep=False)

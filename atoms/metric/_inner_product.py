@@ -285,6 +285,21 @@ class AtomicInnerProduct(Estimator):
     def effective_rank_(self) -> float:
         return self._spectrum().effective_rank()
 
+    def _figures(self) -> list[tuple[str, Any]]:
+        shown: list[tuple[str, Any]] = [
+            ("rows seen", self.n_samples_seen_),
+            ("features", self.n_features_in_),
+        ]
+        shown.append(("mean", "removed" if self._moments.centered else "kept"))
+        if "spectrum" not in self._derived:
+            return [*shown, ("metric", "computed when it is first asked for")]
+        return [
+            *shown,
+            ("shrinkage", self.shrinkage_),
+            ("condition number", self.condition_number_),
+            ("effective rank", self.effective_rank_),
+        ]
+
     def _spectrum(self) -> Spectrum:
         return self._get("spectrum", lambda: spectrum_of(self.shrinkage_, self._moments, self.second_moment_))
 

@@ -133,6 +133,15 @@ class SparseCoder(Estimator):
             extra[named[self.method]] = self.alpha
         return _METHODS[self.method](X, self.dictionary_, return_info=return_info, **extra)
 
+    def _figures(self) -> list[tuple[str, Any]]:
+        d = self.dictionary_
+        atoms = f"{d.n_atoms:,} of {d.d_in:,} features, {d.dtype}"
+        return [
+            ("method", self.method),
+            ("atoms", atoms),
+            ("metric", "none" if d.metric is None else repr(d.metric)),
+        ]
+
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """``fit(X).transform(X)``."""
         return self.fit(X).transform(X)

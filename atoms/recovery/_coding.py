@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from tqdm.auto import tqdm
 
 from .. import _core
+from .._progress import progress_bar
+from .._shown import Shown, Table
 from ._dictionary import Array, Dictionary, handle_of, whitened
 
 BLOCK_BYTES = 1 << 26  # of codes at full width that are held at a time
@@ -39,7 +40,7 @@ class Status(enum.IntEnum):
     INFEASIBLE = _core.SIGNAL_INFEASIBLE
 
 
-_COMPLAINT = {
+_COMPLAINT = {  # of signals that were not coded as asked
     Status.DEPENDENT: "met linearly dependent atoms, which were left out",
     Status.LIMIT: "stopped at the limit on atoms or steps before the tolerance",
     Status.NONFINITE: "contain NaN or infinity (empty rows)",
@@ -48,8 +49,11 @@ _COMPLAINT = {
 }
 
 
-@dataclass(frozen=True)
-class RecoveryInfo:
+_SAYS = {Status.CONVERGED: "as asked", **_COMPLAINT}
+
+
+@dataclass(frozen=True, repr=False)
+class RecoveryInfo(Shown):
     """What became of each signal.
 
     Attributes
@@ -74,6 +78,19 @@ class RecoveryInfo:
         """Number of signals by status, those that occur."""
         values, numbers = np.unique(self.status, return_counts=True)
         return {Status(v).name: int(n) for v, n in zip(values, numbers, strict=True)}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n:,} {name}" for name, n in self.counts().items())
+        return f"RecoveryInfo({len(self.status):,} signals: {counts or 'none'})"
+
+    def _table(self) -> Table:
+        rows = [
+            (f"{name}: {_SAYS[Status[name]]}", n, n / len(self.status)) for name, n in self.counts().items()
+        ]
+        spread = [("norm of the residual", self.residual), ("steps", self.steps), ("duality gap", self.gap)]
+        known = [(what, a[np.isfinite(a)]) for what, a in spread if a is not None]
+        said = [f"{what}: median {np.median(a):.4g}, at most {a.max():.4g}" for what, a in known if len(a)]
+        return Table("RecoveryInfo", rows, head=("", "signals", "share"), note="; ".join(said))
 
 
 class Codes(NamedTuple):
@@ -101,7 +118,7 @@ Solver = Callable[[Any, Array, slice, Codes], None]
 
 def _blocks(n: int, row_bytes: int, verbose: bool, name: str) -> Iterator[slice]:
     size = max(256, min(1 << 16, BLOCK_BYTES // max(row_bytes, 1) // 256 * 256))
-    with tqdm(total=n, unit="signal", unit_scale=True, desc=name, disable=not verbose) as bar:
+    with progress_bar(name, n, "signal", verbose=verbose) as bar:
         for start in range(0, n, size):
             stop = min(start + size, n)
             yield slice(start, stop)

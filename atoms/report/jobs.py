@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import _config
 from .._files import replacing
+from .._progress import progress_bar
 from . import cells
 from .scoring import peak_memory, plain
 
@@ -205,9 +206,7 @@ def run(
 
 @contextlib.contextmanager
 def _bar(total: int, done: int, folder: Path, progress: bool, title: str) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=done, desc=title, unit="job", disable=not progress) as bar:
+    with progress_bar(title, total, "job", verbose=progress, first=done) as bar:
         stop = threading.Event()
 
         def watch() -> None:

@@ -409,6 +409,30 @@ class SparseAutoencoder(Estimator):
         """A latent is active above it (d_sae,); zero for ReLU and TopK."""
         return self._fold()["threshold"]
 
+    # ---------------------------------------------------------- in a notebook
+
+    def _figures(self) -> list[tuple[str, Any]]:
+        space, model, _, history, parameters, _ = self._fitted
+        metric, last = space.metric, {name: values[-1] for name, values in history.items() if values}
+        tied = ", tied" if parameters["tied"] else ""
+        rows: list[tuple[str, Any]] = [
+            ("latents", f"{model.d_sae:,} {parameters['activation']}{tied}, of {model.d_in:,} features"),
+            (
+                "metric",
+                "none: Euclidean" if metric is None else f"{metric!r} of {metric.n_samples_seen_:,} rows",
+            ),
+        ]
+        if last:
+            held_out = [v for v in history["explained_variance_val"] if not np.isnan(v)]
+            rows += [
+                ("trained", f"{last['step']:,} steps, {last['samples']:,} samples, {last['seconds']:.1f} s"),
+                ("explained variance, last batch", f"{last['explained_variance']:.4f}"),
+                ("explained variance, held out", f"{held_out[-1]:.4f}" if held_out else None),
+                ("L0 (its target)", f"{last['l0']:.1f} ({parameters['target_l0']:g})"),
+                ("dead latents", f"{last['dead']:,}"),
+            ]
+        return rows
+
     # --------------------------------------------------------- files and copies
 
     # what fit leaves behind; all but the last two are public

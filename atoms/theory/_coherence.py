@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import _core
 from .._config import context
+from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 
 _LOW_BITS = _core.COSINE_LOW_BITS
@@ -114,7 +115,7 @@ def inverse_cdf_ranks(q: np.ndarray, n: int) -> np.ndarray:
     return np.clip(np.ceil(q * n * (1 - 4e-16)).astype(np.int64) - 1, 0, n - 1)
 
 
-class Coherence:
+class Coherence(Shown):
     """|cosine| over all pairs of atoms; what :func:`coherence` returns.
 
     Attributes
@@ -191,6 +192,12 @@ class Coherence:
 
     def __repr__(self) -> str:
         return f"Coherence(max={self.max:.6g}, quantiles={self.quantiles}, shape={self.shape})"
+
+    def _table(self) -> Table:
+        rows = [(f"{100 * q:g}% of the pairs below", v) for q, v in self.quantiles.items()]
+        rows += [("largest", self.max), ("Welch bound, the least largest", self.welch_bound)]
+        n, d = self.shape
+        return Table(f"|cosine| of {n:,} atoms of {d:,} features", [*rows, ("pairs", self.n_pairs)])
 
 
 def unit_of(c: Coherence) -> np.ndarray:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from .._shown import Shown, Table
 from ._coherence import Coherence, coherence
 from ._stability import active, q_star_of_levels
 from ._variance import ExplainedVarianceResult
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Shown):
     """A bootstrap percentile interval; `estimate` is the figure of the sample itself."""
 
     low: float
@@ -21,6 +22,15 @@ class Interval:
     estimate: float
     level: float
     draws: np.ndarray = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        digits = 3 if abs(self.estimate) < 10 else 1
+        text = f"{self.estimate:.{digits}f}"
+        return text if np.isnan(self.low) else f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+    def _table(self) -> Table:
+        rows = [("estimate", self.estimate), ("from", self.low), ("to", self.high)]
+        return Table(f"{100 * self.level:g}% bootstrap interval", rows)
 
 
 def _check(n_boot: int, level: float, block_size: int, n: int) -> None:

@@ -14,6 +14,7 @@ import scipy.sparse.csgraph
 from .. import _core
 from .._checks import atoms_of, check_rows, whitener_of
 from .._config import context
+from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 
 _DENSE = 4096  # atoms up to which the whole similarity matrix is held, 128 MB in float64
@@ -21,7 +22,7 @@ _TILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Shown):
     """How the atoms of two dictionaries correspond; see :func:`match_dictionaries`.
 
     Attributes
@@ -52,6 +53,19 @@ class Matching:
     def share_above(self, cosine: float) -> float:
         """Share of the matched pairs with |cosine| at least this."""
         return float((np.abs(self.cosine) >= cosine).mean())
+
+    def _table(self) -> Table:
+        rows = [
+            ("pairs", len(self.cosine)),
+            ("mean |cosine| of pairs (MCC)", self.mcc),
+            ("mean largest |cosine| (MMCS)", self.mmcs),
+            *(
+                (f"pairs with |cosine| of {c:g} or more", f"{100 * self.share_above(c):.1f}%")
+                for c in (0.9, 0.7, 0.5)
+            ),
+            ("proven to be the best matching", self.exact),
+        ]
+        return Table(f"Matching of {len(self.nearest_a):,} with {len(self.nearest_b):,} atoms", rows)
 
 
 def _largest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> np.ndarray:

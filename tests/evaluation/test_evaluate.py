@@ -150,6 +150,9 @@ def test_all_kinds_of_dictionaries(model, sae, rows, tmp_path):
     assert "recovered, against zeros" in text and "95% bootstrap intervals over contexts" in text
     assert all(name in text.splitlines()[1] for name in every)
     assert len({len(line) for line in text.splitlines()[1:]}) == 1
+    assert repr(got) == text
+    assert all(f"<th>{name}</th>" in got._repr_html_() for name in every)
+    assert "<td>6.000 [6.000, 6.000]</td>" in got["random"]._repr_html_()
     json.dumps(got.to_dict())
     with_metric = {
         "a": controls.KMeansDictionary(20, metric=aip).fit(rows[1]),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from . import plot
 from ._attribution import LogitAttribution, logit_attribution
 from ._progress import progress_bar
 from ._shown import Shown, Table
@@ -126,6 +127,39 @@ class Evaluation(Shown):
             return list(value) if isinstance(value, tuple) else value
 
         return plain(self)  # type: ignore[no-any-return]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw what each dictionary recovers of the model's predictions, and explains, with the intervals.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes, (6.5, 2 + 0.5 * len(self.dictionaries)))
+        ones = list(self.dictionaries.values())
+        figures = {
+            "recovered, against zeros": [d.recovered_zero for d in ones],
+            "against mean": [d.recovered_mean for d in ones],
+        }
+        if all("centered" in d.explained_variance for d in ones):
+            figures["explained variance"] = [d.explained_variance["centered"] for d in ones]
+        names = [f"{name}, L0 {d.l0.estimate:.3g}" for name, d in self.dictionaries.items()]
+        plot.recovered(
+            axes, names, {k: [(v.estimate, v.low, v.high) for v in values] for k, values in figures.items()}
+        )
+        plot.titles(axes, "Inside the model", f"{self.n_tokens:,} tokens in {self.n_contexts:,} contexts")
+        return axes
 
     def __str__(self) -> str:
         return self._table().text()

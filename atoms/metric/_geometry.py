@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _core
+from .. import _core, plot
 from .._checks import check_count, first_nonfinite_row, nonfinite_error, why_not_finite
 from .._config import context
 from .._shown import Shown, Table
@@ -94,6 +94,29 @@ class AngleHistogram(Shown):
         """Angles below which a share q of the pairs lies, interpolated within bins."""
         share = np.concatenate([[0.0], np.cumsum(self.counts)]) / max(1, self.n_pairs)
         return np.interp(q, share, self.bin_edges)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the histogram; draw that of the other geometry into the same axes to compare them.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes)
+        plot.angle_histogram(axes, self.bin_edges, self.counts, self.mean, self.geometry)
+        plot.titles(axes, "Angles between activations", f"{self.n_pairs:,} pairs")
+        return axes
 
     def _table(self) -> Table:
         low, median, high = self.quantile([0.05, 0.5, 0.95])

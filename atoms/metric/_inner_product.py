@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .. import plot
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
@@ -463,6 +464,31 @@ class AtomicInnerProduct(Estimator):
                 center, W = self._center(), self.whitener_
                 X = product_of_rows(X, rows, W, center=center, num_threads=self.num_threads)
         return angles_of(X, chosen, bins, geometry, self.num_threads)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the eigenvalues of the second moment after shrinkage, and their effective rank.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        values, rank = self.eigenvalues_, self.effective_rank_
+        axes = plot.axes_of(axes)
+        plot.spectrum(axes, values, rank)
+        about = f"{self.n_samples_seen_:,} rows, condition number {self.condition_number_:.3g}"
+        plot.titles(axes, f"Second moment of {len(values):,} features", about)
+        return axes
 
     # ------------------------------------------------------------------- errors
 

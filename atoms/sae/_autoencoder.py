@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import metric as metrics
+from .. import plot
 from .._config import context
 from .._estimator import Estimator
 from .._files import load_tensors, reading
@@ -410,6 +411,34 @@ class SparseAutoencoder(Estimator):
         return self._fold()["threshold"]
 
     # ---------------------------------------------------------- in a notebook
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the explained variance in training: that of batches thin, of held-out rows thick.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        self._check_fitted()
+        history, target = self.history_, self._fitted.parameters["target_l0"]
+        if not history["step"]:
+            raise ValueError("history_: holds no steps; the file it was read from has none")
+        axes = plot.axes_of(axes)
+        plot.training(axes, {"": history})
+        about = f"L0 {history['l0'][-1]:.1f}, target {target:g}; {history['dead'][-1]:,} dead of {self._model.d_sae:,}"
+        plot.titles(axes, "Explained variance", about)
+        return axes
 
     def _figures(self) -> list[tuple[str, Any]]:
         space, model, _, history, parameters, _ = self._fitted

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
+from .. import _core, plot
 from .._config import context
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
@@ -189,6 +189,31 @@ class Coherence(Shown):
         edges = np.linspace(0.0, 1.0, bins + 1)
         below = [self._cosines.bounds_below(e)[0] for e in edges[:-1]] + [self.n_pairs]
         return np.diff(below), edges
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the histogram of |cosine| over pairs, with the largest and the Welch bound.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes)
+        counts, edges = self.histogram()
+        plot.cosines(axes, edges, counts, self.max, self.welch_bound)
+        n, d = self.shape
+        plot.titles(axes, "Coherence", f"{n:,} atoms of {d:,} features, {self.n_pairs:,} pairs")
+        return axes
 
     def __repr__(self) -> str:
         return f"Coherence(max={self.max:.6g}, quantiles={self.quantiles}, shape={self.shape})"

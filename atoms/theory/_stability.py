@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
+from .. import plot
 from .._shown import Shown, Table
 from ._coherence import Coherence, check_q, coherence, inverse_cdf_ranks, welch_bound
 
@@ -127,6 +128,31 @@ class Stability(Shown):
 
     def __float__(self) -> float:
         return self.q_star
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the curve whose crossing is q*.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes)
+        plot.crossing(axes, self.q, self.mu, self.bound, self.q_star)
+        n, d = self.shape
+        about = f"{n:,} atoms of {d:,} features; random directions {self.q_star_random:.3f}"
+        plot.titles(axes, f"q* = {self.q_star:.3f}", about)
+        return axes
 
     def _table(self) -> Table:
         quantiles = ", ".join(f"{k:,} at {q:g}" for q, k in self.l0_quantiles.items())

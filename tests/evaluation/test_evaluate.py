@@ -153,6 +153,11 @@ def test_all_kinds_of_dictionaries(model, sae, rows, tmp_path):
     assert repr(got) == text
     assert all(f"<th>{name}</th>" in got._repr_html_() for name in every)
     assert "<td>6.000 [6.000, 6.000]</td>" in got["random"]._repr_html_()
+    axes = got.plot()
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        f"{n}, L0 {got[n].l0.estimate:.3g}" for n in every
+    ]
+    assert list(axes.lines[0].get_xdata()) == [got[n].recovered_zero.estimate for n in every]
     json.dumps(got.to_dict())
     with_metric = {
         "a": controls.KMeansDictionary(20, metric=aip).fit(rows[1]),

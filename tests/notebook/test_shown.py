@@ -171,3 +171,64 @@ def test_tqdm_by_itself_would_warn():
     head = NOTEBOOK.partition("import numpy")[0]
     done = subprocess.run([sys.executable, "-c", head + "import tqdm.auto"], capture_output=True, text=True)
     assert "IProgress" in done.stderr
+
+
+# ------------------------------------------------------------------ pictures
+
+
+@pytest.fixture
+def pictures(rows, metric, sae):
+    pytest.importorskip("matplotlib").use("Agg")
+    coherence = theory.coherence(sae, metric)
+    return {
+        "metric": metric,
+        "sae": sae,
+        "angles": metric.angles(rows),
+        "coherence": coherence,
+        "stability": theory.stability(coherence, sae.transform(rows)),
+    }
+
+
+@pytest.mark.parametrize("name", ["metric", "sae", "angles", "coherence", "stability"])
+def test_pictures(pictures, name):
+    from matplotlib import pyplot
+    from matplotlib.colors import to_hex
+
+    axes = pictures[name].plot()
+    assert axes.get_title(loc="left") and axes.get_xlabel()
+    assert axes.figure.number in pyplot.get_fignums()  # what a notebook shows
+    assert to_hex(axes.xaxis.label.get_color()) == "#1d2733" and pyplot.rcParams["axes.labelcolor"] == "black"
+    assert pictures[name].plot(axes) is axes
+    assert len(pyplot.get_fignums()) == 1
+    axes.figure.canvas.draw()
+    pyplot.close(axes.figure)
+
+
+def test_a_picture_has_the_figures(pictures):
+    from matplotlib import pyplot
+
+    shares = pictures["metric"].plot().lines[0].get_ydata()
+    values = pictures["metric"].eigenvalues_
+    assert np.allclose(shares, values / values.sum())
+    counts = pictures["coherence"].plot().patches[0].get_data().values
+    assert counts.sum() == pictures["coherence"].n_pairs
+    curve = pictures["stability"].plot().lines
+    assert np.array_equal(curve[0].get_ydata(), pictures["stability"].mu)
+    held = pictures["sae"].plot().lines[1].get_ydata()
+    history = np.array(pictures["sae"].history_["explained_variance_val"])
+    assert np.array_equal(held, history[np.isfinite(history)])
+    pyplot.close("all")
+
+
+def test_a_picture_without_held_out_rows(rows):
+    model = atoms.SparseAutoencoder(16, target_l0=3, max_steps=5, verbose=False).fit(rows)
+    assert model.plot().get_title(loc="left") == "Explained variance"
+    with pytest.raises(ValueError, match="not fitted"):
+        atoms.SparseAutoencoder().plot()
+
+
+def test_a_picture_without_matplotlib(pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for value in pictures.values():
+        with pytest.raises(ImportError, match="pip install matplotlib"):
+            value.plot()

@@ -188,20 +188,20 @@ def codes(X, D):
             "lasso": lambda: recovery.lasso(x, d, 1.5),
             "lasso/free": lambda: recovery.lasso(x, free, 1.5),
             "lasso/+": lambda: recovery.lasso(x, d, 1.5, positive=True),
-            "mp": lambda: recovery.matching_pursuit(x, d, 9),
-            "gp": lambda: recovery.gradient_pursuit(x, d, 9),
-            "cosamp": lambda: recovery.cosamp(x, d, 6),
-            "iht": lambda: recovery.iht(x, d, 6),
-            "threshold": lambda: recovery.threshold_code(x, d, 9.0),
-            "bp": lambda: recovery.basis_pursuit(x[:6], d[:150]),
-            "bpdn": lambda: recovery.basis_pursuit_denoise(x[:6], d[:150], 2.0),
+            "mp": lambda: recovery.code(x, d, "matching_pursuit", n_nonzero=9),
+            "gp": lambda: recovery.code(x, d, "gradient_pursuit", n_nonzero=9),
+            "cosamp": lambda: recovery.code(x, d, "cosamp", n_nonzero=6),
+            "iht": lambda: recovery.code(x, d, "iht", n_nonzero=6),
+            "threshold": lambda: recovery.code(x, d, "threshold", tau=9.0),
+            "bp": lambda: recovery.code(x[:6], d[:150], "basis_pursuit"),
+            "bpdn": lambda: recovery.code(x[:6], d[:150], "basis_pursuit_denoise", sigma=2.0),
             "coder": lambda: coder.fit(x).transform(x),
         }
         for name, solve in solvers.items():
             c = solve()
             yield f"{name}/{np.dtype(dt)}", digest(c.data, c.indices, c.indptr)
-        for name, solve in (("omp", recovery.omp), ("cosamp", recovery.cosamp)):
-            c, info = solve(x, d, 6, return_info=True)
+        for name in ("omp", "cosamp"):
+            c, info = recovery.code(x, d, name, n_nonzero=6, return_info=True)
             yield f"{name}/info/{np.dtype(dt)}", digest(c.data, info.status, info.residual)
         alphas, path = recovery.lasso_path(x[:40], d, n_alphas=5)
         yield f"path/{np.dtype(dt)}", digest(alphas, *[c.data for c in path])

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from .. import _core
+from .._checks import outside
 from .._progress import progress_bar
 from .._shown import Shown, Table
 from ._dictionary import Array, Dictionary, handle_of, whitened
@@ -135,12 +136,8 @@ def code(
     verbose: bool,
     return_info: bool,
     has_gap: bool = False,
-    depth: int = 0,
 ) -> Any:
-    """Run `solve` over blocks of `X`; codes of at most `width` atoms each as one CSR array.
-
-    `depth`: functions between this one and the public one, whose caller a warning is to name.
-    """
+    """Run `solve` over blocks of `X`; codes of at most `width` atoms each as one CSR array."""
     n = X.shape[0]
     if X.shape[1] != d.d_in:
         raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {X.shape[1]}")
@@ -163,7 +160,7 @@ def code(
         solve(handle_of(d), x, rows, out)
         parts.append(packed(out.indices, out.values, out.counts))
     codes = csr(counts, parts, (n, d.n_atoms), d.dtype)
-    complain(name, status, stacklevel=4 + depth)
+    complain(name, status)
     if residual is None:
         return codes
     return codes, RecoveryInfo(status, residual, steps, gap)
@@ -189,7 +186,7 @@ def csr(counts: Array, parts: list[tuple[Array, Array]], shape: tuple[int, int],
     )
 
 
-def complain(name: str, status: Array, stacklevel: int) -> None:
+def complain(name: str, status: Array) -> None:
     """Warn of the signals that were not coded as asked, if there are any."""
     said = []
     for s, text in _COMPLAINT.items():
@@ -198,5 +195,5 @@ def complain(name: str, status: Array, stacklevel: int) -> None:
             said.append(f"{at.size} {text}, first in row {at[0]}")
     if said:
         warnings.warn(
-            f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=stacklevel
+            f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=outside()
         )

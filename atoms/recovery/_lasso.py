@@ -145,7 +145,7 @@ def lasso_path(
             one = slice(a * m, (a + 1) * m)
             parts[a].append(packed(indices[one], values[one], out[0][one]))
     codes = [csr(counts[a], parts[a], (n, d.n_atoms), d.dtype) for a in range(k)]
-    complain("lasso_path", status.max(axis=0) if n else status[0], stacklevel=3)
+    complain("lasso_path", status.max(axis=0) if n else status[0])
     if not return_info:
         return grid, codes
     return grid, codes, [RecoveryInfo(status[a], residual[a], steps[a], gap[a]) for a in range(k)]
@@ -294,4 +294,4 @@ def _basis(
     def solve(handle: Any, x: Array, rows: slice, out: Codes) -> None:
         _core.basis(ctx, handle, x, sigma=sigma, tol=stop, max_steps=most, **out._asdict())
 
-    return code(name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True, depth=1)
+    return code(name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True)

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from .. import _core
-from .._checks import check_array, check_count, check_number
+from .._checks import check_array, check_count, check_number, outside
 from .._config import context
 from ._coding import Codes, RecoveryWarning, code
 from ._dictionary import Array, Dictionary, dictionary_of, hold_gram
@@ -114,7 +114,7 @@ def omp(
         warnings.warn(
             f"omp: support: {long} rows hold more than n_nonzero={most} atoms; their largest join",
             RecoveryWarning,
-            stacklevel=2,
+            stacklevel=outside(),
         )
     many = not nonnegative and X.shape[0] >= _UNITS_SIGNALS
     coarse = many and most <= _COARSE_NONZERO and d.n_atoms >= _COARSE_ATOMS
@@ -208,7 +208,7 @@ def _pursuit(
             **out.without_gap(),
         )
 
-    return code(name, X, d, most, solve, verbose=verbose, return_info=return_info, depth=1)
+    return code(name, X, d, most, solve, verbose=verbose, return_info=return_info)
 
 
 def matching_pursuit(

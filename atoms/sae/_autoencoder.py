@@ -371,6 +371,10 @@ class SparseAutoencoder(Estimator):
             raise ValueError(f"codes: expected {len(W)} columns (d_sae), got {codes.shape[1]}")
         return decode(context(self.num_threads), codes, W, b)
 
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """What the autoencoder makes of activations: (n, d_in) float32, ``inverse_transform(transform(X))``."""
+        return self.inverse_transform(self.transform(X))
+
     # ---------------------------------------------------------- folded weights
 
     def _fold(self) -> dict[str, np.ndarray]:

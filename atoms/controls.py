@@ -32,6 +32,11 @@ __all__ = [
     "shuffle_coordinates",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # from whitened rows: how many entries each has; their atoms, ascending within a row; their values
 _Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import plot
+from . import _plot as plot
 from ._attribution import LogitAttribution, logit_attribution
 from ._progress import progress_bar
 from ._shown import Shown, Table
@@ -21,6 +21,10 @@ from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
 
 __all__ = ["DictionaryEvaluation", "Evaluation", "LogitAttribution", "evaluate", "logit_attribution"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -22,7 +22,7 @@ import numpy as np
 
 import atoms
 from atoms import _core, recovery, theory
-from atoms.report import load as load_config
+from atoms._report import load as load_config
 
 ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 TIMED = re.compile(r"second|cpu|cost|memory|wall|version|bytes", re.IGNORECASE)

@@ -43,3 +43,7 @@ __all__ = [
     "smollm2",
     "tokenize",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -42,6 +42,11 @@ from ._model import PretrainedSAE
 
 __all__ = ["PretrainedSAE", "convert", "from_pretrained", "load", "save"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # format, which is the name of its reader in `_formats` -> the file that tells it, and one that must be beside it
 _FOLDERS = {
     "saelens": ("sae_weights.safetensors", "cfg.json"),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _core, plot
+from .. import _core
+from .. import _plot as plot
 from .._checks import check_count, first_nonfinite_row, nonfinite_error, why_not_finite
 from .._config import context
 from .._shown import Shown, Table

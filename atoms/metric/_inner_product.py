@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import plot
+from .. import _plot as plot
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._estimator import Estimator
 from .._files import load_tensors, reading, save_tensors
@@ -310,7 +310,7 @@ class AtomicInnerProduct(Estimator):
 
     # ---------------------------------------------------------------- whitening
 
-    def whiten(self, X: Any, out: Array | None = None) -> Array:
+    def transform(self, X: Any, out: Array | None = None) -> Array:
         """Activations in coordinates where the atomic inner product is the dot product.
 
         Parameters
@@ -331,12 +331,17 @@ class AtomicInnerProduct(Estimator):
         X = self._check_X(X, reset=False)
         return product(X, self.whitener_, center=self._center(), out=out, num_threads=self.num_threads)
 
-    def unwhiten(self, Z: Any, out: Array | None = None) -> Array:
-        """Activations (n, d) float32 whose whitened coordinates are Z: the inverse of `whiten`."""
+    def inverse_transform(self, Z: Any, out: Array | None = None) -> Array:
+        """Activations (n, d) float32 whose whitened coordinates are Z: the inverse of `transform`."""
         self._check_fitted()
         Z = self._check_width(Z, "Z")
         offset = self._center()
         return product(Z, self.unwhitener_, offset=offset, out=out, name="Z", num_threads=self.num_threads)
+
+    #: `transform` by the name that the theory has for it
+    whiten = transform
+    #: `inverse_transform` by the name that the theory has for it
+    unwhiten = inverse_transform
 
     def whiten_directions(self, D: Any) -> Array:
         """Directions, differences or dictionary atoms (m, d) as ``D @ whitener_`` in float32.
@@ -347,17 +352,9 @@ class AtomicInnerProduct(Estimator):
         D = self._check_width(D, "D")
         return product(D, self.whitener_, name="D", num_threads=self.num_threads)
 
-    def transform(self, X: Any) -> Array:
-        """`whiten`, as a step of a scikit-learn pipeline."""
-        return self.whiten(X)
-
-    def inverse_transform(self, X: Any) -> Array:
-        """`unwhiten`, as a step of a scikit-learn pipeline."""
-        return self.unwhiten(X)
-
     def fit_transform(self, X: Any, y: Any = None) -> Array:
-        """`fit`, then `whiten`."""
-        return self.fit(X).whiten(X)
+        """`fit`, then `transform`."""
+        return self.fit(X).transform(X)
 
     def _check_width(self, X: Any, name: str) -> Array:
         a = check_array(X, name)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from .. import _plot as plot
 from .. import metric as metrics
-from .. import plot
 from .._config import context
 from .._estimator import Estimator
 from .._files import load_tensors, reading

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core, plot
+from .. import _core
+from .. import _plot as plot
 from .._config import context
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
-from .. import plot
+from .. import _plot as plot
 from .._shown import Shown, Table
 from ._coherence import Coherence, check_q, coherence, inverse_cdf_ranks, welch_bound
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from support import finished
 
-from atoms import demo, plot
+from atoms import _demo as demo
+from atoms import _plot as plot
 from atoms.__main__ import main
 
 

@@ -312,8 +312,8 @@ def test_logit_attribution_errors(model, tiny):
 
 
 def test_contexts_and_words_are_drawn(tmp_path):
-    from atoms import plot
-    from atoms.report.monosemanticity import top_contexts
+    from atoms import _plot as plot
+    from atoms._report.monosemanticity import top_contexts
 
     words = ["the", " $cost", "\n", " of", " it"]
     ids, contexts = np.tile(np.arange(5), 6), np.repeat(np.arange(3), 10)

@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse
 from support import RNG, basis_pair, planted, run
 
-from atoms import AtomicInnerProduct, SparseCoder, recovery, reference
+from atoms import AtomicInnerProduct, SparseCoder, recovery
+from atoms import _reference as reference
 from atoms.recovery import (
     Dictionary,
     RecoveryWarning,

@@ -16,11 +16,11 @@ from support import finished, started
 
 import atoms
 from atoms.__main__ import main
-from atoms.report import READY, Config, Context, EmbeddingJudge, cells, estimate, jobs, load
-from atoms.report import data as report_data
-from atoms.report.monosemanticity import auroc
-from atoms.report.plan import plan
-from atoms.report.scoring import hold_l0
+from atoms._report import READY, Config, Context, EmbeddingJudge, cells, estimate, jobs, load
+from atoms._report import data as report_data
+from atoms._report.monosemanticity import auroc
+from atoms._report.plan import plan
+from atoms._report.scoring import hold_l0
 
 DICTIONARIES = ("atoms", "batchtopk", "neurons-all", "pca-all", "random", "memorizing", "shuffled")
 
@@ -548,7 +548,7 @@ def test_the_small_setting_on_a_real_model(tmp_path, loaded_smollm2):
 
 
 def test_a_judge_of_ones_own(of_a_model):
-    from atoms.report.monosemanticity import judge_all
+    from atoms._report.monosemanticity import judge_all
 
     config, out = of_a_model
     planned = plan(config, report_data.prepare(config, out / "data", progress=False))

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _config, _core, plot
+from .. import _config, _core
+from .. import _plot as plot
 from .._version import __version__
 from . import cost, data, monosemanticity, writing
 from . import jobs as _jobs
@@ -37,9 +38,9 @@ def report(
 
     Parameters
     ----------
-    config : Config, mapping, name or path
-        As `atoms.report.load` takes it: "smollm2" (the default), "smollm2-small", "gemma2-2b",
-        "gemma2-9b", "llama3.1-8b", a TOML or JSON file, or a mapping.
+    config : mapping, name or path
+        "smollm2" (the default), "smollm2-small", "gemma2-2b", "gemma2-9b", "llama3.1-8b", a TOML or JSON file, or a
+        mapping of settings.
     output : path
         Folder. One that holds a killed run of the same configuration is taken up where it stopped.
     jobs : int, optional
@@ -49,8 +50,9 @@ def report(
     client : dask.distributed.Client, optional
         Let its workers do the jobs; they must see `output` under the same path.
     judge : callable, optional
-        Of monosemanticity, see `atoms.report.monosemanticity.score`; by default one built on the
-        model's own embeddings.
+        Of monosemanticity, ``judge(examples, candidates) -> scores``: it sees a latent's strongest contexts (with
+        ``tokens``, ``activations`` and ``focus``) and says of other contexts, the latent's activations hidden, how likely
+        it fires there. By default one built on the model's own embeddings.
     progress : bool
     **changes
         Settings that replace those of `config`, for instance ``texts="folder"``.
@@ -70,8 +72,8 @@ def report(
 
     Notes
     -----
-    The cost (`atoms.report.estimate`) is printed before anything starts. Figures do not depend on
-    `jobs`, `threads` or `client`; seconds and memory do.
+    The cost is printed before anything starts; ``python -m atoms report --estimate`` stops there. Figures do not depend
+    on `jobs`, `threads` or `client`; seconds and memory do.
     """
     config = load(config, **changes)
     plot.require()

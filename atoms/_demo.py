@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from . import activations, plot, recovery, theory
+from . import _plot as plot
+from . import activations, recovery, theory
 from ._files import replacing
+from ._report.scoring import CONVENTION, Score, peak_memory, percent, plain, pursued, sample, score, span
 from .activations import Activations
 from .controls import MemorizingDictionary, RandomDictionary
 from .metric import AngleHistogram, AtomicInnerProduct
-from .report.scoring import CONVENTION, Score, peak_memory, percent, plain, pursued, sample, score, span
 from .sae import SparseAutoencoder
 
 __all__ = [

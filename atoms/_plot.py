@@ -1,6 +1,6 @@
 """Pictures, with matplotlib. Every function draws into the axes it is given.
 
->>> from atoms.plot import new_figure
+>>> from atoms._plot import new_figure
 >>> figure, axes = new_figure(1, 2, size=(6, 3))
 >>> len(axes)
 2
@@ -314,7 +314,7 @@ def contexts(axes: Any, found: Sequence[Any], *, columns: int = 96) -> None:
     Parameters
     ----------
     axes : matplotlib Axes
-    found : sequence of atoms.report.monosemanticity.Context
+    found : sequence of atoms._report.monosemanticity.Context
         One line each, the first on top.
     columns : int
         Characters a line has room for; what does not fit is cut on the left.

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import sys
 import types
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ._checks import outside
 
-__all__ = ["old_modules", "old_names", "warn_of_old"]
+__all__ = ["old_keyword", "old_modules", "old_names", "warn_of_old"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def warn_of_old(what: str, instead: str) -> None:
     """A DeprecationWarning at the line, outside the package, that uses what is old."""
     said = f"{what} is of 0.1 and goes with 0.3: use {instead}"
     warnings.warn(said, DeprecationWarning, stacklevel=outside())
+
+
+def old_keyword(old: str, new: str) -> Callable[[_F], _F]:
+    """For a function whose argument `new` was called `old`."""
+
+    def decorate(function: _F) -> _F:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                warn_of_old(f"{function.__name__}({old}=...)", f"{new}=")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
 
 
 def old_names(module: str, moved: Mapping[str, tuple[str, str]]) -> Callable[[str], Any]:

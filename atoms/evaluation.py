@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _plot as plot
 from ._attribution import LogitAttribution, logit_attribution
+from ._old import old_keyword
 from ._progress import progress_bar
 from ._shown import Shown, Table
 from .activations import Forward, Key, Model, Pass, check_shape
@@ -262,6 +263,7 @@ def _reconstruction(sae: Any, X: np.ndarray) -> tuple[Any, np.ndarray]:
     return codes, np.asarray(sae.reconstruct(X) if normed else sae.inverse_transform(codes))
 
 
+@old_keyword("progress", "verbose")
 def evaluate(
     model: Any,
     tokens: Any,
@@ -278,7 +280,7 @@ def evaluate(
     random_state: int = 0,
     forward: Forward | None = None,
     attention_mask: Any = None,
-    progress: bool = True,
+    verbose: bool = True,
 ) -> Evaluation:
     """Judge dictionaries inside the model, on held-out text.
 
@@ -298,18 +300,31 @@ def evaluate(
         Each with ``transform`` and ``inverse_transform``: `SparseAutoencoder`, `PretrainedSAE` (no
         transcoders: their output belongs elsewhere), anything of `atoms.controls`. A single one is
         called "autoencoder".
-    layer, site, drop_first, batch_tokens, forward, attention_mask
-        As in :func:`atoms.activations.capture`. With `drop_first`, position 0 keeps its own activation in
-        every pass, ablations too, and its prediction is not counted.
+    layer : int or str
+        One block, or the name of a module, as in :func:`atoms.activations.capture`.
+    site : str
+        "residual", "mlp" or "attention", of a layer by number.
     conventions : sequence of str, optional
         Of explained variance; by default "centered" and "uncentered", and "metric" where every
         dictionary has a metric.
     dense_above : float
         A latent that is not zero on a larger share of the tokens is dense.
-    level, n_boot, random_state
-        Percentile bootstrap over contexts, all figures from the same draws; the mean activation and
-        the dictionaries are held fixed.
-    progress : bool
+    drop_first : bool
+        Position 0 keeps its own activation in every pass, ablations too, and its prediction is not counted.
+    batch_tokens : int
+        Tokens per forward pass, padding included.
+    level : float
+        Of the intervals: percentile bootstrap over contexts, all figures from the same draws; the mean
+        activation and the dictionaries are held fixed.
+    n_boot : int
+        Draws of the bootstrap.
+    random_state : int
+        Seed of the draws.
+    forward : callable, optional
+        ``forward(model, ids, mask)``, as in :func:`atoms.activations.capture`.
+    attention_mask : 2-D array or tensor, or list of 1-D arrays, optional
+        1 at tokens of the text, 0 at padding.
+    verbose : bool
         Show a progress bar on standard error.
 
     Returns
@@ -340,8 +355,8 @@ def evaluate(
     >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Embedding(20, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 20))
     >>> tokens = np.random.default_rng(0).integers(0, 20, (30, 16))
-    >>> rows = atoms.activations.capture(model, tokens, "1", progress=False)["1"]
-    >>> result = atoms.evaluate(model, tokens, {"all of PCA": PCADictionary().fit(rows)}, "1", progress=False)
+    >>> rows = atoms.activations.capture(model, tokens, "1", verbose=False)["1"]
+    >>> result = atoms.evaluate(model, tokens, {"all of PCA": PCADictionary().fit(rows)}, "1", verbose=False)
     >>> round(result["all of PCA"].recovered_zero.estimate, 4), result["all of PCA"].l0.estimate
     (1.0, 8.0)
     """
@@ -356,7 +371,7 @@ def evaluate(
     conventions = _conventions(named, conventions)
     _check_head(plan)
 
-    with progress_bar("evaluate", 2 * plan.n, " tokens", verbose=progress, keep=False) as bar:
+    with progress_bar("evaluate", 2 * plan.n, " tokens", verbose=verbose, keep=False) as bar:
         mean = _mean(plan, key, bar)
         _check_widths(named, len(mean))
         tally = _Tally(named, conventions, mean)

@@ -234,7 +234,7 @@ def stores(folder):
     model = transformers.LlamaForCausalLM(small).eval()
     g = np.random.default_rng(0)
     contexts = [g.integers(0, 61, g.integers(20, 40)) for _ in range(60)]
-    common = {"batch_tokens": 128, "progress": False}
+    common = {"batch_tokens": 128, "verbose": False}
     rows = atoms.activations.capture(model, contexts, [1, 0], **common)
     store = atoms.activations.capture(
         model, contexts, [1, 0], store=os.path.join(folder, "store"), shard_mb=0.03, **common
@@ -250,7 +250,7 @@ def stores(folder):
     stream = atoms.activations.ActivationStream(model, contexts, 1, buffer_rows=500, batch_tokens=128)
     yield "store/fit", digest(sae.W_dec)
     yield "stream/fit", digest(atoms.SparseAutoencoder(**settings).fit(stream).W_dec)
-    yield "evaluate", digest(str(atoms.evaluate(model, contexts[:20], {"sae": sae}, 1, progress=False)))
+    yield "evaluate", digest(str(atoms.evaluate(model, contexts[:20], {"sae": sae}, 1, verbose=False)))
 
 
 CELLS = {".md": "|", ".tex": "&", ".csv": ","}  # what parts a table's cells
@@ -299,7 +299,7 @@ def reports(folder):
         "monosemanticity": {"layer": None},
     }  # fmt: skip
     out = pathlib.Path(folder, "out")
-    atoms.report(load_config(config), out, jobs=1, progress=False)
+    atoms.report(load_config(config), out, jobs=1, verbose=False)
     for path in sorted(out.rglob("*")):
         name = re.sub("-[0-9a-f]{16}", "", f"report/{path.relative_to(out)}")
         if path.suffix in CELLS:

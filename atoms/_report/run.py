@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _config, _core
 from .. import _plot as plot
+from .._old import old_keyword
 from .._version import __version__
 from . import cost, data, monosemanticity, writing
 from . import jobs as _jobs
@@ -23,6 +24,7 @@ from .plan import Plan, plan
 __all__ = ["report"]
 
 
+@old_keyword("progress", "verbose")
 def report(
     config: Config | Mapping[str, Any] | str | Path = "smollm2",
     output: str | os.PathLike[str] = "report",
@@ -31,7 +33,7 @@ def report(
     threads: int = 1,
     client: Any = None,
     judge: Callable[..., Any] | None = None,
-    progress: bool = True,
+    verbose: bool = True,
     **changes: Any,
 ) -> Path:
     """The paper's tables and figures for a model, with controls, in a folder.
@@ -53,7 +55,8 @@ def report(
         Of monosemanticity, ``judge(examples, candidates) -> scores``: it sees a latent's strongest contexts (with
         ``tokens``, ``activations`` and ``focus``) and says of other contexts, the latent's activations hidden, how likely
         it fires there. By default one built on the model's own embeddings.
-    progress : bool
+    verbose : bool
+        Print the cost, and show progress bars.
     **changes
         Settings that replace those of `config`, for instance ``texts="folder"``.
 
@@ -82,12 +85,12 @@ def report(
         raise FileExistsError(f"output: {out} is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)
     workers = jobs if jobs is not None else max(1, _config.available_cpus() // threads)
-    if progress:
+    if verbose:
         print(cost.estimate(config, workers=workers, threads=threads), file=sys.stderr)
     started = time.perf_counter()
-    about = data.prepare(config, out / "data", progress=progress)
+    about = data.prepare(config, out / "data", verbose=verbose)
     planned = plan(config, about)
-    run_jobs(planned, out, n_jobs=workers, threads=threads, client=client, progress=progress)
+    run_jobs(planned, out, n_jobs=workers, threads=threads, client=client, verbose=verbose)
     judged = monosemanticity.judge_all(config, planned, out, judge=judge)
     writing.write_json(out / "config.json", config.as_dict())
     seconds = time.perf_counter() - started

@@ -397,7 +397,7 @@ class ActivationStore(Shown):
     >>> from atoms.activations import capture
     >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 8))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     store = capture(model, [[1, 2, 3], [4, 5, 6]], "1", store=folder, progress=False)
+    ...     store = capture(model, [[1, 2, 3], [4, 5, 6]], "1", store=folder, verbose=False)
     ...     store, sum(len(batch) for batch in store["1"].batches(3, seed=0))
     (ActivationStore(4 rows, float32, 1 output: 8 columns), 4)
     """

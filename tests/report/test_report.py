@@ -80,7 +80,7 @@ def results(out, planned):
 def done(rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "out"
     config = settings(rows)
-    atoms.report(config, out, jobs=1, progress=False)
+    atoms.report(config, out, jobs=1, verbose=False)
     return config, out
 
 
@@ -354,8 +354,8 @@ def test_a_cluster_that_loses_a_worker(done, rows, tmp_path):
 
         thread = threading.Thread(target=kill)
         thread.start()
-        jobs.run(planned.first, out, out / "data", client=client, progress=False)
-        jobs.run(list(planned.agreement.values()), out, out / "data", client=client, progress=False)
+        jobs.run(planned.first, out, out / "data", client=client, verbose=False)
+        jobs.run(list(planned.agreement.values()), out, out / "data", client=client, verbose=False)
         thread.join()
     assert killed and killed[0] < len(set(planned.first))
     assert results(out, planned) == results(reference, planned)
@@ -367,7 +367,7 @@ def test_figures_do_not_depend_on_workers_or_threads(done, rows, tmp_path):
     about = report_data.prepare(config, tmp_path / "data")
     planned = plan(config, about)
     some = list(planned.table.values())[:6]
-    jobs.run(some, tmp_path, tmp_path / "data", n_jobs=2, threads=2, progress=True)
+    jobs.run(some, tmp_path, tmp_path / "data", n_jobs=2, threads=2, verbose=True)
     for job in some:
         a, b = jobs.read(tmp_path, job), jobs.read(reference, job)
         assert a.record == b.record and all(
@@ -379,11 +379,11 @@ def test_broken_results_are_done_again(done, tmp_path):
     config, reference = done
     about = report_data.prepare(config, tmp_path / "data")
     job = next(iter(plan(config, about).shift.values()))
-    jobs.run([job, job], tmp_path, tmp_path / "data", progress=False)
+    jobs.run([job, job], tmp_path, tmp_path / "data", verbose=False)
     path = tmp_path / "cells" / f"{job.key}.npz"
     path.write_bytes(path.read_bytes()[:100])
     assert not jobs.finished(tmp_path, job)
-    jobs.run([job], tmp_path, tmp_path / "data", progress=False)
+    jobs.run([job], tmp_path, tmp_path / "data", verbose=False)
     assert jobs.read(tmp_path, job).record == jobs.read(reference, job).record
 
 
@@ -396,7 +396,7 @@ def test_a_failing_job_says_why_and_leaves_the_others(tmp_path, monkeypatch):
     monkeypatch.setitem(cells.CELLS, "test", fails)
     work = [jobs.Job("test", {"i": i}) for i in range(3)]
     with pytest.raises(ValueError, match="no such layer"):
-        jobs.run(work, tmp_path, tmp_path, progress=False)
+        jobs.run(work, tmp_path, tmp_path, verbose=False)
     assert [jobs.finished(tmp_path, job) for job in work] == [True, False, False]
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.progress"))
 
@@ -526,7 +526,7 @@ def test_the_small_setting_on_a_real_model(tmp_path, loaded_smollm2):
         },
         "monosemanticity": {"layer": 2, "latents": 4, "shown": 2},
     }
-    out = atoms.report("smollm2-small", tmp_path / "out", jobs=1, threads=2, progress=False, **early)
+    out = atoms.report("smollm2-small", tmp_path / "out", jobs=1, threads=2, verbose=False, **early)
     text = out.read_text()
     for heading in (
         "Representation shift",
@@ -551,7 +551,7 @@ def test_a_judge_of_ones_own(of_a_model):
     from atoms._report.monosemanticity import judge_all
 
     config, out = of_a_model
-    planned = plan(config, report_data.prepare(config, out / "data", progress=False))
+    planned = plan(config, report_data.prepare(config, out / "data", verbose=False))
     asked = []
 
     def indifferent(examples, candidates):

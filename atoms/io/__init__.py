@@ -277,7 +277,16 @@ def convert(
 ) -> str:
     """Read any known format and write another: ``.npz`` by that ending, else a SAELens folder.
 
-    ``python -m atoms convert IN OUT`` does this. `is_transcoder` is for `load`.
+    ``python -m atoms convert IN OUT`` does this.
+
+    Parameters
+    ----------
+    source : path
+        What `load` reads.
+    target : path
+        A file that ends in ``.npz``, or a folder.
+    is_transcoder : bool, optional
+        As `load`.
 
     Returns
     -------

@@ -49,7 +49,10 @@ class AtomicInnerProduct(Estimator):
 
     Attributes
     ----------
-    n_samples_seen_, n_features_in_ : int
+    n_samples_seen_ : int
+        Rows that it has seen.
+    n_features_in_ : int
+        d.
     mean_ : (d,) float64
         Mean of the activations, centred or not.
     second_moment_ : (d, d) float64

@@ -151,9 +151,11 @@ class SparseCoder(Estimator):
     Attributes
     ----------
     dictionary_ : Dictionary
+        The atoms, made ready.
     components_ : ndarray (n_atoms, d_in)
         The atoms as given.
     n_features_in_ : int
+        d_in.
 
     Examples
     --------

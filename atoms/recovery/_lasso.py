@@ -35,9 +35,10 @@ def lasso(
 
     Parameters
     ----------
-    X, dictionary, metric, num_threads, verbose, return_info
-        As in :func:`omp`. Atoms of any norm; the penalty falls on the coefficients of the atoms
-        as given.
+    X : array-like (n_signals, d_in)
+        float32, float64, float16 or bfloat16; any strides; memory maps.
+    dictionary : array-like (n_atoms, d_in), model or Dictionary
+        Atoms of any norm; the penalty falls on the coefficients of the atoms as given.
     alpha : float
         Penalty, above 0. At ``alpha >= max |D x|`` the code is zero.
     positive : bool
@@ -47,6 +48,14 @@ def lasso(
         rounding leaves about 1e-6.
     max_iter : int
         Working sets tried before a signal is given up with status LIMIT.
+    metric : AtomicInnerProduct, optional
+        Signals and atoms are whitened by it.
+    num_threads : int, optional
+        None for the package's setting.
+    verbose : bool
+        Show a progress bar.
+    return_info : bool
+        Also return a :class:`RecoveryInfo`.
 
     Returns
     -------
@@ -103,6 +112,10 @@ def lasso_path(
 
     Parameters
     ----------
+    X : array-like (n_signals, d_in)
+        Signals as rows.
+    dictionary : array-like (n_atoms, d_in), model or Dictionary
+        Atoms as rows.
     alphas : array-like, optional
         Penalties, used in decreasing order. Default: from ``max |D x|`` over all signals down,
         evenly in the logarithm.
@@ -110,8 +123,18 @@ def lasso_path(
         How many, by default.
     eps : float
         The smallest over the largest, by default.
-    X, dictionary, positive, tol, max_iter, metric, num_threads, return_info
-        As in :func:`lasso`.
+    positive : bool
+        Coefficients >= 0.
+    tol : float
+        Largest duality gap over ``||x||**2``, as in :func:`lasso`.
+    max_iter : int
+        Working sets tried for each penalty.
+    metric : AtomicInnerProduct, optional
+        Signals and atoms are whitened by it.
+    num_threads : int, optional
+        None for the package's setting.
+    return_info : bool
+        Also return a :class:`RecoveryInfo` for each penalty.
 
     Returns
     -------

@@ -72,13 +72,16 @@ class SparseAutoencoder(Estimator):
     tied : bool
         W_enc = W_dec' in the training space, that is W_enc = S W_dec' for raw activations (the
         theory's form; one parameter block, half the optimiser's work).
-    batch_size, max_steps : int
-        Samples for each step; steps.
+    batch_size : int
+        Samples for each step.
+    max_steps : int
+        Steps of training.
     learning_rate : float
         Adam's, between warm-up and decay.
-    warmup, decay : float
-        Shares of the steps: over the first `warmup` of them the learning rate rises from zero, over the
-        last `decay` it falls to zero, both linearly.
+    warmup : float
+        Share of the steps over which, at the beginning, the learning rate rises from zero, linearly.
+    decay : float
+        Share of the steps over which, at the end, it falls to zero, linearly.
     bandwidth : float
         Width of the band above each threshold, in units of z (whitened activations have unit variance).
     l1_coefficient : float, optional
@@ -92,8 +95,10 @@ class SparseAutoencoder(Estimator):
         of that time its threshold comes down until it fires; its bias rises then too, but not before 3% of the
         run's samples and ten batches without firing (both ``"jumprelu"``). 0: none of it. In runs too short for
         several such periods, 50 to 300 finds more.
-    beta1, beta2 : float
-        Adam's decay rates of the first and the second moment.
+    beta1 : float
+        Adam's decay rate of the first moment.
+    beta2 : float
+        Adam's decay rate of the second moment.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
     aux_k : int
@@ -115,6 +120,8 @@ class SparseAutoencoder(Estimator):
     W_enc : ndarray (d_in, d_sae) float32
         With ``b_enc (d_sae,)``, ``W_dec (d_sae, d_in)``, ``b_dec (d_in,)``, ``threshold (d_sae,)``: the
         autoencoder folded to raw activations, ``z = x W_enc + b_enc``, ``x_hat = a W_dec + b_dec``.
+    metric_ : AtomicInnerProduct or None
+        A copy of the metric that it was fitted under.
     history_ : dict of lists
         step, samples, seconds, loss (training space), explained_variance (centred, last batch),
         explained_variance_val (centred, `X_val`), l0, dead, learning_rate.
@@ -551,8 +558,25 @@ def fit_many(
 
     Each batch is read, and whitened for each different metric, once. The batches are drawn by the first
     one's `random_state`, so all see the same samples; `batch_size` and `max_steps` must agree.
-    See `SparseAutoencoder.fit` for the arguments; `checkpoints` has a path or None for each. They are all of
-    one step, also where the process is killed while they are written.
+
+    Parameters
+    ----------
+    saes : list of SparseAutoencoder
+        To be fitted, each with its own parameters.
+    X : array (n, d_in), memory map, list of them, ``store[layer]`` or ActivationStream
+        As in `SparseAutoencoder.fit`, and so all that follows.
+    X_val : array (m, d_in), optional
+        Held out.
+    callback : callable, optional
+        Called after each step of each autoencoder, with it and the step's figures.
+    init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
+        What all of them start from.
+    checkpoints : sequence of path or None, optional
+        A file for each. They are all of one step, also where the process is killed while they are written.
+    checkpoint_minutes : float
+        Minutes from one checkpoint to the next.
+    checkpoint_steps : int, optional
+        Write them after each multiple of so many steps, too.
 
     Returns
     -------

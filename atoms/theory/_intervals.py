@@ -73,9 +73,13 @@ def explained_variance_interval(
     result : ExplainedVarianceResult
         Of :func:`explained_variance`, in any convention but "variance_of_error".
     level : float
+        Share of the draws that the interval holds.
     n_boot : int
+        Draws.
     block_size : int
+        Consecutive samples that are drawn together.
     random_state : int
+        Seed of the draws.
 
     Returns
     -------
@@ -124,10 +128,22 @@ def stability_interval(
 
     Parameters
     ----------
-    D, l0, metric, num_threads
-        As in :func:`stability`; `l0` in the order of the samples.
-    level, n_boot, block_size, random_state
-        As in :func:`explained_variance_interval`.
+    D : array (d_sae, d_in), model or Coherence
+        Atoms as rows, or what :func:`coherence` gave for them.
+    l0 : array of int (n,) or sparse codes (n, d_sae)
+        Active latents of each sample, in the order of the samples.
+    metric : AtomicInnerProduct, optional
+        Euclidean geometry without.
+    level : float
+        Share of the draws that the interval holds.
+    n_boot : int
+        Draws.
+    block_size : int
+        Consecutive samples that are drawn together.
+    random_state : int
+        Seed of the draws.
+    num_threads : int, optional
+        None for the package's setting.
 
     Returns
     -------

@@ -124,8 +124,10 @@ def match_dictionaries(
 
     Parameters
     ----------
-    A, B : array (d_sae, d_in) or model
-        Atoms as rows, of a model its `W_dec`; their numbers may differ.
+    A : array (d_sae, d_in) or model
+        Atoms as rows, of a model its `W_dec`.
+    B : array (d_sae, d_in) or model
+        The other dictionary; it may have another number of atoms.
     metric : AtomicInnerProduct, optional
     candidates : int
         Beyond 4,096 x 4,096 pairs, partners are sought only among so many nearest of each atom of A
@@ -189,6 +191,17 @@ def pairwise_mcc(
 ) -> np.ndarray:
     """Symmetric matrix of `mcc` between several dictionaries, ones on the diagonal.
 
+    Parameters
+    ----------
+    dictionaries : sequence of array (d_sae, d_in) or model
+        Of one d_in.
+    metric : AtomicInnerProduct, optional
+        Euclidean geometry without.
+    candidates : int
+        As in :func:`match_dictionaries`.
+    num_threads : int, optional
+        None for the package's setting.
+
     Examples
     --------
     >>> import numpy as np
@@ -217,8 +230,12 @@ def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -
 
     Parameters
     ----------
-    A, B : array (d_sae, d_in)
+    A : array (d_sae, d_in) or model
+        Atoms as rows, of a model its `W_dec`.
+    B : array (d_sae, d_in) or model
+        The other dictionary.
     metric : AtomicInnerProduct, optional
+        Euclidean geometry without.
     k : int, optional
         By default the smaller of the two ranks.
 

@@ -15,7 +15,7 @@ QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: always warnings help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint types format docs demo report wheel wheel-test bench clean
+.PHONY: always warnings help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint types format docs notebooks demo report wheel wheel-test bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -145,7 +145,10 @@ types: install  ## mypy --strict and pyright over the package, and whether the e
 	@$(BIN)/basedpyright
 	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml atoms._core
 
-docs: install  ## the documentation site in build/docs, warnings as errors (ATOMS_DOCS_NOTEBOOKS=cache runs the notebooks)
+notebooks: install  ## the notebooks run in full, with what they print and draw kept in them
+	@PYTHONPATH=$$PWD $(BIN)/python docs/run_notebooks.py notebooks/*.ipynb
+
+docs: install  ## the documentation site in build/docs, warnings as errors
 	@$(PIP) --group docs
 	@$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"

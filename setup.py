@@ -1,12 +1,14 @@
 """Builds atoms._core: the C core and its binding in one extension.
 
-ATOMS_BLIS=none builds without BLIS, on the BLAS that SciPy exports; ATOMS_COVERAGE=1 counts lines.
+ATOMS_BLIS=none builds without BLIS, on the BLAS that SciPy exports; ATOMS_COVERAGE=1 counts lines,
+ATOMS_DEBUG=1 keeps symbols for a debugger or profiler.
 `python setup.py blis-flags` prints the compiler's flags for BLIS, for the Makefile.
 """
 
 import itertools
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +56,7 @@ if sys.argv[1:] == ["blis-flags"]:
 import numpy  # noqa: E402
 from setuptools import Extension, setup  # noqa: E402
 from setuptools.command.build_ext import build_ext  # noqa: E402
+from setuptools.errors import PlatformError  # noqa: E402
 
 
 class Build(build_ext):
@@ -67,6 +70,12 @@ class Build(build_ext):
         self.force = True
 
     def build_extensions(self):
+        compiler = self.compiler.compiler[0]
+        if shutil.which(compiler) is None:
+            raise PlatformError(
+                f"atoms is numerical C, and there is no C compiler {compiler!r} here: run `apt install gcc` (or what "
+                "your system calls it), set CC to one that is there, or install a wheel"
+            )
         one_by_one = self.compiler.compile
 
         def at_once(sources, **options):
@@ -77,7 +86,9 @@ class Build(build_ext):
         super().build_extensions()
 
 
-cflags = "-std=c11 -O3 -g -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno".split()
+# Python's own flags may ask for -g; debugging information would be three quarters of the wheel
+debug = "-g" if os.environ.get("ATOMS_DEBUG") or os.environ.get("ATOMS_COVERAGE") else "-g0"
+cflags = f"-std=c11 -O3 {debug} -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno".split()
 ldflags = ["-fopenmp"]
 blis_cflags, blis_ldflags = blis_flags()
 if not blis_cflags:

@@ -7,6 +7,16 @@ and writes other tools' models.
 
 from typing import TYPE_CHECKING
 
+try:
+    from . import _core  # noqa: F401  first: without it nothing below can be imported
+except ImportError as error:
+    if "cannot import name" not in str(error):
+        raise  # it is there and does not load: the loader says why
+    raise ImportError(
+        f"the C core of the atoms in {__path__[0]} is not built for this Python. Run `pip install -e .` in the folder "
+        "above; or, to use an atoms that is installed, start Python in another folder"
+    ) from None
+
 from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._old import old_modules

@@ -1,4 +1,4 @@
-"""The command line: ``python -m atoms demo``, ``report``, ``convert`` and ``show-config``."""
+"""The command line, ``atoms`` or ``python -m atoms``: ``demo``, ``report``, ``convert`` and ``show-config``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _layers(text: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m atoms", description="Which units does a language model compute with?"
+        prog="atoms", description="Which units does a language model compute with?"
     )
     parser.add_argument("--version", action="version", version=f"atoms {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
@@ -58,6 +58,12 @@ def _add_convert(commands: Any) -> None:
     )
     convert.add_argument("source", metavar="IN", help="folder or file, of a format that is recognised")
     convert.add_argument("target", metavar="OUT", help="a new .npz file, or else a new folder for SAELens")
+    convert.add_argument(
+        "--transcoder",
+        dest="is_transcoder",
+        action=argparse.BooleanOptionalAction,
+        help="what IN is, where neither it nor its configuration says",
+    )
 
 
 def _add_demo(commands: Any) -> None:
@@ -140,7 +146,7 @@ def _add_report(commands: Any) -> None:
         "config",
         nargs="?",
         default="smollm2",
-        help="a TOML or JSON file, or smollm2, smollm2-small, gemma2-2b, gemma2-9b, llama3.1-8b",
+        help="a TOML or JSON file, or smollm2, smollm2-small, smollm2-paper, gemma2-2b, gemma2-9b, llama3.1-8b",
     )
     report.add_argument("--output", default="report", metavar="FOLDER", help="where everything goes")
     report.add_argument(

@@ -13,65 +13,13 @@ GF/s count n d^2, half of a full product. The peak is what float64 multiply-adds
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
-import subprocess
-import tempfile
 import time
 
+import machine
 import numpy as np
 import threadpoolctl
 
 import atoms
-
-PEAK = r"""
-#include <omp.h>
-#ifdef __AVX512F__
-enum { LANES = 8 };
-#elif defined(__AVX__)
-enum { LANES = 4 };
-#else
-enum { LANES = 2 };
-#endif
-typedef double vec __attribute__((vector_size(LANES * 8)));
-double peak(int threads) /* float64 operations a second */
-{
-    const long rounds = 10000000;
-    double start = omp_get_wtime(), sink = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : sink)
-    {
-        vec a0 = (vec){0} + 1, a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0,
-            a8 = a0, a9 = a0, b = a0 * 0.999999, c = a0 * 1e-9;
-        for (long i = 0; i < rounds; i++) {
-            a0 = a0 * b + c, a1 = a1 * b + c, a2 = a2 * b + c, a3 = a3 * b + c, a4 = a4 * b + c;
-            a5 = a5 * b + c, a6 = a6 * b + c, a7 = a7 * b + c, a8 = a8 * b + c, a9 = a9 * b + c;
-            __asm__ volatile("" : "+x"(a0), "+x"(a1), "+x"(a2), "+x"(a3), "+x"(a4), "+x"(a5),
-                                  "+x"(a6), "+x"(a7), "+x"(a8), "+x"(a9));
-        }
-        vec s = a0 + a1 + a2 + a3 + a4 + a5 + a6 + a7 + a8 + a9;
-        sink += s[0];
-    }
-    double spent = omp_get_wtime() - start;
-    return sink == 12345.0 ? 0 : 20.0 * LANES * rounds * threads / spent;
-}
-"""
-
-
-def peak(threads: int) -> float | None:
-    """This machine's float64 multiply-add rate, or None without a compiler."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, library = os.path.join(folder, "peak.c"), os.path.join(folder, "peak.so")
-        with open(source, "w") as file:
-            file.write(PEAK)
-        command = [os.environ.get("CC", "cc"), "-O2", "-march=native", "-mprefer-vector-width=512"]
-        command += ["-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", source, "-o", library]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        function = ctypes.CDLL(library).peak
-        function.restype = ctypes.c_double
-        return max(function(threads) for _ in range(5))
 
 
 def activations(n: int, d: int, dtype: type) -> np.ndarray:
@@ -108,7 +56,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["100000x576", "20000x2304"])
     options = parser.parse_args()
     threads = options.threads
-    limit = peak(threads)
+    limit = machine.peaks(threads).get("float64")
     said = "not measured: no compiler" if limit is None else f"{limit / 1e9:.1f} GF/s"
     print(f"{threads} threads, NumPy {np.__version__}; float64 multiply-add peak {said}\n")
     print("| second moment | ours s | NumPy s | NumPy/ours | GF/s | of peak | error, ours | NumPy |")

@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 
+import machine
 import numpy as np
 import scipy.sparse
 
@@ -61,19 +62,16 @@ def in_turns(functions, repeats):
     return [float(np.median(t)) for t in times], results
 
 
-def machine(threads):
+def on_this_machine(threads):
     with open("/proc/cpuinfo") as f:
         model = next(
             (line.split(":")[1].strip() for line in f if line.startswith("model name")), "unknown CPU"
         )
-    a = np.ones((3000, 3000), np.float32)
-    a @ a
-    rate = max(2 * 3000**3 / timed(lambda: a @ a)[0] for _ in range(3))
     print(
         f"{model}, {os.cpu_count()} cores, {threads} threads; NumPy {np.__version__}, SciPy {scipy.__version__}"
     )
-    print(f"largest float32 product rate seen here (NumPy, 3000 x 3000): {rate / 1e9:.0f} GF/s")
-    return rate
+    print(machine.said(threads))
+    return machine.peaks(threads).get("float32", float("nan"))
 
 
 def same_supports(a, b):
@@ -237,7 +235,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    limit = machine(arguments.threads)
+    limit = on_this_machine(arguments.threads)
     if "omp" in arguments.part:
         omp_part(arguments, limit)
     if "sklearn" in arguments.part:

@@ -6,7 +6,6 @@ notebooks/: a new module or notebook needs no line anywhere. Both go into docs/_
 
 import importlib
 import inspect
-import os
 import pkgutil
 import pydoc
 import re
@@ -165,11 +164,7 @@ add_module_names = False
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# notebooks take a language model and minutes: ATOMS_DOCS_NOTEBOOKS=cache runs them, CI's tests do anyway
-nb_execution_mode = os.environ.get("ATOMS_DOCS_NOTEBOOKS", "off")
-nb_execution_timeout = 900
-nb_execution_raise_on_error = True
-nb_execution_cache_path = str(ROOT / "build" / "docs-notebooks")
+nb_execution_mode = "off"  # they are shown as `make notebooks` ran them
 
 
 def plain_bars(app, what, name, obj, options, lines):
@@ -193,6 +188,27 @@ def restore_properties(app, what, name, obj, options, lines):
     original = summaries.pop(name, None)
     if original is not None and not any(line.startswith("---") for line in original):
         lines[:] = original
+
+
+def fitted_attributes(app, what, name, obj, options, lines):
+    """napoleon writes ``:ivar mean_:``, where mean_ would be a reference and lose its underscore."""
+    for i, line in enumerate(lines):
+        if line.startswith((":ivar ", ":vartype ", ":param ", ":type ")):
+            lines[i] = re.sub(r"(?<=\w)_(?=[,:])", r"\\_", line, count=line.split(": ")[0].count("_") or 1)
+
+
+def without_rooms(app, what, name, obj, options, lines):
+    """Which files a module is made of is for its developers."""
+    first = next(
+        (
+            i
+            for i, line in enumerate(lines)
+            if "each of which imports only from" in line or "each importing only from" in line
+        ),
+        None,
+    )
+    if what == "module" and first is not None:
+        del lines[first:]
 
 
 def aliases():
@@ -290,6 +306,8 @@ def setup(app):
     app.connect("autodoc-process-docstring", plain_bars, priority=400)
     app.connect("autodoc-process-docstring", keep_properties, priority=450)
     app.connect("autodoc-process-docstring", restore_properties, priority=600)
+    app.connect("autodoc-process-docstring", fitted_attributes, priority=700)
+    app.connect("autodoc-process-docstring", without_rooms)
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"

@@ -220,17 +220,22 @@ def _figures(found: _Scored) -> dict[str, Any]:
     }
 
 
+def _block(n: int) -> int:
+    """Rows of a block of the bootstrap: neighbouring tokens are not independent."""
+    return min(64, max(1, n // 8))
+
+
 def _intervals(found: _Scored, reference: AtomicInnerProduct, d_in: int) -> dict[str, Any]:
     """Bootstrap intervals of the main figures, and the share of codes that coherence certifies."""
     record: dict[str, Any] = {}
-    block = 64  # neighbouring tokens are not independent
     for part, (X, _, X_hat) in found.coded.items():  # without massive tokens, as the tables' R²
         usual = np.linalg.norm(X, axis=1) <= found.results[part][CONVENTION].massive_norm
         explained = theory.explained_variance(X[usual], X_hat[usual], CONVENTION, metric=reference)
-        interval = theory.explained_variance_interval(explained, block_size=block, n_boot=400)
+        interval = theory.explained_variance_interval(explained, block_size=_block(usual.sum()), n_boot=400)
         record[f"interval_{part}"] = [interval.low, interval.high]
     codes = found.coded["held_out"][1]
-    interval = theory.stability_interval(found.spectrum, np.diff(codes.indptr), block_size=block, n_boot=400)
+    counts = np.diff(codes.indptr)
+    interval = theory.stability_interval(found.spectrum, counts, block_size=_block(len(counts)), n_boot=400)
     record["interval_q_star"] = [interval.low, interval.high]
     if len(found.some) == found.score.d_sae and found.score.l0_mean < d_in:
         record["certified"] = theory.certify(found.spectrum, codes[:_CERTIFIED_ROWS]).shares

@@ -214,6 +214,9 @@ def _from_model(config: Config, folder: Path, verbose: bool) -> tuple[dict[str, 
         d_in = found[found.layers[0]].shape[1]
         layers = layers or found.layers
         new, massive = first_of_prefix(found), found.massive()
+        taken = new.copy()
+        if config.positions == "last":
+            taken &= np.append(found.contexts[1:] != found.contexts[:-1], True)
         counts[name] = {
             "tokens": len(found),
             "repeated": int((~new).sum()),
@@ -224,13 +227,13 @@ def _from_model(config: Config, folder: Path, verbose: bool) -> tuple[dict[str, 
             for layer in found.layers:
                 heavy = massive[layer, "residual"]
                 fitted = _split(part)[1] in ("metric", "train")  # where massive tokens are left out
-                index[f"{part}-{layer}"] = np.flatnonzero(mask & new & ~heavy if fitted else mask & new)
+                index[f"{part}-{layer}"] = np.flatnonzero(mask & taken & ~heavy if fitted else mask & taken)
                 if part == "metric":
-                    index[f"massive-{layer}"] = np.flatnonzero(mask & new & heavy)
+                    index[f"massive-{layer}"] = np.flatnonzero(mask & taken & heavy)
         if name == "metric":
             parts["massive"] = parts["metric"]
     about = {
-        "key": _key({n: sources.keys[n] for n in names}, config.held_out),
+        "key": _key({n: sources.keys[n] for n in names}, config.held_out, config.positions),
         "parts": parts,
         "layers": layers,
         "d_in": d_in,

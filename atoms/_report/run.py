@@ -41,8 +41,8 @@ def report(
     Parameters
     ----------
     config : mapping, name or path
-        "smollm2" (the default), "smollm2-small", "gemma2-2b", "gemma2-9b", "llama3.1-8b", a TOML or JSON file, or a
-        mapping of settings.
+        "smollm2" (the default), "smollm2-small", "smollm2-paper", "gemma2-2b", "gemma2-9b", "llama3.1-8b", a TOML or
+        JSON file, or a mapping of settings.
     output : path
         Folder. One that holds a killed run of the same configuration is taken up where it stopped.
     jobs : int, optional

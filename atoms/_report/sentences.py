@@ -90,9 +90,16 @@ def about(config: Config, captured: Mapping[str, Any]) -> str:
         f"Dictionaries of {config.width:g} d_in atoms, target L0 {config.l0:g}, {config.samples:,} training samples, seeds "
         f"{', '.join(map(str, config.seeds))}."
     )
+    if config.positions == "last":
+        said += " A row is the last token of a prompt."
+    if config.train_rows is not None:
+        said += f" Dictionaries are trained on {config.train_rows:,} rows, drawn at random."
+    said += " Autoencoders fire more on new text than on what they were trained on"
     said += (
-        " Autoencoders fire more on new text than on what they were trained on; one shift of all thresholds holds the L0 of those that "
-        "have thresholds at the target, set on the first quarter of the held-out rows, where nothing is judged."
+        "; one shift of all thresholds holds the L0 of those that have thresholds at the target, set on the first quarter of the "
+        "held-out rows, where nothing is judged."
+        if config.hold_l0
+        else "; their thresholds are left as training ended."
     )
     if dropped:
         said += f" Left out because the text up to them had come before: {dropped}."

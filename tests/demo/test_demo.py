@@ -157,7 +157,7 @@ def test_wrong_options(arguments, message, capsys):
         main(arguments)
     assert stop.value.code == 2
     err = capsys.readouterr().err
-    assert message in err and "usage: python -m atoms" in err
+    assert message in err and "usage: atoms" in err
 
 
 def test_errors_before_the_model_is_loaded(tiny, text, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,9 @@ import ast
 import importlib
 import pkgutil
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,23 @@ def test_public_modules_say_what_they_are():
     for module in pkgutil.iter_modules(atoms.__path__):
         if not module.name.startswith("_"):
             assert importlib.import_module(f"atoms.{module.name}").__doc__, module.name
+
+
+def test_a_source_folder_without_a_build_says_what_to_do(tmp_path):
+    """From within it, where an installed package is hidden by it, too."""
+    shutil.copytree(
+        Path(atoms.__file__).parent, tmp_path / "atoms", ignore=shutil.ignore_patterns("*.so", "*.pyd")
+    )
+    # without the finder of an editable install, which would hand out its own _core
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; import atoms"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError") and "pip install" in last and str(tmp_path) in last
+
+
+def test_the_command_is_the_module():
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'atoms = "atoms.__main__:main"' in pyproject

@@ -109,6 +109,19 @@ def test_wheel_without_blis(sdist, tmp_path):
     (extension,) = (tmp_path / "site" / "atoms").glob("_core*.so")
     assert "blis" not in run("ldd", extension).stdout
     assert "SciPy" in smoke(env, tmp_path / "site")
+    if sys.platform == "linux":  # no debugging information
+        assert extension.stat().st_size < 1_500_000
+
+
+def test_without_a_compiler_there_is_a_sentence(sdist, tmp_path):
+    done = run(
+        *(sys.executable, "setup.py", "-q", "build", "-b", tmp_path),
+        env={**os.environ, "CC": "no-such-compiler"},
+        cwd=sdist,
+        ok=False,
+    )
+    assert done.returncode
+    assert "no C compiler 'no-such-compiler'" in done.stderr.splitlines()[-1]
 
 
 # Hides every libblis of the system from one process: an empty file on top of each, in a mount

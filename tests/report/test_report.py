@@ -503,6 +503,40 @@ def test_a_model_and_its_pages(of_a_model):
     assert [r["layer"] for r in figures["shift"]] == [0, 1, 2]  # "all" layers, beyond those of the table
 
 
+def test_the_paper_s_protocol(of_a_model, tmp_path):
+    """As many atoms as activations, the last token of each prompt, thresholds as training left them."""
+    config, _ = of_a_model
+    assert load("smollm2-paper").layers == tuple(range(30)) and load("smollm2-paper").train_rows == 4096
+    mine = load(
+        config,
+        metric_text="p.json",
+        train_text=None,
+        held_out_text=None,
+        positions="last",
+        train_rows=64,
+        hold_l0=False,
+        width=4,
+        l0=1,
+        dictionaries=["atoms", "memorizing"],
+        monosemanticity={"layer": None},
+    )
+    about = report_data.prepare(mine, tmp_path / "data", verbose=False)
+    rows = about["rows"]
+    assert 0 < rows["train"]["2"] + rows["held_out"]["2"] <= 300  # a row for each prompt
+    held = report_data.Data(tmp_path / "data", about["key"])
+    words = held.words("train", 2)
+    last = np.append(np.diff(words["contexts"]) != 0, True)
+    assert last[words["rows"]].all()
+    out = tmp_path / "out"
+    atoms.report(mine, out, jobs=1, verbose=False)
+    with open(out / "tables" / "main.csv") as file:
+        found = {(r["layer"], r["dictionary"]): r for r in csv.DictReader(file)}
+    assert all(float(r["n_train"]) == 64 for r in found.values())
+    assert float(found["2", "memorizing"]["R2_train"]) == pytest.approx(1, abs=1e-5)
+    text = (out / "report.md").read_text()
+    assert "the last token of a prompt" in text and "left as training ended" in text and "q* train" in text
+
+
 @pytest.mark.slow
 def test_the_small_setting_on_a_real_model(tmp_path, loaded_smollm2):
     """`smollm2-small` with fewer tokens, at early layers, for a pass ends at the last one: all its parts in seconds."""

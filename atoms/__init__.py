@@ -2,8 +2,10 @@
 
 Data flows through the rooms `activations`, `metric`, `sae` or `recovery`, `theory`, `report`. `controls` has the
 dictionaries that a trained one must be compared with, `evaluation` judges dictionaries inside the model, `io` reads
-and writes other tools' models. `reference` has slow NumPy twins of the C core, for the tests.
+and writes other tools' models.
 """
+
+from typing import TYPE_CHECKING
 
 try:
     from . import _core  # noqa: F401  first: without it nothing below can be, and in a sub-interpreter it says so
@@ -17,13 +19,14 @@ except ImportError as error:
 
 from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
+from ._old import old_modules
+from ._report import report
 from ._steering import steer
 from ._version import __version__
 from .evaluation import evaluate
 from .io import load
 from .metric import AtomicInnerProduct
 from .recovery import SparseCoder
-from .report import report  # hides the module of that name; `from atoms.report import load` still finds it
 from .sae import SparseAutoencoder, TrainingDiverged, fit_many
 
 __all__ = [
@@ -47,3 +50,19 @@ __all__ = [
     "steer",
     "theory",
 ]
+
+if not TYPE_CHECKING:
+    _REPORT = (
+        "cells config cost data figures jobs kinds monosemanticity plan run scoring sentences tables writing"
+    )
+    __getattr__ = old_modules(
+        __name__,
+        {
+            **{name: f"_{name}" for name in ("demo", "plot", "reference", "report")},
+            **{f"report.{name}": f"_report.{name}" for name in _REPORT.split()},
+        },
+    )
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "evaluation", "metric", "sae"]

@@ -169,9 +169,9 @@ def _report(
     scheduler: str | None,
     estimate: bool,
 ) -> None:
-    from . import report as run
-    from .report import estimate as cost
-    from .report import load
+    from ._report import estimate as cost
+    from ._report import load
+    from ._report import report as run
 
     settings = load(config, **({} if texts is None else {"texts": texts}))
     if estimate:
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif command == "report":
             _report(**args)
         else:
-            from . import demo
+            from . import _demo as demo
 
             threads = args.pop("threads")
             if threads is not None:

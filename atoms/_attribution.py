@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from ._shown import Shown, Table
 from ._steering import as_module
 from .activations import Model, Pass
 
@@ -18,7 +20,7 @@ _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitAttribution:
+class LogitAttribution(Shown):
     """Words that latents speak for and against: see :func:`logit_attribution`.
 
     Attributes
@@ -35,6 +37,19 @@ class LogitAttribution:
     top_values: np.ndarray
     bottom_ids: np.ndarray
     bottom_values: np.ndarray
+
+    def _table(self) -> Table:
+        def tokens(ids: np.ndarray, values: np.ndarray) -> str:
+            return ", ".join(f"{i} ({v:+.3g})" for i, v in zip(ids[:5].tolist(), values[:5].tolist()))
+
+        columns = zip(
+            self.latents.tolist(), self.top_ids, self.top_values, self.bottom_ids, self.bottom_values
+        )
+        rows = [
+            (str(j), tokens(up, u), tokens(down, v)) for j, up, u, down, v in itertools.islice(columns, 20)
+        ]
+        note = f"the first 20 of {len(self.latents):,} latents" if len(self.latents) > 20 else ""
+        return Table("Token ids that latents raise and lower", rows, ("latent", "raised", "lowered"), note)
 
 
 def logit_attribution(model: Any, dictionary: Any, latents: Any = None, *, k: int = 10) -> LogitAttribution:

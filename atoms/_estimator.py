@@ -16,6 +16,7 @@ import numpy as np
 
 from ._checks import feature_names
 from ._rows import rows_of, table
+from ._shown import Shown, Table
 
 __all__ = ["Estimator", "NotFittedError"]
 
@@ -30,12 +31,13 @@ def _not_fitted_error() -> type[Exception]:
     return NotFittedError if module is None else module.NotFittedError
 
 
-class Estimator:
+class Estimator(Shown):
     """Parameters, representation and checks, as scikit-learn's estimators have them.
 
     A subclass stores each constructor argument under its own name, unchanged, and checks it in
     ``fit``. ``_check_X`` validates input and sets or checks ``n_features_in_`` and
-    ``feature_names_in_``; ``_check_fitted`` raises where ``fit`` has not run.
+    ``feature_names_in_``; ``_check_fitted`` raises where ``fit`` has not run; ``_figures`` are what a notebook
+    shows of it once it has.
     """
 
     @classmethod
@@ -72,14 +74,26 @@ class Estimator:
             getattr(self, name).set_params(**rest_params)
         return self
 
-    def __repr__(self) -> str:
+    def _changed(self) -> dict[str, str]:
+        """Constructor arguments that are not at their defaults, as text."""
         defaults = inspect.signature(type(self).__init__).parameters
-        shown = []
-        for name in self._parameter_names():
-            value, default = getattr(self, name), defaults[name].default
-            if value is not default and repr(value) != repr(default):
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        values = {name: getattr(self, name) for name in self._parameter_names()}
+        texts = {name: repr(value) for name, value in values.items() if value is not defaults[name].default}
+        return {name: text for name, text in texts.items() if text != repr(defaults[name].default)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._changed().items())})"
+
+    def _figures(self) -> list[tuple[str, Any]]:
+        """Of a fitted estimator, what there is to say in a few words: nothing that takes long to compute."""
+        return [("features", self.n_features_in_)]
+
+    def _table(self) -> Table:
+        short = [f"{k}={v if len(v) <= 60 else v[:57] + '...'}" for k, v in self._changed().items()]
+        note = f"set: {', '.join(short)}" if short else "all parameters at their defaults"
+        fitted = self.__sklearn_is_fitted__()
+        title = type(self).__name__ + ("" if fitted else ", not fitted")
+        return Table(title, self._figures() if fitted else [], note=note)
 
     def __sklearn_is_fitted__(self) -> bool:
         return "n_features_in_" in vars(self)

@@ -22,6 +22,7 @@ import numpy as np
 
 from ._arrays import Lazy, chunk_of, flatter, is_stream, is_tensor, opened, refuse, regrouped
 from ._checks import check_array, feature_names, first_nonfinite_row, native, nonfinite_error
+from ._shown import Shown, Table
 
 PASS_ROWS = 8192  # that are looked at together by what goes over all rows once
 
@@ -276,7 +277,7 @@ class RowSampler(Sampler):
 # ------------------------------------------------------------------ block by block
 
 
-class BlockSource(abc.ABC):
+class BlockSource(Shown, abc.ABC):
     """Rows that come block by block, and are shuffled through a buffer: the base of sources of your own.
 
     A class that says how many rows there are in each block, and reads a block, goes into every estimator:
@@ -346,7 +347,7 @@ class BlockSource(abc.ABC):
     def read(self, block: int, out: np.ndarray) -> None:
         """Rows of a block into `out` (sizes[block], d). Called from another thread."""
 
-    def expect(self, blocks: np.ndarray) -> None:  # noqa: B027
+    def expect(self, blocks: np.ndarray) -> None:
         """These blocks will be read next: a source that can begin to fetch them does."""
 
     def digest(self) -> str | None:
@@ -363,6 +364,13 @@ class BlockSource(abc.ABC):
     @property
     def shape(self) -> tuple[int, int]:
         return self.n, self.d
+
+    def _table(self) -> Table:
+        sizes = ("rows", self.n), ("columns", self.d), ("type", self.dtype)
+        groups = max(1, -(-self.n // self.buffer_rows))
+        return Table(
+            repr(self), [*sizes, ("blocks", len(self.sizes)), ("groups, each shuffled in memory", groups)]
+        )
 
     def groups(self, seed: int | Sequence[int], epoch: int) -> list[np.ndarray]:
         """The blocks of each group of an epoch, ascending within it."""

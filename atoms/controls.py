@@ -33,6 +33,11 @@ __all__ = [
     "shuffle_coordinates",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # from whitened rows: how many entries each has; their atoms, ascending within a row; their values
 _Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -109,6 +114,11 @@ class _Dictionary(Estimator):
         most = min(unit.shape)
         if not isinstance(self.l0, (int, np.integer)) or not 1 <= self.l0 <= most:
             raise ValueError(f"l0: expected a whole number from 1 to {most}, got {self.l0!r}")
+
+    def _figures(self) -> list[tuple[str, Any]]:
+        atoms = f"{self.d_sae:,} of {self.n_features_in_:,} features"
+        metric = "none: Euclidean" if self.metric is None else repr(self.metric)
+        return [("atoms", atoms), ("active for each sample", self.l0), ("metric", metric)]
 
     @property
     @one_blas_thread

@@ -8,14 +8,17 @@ file of their own, ``_attribution.py``.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from . import _plot as plot
 from ._attribution import LogitAttribution, latent_attribution, logit_attribution
 from ._config import one_blas_thread
+from ._old import old_keyword
+from ._progress import progress_bar
+from ._shown import Shown, Table
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
@@ -30,8 +33,12 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class DictionaryEvaluation:
+def __dir__() -> list[str]:
+    return __all__
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DictionaryEvaluation(Shown):
     """What one dictionary does to the model, and what it makes of the activations.
 
     Attributes
@@ -66,9 +73,28 @@ class DictionaryEvaluation:
     dead: int
     dense: int
 
+    def __repr__(self) -> str:
+        return self._table().text()
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
+    def _rows(self) -> dict[str, Any]:
+        """Its column of a table."""
+        return {
+            "cross-entropy (nats)": self.cross_entropy,
+            "recovered, against zeros": self.recovered_zero,
+            "recovered, against mean": self.recovered_mean,
+            "KL of logits (nats)": self.kl,
+            **{f"explained variance, {c}": v for c, v in self.explained_variance.items()},
+            "L0": self.l0,
+            "dead latents": f"{self.dead:,} of {len(self.density):,}",
+            "dense latents": self.dense,
+        }
+
+    def _table(self) -> Table:
+        return Table("One dictionary inside the model", list(self._rows().items()))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """The result of :func:`evaluate`; printing it gives one table, ``evaluation[name]`` one dictionary.
 
     Attributes
@@ -116,56 +142,66 @@ class Evaluation:
 
         return plain(self)  # type: ignore[no-any-return]
 
-    def __str__(self) -> str:
-        lines = self._lines()
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        table = "\n".join(
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
-            )
-            for line in lines
-        )
-        level = self.cross_entropy.level
-        return (
-            f"{'layer ' if isinstance(self.place[0], int) else ''}{self.place[0]} {self.place[1]}: {self.n_tokens:,} tokens "
-            f"in {self.n_contexts:,} contexts; brackets: {100 * level:g}% bootstrap intervals over contexts\n{table}"
-        )
+    def plot(self, axes: Any = None) -> Any:
+        """Draw what each dictionary recovers of the model's predictions, and explains, with the intervals.
 
-    def _lines(self) -> list[list[str]]:
-        """The cells of the table: the model with and without ablation, then the dictionaries."""
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes, (6.5, 2 + 0.5 * len(self.dictionaries)))
         ones = list(self.dictionaries.values())
+        figures = {
+            "recovered, against zeros": [d.recovered_zero for d in ones],
+            "against mean": [d.recovered_mean for d in ones],
+        }
+        if all("centered" in d.explained_variance for d in ones):
+            figures["explained variance"] = [d.explained_variance["centered"] for d in ones]
+        names = [f"{name}, L0 {d.l0.estimate:.3g}" for name, d in self.dictionaries.items()]
+        plot.recovered(
+            axes, names, {k: [(v.estimate, v.low, v.high) for v in values] for k, values in figures.items()}
+        )
+        plot.titles(axes, "Inside the model", f"{self.n_tokens:,} tokens in {self.n_contexts:,} contexts")
+        return axes
 
-        def line(
-            label: str,
-            figure: Callable[[DictionaryEvaluation], Interval | str],
-            model: Sequence[Interval | str] = ("", "", ""),
-        ) -> list[str]:
-            cells = [*model, *(figure(d) for d in ones)]
-            return [label, *(_cell(c) if isinstance(c, Interval) else c for c in cells)]
+    def __str__(self) -> str:
+        return self._table().text()
 
-        losses = self.cross_entropy, self.cross_entropy_zero, self.cross_entropy_mean
-        return [
-            ["", "model", "zeros", "mean", *self.dictionaries],
-            line("cross-entropy (nats)", lambda d: d.cross_entropy, losses),
-            line("recovered, against zeros", lambda d: d.recovered_zero),
-            line("recovered, against mean", lambda d: d.recovered_mean),
-            line("KL of logits (nats)", lambda d: d.kl, ("0", self.kl_zero, self.kl_mean)),
-            *(
-                line(f"explained variance, {c}", lambda d: d.explained_variance[c])
-                for c in ones[0].explained_variance
-            ),
-            line("L0", lambda d: d.l0),
-            line("dead latents", lambda d: f"{d.dead:,} of {len(d.density):,}"),
-            line(f"dense latents (> {self.dense_above:g})", lambda d: f"{d.dense:,}"),
+    __repr__ = __str__
+
+    def _table(self) -> Table:
+        """The model with and without ablation, then the dictionaries."""
+        model = {
+            "cross-entropy (nats)": (self.cross_entropy, self.cross_entropy_zero, self.cross_entropy_mean),
+            "KL of logits (nats)": ("0", self.kl_zero, self.kl_mean),
+        }
+        columns = [d._rows() for d in self.dictionaries.values()]
+        rows = [
+            (name, *model.get(name, ("", "", "")), *(column[name] for column in columns))
+            for name in (columns[0] if columns else model)
         ]
-
-
-def _cell(interval: Interval) -> str:
-    digits = 3 if abs(interval.estimate) < 10 else 1
-    text = f"{interval.estimate:.{digits}f}"
-    if np.isnan(interval.low):
-        return text
-    return f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+        if columns:
+            rows[-1] = (f"{rows[-1][0]} (> {self.dense_above:g})", *rows[-1][1:])
+        layer, site = self.place
+        where = f"{'layer ' if isinstance(layer, int) else ''}{layer} {site}"
+        level = f"{100 * self.cross_entropy.level:g}%"
+        return Table(
+            f"{where}: {self.n_tokens:,} tokens in {self.n_contexts:,} contexts; "
+            f"brackets: {level} bootstrap intervals over contexts",
+            rows,
+            ("", "model", "zeros", "mean", *self.dictionaries),
+        )
 
 
 # ------------------------------------------------------------------ the model with something spliced in
@@ -231,6 +267,7 @@ def _reconstruction(sae: Any, X: np.ndarray) -> tuple[Any, np.ndarray]:
     return codes, np.asarray(sae.reconstruct(X) if normed else sae.inverse_transform(codes))
 
 
+@old_keyword("progress", "verbose")
 def evaluate(
     model: Any,
     tokens: Any,
@@ -247,7 +284,7 @@ def evaluate(
     random_state: int = 0,
     forward: Forward | None = None,
     attention_mask: Any = None,
-    progress: bool = True,
+    verbose: bool = True,
 ) -> Evaluation:
     """Judge dictionaries inside the model, on held-out text.
 
@@ -267,18 +304,31 @@ def evaluate(
         Each with ``transform`` and ``inverse_transform``: `SparseAutoencoder`, `PretrainedSAE` (no
         transcoders: their output belongs elsewhere), anything of `atoms.controls`. A single one is
         called "autoencoder".
-    layer, site, drop_first, batch_tokens, forward, attention_mask
-        As in :func:`atoms.activations.capture`. With `drop_first`, position 0 keeps its own activation in
-        every pass, ablations too, and its prediction is not counted.
+    layer : int or str
+        One block, or the name of a module, as in :func:`atoms.activations.capture`.
+    site : str
+        "residual", "mlp" or "attention", of a layer by number.
     conventions : sequence of str, optional
         Of explained variance; by default "centered" and "uncentered", and "metric" where every
         dictionary has a metric.
     dense_above : float
         A latent that is not zero on a larger share of the tokens is dense.
-    level, n_boot, random_state
-        Percentile bootstrap over contexts, all figures from the same draws; the mean activation and
-        the dictionaries are held fixed.
-    progress : bool
+    drop_first : bool
+        Position 0 keeps its own activation in every pass, ablations too, and its prediction is not counted.
+    batch_tokens : int
+        Tokens per forward pass, padding included.
+    level : float
+        Of the intervals: percentile bootstrap over contexts, all figures from the same draws; the mean
+        activation and the dictionaries are held fixed.
+    n_boot : int
+        Draws of the bootstrap.
+    random_state : int
+        Seed of the draws.
+    forward : callable, optional
+        ``forward(model, ids, mask)``, as in :func:`atoms.activations.capture`.
+    attention_mask : 2-D array or tensor, or list of 1-D arrays, optional
+        1 at tokens of the text, 0 at padding.
+    verbose : bool
         Show a progress bar on standard error.
 
     Returns
@@ -309,8 +359,8 @@ def evaluate(
     >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Embedding(20, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 20))
     >>> tokens = np.random.default_rng(0).integers(0, 20, (30, 16))
-    >>> rows = atoms.activations.capture(model, tokens, "1", progress=False)["1"]
-    >>> result = atoms.evaluate(model, tokens, {"all of PCA": PCADictionary().fit(rows)}, "1", progress=False)
+    >>> rows = atoms.activations.capture(model, tokens, "1", verbose=False)["1"]
+    >>> result = atoms.evaluate(model, tokens, {"all of PCA": PCADictionary().fit(rows)}, "1", verbose=False)
     >>> round(result["all of PCA"].recovered_zero.estimate, 4), result["all of PCA"].l0.estimate
     (1.0, 8.0)
     """
@@ -325,11 +375,7 @@ def evaluate(
     conventions = _conventions(named, conventions)
     _check_head(plan)
 
-    from tqdm import tqdm
-
-    with tqdm(
-        total=2 * plan.n, desc="evaluate", unit=" tokens", disable=not progress, file=sys.stderr, leave=False
-    ) as bar:
+    with progress_bar("evaluate", 2 * plan.n, " tokens", verbose=verbose, keep=False) as bar:
         mean = _mean(plan, key, bar)
         _check_widths(named, len(mean))
         tally = _Tally(named, conventions, mean)

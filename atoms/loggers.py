@@ -19,6 +19,10 @@ from typing import Any
 __all__ = ["TensorBoard", "WandB"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class _Logger:
     """A callback that turns steps into named numbers, which a subclass's `_write` passes on."""
 

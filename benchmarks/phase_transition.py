@@ -16,16 +16,16 @@ import warnings
 import numpy as np
 from scipy.stats import norm
 
-from atoms.recovery import Dictionary, basis_pursuit, cosamp, gradient_pursuit, iht, omp
+from atoms.recovery import Dictionary, code, omp
 
 SOLVERS = {
     "OMP": lambda X, D, k: omp(X, D, k),
     "OLS": lambda X, D, k: omp(X, D, k, selection="ols"),
     "NN-OMP (positive codes)": lambda X, D, k: omp(X, D, k, nonnegative=True),
-    "basis pursuit": lambda X, D, k: basis_pursuit(X, D),
-    "CoSaMP": lambda X, D, k: cosamp(X, D, k),
-    "IHT": lambda X, D, k: iht(X, D, k),
-    "gradient pursuit": lambda X, D, k: gradient_pursuit(X, D, k, max_iter=5 * k),
+    "basis pursuit": lambda X, D, k: code(X, D, "basis_pursuit"),
+    "CoSaMP": lambda X, D, k: code(X, D, "cosamp", n_nonzero=k),
+    "IHT": lambda X, D, k: code(X, D, "iht", n_nonzero=k),
+    "gradient pursuit": lambda X, D, k: code(X, D, "gradient_pursuit", n_nonzero=k, max_iter=5 * k),
 }
 
 

@@ -18,7 +18,7 @@ import machine
 import numpy as np
 import scipy.sparse
 
-from atoms import reference
+from atoms import _reference as reference
 from atoms.recovery import lasso, omp
 
 SHAPES = [

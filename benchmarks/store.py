@@ -100,7 +100,7 @@ def stream(tokens, d_sae):
         done.append(atoms.SparseAutoencoder(**options).fit(rows))
 
     with tempfile.TemporaryDirectory() as folder:
-        captured = seconds(lambda: capture(model, contexts, 15, store=folder, progress=False))
+        captured = seconds(lambda: capture(model, contexts, 15, store=folder, verbose=False))
         store = ActivationStore(folder)
         trained = seconds(train, store.rows(15, buffer_rows=2048))
     together = seconds(train, ActivationStream(model, contexts, 15, buffer_rows=2048))
@@ -132,7 +132,7 @@ def main():
     model = torch.nn.Sequential(torch.nn.Embedding(5000, d))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         took = seconds(
-            lambda: capture(model, tokens, "0", store=folder, dtype=arguments.dtype, drop_first=False, batch_tokens=1024, progress=False)
+            lambda: capture(model, tokens, "0", store=folder, dtype=arguments.dtype, drop_first=False, batch_tokens=1024, verbose=False)
         )  # fmt: skip
         store = ActivationStore(folder)
         megabytes = len(store) * width / 1e6

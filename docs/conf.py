@@ -37,10 +37,25 @@ ORDER = [
     "controls",
     "io",
     "evaluation",
-    "report",
-    "demo",
-    "plot",
 ]
+REPORT = """atoms.report
+============
+
+.. py:currentmodule:: atoms
+
+.. autofunction:: report
+
+What a configuration holds
+--------------------------
+
+A mapping, or a TOML or JSON file, with any of these; ``grid``, ``frontier`` and ``monosemanticity`` are mappings
+of what stands under their names.
+
+.. autoclass:: atoms._report.Config
+.. autoclass:: atoms._report.Grid
+.. autoclass:: atoms._report.Frontier
+.. autoclass:: atoms._report.Monosemanticity
+"""
 
 
 def write(path, text):
@@ -66,7 +81,6 @@ def api_pages():
         )
         said = (module.__doc__ or "").strip().split("\n")[0]
         lines.append(f"   * - :py:mod:`atoms.{name}`\n     - {said}\n")
-    rooms = "".join(f"   {page.stem}\n" for page in pages)
     top = "\n".join(
         f"   * - :py:obj:`atoms.{name}`\n"
         f"     - {(getattr(atoms, name).__doc__ or '').strip().splitlines()[0]}"
@@ -76,6 +90,8 @@ def api_pages():
     settings = "".join(
         f".. autofunction:: atoms.{n}\n\n" for n in atoms.__all__ if n.endswith(("threads", "config"))
     )
+    pages.append(write(GENERATED / "api" / "report.rst", REPORT))
+    rooms = "".join(f"   {page.stem}\n" for page in pages)
     write(
         GENERATED / "api" / "index.rst",
         f"API reference\n=============\n\nOne page for each room of the package; ``import atoms`` has the names "
@@ -196,10 +212,10 @@ def without_rooms(app, what, name, obj, options, lines):
 
 
 def aliases():
-    """Other ways to say a documented name: atoms.SparseAutoencoder, atoms.report.run.report, io.load."""
-    found = {}
+    """Other ways to say a documented name: atoms.SparseAutoencoder, atoms._report.run.report, io.load."""
+    found = {"atoms._report.run.report": "atoms.report", "atoms.report": "atoms.report"}
     for page in (GENERATED / "api").glob("*.rst"):
-        if page.stem != "index":
+        if page.stem not in ("index", "report"):
             module = importlib.import_module(f"atoms.{page.stem}")
             for name in getattr(module, "__all__", ()):
                 if not callable(getattr(module, name)):  # data have no entry of their own
@@ -244,7 +260,7 @@ def name_role(role, rawtext, text, lineno, inliner, options=None, content=()):
         if name in known:
             rest = plain.removeprefix(name.removeprefix("atoms.").removeprefix(f"{module}."))
             if rest and not inspect.isclass(pydoc.locate(known[name])):
-                continue  # atoms.report is a function too, and has no parts
+                continue  # a function has no parts
             full = known[name] + rest
             return PyXRefRole()("py:obj", rawtext, f"{text} <{full}>", lineno, inliner)
     return [nodes.literal(rawtext, text)], []

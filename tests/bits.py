@@ -22,7 +22,7 @@ import numpy as np
 
 import atoms
 from atoms import _core, recovery, theory
-from atoms.report import load as load_config
+from atoms._report import load as load_config
 
 ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 TIMED = re.compile(r"second|cpu|cost|memory|wall|version|bytes", re.IGNORECASE)
@@ -188,20 +188,20 @@ def codes(X, D):
             "lasso": lambda: recovery.lasso(x, d, 1.5),
             "lasso/free": lambda: recovery.lasso(x, free, 1.5),
             "lasso/+": lambda: recovery.lasso(x, d, 1.5, positive=True),
-            "mp": lambda: recovery.matching_pursuit(x, d, 9),
-            "gp": lambda: recovery.gradient_pursuit(x, d, 9),
-            "cosamp": lambda: recovery.cosamp(x, d, 6),
-            "iht": lambda: recovery.iht(x, d, 6),
-            "threshold": lambda: recovery.threshold_code(x, d, 9.0),
-            "bp": lambda: recovery.basis_pursuit(x[:6], d[:150]),
-            "bpdn": lambda: recovery.basis_pursuit_denoise(x[:6], d[:150], 2.0),
+            "mp": lambda: recovery.code(x, d, "matching_pursuit", n_nonzero=9),
+            "gp": lambda: recovery.code(x, d, "gradient_pursuit", n_nonzero=9),
+            "cosamp": lambda: recovery.code(x, d, "cosamp", n_nonzero=6),
+            "iht": lambda: recovery.code(x, d, "iht", n_nonzero=6),
+            "threshold": lambda: recovery.code(x, d, "threshold", tau=9.0),
+            "bp": lambda: recovery.code(x[:6], d[:150], "basis_pursuit"),
+            "bpdn": lambda: recovery.code(x[:6], d[:150], "basis_pursuit_denoise", sigma=2.0),
             "coder": lambda: coder.fit(x).transform(x),
         }
         for name, solve in solvers.items():
             c = solve()
             yield f"{name}/{np.dtype(dt)}", digest(c.data, c.indices, c.indptr)
-        for name, solve in (("omp", recovery.omp), ("cosamp", recovery.cosamp)):
-            c, info = solve(x, d, 6, return_info=True)
+        for name in ("omp", "cosamp"):
+            c, info = recovery.code(x, d, name, n_nonzero=6, return_info=True)
             yield f"{name}/info/{np.dtype(dt)}", digest(c.data, info.status, info.residual)
         alphas, path = recovery.lasso_path(x[:40], d, n_alphas=5)
         yield f"path/{np.dtype(dt)}", digest(alphas, *[c.data for c in path])
@@ -234,7 +234,7 @@ def stores(folder):
     model = transformers.LlamaForCausalLM(small).eval()
     g = np.random.default_rng(0)
     contexts = [g.integers(0, 61, g.integers(20, 40)) for _ in range(60)]
-    common = {"batch_tokens": 128, "progress": False}
+    common = {"batch_tokens": 128, "verbose": False}
     rows = atoms.activations.capture(model, contexts, [1, 0], **common)
     store = atoms.activations.capture(
         model, contexts, [1, 0], store=os.path.join(folder, "store"), shard_mb=0.03, **common
@@ -250,7 +250,7 @@ def stores(folder):
     stream = atoms.activations.ActivationStream(model, contexts, 1, buffer_rows=500, batch_tokens=128)
     yield "store/fit", digest(sae.W_dec)
     yield "stream/fit", digest(atoms.SparseAutoencoder(**settings).fit(stream).W_dec)
-    yield "evaluate", digest(str(atoms.evaluate(model, contexts[:20], {"sae": sae}, 1, progress=False)))
+    yield "evaluate", digest(str(atoms.evaluate(model, contexts[:20], {"sae": sae}, 1, verbose=False)))
 
 
 CELLS = {".md": "|", ".tex": "&", ".csv": ","}  # what parts a table's cells
@@ -299,7 +299,7 @@ def reports(folder):
         "monosemanticity": {"layer": None},
     }  # fmt: skip
     out = pathlib.Path(folder, "out")
-    atoms.report(load_config(config), out, jobs=1, progress=False)
+    atoms.report(load_config(config), out, jobs=1, verbose=False)
     for path in sorted(out.rglob("*")):
         name = re.sub("-[0-9a-f]{16}", "", f"report/{path.relative_to(out)}")
         if path.suffix in CELLS:

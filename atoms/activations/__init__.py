@@ -47,3 +47,7 @@ __all__ = [
     "smollm2",
     "tokenize",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

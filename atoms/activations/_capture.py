@@ -13,6 +13,8 @@ from typing import IO, Any, overload
 import numpy as np
 
 from .._files import replacing
+from .._old import old_keyword
+from .._progress import progress_bar
 from ._hooks import Forward, Pass
 from ._store import ActivationStore, write_store
 from ._table import (
@@ -144,7 +146,7 @@ def capture(
     forward: Forward | None = ...,
     attention_mask: Any = ...,
     tokenizer: Any = ...,
-    progress: bool = ...,
+    verbose: bool = ...,
 ) -> Activations: ...
 
 
@@ -163,10 +165,11 @@ def capture(
     attention_mask: Any = ...,
     tokenizer: Any = ...,
     shard_mb: float = ...,
-    progress: bool = ...,
+    verbose: bool = ...,
 ) -> ActivationStore: ...
 
 
+@old_keyword("progress", "verbose")
 def capture(
     model: Any,
     tokens: Any,
@@ -184,7 +187,7 @@ def capture(
     attention_mask: Any = None,
     tokenizer: Any = None,
     shard_mb: float = 256.0,
-    progress: bool = True,
+    verbose: bool = True,
 ) -> Activations | ActivationStore:
     """Activations of a PyTorch model at some layers, one row per token.
 
@@ -244,7 +247,7 @@ def capture(
         set of Hugging Face, also streaming): `tokenize` with contexts of 512 tokens. Named in the store's manifest.
     shard_mb : float
         Megabytes of each layer's rows in a shard of the store: a killed run loses one shard at most.
-    progress : bool
+    verbose : bool
         Show a progress bar, and a line of what was captured, on standard error.
 
     Returns
@@ -272,7 +275,7 @@ def capture(
     >>> import torch
     >>> from atoms.activations import capture
     >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 8), torch.nn.ReLU())
-    >>> capture(model, [[1, 2, 3], [4, 5]], "1", drop_first=False, progress=False)["1"].shape
+    >>> capture(model, [[1, 2, 3], [4, 5]], "1", drop_first=False, verbose=False)["1"].shape
     (5, 8)
     """
     if massive not in ("keep", "drop"):
@@ -289,13 +292,13 @@ def capture(
                 "massive: 'drop' needs the norms of all rows before the first is written; a store keeps them, and "
                 "fit(store[layer], massive='drop') leaves massive rows out"
             )
-        with _bar(plan.n, progress, drop_first) as bar:
+        with _bar(plan.n, verbose, drop_first) as bar:
             return write_store(Path(store), plan, row_type, tokenizer, shard_mb, bar.update)
 
     rows = _Rows(plan.keys, plan.n, row_type, None if out is None else new_folder(out))
     started = time.perf_counter()
     try:
-        with _bar(rows.n, progress, drop_first) as bar, plan.hooked() as run:
+        with _bar(rows.n, verbose, drop_first) as bar, plan.hooked() as run:
             start = 0
             for batch, n in enumerate(plan.sizes.tolist()):
                 for key, found in run(batch).items():
@@ -309,7 +312,7 @@ def capture(
     except BaseException:
         rows.discard()
         raise
-    if progress:
+    if verbose:
         print(f"captured {result.summary()}", file=sys.stderr)
     return result
 
@@ -331,8 +334,6 @@ def _finished(plan: Pass, rows: _Rows, massive_multiple: float, drop: bool) -> A
     return result
 
 
-def _bar(n: int, progress: bool, drop_first: bool) -> Any:
-    from tqdm import tqdm
-
+def _bar(n: int, verbose: bool, drop_first: bool) -> Any:
     what = "capture, first token of each context dropped" if drop_first else "capture"
-    return tqdm(total=n, desc=what, unit=" tokens", disable=not progress, file=sys.stderr, leave=False)
+    return progress_bar(what, n, " tokens", verbose=verbose, keep=False)

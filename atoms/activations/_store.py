@@ -18,6 +18,7 @@ import numpy as np
 from .._config import ForkedLock
 from .._files import only_user, plain_name, read_json, read_npz, reading, replacing
 from .._rows import BlockSource
+from .._shown import Shown, Table
 from ._hooks import Pass
 from ._table import INDEX, Key, check_column, checked_norms, point_name, row_dtype, stored_dtype
 
@@ -336,7 +337,7 @@ def _remedy(manifest: dict[str, Any], shard: dict[str, Any]) -> str:
     )
 
 
-class ActivationStore:
+class ActivationStore(Shown):
     """A folder of activations that `capture` wrote; ``store[15]`` are the rows of layer 15.
 
     Opening reads the manifest and compares the files' sizes with it; a manifest that names any files but those
@@ -379,7 +380,7 @@ class ActivationStore:
     >>> from atoms.activations import capture
     >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 8))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     store = capture(model, [[1, 2, 3], [4, 5, 6]], "1", store=folder, progress=False)
+    ...     store = capture(model, [[1, 2, 3], [4, 5, 6]], "1", store=folder, verbose=False)
     ...     store, sum(len(batch) for batch in store["1"].batches(3, seed=0))
     (ActivationStore(4 rows, float32, 1 output: 8 columns), 4)
     """
@@ -410,6 +411,17 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return sum(shard["rows"] for shard in self.manifest["shards"])
+
+    def _table(self) -> Table:
+        widths = self.manifest["widths"]
+        rows = [
+            (f"{p['layer']} {p['site']}", len(self), widths[p["name"]], self.manifest["dtype"])
+            for p in self.manifest["points"]
+        ]
+        model, shards = self.manifest["model"], self.manifest["shards"]
+        size = sum(file["bytes"] for shard in shards for file in shard["files"].values())
+        about = f"{self.folder}: {len(shards):,} shards, {size / 1e6:,.1f} MB, from {model.get('name') or model.get('class')}"
+        return Table("ActivationStore", rows, ("layer", "rows", "columns", "type"), about)
 
     @property
     def keys(self) -> list[Key]:

@@ -24,10 +24,24 @@ class ActivationStream(BlockSource):
 
     Parameters
     ----------
-    model, tokens, site, batch_tokens, drop_first, dtype, forward, attention_mask, tokenizer
-        As in :func:`capture`.
+    model : torch.nn.Module
+        As in :func:`capture`, and so all but the last of what follows.
+    tokens : list of 1-D integer arrays, 2-D array or tensor, BatchEncoding, dict, or list of dicts
+        Contexts of token ids.
     layer : int or str
         One layer, or the name of a module.
+    site : str
+        "residual", "mlp" or "attention", of a layer by number.
+    batch_tokens : int
+        Tokens per forward pass, padding included.
+    drop_first : bool
+        Leave out position 0 of each context.
+    dtype : {"float32", "float16", "bfloat16"}
+        Of the rows.
+    forward : callable, optional
+        ``forward(model, ids, mask)`` runs a model that is not called with the ids alone.
+    attention_mask : 2-D array or tensor, or list of 1-D arrays, optional
+        1 at tokens of the text, 0 at padding.
     buffer_rows : int
         Rows that are shuffled together: see `StoredRows`.
 

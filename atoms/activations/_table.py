@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._files import check_tensor, map_npy, plain_name, read_json, read_npz, reading, replacing
+from .._shown import Shown, Table
 from ._models import require
 
 __all__ = ["Activations"]
@@ -22,8 +23,8 @@ VERSION = 1
 INDEX = ("token_ids", "contexts", "positions")
 
 
-@dataclasses.dataclass(eq=False)
-class Activations:
+@dataclasses.dataclass(eq=False, repr=False)
+class Activations(Shown):
     """Rows of activations, one per token, aligned over layers.
 
     ``activations[15]`` is layer 15 at the first site, ``activations[15, "mlp"]`` names the site,
@@ -60,6 +61,22 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        places = ", ".join(
+            f"{layer} {site}: {a.shape[1]} columns" for (layer, site), a in self.arrays.items()
+        )
+        return f"Activations({len(self):,} rows, {places})"
+
+    def _table(self) -> Table:
+        massive = {key: int(mask.sum()) for key, mask in self.massive().items()}
+        rows = [
+            (f"{layer} {site}", len(a), a.shape[1], a.dtype, _median(self.norms.get((layer, site))),
+             massive.get((layer, site)))
+            for (layer, site), a in self.arrays.items()
+        ]  # fmt: skip
+        head = "layer", "rows", "columns", "type", "median norm", "massive"
+        return Table("Activations", rows, head, self.summary())
 
     def __getitem__(self, key: int | str | Key) -> np.ndarray:
         if not isinstance(key, tuple):
@@ -199,6 +216,10 @@ class Activations:
             norms = {key: check_column(columns, f"norms-{key[0]}-{key[1]}", n, np.float64) for key in massive}
         arrays = {key: map_npy(path, stored_dtype(dtype), n).view(dtype) for key, path in files.items()}
         return cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
+
+
+def _median(norms: np.ndarray | None) -> float | None:
+    return None if norms is None or not len(norms) else float(np.median(norms))
 
 
 _TYPES: dict[str, type[Any]] = {

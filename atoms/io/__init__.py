@@ -43,6 +43,11 @@ from ._model import PretrainedSAE, saelens_metadata
 
 __all__ = ["PretrainedSAE", "convert", "from_pretrained", "load", "save"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # format, which is the name of its reader in `_formats` -> the file that tells it, and one that must be beside it
 _FOLDERS = {
     "saelens": ("sae_weights.safetensors", "cfg.json"),
@@ -277,7 +282,16 @@ def convert(
 ) -> str:
     """Read any known format and write another: ``.npz`` by that ending, else a SAELens folder.
 
-    ``python -m atoms convert IN OUT`` does this. `is_transcoder` is for `load`.
+    ``python -m atoms convert IN OUT`` does this.
+
+    Parameters
+    ----------
+    source : path
+        What `load` reads.
+    target : path
+        A file that ends in ``.npz``, or a folder.
+    is_transcoder : bool, optional
+        As `load`.
 
     Returns
     -------

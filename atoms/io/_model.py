@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from .._config import context, one_blas_thread
 from .._rows import rows_of
+from .._shown import Shown, Table
 from ..sae._in_model import InModel
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
 
@@ -20,7 +21,7 @@ _ACTIVATIONS = ("jumprelu", "relu", "topk")
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
-class PretrainedSAE(InModel):
+class PretrainedSAE(InModel, Shown):
     """A sparse autoencoder or transcoder that was trained by another tool, for use only.
 
     Whatever the file's conventions (transposed weights, a decoder bias subtracted from the input, input
@@ -169,6 +170,16 @@ class PretrainedSAE(InModel):
         what += ", transcoder" if self.is_transcoder else ""
         what += f", {self.input_norm}" if self.input_norm != "none" else ""
         return f"PretrainedSAE(d_in={self.n_features_in_}, d_sae={self.d_sae}, {what}, from {self.source or 'arrays'})"
+
+    def _table(self) -> Table:
+        out = "" if not self.is_transcoder else f", to {self.d_out:,} features of another place"
+        rows = [
+            ("latents", f"{self.d_sae:,} of {self.n_features_in_:,} features{out}"),
+            ("activation", self.activation if self.k is None else f"{self.activation}, k = {self.k}"),
+            ("input", self.input_norm if self.input_norm != "none" else "as it is"),
+            ("from", self.source or "arrays"),
+        ]
+        return Table("PretrainedSAE", rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_model"}

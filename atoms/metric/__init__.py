@@ -19,3 +19,7 @@ from ._inner_product import frozen as frozen
 from ._inner_product import state_of as state_of
 
 __all__ = ["AngleHistogram", "AtomicInnerProduct", "EigenvalueErrors"]
+
+
+def __dir__() -> list[str]:
+    return __all__

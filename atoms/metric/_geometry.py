@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _core
+from .. import _plot as plot
 from .._checks import check_count, first_nonfinite_row, nonfinite_error, why_not_finite
 from .._config import context
+from .._shown import Shown, Table
 from ._moments import Array
 
 
@@ -71,16 +73,16 @@ def squeeze(a: Array, first: bool, second: bool) -> Any:
 
 
 @dataclass(frozen=True)
-class AngleHistogram:
+class AngleHistogram(Shown):
     """Angles between pairs of vectors, in degrees: what `AtomicInnerProduct.angles` found."""
 
     mean: float
     """Mean angle; NaN where there is no pair."""
     std: float
     """Standard deviation of the angles (divided by the number of pairs)."""
-    counts: Array
+    counts: Array = field(repr=False)
     """(bins,) int64: pairs in each bin."""
-    bin_edges: Array
+    bin_edges: Array = field(repr=False)
     """(bins + 1,) float64: equal bins of [0, 180] degrees, as `numpy.histogram` gives them."""
     n_pairs: int
     """Pairs with an angle."""
@@ -93,6 +95,40 @@ class AngleHistogram:
         """Angles below which a share q of the pairs lies, interpolated within bins."""
         share = np.concatenate([[0.0], np.cumsum(self.counts)]) / max(1, self.n_pairs)
         return np.interp(q, share, self.bin_edges)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the histogram; draw that of the other geometry into the same axes to compare them.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes)
+        plot.angle_histogram(axes, self.bin_edges, self.counts, self.mean, self.geometry)
+        plot.titles(axes, "Angles between activations", f"{self.n_pairs:,} pairs")
+        return axes
+
+    def _table(self) -> Table:
+        low, median, high = self.quantile([0.05, 0.5, 0.95])
+        rows = [
+            ("mean", f"{self.mean:.2f}°"),
+            ("standard deviation", f"{self.std:.2f}°"),
+            ("median, 5% and 95%", f"{median:.1f}°, {low:.1f}° to {high:.1f}°"),
+            ("pairs", self.n_pairs),
+            ("left out, one of them zero", self.n_skipped),
+        ]
+        return Table(f"Angles between pairs, {self.geometry}", rows)
 
 
 class Pairs(NamedTuple):

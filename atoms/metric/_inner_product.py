@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .. import _plot as plot
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._config import one_blas_thread
 from .._estimator import Estimator
@@ -50,7 +51,10 @@ class AtomicInnerProduct(Estimator):
 
     Attributes
     ----------
-    n_samples_seen_, n_features_in_ : int
+    n_samples_seen_ : int
+        Rows that it has seen.
+    n_features_in_ : int
+        d.
     n_dropped_massive_ : int
         Rows that ``fit(massive="drop")`` left out; files do not keep it.
     mean_ : (d,) float64
@@ -310,6 +314,21 @@ class AtomicInnerProduct(Estimator):
     def effective_rank_(self) -> float:
         return self._spectrum().effective_rank()
 
+    def _figures(self) -> list[tuple[str, Any]]:
+        shown: list[tuple[str, Any]] = [
+            ("rows seen", self.n_samples_seen_),
+            ("features", self.n_features_in_),
+        ]
+        shown.append(("mean", "removed" if self._moments.centered else "kept"))
+        if "spectrum" not in self._derived:
+            return [*shown, ("metric", "computed when it is first asked for")]
+        return [
+            *shown,
+            ("shrinkage", self.shrinkage_),
+            ("condition number", self.condition_number_),
+            ("effective rank", self.effective_rank_),
+        ]
+
     def _spectrum(self) -> Spectrum:
         return self._get("spectrum", lambda: spectrum_of(self.shrinkage_, self._moments, self.second_moment_))
 
@@ -319,7 +338,7 @@ class AtomicInnerProduct(Estimator):
 
     # ---------------------------------------------------------------- whitening
 
-    def whiten(self, X: Any, out: Array | None = None) -> Array:
+    def transform(self, X: Any, out: Array | None = None) -> Array:
         """Activations in coordinates where the atomic inner product is the dot product.
 
         Parameters
@@ -359,12 +378,17 @@ class AtomicInnerProduct(Estimator):
     def _product(self, X: Array, out: Array | None = None) -> Array:
         return product(X, self.whitener_, center=self._center(), out=out, num_threads=self.num_threads)
 
-    def unwhiten(self, Z: Any, out: Array | None = None) -> Array:
-        """Activations (n, d) float32 whose whitened coordinates are Z: the inverse of `whiten`."""
+    def inverse_transform(self, Z: Any, out: Array | None = None) -> Array:
+        """Activations (n, d) float32 whose whitened coordinates are Z: the inverse of `transform`."""
         self._check_fitted()
         Z = self._check_width(Z, "Z")
         offset = self._center()
         return product(Z, self.unwhitener_, offset=offset, out=out, name="Z", num_threads=self.num_threads)
+
+    #: `transform` by the name that the theory has for it
+    whiten = transform
+    #: `inverse_transform` by the name that the theory has for it
+    unwhiten = inverse_transform
 
     def whiten_directions(self, D: Any) -> Array:
         """Directions, differences or dictionary atoms (m, d) as ``D @ whitener_`` in float32.
@@ -375,17 +399,9 @@ class AtomicInnerProduct(Estimator):
         D = self._check_width(D, "D")
         return product(D, self.whitener_, name="D", num_threads=self.num_threads)
 
-    def transform(self, X: Any) -> Array:
-        """`whiten`, as a step of a scikit-learn pipeline."""
-        return self.whiten(X)
-
-    def inverse_transform(self, X: Any) -> Array:
-        """`unwhiten`, as a step of a scikit-learn pipeline."""
-        return self.unwhiten(X)
-
     def fit_transform(self, X: Any, y: Any = None) -> Array:
-        """`fit`, then `whiten`."""
-        return self.fit(X).whiten(X)
+        """`fit`, then `transform`."""
+        return self.fit(X).transform(X)
 
     def _check_width(self, X: Any, name: str) -> Array:
         a = check_array(X, name)
@@ -498,6 +514,31 @@ class AtomicInnerProduct(Estimator):
             some = rows_in(chosen)
             X, chosen = (np.asarray(X), chosen) if some is None else (X[some[0]], some[1])
         return angles_of(X, chosen, bins, geometry, self.num_threads)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the eigenvalues of the second moment after shrinkage, and their effective rank.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        values, rank = self.eigenvalues_, self.effective_rank_
+        axes = plot.axes_of(axes)
+        plot.spectrum(axes, values, rank)
+        about = f"{self.n_samples_seen_:,} rows, condition number {self.condition_number_:.3g}"
+        plot.titles(axes, f"Second moment of {len(values):,} features", about)
+        return axes
 
     # ------------------------------------------------------------------- errors
 

@@ -1,5 +1,6 @@
 """Sparse recovery: the sparse codes themselves, not an encoder's guess.
 
+`omp` and `lasso` are the solvers that one mostly wants, and `code` has all of them by name.
 Every function takes signals as rows ``X (n_signals, d_in)`` and a dictionary as rows
 ``dictionary (n_atoms, d_in)``, and returns codes as a ``scipy.sparse.csr_array``
 ``(n_signals, n_atoms)`` with ``X`` close to ``codes @ dictionary``. With ``metric`` (a fitted
@@ -24,22 +25,17 @@ The files, each of which imports only from those above it::
     _coding       a solver over blocks of signals: codes, statuses, warnings
     _pursuits     OMP, other pursuits, thresholds
     _lasso        the lasso, its path, basis pursuit
-    _coder        SparseCoder, the estimator
+    _coder        code, which calls any solver by its name, and SparseCoder, the estimator
 """
 
-from ._coder import SparseCoder
+from typing import TYPE_CHECKING
+
+from .._old import old_names
+from ._coder import SparseCoder, code
 from ._coding import RecoveryInfo, RecoveryWarning, Status
 from ._dictionary import Dictionary, remake
-from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso, lasso_path
-from ._pursuits import (
-    cosamp,
-    gradient_pursuit,
-    iht,
-    matching_pursuit,
-    omp,
-    threshold_code,
-    threshold_interval,
-)
+from ._lasso import lasso, lasso_path
+from ._pursuits import omp, threshold_interval
 
 __all__ = [
     "Dictionary",
@@ -47,17 +43,28 @@ __all__ = [
     "RecoveryWarning",
     "SparseCoder",
     "Status",
-    "basis_pursuit",
-    "basis_pursuit_denoise",
-    "cosamp",
-    "gradient_pursuit",
-    "iht",
+    "code",
     "lasso",
     "lasso_path",
-    "matching_pursuit",
     "omp",
-    "threshold_code",
     "threshold_interval",
 ]
 
 _remake = remake  # its name in pickles of dictionaries made when this was one module
+_METHOD = 'atoms.recovery.code(X, dictionary, method="{}", ...)'
+if not TYPE_CHECKING:
+    __getattr__ = old_names(
+        __name__,
+        {
+            name: (f"{__name__}.{file}", _METHOD.format(name.removesuffix("_code")))
+            for file, names in {
+                "_lasso": ("basis_pursuit", "basis_pursuit_denoise"),
+                "_pursuits": ("cosamp", "gradient_pursuit", "iht", "matching_pursuit", "threshold_code"),
+            }.items()
+            for name in names
+        },
+    )
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +18,8 @@ from ._pursuits import cosamp, gradient_pursuit, iht, matching_pursuit, omp, thr
 
 _METHODS: dict[str, Callable[..., Any]] = {
     "omp": omp,
-    "ols": lambda *a, **k: omp(*a, selection="ols", **k),
-    "nn_omp": lambda *a, **k: omp(*a, nonnegative=True, **k),
+    "ols": functools.partial(omp, selection="ols"),
+    "nn_omp": functools.partial(omp, nonnegative=True),
     "lasso": lasso,
     "basis_pursuit": basis_pursuit,
     "basis_pursuit_denoise": basis_pursuit_denoise,
@@ -27,7 +29,100 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "iht": iht,
     "threshold": threshold_code,
 }
+_COMMON = ("X", "dictionary", "metric", "num_threads", "verbose", "return_info")
 _COUNTED = ("omp", "ols", "nn_omp", "matching_pursuit", "gradient_pursuit", "cosamp", "iht")
+
+
+def code(
+    X: Any,
+    dictionary: Any,
+    method: str = "omp",
+    *,
+    metric: Any = None,
+    num_threads: int | None = None,
+    verbose: bool = False,
+    return_info: bool = False,
+    **settings: Any,
+) -> Any:
+    """Sparse codes of signals over a dictionary, by any of the solvers.
+
+    ========================= ==========================================================================
+    method                    What it does, and its settings
+    ========================= ==========================================================================
+    "omp"                     :func:`omp`: n_nonzero, tol, selection, nonnegative, support
+    "ols"                     :func:`omp` with ``selection="ols"``: the atom that lowers the residual most
+    "nn_omp"                  :func:`omp` with ``nonnegative=True``
+    "matching_pursuit"        The strongest atom's coefficient takes the whole correlation, no refit (Mallat and
+                              Zhang 1993): n_nonzero, tol, max_iter = 1000
+    "gradient_pursuit"        The strongest atom joins, then one gradient step (Blumensath and Davies 2008): n_nonzero,
+                              tol, max_iter, by default n_nonzero or, with tol, 1000
+    "cosamp"                  Merge 2 K atoms, fit, keep the K largest, repeat (Needell and Tropp 2009): n_nonzero = K,
+                              tol, max_iter = 100
+    "iht"                     The K largest of a gradient step of the best length, repeated (Blumensath and Davies
+                              2010): n_nonzero = K, tol, max_iter = 1000
+    "lasso"                   :func:`lasso`: alpha, positive, tol, max_iter
+    "basis_pursuit"           argmin ||z||_1 subject to z D = x (Chen, Donoho and Saunders 1998), in float64:
+                              tol = 1e-8, the relative duality gap; max_iter = 100. Every K-sparse code with
+                              K < (1 + 1 / coherence) / 2 is the one and only solution
+    "basis_pursuit_denoise"   argmin ||z||_1 subject to ||x - z D|| <= sigma, in float64: sigma, tol = 1e-6,
+                              max_iter = 200. Many times slower for a sigma under 0.5% of ||x||
+    "threshold"               The theory's one pass: correlations X S D' of at least tau (one number, or one for each
+                              signal: `threshold_interval`), the rest zero, not refitted: tau, signed = False
+    ========================= ==========================================================================
+
+    Parameters
+    ----------
+    X : array-like (n_signals, d_in)
+        Signals as rows.
+    dictionary : array-like (n_atoms, d_in), model or Dictionary
+        Atoms as rows; a :class:`Dictionary` is prepared once for many calls.
+    method : str
+        One of the above.
+    metric : AtomicInnerProduct, optional
+        Signals and atoms are whitened by it.
+    num_threads : int, optional
+        None for the package's setting.
+    verbose : bool
+        Show a progress bar.
+    return_info : bool
+        Also return a :class:`RecoveryInfo`.
+    **settings
+        The method's own. `n_nonzero` is the most atoms in a code, by default 10% of d_in where no `tol` is given; `tol`
+        of the pursuits is the norm of the residual at which to stop.
+
+    Returns
+    -------
+    csr_array (n_signals, n_atoms)
+        And with `return_info` a :class:`RecoveryInfo`.
+
+    Raises
+    ------
+    ValueError
+        A method that there is not, and as the method does.
+    TypeError
+        A setting that the method does not have, or one that it needs and was not given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atoms.recovery import code
+    >>> code(np.array([[0.0, 3.0, -1.0]]), np.eye(3), "cosamp", n_nonzero=1).toarray()
+    array([[0., 3., 0.]])
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
+    known = inspect.signature(_METHODS[method]).parameters
+    own = [name for name in known if name not in (*_COMMON, *getattr(_METHODS[method], "keywords", {}))]
+    unknown = [name for name in settings if name not in own]
+    if unknown:
+        raise TypeError(f"{', '.join(unknown)}: no setting of method {method!r}, which has {', '.join(own)}")
+    missing = [
+        name for name in own if known[name].default is inspect.Parameter.empty and name not in settings
+    ]
+    if missing:
+        raise TypeError(f"{', '.join(missing)}: method {method!r} needs it; pass code(..., {missing[0]}=...)")
+    common = {"metric": metric, "num_threads": num_threads, "verbose": verbose, "return_info": return_info}
+    return _METHODS[method](X, dictionary, **common, **settings)
 
 
 class SparseCoder(Estimator):
@@ -57,9 +152,11 @@ class SparseCoder(Estimator):
     Attributes
     ----------
     dictionary_ : Dictionary
+        The atoms, made ready.
     components_ : ndarray (n_atoms, d_in)
         The atoms as given.
     n_features_in_ : int
+        d_in.
 
     Examples
     --------
@@ -132,7 +229,16 @@ class SparseCoder(Estimator):
         named = {"lasso": "alpha", "basis_pursuit_denoise": "sigma", "threshold": "tau"}
         if self.method in named:
             extra[named[self.method]] = self.alpha
-        return _METHODS[self.method](X, self.dictionary_, return_info=return_info, **extra)
+        return code(X, self.dictionary_, self.method, return_info=return_info, **extra)
+
+    def _figures(self) -> list[tuple[str, Any]]:
+        d = self.dictionary_
+        atoms = f"{d.n_atoms:,} of {d.d_in:,} features, {d.dtype}"
+        return [
+            ("method", self.method),
+            ("atoms", atoms),
+            ("metric", "none" if d.metric is None else repr(d.metric)),
+        ]
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """``fit(X).transform(X)``."""
@@ -145,3 +251,7 @@ class SparseCoder(Estimator):
         X = np.asarray(codes @ self.components_)
         metric = self.dictionary_.metric
         return X + metric.mean_ if metric is not None and metric.centered else X
+
+    def reconstruct(self, X: Any) -> Array:
+        """``inverse_transform(transform(X))``: X as its sparse codes have it."""
+        return self.inverse_transform(self.transform(X))

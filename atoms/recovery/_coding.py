@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from tqdm.auto import tqdm
 
 from .. import _core
+from .._checks import outside
+from .._progress import progress_bar
+from .._shown import Shown, Table
 from ._dictionary import Array, Dictionary, handle_of, whitened
 
 BLOCK_BYTES = 1 << 26  # of codes at full width that are held at a time
@@ -39,7 +41,7 @@ class Status(enum.IntEnum):
     INFEASIBLE = _core.SIGNAL_INFEASIBLE
 
 
-_COMPLAINT = {
+_COMPLAINT = {  # of signals that were not coded as asked
     Status.DEPENDENT: "met linearly dependent atoms, which were left out",
     Status.LIMIT: "stopped at the limit on atoms or steps before the tolerance",
     Status.NONFINITE: "contain NaN or infinity (empty rows)",
@@ -48,8 +50,11 @@ _COMPLAINT = {
 }
 
 
-@dataclass(frozen=True)
-class RecoveryInfo:
+_SAYS = {Status.CONVERGED: "as asked", **_COMPLAINT}
+
+
+@dataclass(frozen=True, repr=False)
+class RecoveryInfo(Shown):
     """What became of each signal.
 
     Attributes
@@ -74,6 +79,19 @@ class RecoveryInfo:
         """Number of signals by status, those that occur."""
         values, numbers = np.unique(self.status, return_counts=True)
         return {Status(v).name: int(n) for v, n in zip(values, numbers, strict=True)}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n:,} {name}" for name, n in self.counts().items())
+        return f"RecoveryInfo({len(self.status):,} signals: {counts or 'none'})"
+
+    def _table(self) -> Table:
+        rows = [
+            (f"{name}: {_SAYS[Status[name]]}", n, n / len(self.status)) for name, n in self.counts().items()
+        ]
+        spread = [("norm of the residual", self.residual), ("steps", self.steps), ("duality gap", self.gap)]
+        known = [(what, a[np.isfinite(a)]) for what, a in spread if a is not None]
+        said = [f"{what}: median {np.median(a):.4g}, at most {a.max():.4g}" for what, a in known if len(a)]
+        return Table("RecoveryInfo", rows, head=("", "signals", "share"), note="; ".join(said))
 
 
 class Codes(NamedTuple):
@@ -101,7 +119,7 @@ Solver = Callable[[Any, Array, slice, Codes], None]
 
 def _blocks(n: int, row_bytes: int, verbose: bool, name: str) -> Iterator[slice]:
     size = max(256, min(1 << 16, BLOCK_BYTES // max(row_bytes, 1) // 256 * 256))
-    with tqdm(total=n, unit="signal", unit_scale=True, desc=name, disable=not verbose) as bar:
+    with progress_bar(name, n, "signal", verbose=verbose) as bar:
         for start in range(0, n, size):
             stop = min(start + size, n)
             yield slice(start, stop)
@@ -118,12 +136,8 @@ def code(
     verbose: bool,
     return_info: bool,
     has_gap: bool = False,
-    depth: int = 0,
 ) -> Any:
-    """Run `solve` over blocks of `X`; codes of at most `width` atoms each as one CSR array.
-
-    `depth`: functions between this one and the public one, whose caller a warning is to name.
-    """
+    """Run `solve` over blocks of `X`; codes of at most `width` atoms each as one CSR array."""
     n = X.shape[0]
     if X.shape[1] != d.d_in:
         raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {X.shape[1]}")
@@ -146,7 +160,7 @@ def code(
         solve(handle_of(d), x, rows, out)
         parts.append(packed(out.indices, out.values, out.counts))
     codes = csr(counts, parts, (n, d.n_atoms), d.dtype)
-    complain(name, status, stacklevel=4 + depth)
+    complain(name, status)
     if residual is None:
         return codes
     return codes, RecoveryInfo(status, residual, steps, gap)
@@ -172,7 +186,7 @@ def csr(counts: Array, parts: list[tuple[Array, Array]], shape: tuple[int, int],
     )
 
 
-def complain(name: str, status: Array, stacklevel: int) -> None:
+def complain(name: str, status: Array) -> None:
     """Warn of the signals that were not coded as asked, if there are any."""
     said = []
     for s, text in _COMPLAINT.items():
@@ -181,5 +195,5 @@ def complain(name: str, status: Array, stacklevel: int) -> None:
             said.append(f"{at.size} {text}, first in row {at[0]}")
     if said:
         warnings.warn(
-            f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=stacklevel
+            f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=outside()
         )

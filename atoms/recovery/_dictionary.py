@@ -10,11 +10,12 @@ import numpy as np
 from .. import _core
 from .._checks import atoms_of, check_array, check_metric, nonfinite_error
 from .._config import ForkedLock, context, one_blas_thread
+from .._shown import Shown, Table
 
 Array = np.ndarray
 
 
-class Dictionary:
+class Dictionary(Shown):
     """A dictionary made ready once, for any number of calls.
 
     Parameters
@@ -76,6 +77,15 @@ class Dictionary:
 
     def __reduce__(self) -> Any:
         return remake, self._given
+
+    def __repr__(self) -> str:
+        metric = "" if self.metric is None else f", {self.metric!r}"
+        return f"Dictionary({self.n_atoms:,} atoms of {self.d_in:,} features, {self.dtype}{metric})"
+
+    def _table(self) -> Table:
+        rows = [("atoms", self.n_atoms), ("features", self.d_in), ("works in", self.dtype)]
+        metric = "none" if self.metric is None else repr(self.metric)
+        return Table("Dictionary", [*rows, ("metric", metric), ("Gram matrix held", self.has_gram)])
 
     @property
     def has_gram(self) -> bool:

@@ -36,9 +36,10 @@ def lasso(
 
     Parameters
     ----------
-    X, dictionary, metric, num_threads, verbose, return_info
-        As in :func:`omp`. Atoms of any norm; the penalty falls on the coefficients of the atoms
-        as given.
+    X : array-like (n_signals, d_in)
+        float32, float64, float16 or bfloat16; any strides; memory maps.
+    dictionary : array-like (n_atoms, d_in), model or Dictionary
+        Atoms of any norm; the penalty falls on the coefficients of the atoms as given.
     alpha : float
         Penalty, above 0. At ``alpha >= max |D x|`` the code is zero.
     positive : bool
@@ -48,6 +49,14 @@ def lasso(
         rounding leaves about 1e-6.
     max_iter : int
         Working sets tried before a signal is given up with status LIMIT.
+    metric : AtomicInnerProduct, optional
+        Signals and atoms are whitened by it.
+    num_threads : int, optional
+        None for the package's setting.
+    verbose : bool
+        Show a progress bar.
+    return_info : bool
+        Also return a :class:`RecoveryInfo`.
 
     Returns
     -------
@@ -104,6 +113,10 @@ def lasso_path(
 
     Parameters
     ----------
+    X : array-like (n_signals, d_in)
+        Signals as rows.
+    dictionary : array-like (n_atoms, d_in), model or Dictionary
+        Atoms as rows.
     alphas : array-like, optional
         Penalties, used in decreasing order. Default: from ``max |D x|`` over all signals down,
         evenly in the logarithm.
@@ -111,8 +124,18 @@ def lasso_path(
         How many, by default.
     eps : float
         The smallest over the largest, by default.
-    X, dictionary, positive, tol, max_iter, metric, num_threads, return_info
-        As in :func:`lasso`.
+    positive : bool
+        Coefficients >= 0.
+    tol : float
+        Largest duality gap over ``||x||**2``, as in :func:`lasso`.
+    max_iter : int
+        Working sets tried for each penalty.
+    metric : AtomicInnerProduct, optional
+        Signals and atoms are whitened by it.
+    num_threads : int, optional
+        None for the package's setting.
+    return_info : bool
+        Also return a :class:`RecoveryInfo` for each penalty.
 
     Returns
     -------
@@ -146,7 +169,7 @@ def lasso_path(
             one = slice(a * m, (a + 1) * m)
             parts[a].append(packed(indices[one], values[one], out[0][one]))
     codes = [csr(counts[a], parts[a], (n, d.n_atoms), d.dtype) for a in range(k)]
-    complain("lasso_path", status.max(axis=0) if n else status[0], stacklevel=3)
+    complain("lasso_path", status.max(axis=0) if n else status[0])
     if not return_info:
         return grid, codes
     return grid, codes, [RecoveryInfo(status[a], residual[a], steps[a], gap[a]) for a in range(k)]
@@ -295,4 +318,4 @@ def _basis(
     def solve(handle: Any, x: Array, rows: slice, out: Codes) -> None:
         _core.basis(ctx, handle, x, sigma=sigma, tol=stop, max_steps=most, **out._asdict())
 
-    return code(name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True, depth=1)
+    return code(name, X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True)

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from .. import _core
-from .._checks import check_count, check_number
+from .._checks import check_count, check_number, outside
 from .._config import context
 from .._rows import table
 from ._coding import Codes, RecoveryWarning, code
@@ -115,7 +115,7 @@ def omp(
         warnings.warn(
             f"omp: support: {long} rows hold more than n_nonzero={most} atoms; their largest join",
             RecoveryWarning,
-            stacklevel=2,
+            stacklevel=outside(),
         )
     many = not nonnegative and X.shape[0] >= _UNITS_SIGNALS
     coarse = many and most <= _COARSE_NONZERO and d.n_atoms >= _COARSE_ATOMS
@@ -209,7 +209,7 @@ def _pursuit(
             **out.without_gap(),
         )
 
-    return code(name, X, d, most, solve, verbose=verbose, return_info=return_info, depth=1)
+    return code(name, X, d, most, solve, verbose=verbose, return_info=return_info)
 
 
 def matching_pursuit(

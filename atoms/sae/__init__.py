@@ -20,3 +20,7 @@ from ._autoencoder import SparseAutoencoder, fit_many
 from ._training import TrainingDiverged
 
 __all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from .. import _plot as plot
 from .. import metric as metrics
 from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
@@ -84,13 +85,16 @@ class SparseAutoencoder(InModel, Estimator):
     tied : bool
         W_enc = W_dec' in the training space, that is W_enc = S W_dec' for raw activations (the
         theory's form; one parameter block, half the optimiser's work).
-    batch_size, max_steps : int
-        Samples for each step; steps.
+    batch_size : int
+        Samples for each step.
+    max_steps : int
+        Steps of training.
     learning_rate : float
         Adam's, between warm-up and decay.
-    warmup, decay : float
-        Shares of the steps: over the first `warmup` of them the learning rate rises from zero, over the
-        last `decay` it falls to zero, both linearly.
+    warmup : float
+        Share of the steps over which, at the beginning, the learning rate rises from zero, linearly.
+    decay : float
+        Share of the steps over which, at the end, it falls to zero, linearly.
     bandwidth : float
         Width of the band above each threshold, in units of z (whitened activations have unit variance).
     l1_coefficient : float, optional
@@ -104,8 +108,10 @@ class SparseAutoencoder(InModel, Estimator):
         of that time its threshold comes down until it fires; its bias rises then too, but not before 3% of the
         run's samples and ten batches without firing (both ``"jumprelu"``). 0: none of it. In runs too short for
         several such periods, 50 to 300 finds more.
-    beta1, beta2 : float
-        Adam's decay rates of the first and the second moment.
+    beta1 : float
+        Adam's decay rate of the first moment.
+    beta2 : float
+        Adam's decay rate of the second moment.
     matryoshka_widths : sequence of int, optional
         Ascending numbers of latents; `d_sae` ends them, given or not.
     aux_k : int
@@ -127,6 +133,8 @@ class SparseAutoencoder(InModel, Estimator):
     W_enc : ndarray (d_in, d_sae) float32
         With ``b_enc (d_sae,)``, ``W_dec (d_sae, d_in)``, ``b_dec (d_in,)``, ``threshold (d_sae,)``: the
         autoencoder folded to raw activations, ``z = x W_enc + b_enc``, ``x_hat = a W_dec + b_dec``.
+    metric_ : AtomicInnerProduct or None
+        A copy of the metric that it was fitted under.
     history_ : dict of lists
         step, samples, seconds, loss (training space), explained_variance (centred, last batch),
         explained_variance_val and l0_val (of `X_val`, NaN where they were not taken), l0 (last batch), dead,
@@ -501,6 +509,10 @@ class SparseAutoencoder(InModel, Estimator):
             raise ValueError(f"codes: expected {len(W)} columns (d_sae), got {codes.shape[1]}")
         return decode(context(self.num_threads), codes, W, b)
 
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """What the autoencoder makes of activations: (n, d_in) float32, ``inverse_transform(transform(X))``."""
+        return self.inverse_transform(self.transform(X))
+
     # ---------------------------------------------------------- folded weights
 
     def _fold(self) -> dict[str, np.ndarray]:
@@ -545,6 +557,58 @@ class SparseAutoencoder(InModel, Estimator):
         k = k_of(self._fitted.parameters["target_l0"]) if model.activation == "topk" else None
         rule = {"activation": model.activation, "k": k, "input_norm": "none", "is_transcoder": False}
         return weights, rule, {}
+
+    # ---------------------------------------------------------- in a notebook
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the explained variance in training: that of batches thin, of held-out rows thick.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        self._check_fitted()
+        history, target = self.history_, self._fitted.parameters["target_l0"]
+        if not history["step"]:
+            raise ValueError("history_: holds no steps; the file it was read from has none")
+        axes = plot.axes_of(axes)
+        plot.training(axes, {"": history})
+        about = f"L0 {history['l0'][-1]:.1f}, target {target:g}; {history['dead'][-1]:,} dead of {self._model.d_sae:,}"
+        plot.titles(axes, "Explained variance", about)
+        return axes
+
+    def _figures(self) -> list[tuple[str, Any]]:
+        space, model, _, history, parameters, _ = self._fitted
+        metric, last = space.metric, {name: values[-1] for name, values in history.items() if values}
+        tied = ", tied" if parameters["tied"] else ""
+        rows: list[tuple[str, Any]] = [
+            ("latents", f"{model.d_sae:,} {parameters['activation']}{tied}, of {model.d_in:,} features"),
+            (
+                "metric",
+                "none: Euclidean" if metric is None else f"{metric!r} of {metric.n_samples_seen_:,} rows",
+            ),
+        ]
+        if last:
+            held_out = [v for v in history["explained_variance_val"] if not np.isnan(v)]
+            rows += [
+                ("trained", f"{last['step']:,} steps, {last['samples']:,} samples, {last['seconds']:.1f} s"),
+                ("explained variance, last batch", f"{last['explained_variance']:.4f}"),
+                ("explained variance, held out", f"{held_out[-1]:.4f}" if held_out else None),
+                ("L0 (its target)", f"{last['l0']:.1f} ({parameters['target_l0']:g})"),
+                ("dead latents", f"{last['dead']:,}"),
+            ]
+        return rows
 
     # --------------------------------------------------------- files and copies
 
@@ -650,8 +714,25 @@ def fit_many(
 
     Each batch is read, and whitened for each different metric, once. The batches are drawn by the first
     one's `random_state`, so all see the same samples; `batch_size` and `max_steps` must agree.
-    See `SparseAutoencoder.fit` for the arguments; `checkpoints` has a path or None for each. They are all of
-    one step, also where the process is killed while they are written.
+
+    Parameters
+    ----------
+    saes : list of SparseAutoencoder
+        To be fitted, each with its own parameters.
+    X : array (n, d_in), memory map, list of them, ``store[layer]`` or ActivationStream
+        As in `SparseAutoencoder.fit`, and so all that follows.
+    X_val : array (m, d_in), optional
+        Held out.
+    callback : callable, optional
+        Called after each step of each autoencoder, with it and the step's figures.
+    init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
+        What all of them start from.
+    checkpoints : sequence of path or None, optional
+        A file for each. They are all of one step, also where the process is killed while they are written.
+    checkpoint_minutes : float
+        Minutes from one checkpoint to the next.
+    checkpoint_steps : int, optional
+        Write them after each multiple of so many steps, too.
 
     Returns
     -------

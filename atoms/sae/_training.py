@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .._config import context
+from .._progress import progress_bar
 from .._rows import BlockRows, BlockSampler, Rows, RowSampler, StreamRows, StreamSampler, held_out, rows_of
 from .._without import check_massive, within, without_massive
 from ._calibration import calibrate
@@ -177,7 +177,7 @@ def train(
     spaces = {id(run.space.metric): run.space for run in runs}
     vals = {key: None if val is None else space.to_space(val) for key, space in spaces.items()}
     saved = time.perf_counter()
-    with tqdm(total=steps, initial=first, disable=not verbose, unit="step", desc="SAE") as bar:
+    with progress_bar("SAE", steps, "step", verbose=verbose, first=first) as bar:
         for step in range(first + 1, steps + 1):
             ending = sampler.ending()
             if ending is not None and ending[1] < steps:

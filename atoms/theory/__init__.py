@@ -40,3 +40,7 @@ __all__ = [
     "subspace_overlap",
     "welch_bound",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,6 +11,7 @@ import scipy.sparse
 
 from .. import _core
 from .._config import context, one_blas_thread
+from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 from ._coherence import Coherence, coherence, unit_of
 
@@ -69,7 +70,7 @@ def babel(
 
 
 @dataclass(frozen=True)
-class DictionaryCertificate:
+class DictionaryCertificate(Shown):
     """What holds for every sparse code over a dictionary; see :func:`certificate`.
 
     Attributes
@@ -115,6 +116,21 @@ class DictionaryCertificate:
         if not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
             raise ValueError(f"k: expected a whole number from 1 to {n}, got {k!r}")
         return (k - 1) * self.coherence.max, float(self.babel[k - 2]) if k > 1 else 0.0
+
+    def _table(self) -> Table:
+        n, d = self.coherence.shape
+        rows = [
+            ("largest |cosine|", self.coherence.max),
+            ("Welch bound", self.welch_bound),
+            ("K up to which codes are unique", self.unique_k),
+            ("K up to which l1 and OMP find them", self.recovery_k),
+            ("K by the largest |cosine| alone", self.unique_k_coherence),
+            ("effective rank", self.effective_rank),
+            ("norms: least", self.norm_min),
+            ("norms: median", self.norm_median),
+            ("norms: largest", self.norm_max),
+        ]
+        return Table(f"Certificate of {n:,} atoms of {d:,} features", rows)
 
 
 def certificate(
@@ -215,7 +231,7 @@ def _effective_rank(unit: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class SampleCertificates:
+class SampleCertificates(Shown):
     """Certificates of each sample's code; see :func:`certify`. Arrays of length n.
 
     Attributes
@@ -259,6 +275,10 @@ class SampleCertificates:
     def __repr__(self) -> str:
         shares = ", ".join(f"{k}={v:.4f}" for k, v in self.shares.items())
         return f"SampleCertificates(n={len(self.l0)}, shares: {shares})"
+
+    def _table(self) -> Table:
+        rows = [(name, int(getattr(self, name).sum()), share) for name, share in self.shares.items()]
+        return Table(f"Certificates of {len(self.l0):,} codes", rows, ("", "codes", "share"))
 
 
 def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None = None) -> SampleCertificates:

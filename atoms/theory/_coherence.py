@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from .. import _plot as plot
 from .._config import context, one_blas_thread
+from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 
 _LOW_BITS = _core.COSINE_LOW_BITS
@@ -114,7 +116,7 @@ def inverse_cdf_ranks(q: np.ndarray, n: int) -> np.ndarray:
     return np.clip(np.ceil(q * n * (1 - 4e-16)).astype(np.int64) - 1, 0, n - 1)
 
 
-class Coherence:
+class Coherence(Shown):
     """|cosine| over all pairs of atoms; what :func:`coherence` returns.
 
     Attributes
@@ -190,8 +192,39 @@ class Coherence:
         below = [self._cosines.bounds_below(e)[0] for e in edges[:-1]] + [self.n_pairs]
         return np.diff(below), edges
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the histogram of |cosine| over pairs, with the largest and the Welch bound.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes)
+        counts, edges = self.histogram()
+        plot.cosines(axes, edges, counts, self.max, self.welch_bound)
+        n, d = self.shape
+        plot.titles(axes, "Coherence", f"{n:,} atoms of {d:,} features, {self.n_pairs:,} pairs")
+        return axes
+
     def __repr__(self) -> str:
         return f"Coherence(max={self.max:.6g}, quantiles={self.quantiles}, shape={self.shape})"
+
+    def _table(self) -> Table:
+        rows = [(f"{100 * q:g}% of the pairs below", v) for q, v in self.quantiles.items()]
+        rows += [("largest", self.max), ("Welch bound, the least largest", self.welch_bound)]
+        n, d = self.shape
+        return Table(f"|cosine| of {n:,} atoms of {d:,} features", [*rows, ("pairs", self.n_pairs)])
 
 
 def unit_of(c: Coherence) -> np.ndarray:

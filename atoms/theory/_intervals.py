@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from .._config import one_blas_thread
+from .._shown import Shown, Table
 from ._coherence import Coherence, coherence
 from ._stability import active, q_star_of_levels
 from ._variance import ExplainedVarianceResult
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Shown):
     """A bootstrap percentile interval; `estimate` is the figure of the sample itself."""
 
     low: float
@@ -22,6 +23,15 @@ class Interval:
     estimate: float
     level: float
     draws: np.ndarray = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        digits = 3 if abs(self.estimate) < 10 else 1
+        text = f"{self.estimate:.{digits}f}"
+        return text if np.isnan(self.low) else f"{text} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+    def _table(self) -> Table:
+        rows = [("estimate", self.estimate), ("from", self.low), ("to", self.high)]
+        return Table(f"{100 * self.level:g}% bootstrap interval", rows)
 
 
 def _check(n_boot: int, level: float, block_size: int, n: int) -> None:
@@ -65,9 +75,13 @@ def explained_variance_interval(
     result : ExplainedVarianceResult
         Of :func:`explained_variance`, in any convention but "variance_of_error".
     level : float
+        Share of the draws that the interval holds.
     n_boot : int
+        Draws.
     block_size : int
+        Consecutive samples that are drawn together.
     random_state : int
+        Seed of the draws.
 
     Returns
     -------
@@ -117,10 +131,22 @@ def stability_interval(
 
     Parameters
     ----------
-    D, l0, metric, num_threads
-        As in :func:`stability`; `l0` in the order of the samples.
-    level, n_boot, block_size, random_state
-        As in :func:`explained_variance_interval`.
+    D : array (d_sae, d_in), model or Coherence
+        Atoms as rows, or what :func:`coherence` gave for them.
+    l0 : array of int (n,) or sparse codes (n, d_sae)
+        Active latents of each sample, in the order of the samples.
+    metric : AtomicInnerProduct, optional
+        Euclidean geometry without.
+    level : float
+        Share of the draws that the interval holds.
+    n_boot : int
+        Draws.
+    block_size : int
+        Consecutive samples that are drawn together.
+    random_state : int
+        Seed of the draws.
+    num_threads : int, optional
+        None for the package's setting.
 
     Returns
     -------

@@ -14,6 +14,7 @@ import scipy.sparse.csgraph
 from .. import _core
 from .._checks import atoms_of, check_rows, whitener_of
 from .._config import context, one_blas_thread
+from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 
 _DENSE = 4096  # atoms up to which the whole similarity matrix is held, 128 MB in float64
@@ -21,7 +22,7 @@ _TILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Shown):
     """How the atoms of two dictionaries correspond; see :func:`match_dictionaries`.
 
     Attributes
@@ -52,6 +53,19 @@ class Matching:
     def share_above(self, cosine: float) -> float:
         """Share of the matched pairs with |cosine| at least this."""
         return float((np.abs(self.cosine) >= cosine).mean())
+
+    def _table(self) -> Table:
+        rows = [
+            ("pairs", len(self.cosine)),
+            ("mean |cosine| of pairs (MCC)", self.mcc),
+            ("mean largest |cosine| (MMCS)", self.mmcs),
+            *(
+                (f"pairs with |cosine| of {c:g} or more", f"{100 * self.share_above(c):.1f}%")
+                for c in (0.9, 0.7, 0.5)
+            ),
+            ("proven to be the best matching", self.exact),
+        ]
+        return Table(f"Matching of {len(self.nearest_a):,} with {len(self.nearest_b):,} atoms", rows)
 
 
 def _largest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> np.ndarray:
@@ -112,8 +126,10 @@ def match_dictionaries(
 
     Parameters
     ----------
-    A, B : array (d_sae, d_in) or model
-        Atoms as rows, of a model its `W_dec`; their numbers may differ.
+    A : array (d_sae, d_in) or model
+        Atoms as rows, of a model its `W_dec`.
+    B : array (d_sae, d_in) or model
+        The other dictionary; it may have another number of atoms.
     metric : AtomicInnerProduct, optional
     candidates : int
         Beyond 4,096 x 4,096 pairs, partners are sought only among so many nearest of each atom of A
@@ -177,6 +193,17 @@ def pairwise_mcc(
 ) -> np.ndarray:
     """Symmetric matrix of `mcc` between several dictionaries, ones on the diagonal.
 
+    Parameters
+    ----------
+    dictionaries : sequence of array (d_sae, d_in) or model
+        Of one d_in.
+    metric : AtomicInnerProduct, optional
+        Euclidean geometry without.
+    candidates : int
+        As in :func:`match_dictionaries`.
+    num_threads : int, optional
+        None for the package's setting.
+
     Examples
     --------
     >>> import numpy as np
@@ -206,8 +233,12 @@ def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -
 
     Parameters
     ----------
-    A, B : array (d_sae, d_in)
+    A : array (d_sae, d_in) or model
+        Atoms as rows, of a model its `W_dec`.
+    B : array (d_sae, d_in) or model
+        The other dictionary.
     metric : AtomicInnerProduct, optional
+        Euclidean geometry without.
     k : int, optional
         By default the smaller of the two ranks.
 

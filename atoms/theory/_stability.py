@@ -11,6 +11,8 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
+from .. import _plot as plot
+from .._shown import Shown, Table
 from ._coherence import Coherence, check_q, coherence, inverse_cdf_ranks, welch_bound
 
 _PARALLEL = 1.0 - 2.0**-20  # cosines from here on are 1 up to the rounding of float32 products
@@ -77,7 +79,7 @@ def q_star_of_levels(c: Coherence, levels: np.ndarray, times: np.ndarray, shares
 
 
 @dataclass(frozen=True)
-class Stability:
+class Stability(Shown):
     """Stability of a dictionary at the L0 of its codes; what :func:`stability` returns.
 
     Attributes
@@ -126,6 +128,46 @@ class Stability:
 
     def __float__(self) -> float:
         return self.q_star
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the curve whose crossing is q*.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        axes = plot.axes_of(axes)
+        plot.crossing(axes, self.q, self.mu, self.bound, self.q_star)
+        n, d = self.shape
+        about = f"{n:,} atoms of {d:,} features; random directions {self.q_star_random:.3f}"
+        plot.titles(axes, f"q* = {self.q_star:.3f}", about)
+        return axes
+
+    def _table(self) -> Table:
+        quantiles = ", ".join(f"{k:,} at {q:g}" for q, k in self.l0_quantiles.items())
+        rows = [
+            ("q*", self.q_star),
+            ("q* of random directions", self.q_star_random),
+            ("ceiling of this shape", self.ceiling),
+            ("ceiling at this largest cosine", self.ceiling_at_max),
+            ("an equiangular frame's", self.ceiling_equiangular),
+            ("largest |cosine|", self.max),
+            ("Welch bound", self.welch_bound),
+        ]
+        n, d = self.shape
+        title = f"Stability of {n:,} atoms of {d:,} features over {self.n_samples:,} samples"
+        return Table(title, rows, note=f"quantiles of L0: {quantiles}")
 
 
 _L0_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)

@@ -13,6 +13,7 @@ from .. import _core
 from .._checks import check_rows, native, whitener_of
 from .._config import context, one_blas_thread
 from .._rows import table
+from .._shown import Shown, Table
 
 CONVENTIONS = (
     "centered",
@@ -26,7 +27,7 @@ CONVENTIONS = (
 
 
 @dataclass(frozen=True)
-class ExplainedVarianceResult:
+class ExplainedVarianceResult(Shown):
     """Explained variance with its convention; ``float(result)`` is the total.
 
     Attributes
@@ -62,6 +63,16 @@ class ExplainedVarianceResult:
 
     def __float__(self) -> float:
         return self.total
+
+    def _table(self) -> Table:
+        rows = [
+            ("all samples together", self.total),
+            ("median over samples", self.median),
+            ("without massive ones", self.without_massive),
+            (f"massive: norm above {self.massive_norm:.4g}", self.n_massive),
+            ("samples", self.n_samples),
+        ]
+        return Table(f"Explained variance, {self.convention}", rows)
 
 
 def _convention(convention: str, metric: Any) -> str:

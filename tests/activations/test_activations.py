@@ -42,7 +42,7 @@ def hidden_states(model, contexts, layer):
 def test_residual_equals_hidden_states(name, head):
     model = tiny(name, head).eval()
     contexts = contexts_of([7, 12, 3, 9, 12, 2])
-    got = capture(model, contexts, [2, 0], batch_tokens=30, progress=False)
+    got = capture(model, contexts, [2, 0], batch_tokens=30, verbose=False)
     assert got.layers == [2, 0] and got.sites == ["residual"]
     for layer in (0, 2):
         want = np.concatenate([h[1:] for h in hidden_states(model, contexts, layer)])
@@ -57,7 +57,7 @@ def test_sites_add_up(name):
     """stream after = stream before + attention + mlp, where no norm follows the two."""
     model = tiny(name).eval()
     contexts = contexts_of([9, 9])
-    got = capture(model, contexts, [1, 2], site=["residual", "mlp", "attention"], progress=False)
+    got = capture(model, contexts, [1, 2], site=["residual", "mlp", "attention"], verbose=False)
     assert list(got.arrays) == [(layer, s) for s in ("residual", "mlp", "attention") for layer in (1, 2)]
     attention, mlp = got[2, "attention"], got[2, "mlp"]
     if name == "gemma2":
@@ -70,7 +70,7 @@ def test_sites_add_up(name):
 
 def test_last_layer_is_before_the_final_norm(llama):
     contexts = contexts_of([8])
-    got = capture(llama, contexts, 3, progress=False)
+    got = capture(llama, contexts, 3, verbose=False)
     with torch.no_grad():
         normed = llama.base_model.norm(torch.tensor(got[3])).numpy()
     want = hidden_states(llama.eval(), contexts, 3)[0][1:]  # Transformers normalises its last one
@@ -81,7 +81,7 @@ def test_last_layer_is_before_the_final_norm(llama):
 def test_rows_say_which_token_they_are(llama):
     contexts = contexts_of([5, 3, 4])
     for drop in (True, False):
-        got = capture(llama, contexts, 0, drop_first=drop, progress=False)
+        got = capture(llama, contexts, 0, drop_first=drop, verbose=False)
         np.testing.assert_array_equal(got.token_ids, np.concatenate([c[drop:] for c in contexts]))
         np.testing.assert_array_equal(got.positions[got.contexts == 1], np.arange(drop, 3))
         assert len(got) == 12 - 3 * drop and got.n_dropped_first == 3 * drop
@@ -90,11 +90,11 @@ def test_rows_say_which_token_they_are(llama):
 
 def test_accepts_tensors_lists_and_one_context(llama):
     ids = np.random.default_rng(1).integers(0, VOCABULARY, (3, 6))
-    want = capture(llama, ids, 1, progress=False)[1]
+    want = capture(llama, ids, 1, verbose=False)[1]
     for tokens in (torch.tensor(ids), ids.tolist(), [torch.tensor(c) for c in ids], ids.astype(np.int32)):
-        np.testing.assert_array_equal(capture(llama, tokens, 1, progress=False)[1], want)
-    np.testing.assert_allclose(capture(llama, ids[0], 1, progress=False)[1], want[:5], atol=1e-6)
-    np.testing.assert_allclose(capture(llama, ids[0].tolist(), 1, progress=False)[1], want[:5], atol=1e-6)
+        np.testing.assert_array_equal(capture(llama, tokens, 1, verbose=False)[1], want)
+    np.testing.assert_allclose(capture(llama, ids[0], 1, verbose=False)[1], want[:5], atol=1e-6)
+    np.testing.assert_allclose(capture(llama, ids[0].tolist(), 1, verbose=False)[1], want[:5], atol=1e-6)
 
 
 def test_runs_no_head_and_no_later_block(llama):
@@ -102,7 +102,7 @@ def test_runs_no_head_and_no_later_block(llama):
     watched = [llama.lm_head, llama.base_model.norm, *llama.base_model.layers]
     handles = [m.register_forward_pre_hook(lambda m, _: ran.append(watched.index(m))) for m in watched]
     try:
-        capture(llama, contexts_of([5]), [1, 0], progress=False)
+        capture(llama, contexts_of([5]), [1, 0], verbose=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -113,8 +113,8 @@ def test_leaves_the_model_as_it_was(llama):
     llama.train()
     hooks = [len(m._forward_hooks) for m in llama.modules()]
     with pytest.raises(ValueError, match="site"):
-        capture(llama, contexts_of([5]), 0, site="norm", progress=False)
-    capture(llama, contexts_of([5]), 0, progress=False)
+        capture(llama, contexts_of([5]), 0, site="norm", verbose=False)
+    capture(llama, contexts_of([5]), 0, verbose=False)
     assert llama.training
     assert [len(m._forward_hooks) for m in llama.modules()] == hooks
     out = llama.eval()(torch.tensor([[1, 2, 3]]))
@@ -126,21 +126,21 @@ def test_each_module_keeps_its_own_mode():
     model.base_model.h[1].eval()  # as a frozen part is kept
     before = [m.training for m in model.modules()]
     assert len(set(before)) == 2
-    capture(model, contexts_of([5]), 3, progress=False)
+    capture(model, contexts_of([5]), 3, verbose=False)
     assert [m.training for m in model.modules()] == before
 
 
 def test_dropout_is_off():
     model = tiny("gpt2").train()
-    a, b = (capture(model, contexts_of([20]), 2, progress=False)[2] for _ in range(2))
+    a, b = (capture(model, contexts_of([20]), 2, verbose=False)[2] for _ in range(2))
     np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtype_and_memory_maps(llama, tmp_path, dtype):
     contexts = contexts_of([9, 4, 7])
-    exact = capture(llama, contexts, [0, 2], progress=False)
-    got = capture(llama, contexts, [0, 2], dtype=dtype, out=tmp_path / "rows", progress=False)
+    exact = capture(llama, contexts, [0, 2], verbose=False)
+    got = capture(llama, contexts, [0, 2], dtype=dtype, out=tmp_path / "rows", verbose=False)
     want = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     again = Activations.load(tmp_path / "rows")
     for layer in (0, 2):
@@ -165,7 +165,7 @@ def test_float16_overflow_is_an_error():
     with torch.no_grad():
         model.base_model.embed_tokens.weight.mul_(1e8)
     with pytest.raises(ValueError, match="beyond float16.*bfloat16"):
-        capture(model, contexts_of([5]), 0, dtype="float16", progress=False)
+        capture(model, contexts_of([5]), 0, dtype="float16", verbose=False)
 
 
 def massive_model():
@@ -183,12 +183,12 @@ def test_massive_tokens(tmp_path, where, capsys):
     n_seven = sum(int((c[1:] == 7).sum()) for c in contexts)
     assert n_seven > 0
     model = massive_model()
-    kept = capture(model, contexts, [0, 2], progress=False)
+    kept = capture(model, contexts, [0, 2], verbose=False)
     assert kept.massive_counts == {(0, "residual"): n_seven, (2, "residual"): n_seven}
     np.testing.assert_array_equal(kept.massive()[0, "residual"], kept.token_ids == 7)
 
     out = tmp_path / "rows" if where == "files" else None
-    dropped = capture(model, contexts, [0, 2], massive="drop", out=out, progress=True)
+    dropped = capture(model, contexts, [0, 2], massive="drop", out=out, verbose=True)
     by_hand = kept.without_massive()
     for got in (dropped, by_hand) + ((Activations.load(out),) if out else ()):
         assert len(got) == len(kept) - n_seven and got.n_dropped_massive == n_seven
@@ -199,7 +199,7 @@ def test_massive_tokens(tmp_path, where, capsys):
         assert f"layer 2 residual: {n_seven}" in got.summary()
         assert f"{n_seven} massive tokens left out" in got.summary()
     assert "massive tokens left out" in capsys.readouterr().err
-    none = capture(model, contexts, 0, massive="drop", massive_multiple=1e9, progress=False)
+    none = capture(model, contexts, 0, massive="drop", massive_multiple=1e9, verbose=False)
     assert len(none) == len(kept) and none.n_dropped_massive == 0
 
 
@@ -227,14 +227,14 @@ def test_a_run_that_dies_leaves_nothing(llama, tmp_path, monkeypatch):
 
     monkeypatch.setattr(activations._hooks.Hooks, "run", dies)
     with pytest.raises(KeyboardInterrupt):
-        capture(llama, contexts_of([9] * 6), 0, batch_tokens=9, out=tmp_path / "rows", progress=False)
+        capture(llama, contexts_of([9] * 6), 0, batch_tokens=9, out=tmp_path / "rows", verbose=False)
     assert list((tmp_path / "rows").iterdir()) == []
     with pytest.raises(FileNotFoundError, match="not a finished capture"):
         Activations.load(tmp_path / "rows")
 
 
 def test_a_full_disk_is_an_error_before_anything_is_mapped(llama, tmp_path, monkeypatch):
-    rows = capture(llama, contexts_of([9]), 0, out=tmp_path / "well", progress=False)
+    rows = capture(llama, contexts_of([9]), 0, out=tmp_path / "well", verbose=False)
     file = (tmp_path / "well" / "layer000-residual.npy").stat()
     assert 512 * file.st_blocks >= file.st_size and len(rows) == 8  # all of it is there, no holes
 
@@ -243,11 +243,11 @@ def test_a_full_disk_is_an_error_before_anything_is_mapped(llama, tmp_path, monk
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(OSError, match=r"out: no room for 768 bytes of rows .*make room.*rows'") as raised:
-        capture(llama, contexts_of([9]), 0, out=tmp_path / "rows", progress=False)
+        capture(llama, contexts_of([9]), 0, out=tmp_path / "rows", verbose=False)
     assert raised.value.errno == errno.ENOSPC
     assert list((tmp_path / "rows").iterdir()) == []
     monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
-    again = capture(llama, contexts_of([9]), 0, out=tmp_path / "rows", progress=False)
+    again = capture(llama, contexts_of([9]), 0, out=tmp_path / "rows", verbose=False)
     np.testing.assert_array_equal(again[0], rows[0])
 
 
@@ -298,7 +298,7 @@ def _edit(name, old, new):
     ],
 )
 def test_damaged_folders_are_one_clear_error(llama, tmp_path, damage, message):
-    capture(llama, contexts_of([9, 7]), 0, out=tmp_path / "rows", progress=False)
+    capture(llama, contexts_of([9, 7]), 0, out=tmp_path / "rows", verbose=False)
     assert Activations.load(tmp_path / "rows")[0].shape == (14, 24)
     damage(tmp_path / "rows")
     with pytest.raises(ValueError, match=message):
@@ -306,21 +306,21 @@ def test_damaged_folders_are_one_clear_error(llama, tmp_path, damage, message):
 
 
 def test_never_overwrites(llama, tmp_path):
-    capture(llama, contexts_of([5]), 0, out=tmp_path / "rows", progress=False)
+    capture(llama, contexts_of([5]), 0, out=tmp_path / "rows", verbose=False)
     before = (tmp_path / "rows" / "layer000-residual.npy").read_bytes()
     with pytest.raises(FileExistsError, match="already holds"):
-        capture(llama, contexts_of([6]), 0, out=tmp_path / "rows", progress=False)
+        capture(llama, contexts_of([6]), 0, out=tmp_path / "rows", verbose=False)
     assert (tmp_path / "rows" / "layer000-residual.npy").read_bytes() == before
     (tmp_path / "file").write_text("x")
     with pytest.raises(FileExistsError, match="is a file"):
-        capture(llama, contexts_of([5]), 0, out=tmp_path / "file", progress=False)
+        capture(llama, contexts_of([5]), 0, out=tmp_path / "file", verbose=False)
 
 
 def test_progress_says_what_it_does(llama, capsys):
     capture(llama, contexts_of([5, 5]), 0)
     err = capsys.readouterr().err
     assert "first token of each context dropped" in err and "8 tokens" in err
-    capture(llama, contexts_of([5, 5]), 0, progress=False)
+    capture(llama, contexts_of([5, 5]), 0, verbose=False)
     assert capsys.readouterr().err == ""
 
 
@@ -348,7 +348,7 @@ def test_progress_says_what_it_does(llama, capsys):
     ],
 )
 def test_errors_say_what_to_do(llama, change, message):
-    arguments = {"tokens": [[1, 2, 3]], "layers": 0, "progress": False} | change
+    arguments = {"tokens": [[1, 2, 3]], "layers": 0, "verbose": False} | change
     with pytest.raises(ValueError, match=message):
         capture(llama, arguments.pop("tokens"), arguments.pop("layers"), **arguments)
 
@@ -357,7 +357,7 @@ def test_wrong_models(llama):
     with pytest.raises(TypeError, match="PyTorch module, got str"):
         capture("smollm2", [[1, 2]], 0)
     with pytest.raises(ValueError, match="no submodule known as mlp.*fc1"):
-        capture(tiny("opt"), [[1, 2]], 0, site="mlp", progress=False)
+        capture(tiny("opt"), [[1, 2]], 0, site="mlp", verbose=False)
     with pytest.raises(ValueError, match="no list of num_hidden_layers=None blocks"):
         activations.decoder_blocks(torch.nn.Linear(2, 2))
 
@@ -367,7 +367,7 @@ def test_nan_from_the_model_is_found():
     with torch.no_grad():
         model.base_model.embed_tokens.weight[9] = float("nan")
     with pytest.raises(ValueError, match=r"layer 0 residual: the model gave NaN or infinity at row \d"):
-        capture(model, [[1, 2, 9, 3]], 0, progress=False)
+        capture(model, [[1, 2, 9, 3]], 0, verbose=False)
 
 
 # ------------------------------------------------------------------ splits
@@ -500,7 +500,7 @@ def test_smollm2(smollm2):
     model, tokenizer = smollm2
     assert len(activations.decoder_blocks(model)) == 30 and model.config.hidden_size == 576
     contexts = tokenize(activations.language_reference(), tokenizer, context_length=128, max_tokens=400)
-    got = capture(model, contexts, [8, 15], progress=False)
+    got = capture(model, contexts, [8, 15], verbose=False)
     assert got[15].shape == (400, 576)
     for layer in (8, 15):
         want = np.concatenate([h[1:] for h in hidden_states(model, contexts, layer)])
@@ -512,13 +512,13 @@ def test_smollm2_speaks(smollm2):
     """The dequantised weights are a language model: each next token from the last stream."""
     model, tokenizer = smollm2
     ids = tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]
-    stream = capture(model, [[tokenizer.bos_token_id, *ids]], 29, progress=False)[29]
+    stream = capture(model, [[tokenizer.bos_token_id, *ids]], 29, verbose=False)[29]
     with torch.no_grad():
         logits = model.norm(torch.tensor(np.array(stream[-1]))) @ model.embed_tokens.weight.T
     assert tokenizer.decode([int(logits.argmax())]).strip() == "Paris"
 
 
 def test_manifest_is_plain_json(llama, tmp_path):
-    capture(llama, contexts_of([5]), [0], out=tmp_path / "rows", progress=False)
+    capture(llama, contexts_of([5]), [0], out=tmp_path / "rows", verbose=False)
     manifest = json.loads((tmp_path / "rows" / "activations.json").read_text())
     assert manifest["arrays"] == [[0, "residual", 0]] and manifest["dtype"] == "float32"

@@ -51,9 +51,9 @@ def ways(clean, side):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_left_out(model, clean, side):
-    want = capture(model, clean, [1, 2], progress=False)
+    want = capture(model, clean, [1, 2], verbose=False)
     for tokens, more in ways(clean, side):
-        got = capture(model, *tokens, [1, 2], progress=False, **more)
+        got = capture(model, *tokens, [1, 2], verbose=False, **more)
         for layer in (1, 2):
             np.testing.assert_array_equal(got[layer], want[layer])
         for name in ("token_ids", "contexts", "positions"):
@@ -63,18 +63,18 @@ def test_padding_is_left_out(model, clean, side):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_streams_stores_and_evaluation_leave_it_out(model, clean, side, tmp_path):
     ids, mask = padded(clean, side)
-    store = capture(model, clean, 1, store=tmp_path, progress=False)
-    again = capture(model, ids, 1, attention_mask=mask, store=tmp_path, progress=False)
+    store = capture(model, clean, 1, store=tmp_path, verbose=False)
+    again = capture(model, ids, 1, attention_mask=mask, store=tmp_path, verbose=False)
     assert again.manifest == store.manifest  # the same text
     stream = ActivationStream(model, BatchEncoding({"input_ids": ids, "attention_mask": mask}), 1)
     np.testing.assert_array_equal(np.concatenate(list(stream.blocks())), np.asarray(store[1]))
     pca = atoms.controls.PCADictionary(4).fit(np.asarray(store[1]))
-    want = atoms.evaluate(model, clean, pca, 1, n_boot=5, progress=False)
-    got = atoms.evaluate(model, ids, pca, 1, attention_mask=mask, n_boot=5, progress=False)
+    want = atoms.evaluate(model, clean, pca, 1, n_boot=5, verbose=False)
+    got = atoms.evaluate(model, ids, pca, 1, attention_mask=mask, n_boot=5, verbose=False)
     assert str(got) == str(want) and got.n_predictions == sum(LENGTHS) - 2 * len(LENGTHS)
     for act in (
         lambda: ActivationStream(model, ids, 1),
-        lambda: atoms.evaluate(model, ids, pca, 1, progress=False),
+        lambda: atoms.evaluate(model, ids, pca, 1, verbose=False),
     ):
         with pytest.raises(ValueError, match="would be taken for text"):
             act()
@@ -86,14 +86,14 @@ def test_padding_without_a_mask_is_refused(model, clean):
         for tokens in (ids, torch.from_numpy(ids), ids.tolist(), {"input_ids": ids}, [{"input_ids": ids}]):
             message = f"tokens: row 1 {what} with 18 times the padding id 0.*attention_mask=numpy.ones_like"
             with pytest.raises(ValueError, match=message):
-                capture(model, tokens, 1, progress=False)
-        told = capture(model, ids, 1, attention_mask=np.ones_like(ids), progress=False)
+                capture(model, tokens, 1, verbose=False)
+        told = capture(model, ids, 1, attention_mask=np.ones_like(ids), verbose=False)
         assert len(told) == 4 * 22  # text, since the caller says so
     whole = np.stack([clean[2], clean[2][::-1]])
-    assert len(capture(model, whole, 1, progress=False)) == 44
+    assert len(capture(model, whole, 1, verbose=False)) == 44
     one = np.concatenate([whole, [[PAD], [5]]], axis=1)
     with pytest.raises(ValueError, match="row 0 ends with 1 times the padding id 0"):
-        capture(model, one, 1, progress=False)
+        capture(model, one, 1, verbose=False)
 
 
 @pytest.mark.parametrize("pad", [None, 2])
@@ -102,15 +102,15 @@ def test_the_end_of_a_text_is_not_padding(clean, pad):
     model = decoder(pad_token_id=pad, bos_token_id=2, eos_token_id=2)
     text = np.stack([clean[2], clean[2][::-1]])
     ended = np.pad(text, ((0, 0), (1, 1)), constant_values=2)
-    assert len(capture(model, ended, 1, drop_first=False, progress=False)) == 50
+    assert len(capture(model, ended, 1, drop_first=False, verbose=False)) == 50
     twice = np.pad(text, ((0, 0), (0, 2)), constant_values=2)
     twice[0, -2:] = 7
     with pytest.raises(ValueError, match="row 1 ends with 2 times the padding id 2"):
-        capture(model, twice, 1, progress=False)
+        capture(model, twice, 1, verbose=False)
     if pad is not None:  # named as padding: on one row only
         with pytest.raises(ValueError, match="row 1 ends with 1 times the padding id 2"):
-            capture(model, twice[:, :-1], 1, progress=False)
-    assert len(capture(model, list(twice), 1, progress=False)) == 2 * 24  # contexts, not a table
+            capture(model, twice[:, :-1], 1, verbose=False)
+    assert len(capture(model, list(twice), 1, verbose=False)) == 2 * 24  # contexts, not a table
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_the_end_of_a_text_is_not_padding(clean, pad):
 )
 def test_masks_that_cannot_be(model, tokens, mask, message):
     with pytest.raises(ValueError, match=message):
-        capture(model, tokens, 1, attention_mask=mask, progress=False)
+        capture(model, tokens, 1, attention_mask=mask, verbose=False)
 
 
 def test_ragged_and_empty_lists(model):
-    assert len(capture(model, [[5, 6, 7], [5, 6]], 1, progress=False)) == 3
+    assert len(capture(model, [[5, 6, 7], [5, 6]], 1, verbose=False)) == 3
     for none in ([], [[]], np.empty((2, 0), int), np.empty((0, 3), int), {"input_ids": []}):
         with pytest.raises(ValueError, match="tokens: there are none"):
-            capture(model, none, 1, progress=False)
+            capture(model, none, 1, verbose=False)

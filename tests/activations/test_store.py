@@ -36,12 +36,12 @@ def contexts():
 @pytest.fixture(scope="module")
 def store(model, contexts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    return capture(model, contexts, [2, 0], store=folder, batch_tokens=128, shard_mb=0.03, progress=False)
+    return capture(model, contexts, [2, 0], store=folder, batch_tokens=128, shard_mb=0.03, verbose=False)
 
 
 @pytest.fixture(scope="module")
 def in_memory(model, contexts):
-    return capture(model, contexts, [2, 0], batch_tokens=128, progress=False)
+    return capture(model, contexts, [2, 0], batch_tokens=128, verbose=False)
 
 
 def names(folder):
@@ -68,8 +68,8 @@ def test_rows_are_what_capture_gives(store, in_memory):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_dtypes(model, contexts, tmp_path, dtype):
-    narrow = capture(model, contexts, 1, store=tmp_path, dtype=dtype, batch_tokens=128, progress=False)
-    want = capture(model, contexts, 1, dtype=dtype, batch_tokens=128, progress=False)[1]
+    narrow = capture(model, contexts, 1, store=tmp_path, dtype=dtype, batch_tokens=128, verbose=False)
+    want = capture(model, contexts, 1, dtype=dtype, batch_tokens=128, verbose=False)[1]
     assert narrow[1].dtype == want.dtype and narrow[1].shape == want.shape
     np.testing.assert_array_equal(np.asarray(narrow[1]), want)
     got = np.concatenate(list(narrow[1].batches(100, seed=1)))
@@ -84,7 +84,7 @@ def test_manifest_says_where_it_comes_from(model, contexts, tmp_path, tiny):
     loaded, tokenizer = load_model(tiny)
     ids = [c % 20 for c in contexts]
     store = capture(
-        loaded, ids, [0, 1], site=["residual", "mlp"], tokenizer=tokenizer, store=tmp_path, progress=False
+        loaded, ids, [0, 1], site=["residual", "mlp"], tokenizer=tokenizer, store=tmp_path, verbose=False
     )
     manifest = json.loads((tmp_path / "store.json").read_text())
     assert manifest["model"]["class"] == "LlamaModel" and manifest["model"]["name"] == str(tiny)
@@ -106,25 +106,25 @@ def test_manifest_says_where_it_comes_from(model, contexts, tmp_path, tiny):
                 [0, 1],
                 site=["residual", "mlp"],
                 store=tmp_path,
-                progress=False,
+                verbose=False,
             )
     with torch.no_grad():
         loaded.layers[0].mlp.up_proj.weight[0, 0] += 1
     with pytest.raises(ValueError, match="other settings: model weights_sha256"):
-        capture(loaded, ids, [0, 1], site=["residual", "mlp"], store=tmp_path, progress=False)
+        capture(loaded, ids, [0, 1], site=["residual", "mlp"], store=tmp_path, verbose=False)
 
 
 def test_a_store_is_of_all_weights(contexts, tmp_path):
     """Whatever single weight differs, a store is not opened again: rows are this model's or there is an error."""
     model = decoder()
-    arguments = {"store": tmp_path, "batch_tokens": 128, "progress": False}
+    arguments = {"store": tmp_path, "batch_tokens": 128, "verbose": False}
     before = np.asarray(capture(model, contexts, 1, **arguments)[1])
     block = model.model.layers[0]
     for weight, column in ((block.mlp.down_proj.weight, 5), (block.self_attn.o_proj.weight, slice(8, 16))):
         kept = weight.detach().clone()
         with torch.no_grad():
             weight[:, column] = 0  # a neuron, an attention head
-        assert np.abs(capture(model, contexts, 1, batch_tokens=128, progress=False)[1] - before).max() > 1e-4
+        assert np.abs(capture(model, contexts, 1, batch_tokens=128, verbose=False)[1] - before).max() > 1e-4
         with pytest.raises(ValueError, match="other settings: model weights_sha256"):
             capture(model, contexts, 1, **arguments)
         with torch.no_grad():
@@ -160,7 +160,7 @@ def test_weights_of_any_type_are_told_apart(dtype):
 def test_hooks_that_a_store_could_not_tell_are_refused(contexts, tmp_path):
     model = decoder()
     model(torch.tensor([[1, 2]]), output_hidden_states=True)  # Transformers leaves hooks of its own
-    arguments = {"store": tmp_path, "batch_tokens": 128, "progress": False}
+    arguments = {"store": tmp_path, "batch_tokens": 128, "verbose": False}
     store = capture(model, contexts, 1, **arguments)
     mlp = model.model.layers[0].mlp
 
@@ -187,7 +187,7 @@ def test_hooks_that_a_store_could_not_tell_are_refused(contexts, tmp_path):
         try:
             with pytest.raises(ValueError, match=f"store: {what}.*remove it, or capture without store"):
                 capture(model, contexts, 1, **arguments)
-            capture(model, contexts[:2], 1, progress=False)  # rows with them, in memory
+            capture(model, contexts[:2], 1, verbose=False)  # rows with them, in memory
         finally:
             remove()
     with pytest.raises(ValueError, match=r"other settings: forward is None, now .*<lambda>"):
@@ -209,7 +209,7 @@ def test_stores_of_before_are_read_but_not_taken_for_the_model_s(copy, model, co
 
 def test_a_finished_store_is_opened(model, contexts, store):
     before = {p: (store.folder / p).stat().st_mtime_ns for p in names(store.folder)}
-    again = capture(model, contexts, [2, 0], store=store.folder, batch_tokens=128, progress=False)
+    again = capture(model, contexts, [2, 0], store=store.folder, batch_tokens=128, verbose=False)
     assert len(again) == len(store)
     changed = [p for p, t in before.items() if (store.folder / p).stat().st_mtime_ns != t]
     assert changed in ([], [".lock"])
@@ -223,10 +223,10 @@ def test_bad_arguments(model, contexts, tmp_path):
         ({"batch_tokens": 0}, "batch_tokens"),
     ]:
         with pytest.raises(ValueError, match=message):
-            capture(model, contexts, 0, store=tmp_path / "s", progress=False, **change)
+            capture(model, contexts, 0, store=tmp_path / "s", verbose=False, **change)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
-        capture(model, contexts, 0, store=tmp_path / "file", progress=False)
+        capture(model, contexts, 0, store=tmp_path / "file", verbose=False)
     with pytest.raises(FileNotFoundError, match="not an activation store"):
         ActivationStore(tmp_path)
 
@@ -248,7 +248,7 @@ def slow(*arguments):
         time.sleep(600)  # in the middle of a shard: the kill comes now
     return real(*arguments)
 _store.checked_norms = slow
-store = capture(decoder(), random_contexts(60), [2, 0], store=sys.argv[1], batch_tokens=128, shard_mb=0.03, progress=False)
+store = capture(decoder(), random_contexts(60), [2, 0], store=sys.argv[1], batch_tokens=128, shard_mb=0.03, verbose=False)
 print("done", flush=True)
 """
 
@@ -275,7 +275,7 @@ def test_a_killed_capture_goes_on(store, model, contexts, tmp_path):
     finished = len(json.loads((tmp_path / "store.json").read_text())["shards"])
     assert 0 < finished < len(store.manifest["shards"])
     kept = (tmp_path / "layer000-residual-00000.npy").stat().st_mtime_ns
-    again = capture(model, contexts, [2, 0], store=tmp_path, batch_tokens=128, shard_mb=0.03, progress=False)
+    again = capture(model, contexts, [2, 0], store=tmp_path, batch_tokens=128, shard_mb=0.03, verbose=False)
     assert (tmp_path / "layer000-residual-00000.npy").stat().st_mtime_ns == kept
     assert names(tmp_path) == names(store.folder)
     assert again.manifest["shards"] == store.manifest["shards"]  # with every file's SHA-256
@@ -293,7 +293,7 @@ def copy(store, tmp_path):
 
 
 def capture_again(model, contexts, folder):
-    return capture(model, contexts, [2, 0], store=folder, batch_tokens=128, shard_mb=0.03, progress=False)
+    return capture(model, contexts, [2, 0], store=folder, batch_tokens=128, shard_mb=0.03, verbose=False)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "longer"])
@@ -790,8 +790,8 @@ class Hooked(torch.nn.Module):
 def test_hooked_models():
     torch.manual_seed(0)
     model, contexts = Hooked(), random_contexts(9, 5, 8)
-    got = capture(model, contexts, [1, 0], site=["residual", "mlp"], progress=False)
-    named = capture(model, contexts, ["blocks.1.hook_resid_post", "blocks.0.hook_z"], progress=False)
+    got = capture(model, contexts, [1, 0], site=["residual", "mlp"], verbose=False)
+    named = capture(model, contexts, ["blocks.1.hook_resid_post", "blocks.0.hook_z"], verbose=False)
     np.testing.assert_array_equal(named["blocks.1.hook_resid_post"], got[1])
     with torch.no_grad():
         x = torch.cat([model.embed(torch.tensor(c)[None])[0, 1:] for c in contexts])
@@ -812,16 +812,16 @@ def test_submodules_by_name(model, contexts, in_memory, tmp_path):
         ["model.layers.2", "model.layers.1.mlp.down_proj", "lm_head"],
         batch_tokens=128,
         out=tmp_path / "o",
-        progress=False,
+        verbose=False,
     )
     np.testing.assert_array_equal(got["model.layers.2"], in_memory[2])
-    want = capture(model, contexts, 1, site="mlp", batch_tokens=128, progress=False)[1]
+    want = capture(model, contexts, 1, site="mlp", batch_tokens=128, verbose=False)[1]
     np.testing.assert_array_equal(got["model.layers.1.mlp.down_proj"], want)
     assert got["lm_head"].shape == (len(got), VOCABULARY)
     again = atoms.activations.Activations.load(tmp_path / "o")
     np.testing.assert_array_equal(again["model.layers.2"], in_memory[2])
     with pytest.raises(ValueError, match="gave .* of shape .*expected a tensor .context, position"):
-        capture(model, contexts, "model.rotary_emb", progress=False)
+        capture(model, contexts, "model.rotary_emb", verbose=False)
 
 
 class Looped(torch.nn.Module):
@@ -842,15 +842,15 @@ class Looped(torch.nn.Module):
 def test_a_module_that_runs_several_times_is_refused(contexts, tmp_path):
     torch.manual_seed(0)
     looped = Looped()
-    pca = atoms.controls.PCADictionary().fit(capture(looped, contexts, "last", progress=False)["last"])
+    pca = atoms.controls.PCADictionary().fit(capture(looped, contexts, "last", verbose=False)["last"])
     message = "layers: block output runs several times in one forward pass.*name a module that runs once"
     for act in (
-        lambda: capture(looped, contexts, "block", progress=False),
-        lambda: capture(looped, contexts, ["block", "head"], progress=False),
-        lambda: capture(looped, contexts, ["last", "block"], progress=False),
-        lambda: capture(looped, contexts, "block", store=tmp_path, progress=False),
+        lambda: capture(looped, contexts, "block", verbose=False),
+        lambda: capture(looped, contexts, ["block", "head"], verbose=False),
+        lambda: capture(looped, contexts, ["last", "block"], verbose=False),
+        lambda: capture(looped, contexts, "block", store=tmp_path, verbose=False),
         lambda: ActivationStream(looped, contexts, "block"),
-        lambda: atoms.evaluate(looped, contexts, pca, "block", progress=False),
+        lambda: atoms.evaluate(looped, contexts, pca, "block", verbose=False),
     ):
         with pytest.raises(ValueError, match=message):
             act()
@@ -858,7 +858,7 @@ def test_a_module_that_runs_several_times_is_refused(contexts, tmp_path):
     shared = decoder()  # one MLP in two blocks
     shared.model.layers[2].mlp = shared.model.layers[0].mlp
     with pytest.raises(ValueError, match="layers: 0 mlp runs several times"):
-        capture(shared, contexts, 0, site="mlp", progress=False)
+        capture(shared, contexts, 0, site="mlp", verbose=False)
 
 
 def test_only_the_first_pass_is_run_to_its_end(contexts):
@@ -877,8 +877,8 @@ def test_forward_of_ones_own(contexts):
     def forward(model, ids, mask):
         return model(embed(ids), src_key_padding_mask=~mask)
 
-    together = capture(layer, contexts, "norm2", forward=forward, batch_tokens=500, progress=False)
-    alone = capture(layer, contexts, "norm2", forward=forward, batch_tokens=1, progress=False)
+    together = capture(layer, contexts, "norm2", forward=forward, batch_tokens=500, verbose=False)
+    alone = capture(layer, contexts, "norm2", forward=forward, batch_tokens=1, verbose=False)
     np.testing.assert_allclose(together["norm2"], alone["norm2"], atol=1e-5)
     with pytest.raises(TypeError, match="forward: expected a function"):
         capture(layer, contexts, "norm2", forward=3)
@@ -893,7 +893,7 @@ def test_smollm2_stream_and_store(smollm2, tmp_path):
     text = atoms.activations.language_reference()
     contexts = atoms.activations.tokenize(text, tokenizer, context_length=64, max_tokens=1200)
     options = {"batch_tokens": 256}
-    store = capture(model, contexts, [3, 4], store=tmp_path, tokenizer=tokenizer, progress=False, **options)
+    store = capture(model, contexts, [3, 4], store=tmp_path, tokenizer=tokenizer, verbose=False, **options)
     sae = {"d_sae": 64, "target_l0": 4, "max_steps": 12, "batch_size": 128, "verbose": False}
     stream = ActivationStream(model, contexts, 3, buffer_rows=400, **options)
     with pytest.warns(UserWarning, match="2 of .* rows have a norm above 10 times the median"):

@@ -326,7 +326,7 @@ def ask(client, code, manager=None):
         "sae.transform(many)",
         "atoms.recovery.omp(many, D, n_nonzero=20)",
         "atoms.recovery.lasso(X, D, alpha=1e-5, max_iter=10**6, tol=1e-12)",
-        "atoms.recovery.basis_pursuit(X, D)",
+        "atoms.recovery.code(X, D, 'basis_pursuit')",
         "atoms.theory.coherence(np.concatenate([D] * 100) + np.random.default_rng(2).standard_normal((102400, 1)))",
     ],
     ids=["fit", "metric", "transform", "omp", "lasso", "basis_pursuit", "coherence"],

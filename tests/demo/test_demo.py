@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from support import finished
 
-from atoms import demo, plot
+from atoms import _demo as demo
+from atoms import _plot as plot
 from atoms.__main__ import main
 
 
@@ -68,7 +69,7 @@ def test_figures_again_by_numpy(done, tiny, text):
     contexts = activations.tokenize(
         activations.read_text(text), tokenizer, context_length=32, max_tokens=1500
     )
-    rows = activations.capture(model, contexts, [0, 2], massive="drop", progress=False)
+    rows = activations.capture(model, contexts, [0, 2], massive="drop", verbose=False)
     held = rows.held_out(0.2)
     X = {"train": rows[2][~held].astype(float), "held_out": rows[2][held].astype(float)}
     assert (report["n_train"], report["n_held_out"]) == (len(X["train"]), len(X["held_out"]))

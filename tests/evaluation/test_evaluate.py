@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def rows(model):
-    return capture(model, contexts_of(150, seed=1), [1, 2], progress=False)
+    return capture(model, contexts_of(150, seed=1), [1, 2], verbose=False)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def by_hand(model, contexts, sae, layer, drop_first):
 def test_against_passes_by_hand(model, sae, drop_first):
     contexts = contexts_of(12)
     X, ce, kl = by_hand(model, contexts, sae, 1, int(drop_first))
-    got = evaluate(model, contexts, {"a": sae}, 1, drop_first=drop_first, batch_tokens=60, progress=False)
+    got = evaluate(model, contexts, {"a": sae}, 1, drop_first=drop_first, batch_tokens=60, verbose=False)
     assert got.n_tokens == len(X) and got.n_contexts == 12 and got.n_predictions == len(X) - 12
     a = got["a"]
     for interval, want in [
@@ -133,7 +133,7 @@ def test_all_kinds_of_dictionaries(model, sae, rows, tmp_path):
         "PCA": controls.PCADictionary().fit(rows[1]),
         "neurons": controls.NeuronBasis().fit(rows[1]),
     }
-    got = evaluate(model, contexts_of(20), every, 1, progress=False)
+    got = evaluate(model, contexts_of(20), every, 1, verbose=False)
     for name in ("PCA", "neurons"):
         assert got[name].recovered_zero.estimate == pytest.approx(1, abs=1e-4)
         assert got[name].kl.estimate == pytest.approx(0, abs=1e-6)
@@ -150,14 +150,22 @@ def test_all_kinds_of_dictionaries(model, sae, rows, tmp_path):
     assert "recovered, against zeros" in text and "95% bootstrap intervals over contexts" in text
     assert all(name in text.splitlines()[1] for name in every)
     assert len({len(line) for line in text.splitlines()[1:]}) == 1
+    assert repr(got) == text
+    assert all(f"<th>{name}</th>" in got._repr_html_() for name in every)
+    assert "<td>6.000 [6.000, 6.000]</td>" in got["random"]._repr_html_()
+    axes = got.plot()
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        f"{n}, L0 {got[n].l0.estimate:.3g}" for n in every
+    ]
+    assert list(axes.lines[0].get_xdata()) == [got[n].recovered_zero.estimate for n in every]
     json.dumps(got.to_dict())
     with_metric = {
         "a": controls.KMeansDictionary(20, metric=aip).fit(rows[1]),
         "b": atoms.SparseAutoencoder(24, target_l0=4, metric=aip, max_steps=20, verbose=False).fit(rows[1]),
     }
-    got = evaluate(model, contexts_of(5), with_metric, 1, progress=False)
+    got = evaluate(model, contexts_of(5), with_metric, 1, verbose=False)
     assert list(got["a"].explained_variance) == ["centered", "uncentered", "metric"]
-    got = evaluate(model, contexts_of(5), sae, 1, conventions=["variance_of_error"], progress=False)
+    got = evaluate(model, contexts_of(5), sae, 1, conventions=["variance_of_error"], verbose=False)
     assert np.isnan(got["autoencoder"].explained_variance["variance_of_error"].low)
 
 
@@ -167,7 +175,7 @@ def test_input_normalisation_is_undone(model, rows):
     normed = PretrainedSAE(
         np.concatenate([eye, -eye], 1), np.zeros(32), np.concatenate([eye, -eye]), np.zeros(16), input_norm="layer_norm"
     )  # fmt: skip
-    got = evaluate(model, contexts_of(10), normed, 1, progress=False)["autoencoder"]
+    got = evaluate(model, contexts_of(10), normed, 1, verbose=False)["autoencoder"]
     assert got.recovered_zero.estimate == pytest.approx(1, abs=1e-3) and got.kl.estimate < 1e-5
 
 
@@ -175,10 +183,10 @@ def test_intervals_cover(model, rows):
     """Of 60 samples of text, about nine in ten intervals at 90% hold the figure of all text."""
     sae = controls.KMeansDictionary(30).fit(rows[1])
     text = contexts_of(600, seed=9)
-    truth = evaluate(model, text, sae, 1, progress=False)["autoencoder"]
+    truth = evaluate(model, text, sae, 1, verbose=False)["autoencoder"]
     inside = {"cross_entropy": 0, "recovered_zero": 0, "kl": 0}
     for i in range(0, 600, 20):
-        part = evaluate(model, text[i : i + 20], sae, 1, level=0.9, n_boot=300, progress=False)["autoencoder"]
+        part = evaluate(model, text[i : i + 20], sae, 1, level=0.9, n_boot=300, verbose=False)["autoencoder"]
         for name in inside:
             interval = getattr(part, name)
             inside[name] += interval.low <= getattr(truth, name).estimate <= interval.high
@@ -188,22 +196,22 @@ def test_intervals_cover(model, rows):
 def test_same_figures_in_any_batches_and_the_model_as_it_was(model, sae):
     model.train()
     hooks = [len(m._forward_hooks) for m in model.modules()]
-    a, b = (evaluate(model, contexts_of(10), sae, 1, batch_tokens=n, progress=False) for n in (20, 300))
+    a, b = (evaluate(model, contexts_of(10), sae, 1, batch_tokens=n, verbose=False) for n in (20, 300))
     assert model.training and hooks == [len(m._forward_hooks) for m in model.modules()]
     model.eval()
     assert a["autoencoder"].cross_entropy.estimate == pytest.approx(
         b["autoencoder"].cross_entropy.estimate, rel=1e-5
     )
-    again = evaluate(model, contexts_of(10), sae, 1, batch_tokens=20, progress=False)
+    again = evaluate(model, contexts_of(10), sae, 1, batch_tokens=20, verbose=False)
     assert again["autoencoder"].kl == a["autoencoder"].kl
 
 
 def test_sites_and_modules_by_name(model):
     contexts = contexts_of(10)
-    rows = capture(model, contexts, 1, site="mlp", progress=False)[1]
+    rows = capture(model, contexts, 1, site="mlp", verbose=False)[1]
     pca = controls.PCADictionary(l0=8).fit(rows)
-    by_site = evaluate(model, contexts, pca, 1, site="mlp", progress=False)
-    by_name = evaluate(model, contexts, pca, "model.layers.1.mlp", progress=False)
+    by_site = evaluate(model, contexts, pca, 1, site="mlp", verbose=False)
+    by_name = evaluate(model, contexts, pca, "model.layers.1.mlp", verbose=False)
     assert by_site["autoencoder"].kl == by_name["autoencoder"].kl and by_name.place[1] == "output"
     assert by_site["autoencoder"].kl.estimate > 0
 
@@ -228,10 +236,10 @@ def test_errors(model, sae, tiny, rows):
         ((model, contexts, sae, "lm_head"), ValueError, "width 16, this place of the model has 61"),
     ]:
         with pytest.raises(kind, match=message):
-            evaluate(*arguments, progress=False)
+            evaluate(*arguments, verbose=False)
     for bad in ({"dense_above": 1}, {"level": 0}, {"n_boot": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            evaluate(model, contexts, sae, 1, progress=False, **bad)
+            evaluate(model, contexts, sae, 1, verbose=False, **bad)
 
 
 def test_a_model_without_head_fails_before_work(sae, tiny):
@@ -240,7 +248,7 @@ def test_a_model_without_head_fails_before_work(sae, tiny):
     headless.register_forward_hook(lambda module, inputs, output: ran.append(1))
     headless.layers[1].register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
     with pytest.raises(ValueError, match="gives no logits"):
-        evaluate(headless, [c % 20 for c in contexts_of(40)], sae, 1, progress=False)
+        evaluate(headless, [c % 20 for c in contexts_of(40)], sae, 1, verbose=False)
     assert ran == [1, 1]  # one context
 
 
@@ -304,8 +312,8 @@ def test_logit_attribution_errors(model, tiny):
 
 
 def test_contexts_and_words_are_drawn(tmp_path):
-    from atoms import plot
-    from atoms.report.monosemanticity import top_contexts
+    from atoms import _plot as plot
+    from atoms._report.monosemanticity import top_contexts
 
     words = ["the", " $cost", "\n", " of", " it"]
     ids, contexts = np.tile(np.arange(5), 6), np.repeat(np.arange(3), 10)

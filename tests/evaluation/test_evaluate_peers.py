@@ -147,7 +147,7 @@ def test_agrees_with_saelens(setting, tmp_path):
 
     model, theirs, tokens, layer = setting
     hook = f"blocks.{layer}.hook_resid_post"
-    rows = capture(model, tokens, layer, drop_first=False, progress=False)[layer]
+    rows = capture(model, tokens, layer, drop_first=False, verbose=False)[layer]
     for kind, sae in dictionaries(np.array(rows), rows.shape[1]):
         save(sae, tmp_path / kind, hook_name=hook, model_name="toy")
         owner = SAE.load_from_disk(tmp_path / kind)
@@ -156,8 +156,8 @@ def test_agrees_with_saelens(setting, tmp_path):
         assert as_module == pytest.approx(want, rel=1e-4, abs=1e-6)
         np.testing.assert_allclose(firing, density, atol=1.5 / tokens.size)
         for ours in (
-            evaluate(model, tokens, sae, layer, drop_first=False, progress=False),
-            evaluate(theirs, tokens, sae, hook, drop_first=False, progress=False),
+            evaluate(model, tokens, sae, layer, drop_first=False, verbose=False),
+            evaluate(theirs, tokens, sae, hook, drop_first=False, verbose=False),
         ):
             a = ours["autoencoder"]
             print(kind)
@@ -191,11 +191,11 @@ def test_agrees_where_first_tokens_are_ignored(setting, tmp_path):
     tokens = tokens.copy()
     tokens[:, 0] = 0
     tokens[:, 1:][tokens[:, 1:] == 0] = 1
-    rows = capture(model, tokens, layer, progress=False)[layer]
+    rows = capture(model, tokens, layer, verbose=False)[layer]
     kind, sae = next(dictionaries(np.array(rows), rows.shape[1]))
     save(sae, tmp_path / kind, hook_name=f"blocks.{layer}.hook_resid_post", model_name="toy")
     want, density = theirs_say(SAE.load_from_disk(tmp_path / kind), theirs, tokens, ignore=[0])
-    ours = evaluate(model, tokens, sae, layer, progress=False)
+    ours = evaluate(model, tokens, sae, layer, verbose=False)
     a = ours["autoencoder"]
     agree(
         {
@@ -279,8 +279,8 @@ def test_capture_from_a_hooked_transformer(setting):
     names = [
         f"blocks.{layer}.{h}" for h in ("hook_resid_post", "hook_mlp_out", "hook_attn_out", "attn.hook_z")
     ]
-    got = capture(theirs, tokens[:6], layer, site=["residual", "mlp", "attention"], progress=False)
-    named = capture(theirs, tokens[:6], names, progress=False)
+    got = capture(theirs, tokens[:6], layer, site=["residual", "mlp", "attention"], verbose=False)
+    named = capture(theirs, tokens[:6], names, verbose=False)
     with torch.no_grad():
         _, cache = theirs.run_with_cache(torch.from_numpy(tokens[:6]), names_filter=names)
     for site, name in zip(("residual", "mlp", "attention", None), names, strict=True):
@@ -290,7 +290,7 @@ def test_capture_from_a_hooked_transformer(setting):
     assert not any(p.fwd_hooks for p in theirs.hook_dict.values())
     stream = ActivationStream(theirs, tokens[:6], names[0])
     np.testing.assert_array_equal(np.concatenate(list(stream.blocks())), named[names[0]])
-    same = capture(model, tokens[:6], layer, progress=False)[layer]
+    same = capture(model, tokens[:6], layer, verbose=False)[layer]
     np.testing.assert_allclose(got[layer], same, rtol=1e-3, atol=1e-3 * np.abs(same).max())
 
 

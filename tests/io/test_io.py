@@ -25,8 +25,8 @@ from support import run
 
 import atoms
 from atoms.__main__ import main
+from atoms._report import scoring
 from atoms.io import PretrainedSAE, convert, from_pretrained, load, save
-from atoms.report import scoring
 
 DATA = Path(__file__).with_name("data") / "peers"
 X = peers.activations(300, 2)

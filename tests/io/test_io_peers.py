@@ -80,7 +80,7 @@ def language(request):
     contexts = atoms.activations.tokenize(
         atoms.activations.language_reference()[:12_000], tokenizer, context_length=256
     )
-    found = atoms.activations.capture(model, contexts, 15, massive="drop", progress=False)
+    found = atoms.activations.capture(model, contexts, 15, massive="drop", verbose=False)
     return np.array(found[15][:3000], np.float32)
 
 

@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 from support import run
 
 import atoms
-from atoms import AtomicInnerProduct, _core, reference
+from atoms import AtomicInnerProduct, _core
+from atoms import _reference as reference
 from atoms._config import context
 from atoms._estimator import NotFittedError
 
@@ -733,3 +734,11 @@ def test_an_unfitted_metric_is_one_sentence_everywhere():
         with pytest.raises(ValueError) as said:
             use()
         assert str(said.value) == "metric: expected a fitted AtomicInnerProduct; call metric.fit(X) first"
+
+
+def test_whiten_and_transform_are_one_method(tmp_path):
+    assert AtomicInnerProduct.whiten is AtomicInnerProduct.transform
+    assert AtomicInnerProduct.unwhiten is AtomicInnerProduct.inverse_transform
+    X = np.random.default_rng(0).standard_normal((50, 4))
+    out = np.empty((50, 4), np.float32)
+    assert AtomicInnerProduct().fit(X).transform(X, out=out) is out

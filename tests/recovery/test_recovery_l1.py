@@ -9,23 +9,19 @@ import pytest
 import scipy.sparse
 from support import RNG, basis_pair, planted, run
 
-from atoms import AtomicInnerProduct, SparseCoder, reference
+from atoms import AtomicInnerProduct, SparseCoder, recovery
+from atoms import _reference as reference
 from atoms.recovery import (
     Dictionary,
     RecoveryWarning,
     Status,
-    basis_pursuit,
-    basis_pursuit_denoise,
-    cosamp,
-    gradient_pursuit,
-    iht,
     lasso,
     lasso_path,
-    matching_pursuit,
     omp,
-    threshold_code,
     threshold_interval,
 )
+from atoms.recovery._lasso import basis_pursuit, basis_pursuit_denoise
+from atoms.recovery._pursuits import cosamp, gradient_pursuit, iht, matching_pursuit, threshold_code
 
 # ---------------------------------------------------------------------------- lasso
 
@@ -606,3 +602,63 @@ def test_streams_memory_maps(tmp_path, capsys):
     mapped = np.load(path, mmap_mode="r")
     assert (omp(mapped, D, 3, verbose=True) != omp(X, D, 3)).nnz == 0
     assert "omp" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------ any of them
+
+SETTINGS = {
+    "omp": (omp, {"n_nonzero": 3}),
+    "ols": (lambda *a, **k: omp(*a, selection="ols", **k), {"n_nonzero": 3}),
+    "nn_omp": (lambda *a, **k: omp(*a, nonnegative=True, **k), {"n_nonzero": 3}),
+    "matching_pursuit": (matching_pursuit, {"n_nonzero": 3}),
+    "gradient_pursuit": (gradient_pursuit, {"n_nonzero": 3}),
+    "cosamp": (cosamp, {"n_nonzero": 3}),
+    "iht": (iht, {"n_nonzero": 3}),
+    "lasso": (lasso, {"alpha": 0.7, "positive": True}),
+    "basis_pursuit": (basis_pursuit, {}),
+    "basis_pursuit_denoise": (basis_pursuit_denoise, {"sigma": 0.5}),
+    "threshold": (threshold_code, {"tau": 0.5, "signed": True}),
+}
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.filterwarnings("ignore::atoms.recovery.RecoveryWarning")
+def test_code_calls_any_solver(method):
+    X, D = np.split(np.random.default_rng(5).standard_normal((50, 8)), [30])
+    metric = AtomicInnerProduct(centered=True).fit(X)
+    solve, settings = SETTINGS[method]
+    expected, info = solve(X, D, **settings, metric=metric, return_info=True)
+    codes, also = recovery.code(X, D, method, **settings, metric=metric, return_info=True)
+    assert (codes != expected).nnz == 0 and np.array_equal(info.residual, also.residual, equal_nan=True)
+
+
+def test_code_names_what_is_wrong():
+    X, D = np.split(np.random.default_rng(5).standard_normal((23, 8)), [3])
+    with pytest.raises(ValueError, match="method: expected one of omp, .*threshold, got 'lars'"):
+        recovery.code(X, D, "lars")
+    with pytest.raises(
+        TypeError, match="sigma: no setting of method 'cosamp', which has n_nonzero, tol, max_iter"
+    ):
+        recovery.code(X, D, "cosamp", sigma=3)
+    with pytest.raises(TypeError, match="selection: no setting of method 'ols'"):
+        recovery.code(X, D, "ols", selection="omp")
+    with pytest.raises(TypeError, match="alpha: method 'lasso' needs it"):
+        recovery.code(X, D, "lasso")
+
+
+@pytest.mark.parametrize("call", [
+    lambda X, D: omp(X, D, 1, tol=1e-9), lambda X, D: recovery.code(X, D, "cosamp", n_nonzero=1, tol=1e-9),
+    lambda X, D: SparseCoder(D, n_nonzero=1, tol=1e-9).fit(X).transform(X), lambda X, D: lasso_path(X, D, max_iter=1),
+    lambda X, D: basis_pursuit(X, D[:3]), lambda X, D: omp(X, D, 1, support=np.ones((30, 20))),
+], ids=["omp", "code", "coder", "path", "basis", "support"])  # fmt: skip
+def test_warnings_name_the_line_that_calls(call):
+    X, D = np.split(np.random.default_rng(5).standard_normal((50, 8)), [30])
+    with pytest.warns(RecoveryWarning) as said:
+        call(X, D)
+    assert all(w.filename == __file__ for w in said)
+
+
+def test_reconstruct_is_what_the_codes_say():
+    X, D = np.split(np.random.default_rng(5).standard_normal((50, 8)), [30])
+    coder = SparseCoder(D, n_nonzero=3, metric=AtomicInnerProduct(centered=True).fit(X)).fit(X)
+    assert np.array_equal(coder.reconstruct(X), coder.inverse_transform(coder.transform(X)))

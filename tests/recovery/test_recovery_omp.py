@@ -8,7 +8,8 @@ import pytest
 import scipy.sparse
 from support import RNG, basis_pair, planted
 
-from atoms import AtomicInnerProduct, _core, reference
+from atoms import AtomicInnerProduct, _core
+from atoms import _reference as reference
 from atoms.recovery import Dictionary, RecoveryWarning, Status, omp
 
 

@@ -16,11 +16,11 @@ from support import finished, started
 
 import atoms
 from atoms.__main__ import main
-from atoms.report import READY, Config, Context, EmbeddingJudge, cells, estimate, jobs, load
-from atoms.report import data as report_data
-from atoms.report.monosemanticity import auroc
-from atoms.report.plan import plan
-from atoms.report.scoring import hold_l0
+from atoms._report import READY, Config, Context, EmbeddingJudge, cells, estimate, jobs, load
+from atoms._report import data as report_data
+from atoms._report.monosemanticity import auroc
+from atoms._report.plan import plan
+from atoms._report.scoring import hold_l0
 
 DICTIONARIES = ("atoms", "batchtopk", "neurons-all", "pca-all", "random", "memorizing", "shuffled")
 
@@ -80,7 +80,7 @@ def results(out, planned):
 def done(rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "out"
     config = settings(rows)
-    atoms.report(config, out, jobs=1, progress=False)
+    atoms.report(config, out, jobs=1, verbose=False)
     return config, out
 
 
@@ -354,8 +354,8 @@ def test_a_cluster_that_loses_a_worker(done, rows, tmp_path):
 
         thread = threading.Thread(target=kill)
         thread.start()
-        jobs.run(planned.first, out, out / "data", client=client, progress=False)
-        jobs.run(list(planned.agreement.values()), out, out / "data", client=client, progress=False)
+        jobs.run(planned.first, out, out / "data", client=client, verbose=False)
+        jobs.run(list(planned.agreement.values()), out, out / "data", client=client, verbose=False)
         thread.join()
     assert killed and killed[0] < len(set(planned.first))
     assert results(out, planned) == results(reference, planned)
@@ -367,7 +367,7 @@ def test_figures_do_not_depend_on_workers_or_threads(done, rows, tmp_path):
     about = report_data.prepare(config, tmp_path / "data")
     planned = plan(config, about)
     some = list(planned.table.values())[:6]
-    jobs.run(some, tmp_path, tmp_path / "data", n_jobs=2, threads=2, progress=True)
+    jobs.run(some, tmp_path, tmp_path / "data", n_jobs=2, threads=2, verbose=True)
     for job in some:
         a, b = jobs.read(tmp_path, job), jobs.read(reference, job)
         assert a.record == b.record and all(
@@ -379,11 +379,11 @@ def test_broken_results_are_done_again(done, tmp_path):
     config, reference = done
     about = report_data.prepare(config, tmp_path / "data")
     job = next(iter(plan(config, about).shift.values()))
-    jobs.run([job, job], tmp_path, tmp_path / "data", progress=False)
+    jobs.run([job, job], tmp_path, tmp_path / "data", verbose=False)
     path = tmp_path / "cells" / f"{job.key}.npz"
     path.write_bytes(path.read_bytes()[:100])
     assert not jobs.finished(tmp_path, job)
-    jobs.run([job], tmp_path, tmp_path / "data", progress=False)
+    jobs.run([job], tmp_path, tmp_path / "data", verbose=False)
     assert jobs.read(tmp_path, job).record == jobs.read(reference, job).record
 
 
@@ -396,7 +396,7 @@ def test_a_failing_job_says_why_and_leaves_the_others(tmp_path, monkeypatch):
     monkeypatch.setitem(cells.CELLS, "test", fails)
     work = [jobs.Job("test", {"i": i}) for i in range(3)]
     with pytest.raises(ValueError, match="no such layer"):
-        jobs.run(work, tmp_path, tmp_path, progress=False)
+        jobs.run(work, tmp_path, tmp_path, verbose=False)
     assert [jobs.finished(tmp_path, job) for job in work] == [True, False, False]
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.progress"))
 
@@ -520,7 +520,7 @@ def test_the_paper_s_protocol(of_a_model, tmp_path):
         dictionaries=["atoms", "memorizing"],
         monosemanticity={"layer": None},
     )
-    about = report_data.prepare(mine, tmp_path / "data", progress=False)
+    about = report_data.prepare(mine, tmp_path / "data", verbose=False)
     rows = about["rows"]
     assert 0 < rows["train"]["2"] + rows["held_out"]["2"] <= 300  # a row for each prompt
     held = report_data.Data(tmp_path / "data", about["key"])
@@ -528,7 +528,7 @@ def test_the_paper_s_protocol(of_a_model, tmp_path):
     last = np.append(np.diff(words["contexts"]) != 0, True)
     assert last[words["rows"]].all()
     out = tmp_path / "out"
-    atoms.report(mine, out, jobs=1, progress=False)
+    atoms.report(mine, out, jobs=1, verbose=False)
     with open(out / "tables" / "main.csv") as file:
         found = {(r["layer"], r["dictionary"]): r for r in csv.DictReader(file)}
     assert all(float(r["n_train"]) == 64 for r in found.values())
@@ -560,7 +560,7 @@ def test_the_small_setting_on_a_real_model(tmp_path, loaded_smollm2):
         },
         "monosemanticity": {"layer": 2, "latents": 4, "shown": 2},
     }
-    out = atoms.report("smollm2-small", tmp_path / "out", jobs=1, threads=2, progress=False, **early)
+    out = atoms.report("smollm2-small", tmp_path / "out", jobs=1, threads=2, verbose=False, **early)
     text = out.read_text()
     for heading in (
         "Representation shift",
@@ -582,10 +582,10 @@ def test_the_small_setting_on_a_real_model(tmp_path, loaded_smollm2):
 
 
 def test_a_judge_of_ones_own(of_a_model):
-    from atoms.report.monosemanticity import judge_all
+    from atoms._report.monosemanticity import judge_all
 
     config, out = of_a_model
-    planned = plan(config, report_data.prepare(config, out / "data", progress=False))
+    planned = plan(config, report_data.prepare(config, out / "data", verbose=False))
     asked = []
 
     def indifferent(examples, candidates):

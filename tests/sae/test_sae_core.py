@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoms import _core, reference
+from atoms import _core
+from atoms import _reference as reference
 
 ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")

@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse
 from support import decoder
 
-from atoms import AtomicInnerProduct, reference
+from atoms import AtomicInnerProduct
+from atoms import _reference as reference
 from atoms.controls import (
     KMeansDictionary,
     MemorizingDictionary,

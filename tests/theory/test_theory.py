@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import run
 
-from atoms import AtomicInnerProduct, _core, reference
+from atoms import AtomicInnerProduct, _core
+from atoms import _reference as reference
 from atoms.theory import (
     CONVENTIONS,
     Coherence,

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import basis_pair
 
-from atoms import AtomicInnerProduct, reference
+from atoms import AtomicInnerProduct
+from atoms import _reference as reference
 from atoms.theory import (
     ExplainedVariance,
     babel,

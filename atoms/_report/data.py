@@ -101,8 +101,8 @@ def _split(name: str) -> tuple[str, str]:
 class _Sources:
     """The texts and settings of the captures, and the model, loaded when first needed."""
 
-    def __init__(self, config: Config, folder: Path, progress: bool):
-        self.config, self.folder, self.progress = config, folder, progress
+    def __init__(self, config: Config, folder: Path, verbose: bool):
+        self.config, self.folder, self.verbose = config, folder, verbose
         self.texts = {"metric": _read(config, config.metric_text)}
         self.tokens = {"metric": config.metric_tokens}
         if config.texts is not None and config.train_text not in (None, config.metric_text):
@@ -157,7 +157,7 @@ class _Sources:
                 layers,
                 dtype=self.config.dtype,
                 out=out,
-                progress=self.progress,
+                verbose=self.verbose,
             )
         self._words(text, out)
         return Activations.load(out)
@@ -175,7 +175,7 @@ class _Sources:
             np.savez(file, ids=ids, strings=np.array(strings), embeddings=embeddings)
 
 
-def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str, Any]:
+def prepare(config: Config, folder: Path, *, verbose: bool = True) -> dict[str, Any]:
     """Capture what is not captured yet, cut it into parts, and say what they are.
 
     Returns
@@ -185,7 +185,7 @@ def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str,
         ``layers`` (whose angles are measured), ``counts``, ``seconds`` of capture. `Data` finds it by its key.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about, index = _from_disk(config) if config.activations else _from_model(config, folder, progress)
+    about, index = _from_disk(config) if config.activations else _from_model(config, folder, verbose)
     arrays: dict[str, Any] = dict(index)
     with replacing(folder / f"rows-{about['key']}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
@@ -198,8 +198,8 @@ def prepare(config: Config, folder: Path, *, progress: bool = True) -> dict[str,
     return about
 
 
-def _from_model(config: Config, folder: Path, progress: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    sources = _Sources(config, folder, progress)
+def _from_model(config: Config, folder: Path, verbose: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    sources = _Sources(config, folder, verbose)
     random = any(KINDS[name].rows == "random model" for name in config.dictionaries)
     names = [n for n in sources.keys if random or not n.startswith("random/")]
     index: dict[str, np.ndarray] = {}

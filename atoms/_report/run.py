@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _config, _core, plot
+from .. import _config, _core
+from .. import _plot as plot
+from .._old import old_keyword
 from .._version import __version__
 from . import cost, data, monosemanticity, writing
 from . import jobs as _jobs
@@ -22,6 +24,7 @@ from .plan import Plan, plan
 __all__ = ["report"]
 
 
+@old_keyword("progress", "verbose")
 def report(
     config: Config | Mapping[str, Any] | str | Path = "smollm2",
     output: str | os.PathLike[str] = "report",
@@ -30,16 +33,16 @@ def report(
     threads: int = 1,
     client: Any = None,
     judge: Callable[..., Any] | None = None,
-    progress: bool = True,
+    verbose: bool = True,
     **changes: Any,
 ) -> Path:
     """The paper's tables and figures for a model, with controls, in a folder.
 
     Parameters
     ----------
-    config : Config, mapping, name or path
-        As `atoms.report.load` takes it: "smollm2" (the default), "smollm2-small", "smollm2-paper",
-        "gemma2-2b", "gemma2-9b", "llama3.1-8b", a TOML or JSON file, or a mapping.
+    config : mapping, name or path
+        "smollm2" (the default), "smollm2-small", "smollm2-paper", "gemma2-2b", "gemma2-9b", "llama3.1-8b", a TOML or
+        JSON file, or a mapping of settings.
     output : path
         Folder. One that holds a killed run of the same configuration is taken up where it stopped.
     jobs : int, optional
@@ -49,9 +52,11 @@ def report(
     client : dask.distributed.Client, optional
         Let its workers do the jobs; they must see `output` under the same path.
     judge : callable, optional
-        Of monosemanticity, see `atoms.report.monosemanticity.score`; by default one built on the
-        model's own embeddings.
-    progress : bool
+        Of monosemanticity, ``judge(examples, candidates) -> scores``: it sees a latent's strongest contexts (with
+        ``tokens``, ``activations`` and ``focus``) and says of other contexts, the latent's activations hidden, how likely
+        it fires there. By default one built on the model's own embeddings.
+    verbose : bool
+        Print the cost, and show progress bars.
     **changes
         Settings that replace those of `config`, for instance ``texts="folder"``.
 
@@ -70,8 +75,8 @@ def report(
 
     Notes
     -----
-    The cost (`atoms.report.estimate`) is printed before anything starts. Figures do not depend on
-    `jobs`, `threads` or `client`; seconds and memory do.
+    The cost is printed before anything starts; ``python -m atoms report --estimate`` stops there. Figures do not depend
+    on `jobs`, `threads` or `client`; seconds and memory do.
     """
     config = load(config, **changes)
     plot.require()
@@ -80,12 +85,12 @@ def report(
         raise FileExistsError(f"output: {out} is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)
     workers = jobs if jobs is not None else max(1, _config.available_cpus() // threads)
-    if progress:
+    if verbose:
         print(cost.estimate(config, workers=workers, threads=threads), file=sys.stderr)
     started = time.perf_counter()
-    about = data.prepare(config, out / "data", progress=progress)
+    about = data.prepare(config, out / "data", verbose=verbose)
     planned = plan(config, about)
-    run_jobs(planned, out, n_jobs=workers, threads=threads, client=client, progress=progress)
+    run_jobs(planned, out, n_jobs=workers, threads=threads, client=client, verbose=verbose)
     judged = monosemanticity.judge_all(config, planned, out, judge=judge)
     writing.write_json(out / "config.json", config.as_dict())
     seconds = time.perf_counter() - started

@@ -67,7 +67,7 @@ def auroc(positive: Any, negative: Any) -> float:
 
     Examples
     --------
-    >>> from atoms.report.monosemanticity import auroc
+    >>> from atoms._report.monosemanticity import auroc
     >>> auroc([3, 2], [2, 1])
     0.875
     """
@@ -188,7 +188,7 @@ def top_contexts(
     Examples
     --------
     >>> import numpy as np, scipy.sparse
-    >>> from atoms.report.monosemanticity import top_contexts
+    >>> from atoms._report.monosemanticity import top_contexts
     >>> codes = scipy.sparse.csr_array([[0.0], [2.0], [0.0], [3.0]])
     >>> found = top_contexts(codes, np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1]), " abc".__getitem__, [0])
     >>> [str(c) for c in found[0]]

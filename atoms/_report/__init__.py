@@ -1,7 +1,6 @@
 """The paper's tables and figures for a model, each figure beside the controls that it needs.
 
-``atoms.report(config, output)`` runs it, as does ``python -m atoms report``. Here are its parts:
-`load` and `READY` configurations, `estimate` of the cost, `Context` and `EmbeddingJudge` for judges.
+``atoms.report(config, output)`` runs it, as does ``python -m atoms report``. All else is private.
 
 The files, each of which imports only from those above it::
 

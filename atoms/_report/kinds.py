@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from .. import plot
+from .. import _plot as plot
 
 __all__ = ["CONTROLS", "DICTIONARIES", "FEATURES", "KINDS", "VARIANTS", "Kind", "Variant"]
 

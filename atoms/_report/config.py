@@ -328,7 +328,7 @@ def load(config: Config | Mapping[str, Any] | str | Path, **changes: Any) -> Con
 
     Examples
     --------
-    >>> from atoms.report import load
+    >>> from atoms._report import load
     >>> load({"base": "smollm2-small", "l0": 4, "grid": {"layer": None}}).l0
     4
     """

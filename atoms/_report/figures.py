@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import plot
+from .. import _plot as plot
 from .._files import replacing
 from . import jobs
 from .config import Config

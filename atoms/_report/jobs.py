@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import _config
 from .._files import replacing
+from .._progress import progress_bar
 from . import cells
 from .scoring import peak_memory, plain
 
@@ -149,7 +150,7 @@ def run(
     n_jobs: int = 1,
     threads: int = 1,
     client: Any = None,
-    progress: bool = True,
+    verbose: bool = True,
     title: str = "jobs",
 ) -> None:
     """Do what is not done yet, in any order.
@@ -166,7 +167,7 @@ def run(
         Of each job. Results do not depend on either.
     client : dask.distributed.Client, optional
         Its workers do the jobs, by joblib's Dask backend. A job whose worker dies is done by another.
-    progress : bool
+    verbose : bool
         A bar over jobs, with how far the running ones are.
     title : str
         What the bar is called.
@@ -180,7 +181,7 @@ def run(
     left = [job for job in dict.fromkeys(jobs) if not finished(folder, job)]
     for stale in Path(folder).glob("cells/*.progress"):
         stale.unlink(missing_ok=True)
-    with _bar(len(set(jobs)), len(set(jobs)) - len(left), Path(folder), progress, title) as bar:
+    with _bar(len(set(jobs)), len(set(jobs)) - len(left), Path(folder), verbose, title) as bar:
         if n_jobs == 1 and client is None:
             for job in left:
                 execute(job, folder, data_folder, threads)
@@ -204,10 +205,8 @@ def run(
 
 
 @contextlib.contextmanager
-def _bar(total: int, done: int, folder: Path, progress: bool, title: str) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=done, desc=title, unit="job", disable=not progress) as bar:
+def _bar(total: int, done: int, folder: Path, verbose: bool, title: str) -> Iterator[Any]:
+    with progress_bar(title, total, "job", verbose=verbose, first=done) as bar:
         stop = threading.Event()
 
         def watch() -> None:
@@ -219,11 +218,11 @@ def _bar(total: int, done: int, folder: Path, progress: bool, title: str) -> Ite
                 bar.set_postfix_str("; ".join(filter(None, said)), refresh=True)
 
         watcher = threading.Thread(target=watch, daemon=True)
-        if progress:
+        if verbose:
             watcher.start()
         try:
             yield bar
         finally:
             stop.set()
-            if progress:
+            if verbose:
                 watcher.join()

@@ -1,6 +1,6 @@
 """Pictures, with matplotlib. Every function draws into the axes it is given.
 
->>> from atoms.plot import new_figure
+>>> from atoms._plot import new_figure
 >>> figure, axes = new_figure(1, 2, size=(6, 3))
 >>> len(axes)
 2
@@ -19,8 +19,27 @@ import numpy as np
 from ._files import replacing
 
 __all__ = [
-    "angles", "band", "contexts", "finish", "heat", "line", "marks", "new_figure", "require", "save", "sparsity", "star",
-    "titles", "training", "words",
+    "angle_histogram",
+    "angles",
+    "axes_of",
+    "band",
+    "contexts",
+    "cosines",
+    "crossing",
+    "finish",
+    "heat",
+    "line",
+    "marks",
+    "new_figure",
+    "recovered",
+    "require",
+    "save",
+    "sparsity",
+    "spectrum",
+    "star",
+    "titles",
+    "training",
+    "words",
 ]  # fmt: skip
 
 INK, SOFT, PAPER, GRID = "#1d2733", "#5d6b7a", "#ffffff", "#e8ebef"
@@ -87,6 +106,22 @@ def new_figure(rows: int, columns: int, *, size: tuple[float, float], **grid: An
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **grid)
+
+
+@_styled
+def axes_of(axes: Any, size: tuple[float, float] = (6.5, 4)) -> Any:
+    """The axes given, or those of a new figure that a notebook shows: what results draw themselves into.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed; the message says how to install it.
+    """
+    if axes is not None:
+        return axes
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 
 @_styled
@@ -173,11 +208,11 @@ def training(axes: Any, histories: Mapping[str, Mapping[str, Sequence[float]]]) 
     ends = []
     for (label, history), colour in zip(histories.items(), _cycle(len(histories))):
         samples = np.asarray(history["samples"], float) / 1e6
-        held = np.asarray(history["explained_variance_val"], float)
+        batches, held = (np.asarray(history[f"explained_variance{of}"], float) for of in ("", "_val"))
         known = np.isfinite(held)
-        axes.plot(samples, history["explained_variance"], color=colour, lw=0.8, alpha=0.55)
+        axes.plot(samples, batches, color=colour, lw=0.8, alpha=0.55)
         axes.plot(samples[known], held[known], color=colour, lw=2.4)
-        ends.append((samples[-1], held[known][-1], label, colour))
+        ends.append((samples[-1], (held[known] if known.any() else batches)[-1], label, colour))
     axes.set(xlabel="training samples, millions", ylabel="explained variance", ylim=(0, 1))
     axes.set_xlim(0, max(x for x, *_ in ends))
     _label_ends(axes, ends)
@@ -276,7 +311,7 @@ def contexts(axes: Any, found: Sequence[Any], *, columns: int = 96) -> None:
     Parameters
     ----------
     axes : matplotlib Axes
-    found : sequence of atoms.report.monosemanticity.Context
+    found : sequence of atoms._report.monosemanticity.Context
         One line each, the first on top.
     columns : int
         Characters a line has room for; what does not fit is cut on the left.
@@ -335,6 +370,77 @@ def words(axes: Any, up: Sequence[tuple[str, float]], down: Sequence[tuple[str, 
     axes.grid(False, axis="y")
 
 
+# ------------------------------------------------------------------ what results draw of themselves
+
+
+@_styled
+def spectrum(axes: Any, values: np.ndarray, rank: float) -> None:
+    """Eigenvalues, the largest first, as shares of their sum, and the effective rank."""
+    axes.plot(np.arange(1, len(values) + 1), values / values.sum(), color=AFTER, lw=2.4)
+    axes.axvline(rank, color=BEFORE, lw=1.2, ls=(0, (4, 3)))
+    axes.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="share of the second moment")
+    axes.text(
+        rank,
+        0.97,
+        f" effective rank {rank:.4g}",
+        transform=axes.get_xaxis_transform(),
+        va="top",
+        color=BEFORE,
+    )
+
+
+@_styled
+def angle_histogram(axes: Any, edges: np.ndarray, counts: np.ndarray, mean: float, geometry: str) -> None:
+    """Angles of pairs; a second one into the same axes lies over the first."""
+    colour, name = (BEFORE, "Euclidean") if geometry == "euclidean" else (AFTER, "atomic inner product")
+    share = counts / max(counts.sum(), 1) / np.diff(edges)
+    axes.stairs(share, edges, fill=True, color=colour, alpha=0.55, label=f"{name}: mean {mean:.1f}°")
+    axes.axvline(90, color=INK, lw=1, ls=(0, (4, 3)), zorder=0)
+    axes.xaxis.set_major_formatter("{x:.0f}°")
+    seen = edges[:-1][share > 1e-5]
+    low, high = axes.get_xlim() if len(axes.patches) > 1 else (90.0, 90.0)
+    axes.set_xlim(min(low, seen.min(initial=90) - 5), max(high, seen.max(initial=90) + 5))
+    axes.set(xlabel="angle between two activations", ylabel="share of the pairs, per degree")
+    axes.legend(loc="best")
+
+
+@_styled
+def cosines(axes: Any, edges: np.ndarray, counts: np.ndarray, largest: float, welch: float) -> None:
+    """|cosine| over pairs of atoms, with the largest and the least that the largest can be."""
+    axes.stairs(counts, edges, fill=True, color=AFTER, alpha=0.8)
+    axes.set(yscale="log", xlabel="|cosine| of two atoms", ylabel="pairs", xlim=(0, 1))
+    for x, name, colour in ((largest, "largest", BEFORE), (welch, "Welch bound", INK)):
+        axes.axvline(x, color=colour, lw=1.2, ls=(0, (4, 3)), label=f"{name}: {x:.3f}")
+    axes.legend(loc="best")
+
+
+@_styled
+def crossing(axes: Any, q: np.ndarray, mu: np.ndarray, bound: np.ndarray, q_star: float) -> None:
+    """Quantiles of |cosine|, rising, and what quantiles of L0 allow, falling: q* is where they cross."""
+    axes.plot(q, mu, color=AFTER, lw=2.4, label="|cosine|, quantile q over pairs of atoms")
+    axes.plot(q, np.minimum(bound, 1), color=BEFORE, lw=2.4, label="1/(2K - 1), K the quantile q of L0")
+    axes.axvline(q_star, color=INK, lw=1.2, ls=(0, (4, 3)), label=f"q* = {q_star:.3f}")
+    axes.set(xlabel="quantile q", xlim=(0, 1), yscale="log")
+    axes.legend(loc="best")
+
+
+@_styled
+def recovered(
+    axes: Any, names: Sequence[str], figures: Mapping[str, Sequence[tuple[float, float, float]]]
+) -> None:
+    """Shares of 1 with their intervals (estimate, low, high), a row for each name and a colour for each figure."""
+    place = np.arange(len(names))
+    for (label, values), colour, shift in zip(figures.items(), (AFTER, BEFORE, SOFT), (-0.2, 0.0, 0.2)):
+        middle, low, high = np.asarray(values, float).T
+        axes.hlines(place + shift, low, high, color=colour, lw=2)
+        axes.plot(middle, place + shift, ls="none", marker="o", ms=6, color=colour, label=label)
+    axes.axvline(1, color=INK, lw=1, ls=(0, (4, 3)), zorder=0)
+    axes.set_yticks(place, names)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="share of the model's own (1: as without it)")
+    axes.grid(False, axis="y")
+    axes.legend(loc="upper right", bbox_to_anchor=(1, -0.18), ncols=len(figures), fontsize=8.5)
+
+
 @_styled
 def finish(axes: Any, *, xlabel: str = "", ylabel: str = "", legend: bool = False) -> None:
     """Labels of the axes, and a legend where marks have names."""
@@ -363,4 +469,4 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], line: 
 
 
 def _cycle(n: int) -> list[str]:
-    return [LAYERS[i % len(LAYERS)] for i in range(n)]
+    return [LAYERS[i % len(LAYERS)] for i in range(n)] if n > 1 else [AFTER]

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from . import activations, plot, recovery, theory
+from . import _plot as plot
+from . import activations, recovery, theory
 from ._files import replacing
+from ._report.scoring import CONVENTION, Score, peak_memory, percent, plain, pursued, sample, score, span
 from .activations import Activations
 from .controls import MemorizingDictionary, RandomDictionary
 from .metric import AngleHistogram, AtomicInnerProduct
-from .report.scoring import CONVENTION, Score, peak_memory, percent, plain, pursued, sample, score, span
 from .sae import SparseAutoencoder
 
 __all__ = [
@@ -94,7 +95,7 @@ class LayerReport:
 # ------------------------------------------------------------------ the parts
 
 
-def prepare(settings: Settings, *, progress: bool = True) -> tuple[Activations, np.ndarray]:
+def prepare(settings: Settings, *, verbose: bool = True) -> tuple[Activations, np.ndarray]:
     """Load the model, capture its activations, and choose the held-out rows.
 
     Returns
@@ -117,7 +118,7 @@ def prepare(settings: Settings, *, progress: bool = True) -> tuple[Activations, 
         contexts,
         settings.layers,
         massive="keep" if settings.keep_massive else "drop",
-        progress=progress,
+        verbose=verbose,
     )
     return rows, rows.held_out(settings.held_out)
 
@@ -133,7 +134,7 @@ def study(
     batch_size: int = 1024,
     seed: int = 0,
     n_massive: int = 0,
-    progress: bool = True,
+    verbose: bool = True,
     model_file: str | os.PathLike[str] | None = None,
 ) -> LayerReport:
     """Metric, atoms and controls of one layer.
@@ -148,7 +149,7 @@ def study(
         As in `Settings`.
     n_massive : int
         Massive tokens met at this layer, for the report.
-    progress : bool
+    verbose : bool
         Show training progress.
     model_file : path, optional
         Where to save the autoencoder.
@@ -183,7 +184,7 @@ def study(
         batch_size=batch_size,
         max_steps=max(1, samples // batch_size),
         random_state=seed,
-        verbose=progress,
+        verbose=verbose,
     )
     training = time.perf_counter()
     sae.fit(train, X_val=held_out)
@@ -430,7 +431,7 @@ def _check(settings: Settings) -> Path:
     return out
 
 
-def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
+def run(settings: Settings, *, verbose: bool = True) -> list[LayerReport]:
     """The whole demo: prints the table and three sentences, writes everything into ``out``.
 
     The folder gets ``atoms.png``, ``table.txt``, ``figures.json`` (all numbers) and one
@@ -443,7 +444,7 @@ def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
     """
     started = time.perf_counter()
     out = _check(settings)
-    rows, held_out = prepare(settings, progress=progress)
+    rows, held_out = prepare(settings, verbose=verbose)
     captured = time.perf_counter() - started
     print(rows.summary())
     print(
@@ -452,7 +453,7 @@ def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
     )
     reports = []
     for layer in rows.layers:
-        if progress:
+        if verbose:
             print(f"layer {layer}", file=sys.stderr)
         reports.append(
             study(
@@ -465,7 +466,7 @@ def run(settings: Settings, *, progress: bool = True) -> list[LayerReport]:
                 batch_size=settings.batch_size,
                 seed=settings.seed,
                 n_massive=rows.massive_counts[layer, "residual"],
-                progress=progress,
+                verbose=verbose,
                 model_file=out / f"layer{layer:03d}.safetensors",
             )
         )

@@ -19,6 +19,7 @@ from .._rows import BlockRows, BlockSampler, Rows, RowSampler, is_shards, warn_o
 from . import _checkpoints, _saving
 from ._calibration import threshold_factor
 from ._model import Model, blocks, decode, stacked
+from ._revival import judging_rows
 from ._saving import Trained
 from ._settings import Settings, as_json
 from ._space import TrainingSpace, check_metric
@@ -84,13 +85,12 @@ class SparseAutoencoder(Estimator):
         For ``"relu"``; None adjusts it so that L0 comes to `target_l0`.
     clip : float
         Largest root-mean-square of a latent's Adam direction; larger ones are scaled down. It takes the
-        place of clipping by the global gradient norm, which would need a pass of its own.
+        place of clipping by the global gradient norm, which would need a pass of its own. Rows are held back too, see
+        Notes.
     dead_after : float
-        A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
-        direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
-        of that time its threshold comes down until it fires; its bias rises then too, but not before 3% of the
-        run's samples and ten batches without firing (both ``"jumprelu"``). 0: none of it. In runs too short for
-        several such periods, 50 to 300 finds more.
+        A latent that has not fired within so many times d_sae / target_l0 samples is dead, and may be revived:
+        it takes a direction of what is left unexplained where that lowers the error of other rows by more
+        than an active latent costs, except in the last `decay` of the steps. 0: none is, nor does AuxK find any.
     beta1, beta2 : float
         Adam's decay rates of the first and the second moment.
     matryoshka_widths : sequence of int, optional
@@ -128,7 +128,13 @@ class SparseAutoencoder(Estimator):
 
     Training begins with directions of samples as decoder rows and the encoder their transpose, scaled by the
     one factor that reconstructs best; thresholds (where there are none, encoder biases of minus that) begin where
-    every latent fires equally often, `target_l0` of them on average.
+    every latent fires equally often, `target_l0` of them on average. A tied encoder has no scale: half of each
+    threshold is a negative bias instead (ReLU: three quarters), and latents that only repeat what others explain
+    are silent until they are revived.
+
+    A row whose gradient, by ``|t_hat - t| |t - b_dec|``, is more than four times the usual one has its errors scaled
+    down to that in all gradients, for it would move each latent that it activates as far as would take one latent
+    alone. The figures of the history count it in full.
 
     Examples
     --------
@@ -156,7 +162,7 @@ class SparseAutoencoder(Estimator):
         bandwidth: float = 0.1,
         l1_coefficient: float | None = None,
         clip: float = 1.0,
-        dead_after: float = 1000.0,
+        dead_after: float = 100.0,
         beta1: float = 0.9,
         beta2: float = 0.999,
         matryoshka_widths: Sequence[int] | None = None,
@@ -246,6 +252,7 @@ class SparseAutoencoder(Estimator):
         UserWarning
             Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
             Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
+        The last batch is explained worse than by its mean.
 
         Notes
         -----
@@ -294,6 +301,9 @@ class SparseAutoencoder(Estimator):
             callback=None,
             path=checkpoint,
             save=lambda path: _saving.write(path, kind, trained, training_state=True),
+            judges=trained.space.to_space(judging_rows(settings, sampler.first()))
+            if settings.dead_after and not settings.aux_k
+            else None,
         )
 
     def _finish(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from .._config import context
 from .._rows import BlockRows, BlockSampler, Rows, RowSampler, held_out, rows_of
 from ._checkpoints import write
 from ._model import Batch, blocks
+from ._revival import Revival
 from ._saving import Trained
 from ._settings import Settings
 from ._steering import Steering
@@ -39,10 +41,12 @@ class Run:
     callback: Callable[[dict[str, Any]], None] | None  # after each step, with its figures
     path: str | os.PathLike[str] | None  # of the checkpoint
     save: Callable[[Any], None]  # writes it
+    judges: np.ndarray | None = None  # rows of the training space for `Revival`; None: no latent is revived
 
     def __post_init__(self) -> None:
         self.space, self.model, self.control, self.history = self.trained[:4]
-        self.steering = Steering(self.settings, self.model, self.control)
+        revival = None if self.judges is None else Revival(self.settings, self.model, self.judges)
+        self.steering = Steering(self.settings, self.model, self.control, revival)
 
     def advance(self, step: int, batch: Batch, val: np.ndarray | None) -> None:
         """One step and its record. `val` has held-out rows in the training space."""
@@ -66,6 +70,8 @@ class Run:
             if val is not None and (step % max(1, steps // 20) == 0 or step == steps):
                 ev_val = self._explained_variance(ctx, val)
             self._record(step, stats, ev_val)
+            if step == steps >= 20 and self.history["explained_variance"][-1] < 0:
+                self._warn()
         if self.callback is not None:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
 
@@ -85,6 +91,13 @@ class Run:
         if h["l0"]:
             shown |= {"L0": f"{h['l0'][-1]:.1f}", "dead": str(h["dead"][-1])}
         return shown
+
+    def _warn(self) -> None:
+        warnings.warn(
+            f"the autoencoder explains {self.history['explained_variance'][-1]:.3g} of the last batch's variance, less "
+            "than its mean would: train longer, lower learning_rate, or look for rows of massive norm in X",
+            stacklevel=6,
+        )
 
     def _diverged(self, step: int, what: str) -> TrainingDiverged:
         path, rate = self.path, self.steering.rate(step)

@@ -261,9 +261,9 @@ class SparseAutoencoderTwin:
 
     def gradients(
         self, x: Array, *, l0_coefficient: float = 0.0, l1_coefficient: float = 0.0, k: int = 0,
-        aux_k: int = 0, dead_after: int = 0, aux_coefficient: float = 0.0,
+        aux_k: int = 0, dead_after: int = 0, aux_coefficient: float = 0.0, row_limit: float = 0.0,
     ) -> tuple[Any, Any, Any, dict[str, Array]]:  # fmt: skip
-        """(squared error, penalty, l0, gradients of their sum)."""
+        """(squared error, penalty, l0, gradients of their sum, in which no row's errors count beyond `row_limit`)."""
         p, n = self.p, len(x)
         z = self.pre_activations(x)
         on = self.active(z, k)
@@ -277,6 +277,9 @@ class SparseAutoencoderTwin:
             weights[:width, group] = 1
             start = width
         penalty += sum((e**2).sum() for e in errors[:-1]) / n
+        size = np.linalg.norm(err, axis=1) * np.linalg.norm(x - p["b_dec"], axis=1)
+        row = np.minimum(1, row_limit / np.maximum(size, 1e-300)) if row_limit else np.ones(n)
+        errors = [e * row[:, None] for e in errors]
         summed = np.einsum("jg,gnd->jnd", weights, np.array(errors))  # latent j's share of the errors
         ga = 2 / n * np.einsum("jnd,jd->nj", summed, p["W_dec"])
         gz = np.where(on, ga + (l1_coefficient / n if self.activation == "relu" else 0.0), 0.0)
@@ -289,6 +292,7 @@ class SparseAutoencoderTwin:
             weight = aux_coefficient * min(1, dead.sum() / aux_k)
             rest = zd @ p["W_dec"] + err
             penalty += weight * (rest**2).sum() / n
+            rest = rest * row[:, None]
             aux_g = weight * 2 / n * zd.T @ rest
             gz = gz + np.where(zd > 0, weight * 2 / n * rest @ p["W_dec"].T, 0.0)
         g = {
@@ -303,7 +307,8 @@ class SparseAutoencoderTwin:
             # would be switched off
             band = on & (z <= p["threshold"] + self.bandwidth)
             held = weights.sum(1)  # in how many prefixes each latent is
-            g["threshold"] = ((z * (held * z / n - ga) - l0_coefficient / n) * band).sum(0) / self.bandwidth
+            gain = z * (held * z * row[:, None] / n - ga)
+            g["threshold"] = ((gain - l0_coefficient / n) * band).sum(0) / self.bandwidth
             penalty += l0_coefficient * on.sum() / n
         elif self.activation == "relu":
             penalty += l1_coefficient * a.sum() / n
@@ -327,7 +332,6 @@ class SparseAutoencoderTwin:
 
     def step(
         self, x: Array, learning_rate: float, threshold_rate: float, *, threshold_shift: float = 0.0,
-        silent_after: int = 0, silent_factor: float = 1.0, rise_after: int = 0, rise: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         """One step on the batch x: its (squared error, penalty, l0) before the update."""
@@ -335,7 +339,6 @@ class SparseAutoencoderTwin:
         error, penalty, l0, g = self.gradients(x, **kwargs)
         self.samples += len(x)
         self.last_fired[self.active(self.pre_activations(x), kwargs.get("k", 0)).any(0)] = self.samples
-        silent = silent_after > 0 and self.samples - self.last_fired >= silent_after
         z, theta = self.pre_activations(x), self.p["threshold"]
         near = ((z > theta) & (z <= theta + self.bandwidth)).any(0)
         p = self.p
@@ -351,8 +354,6 @@ class SparseAutoencoderTwin:
         p["W_dec"] /= np.linalg.norm(p["W_dec"], axis=1, keepdims=True)
         if self.activation == "jumprelu":
             np.maximum(0, p["threshold"] + threshold_shift * near, out=p["threshold"])
-            p["threshold"] *= np.where(silent, silent_factor, 1.0)
-            p["b_enc"] += rise * (rise_after > 0) * (self.samples - self.last_fired >= rise_after)
         return error, penalty, l0
 
 

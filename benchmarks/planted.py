@@ -11,7 +11,7 @@ that same inner product; ours with the metric and, as "atoms-euclidean", without
 
     python benchmarks/planted.py [--names ...] [--seeds 0 1 2 3 4] [--samples 4000000] [--correlated]
 
-With few samples small batches, a high rate and an early search for silent latents find the most:
+With few samples small batches, a high rate and an early search for dead latents find the most:
 
     python benchmarks/planted.py --names atoms --samples 100000 --ours '{"batch_size": 64, "learning_rate": 0.01,
         "beta2": 0.99, "dead_after": 50, "decay": 0.5, "tied": true}'

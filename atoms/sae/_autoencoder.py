@@ -32,6 +32,7 @@ from . import _calibration, _checkpoints, _saving
 from ._in_model import InModel
 from ._model import BLOCK, Model, decode, stacked
 from ._rate import SCHEDULES, LastingRate
+from ._revival import FEWEST_JUDGES, judging_rows
 from ._saving import HISTORY, Trained
 from ._settings import Settings, as_json, k_of
 from ._space import TrainingSpace, check_metric
@@ -101,13 +102,12 @@ class SparseAutoencoder(InModel, Estimator):
         For ``"relu"``; None adjusts it so that L0 comes to `target_l0`.
     clip : float
         Largest root-mean-square of a latent's Adam direction; larger ones are scaled down. It takes the
-        place of clipping by the global gradient norm, which would need a pass of its own.
+        place of clipping by the global gradient norm, which would need a pass of its own. Rows are held back too, see
+        Notes.
     dead_after : float
-        A latent that has not fired within so many times d_sae / target_l0 samples is dead: it takes a
-        direction of what is left unexplained, except in the last `decay` of the steps. After a quarter
-        of that time its threshold comes down until it fires; its bias rises then too, but not before 3% of the
-        run's samples and ten batches without firing (both ``"jumprelu"``). 0: none of it. In runs too short for
-        several such periods, 50 to 300 finds more.
+        A latent that has not fired within so many times d_sae / target_l0 samples is dead, and may be revived:
+        it takes a direction of what is left unexplained where that lowers the error of other rows by more
+        than an active latent costs, except in the last `decay` of the steps. 0: none is, nor does AuxK find any.
     beta1 : float
         Adam's decay rate of the first moment.
     beta2 : float
@@ -152,7 +152,13 @@ class SparseAutoencoder(InModel, Estimator):
 
     Training begins with directions of samples as decoder rows and the encoder their transpose, scaled by the
     one factor that reconstructs best; thresholds (where there are none, encoder biases of minus that) begin where
-    every latent fires equally often, `target_l0` of them on average.
+    every latent fires equally often, `target_l0` of them on average. A tied encoder has no scale: half of each
+    threshold is a negative bias instead (ReLU: three quarters), and latents that only repeat what others explain
+    are silent until they are revived.
+
+    A row whose gradient, by ``|t_hat - t| |t - b_dec|``, is more than four times the usual one has its errors scaled
+    down to that in all gradients, for it would move each latent that it activates as far as would take one latent
+    alone. The figures of the history count it in full.
 
     Examples
     --------
@@ -180,7 +186,7 @@ class SparseAutoencoder(InModel, Estimator):
         bandwidth: float = 0.1,
         l1_coefficient: float | None = None,
         clip: float = 1.0,
-        dead_after: float = 1000.0,
+        dead_after: float = 100.0,
         beta1: float = 0.9,
         beta2: float = 0.999,
         matryoshka_widths: Sequence[int] | None = None,
@@ -287,6 +293,7 @@ class SparseAutoencoder(InModel, Estimator):
         UserWarning
             Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
             Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
+        The last batch is explained worse than by its mean.
 
         Notes
         -----
@@ -306,7 +313,8 @@ class SparseAutoencoder(InModel, Estimator):
     def partial_fit(self, X: Any, y: Any = None, *, schedule: str = "inverse_sqrt") -> SparseAutoencoder:
         """Train on one batch after the other, as hooks give them; nobody needs to know how many there will be.
 
-        The engine, the control of L0 and the revival of silent latents are those of `fit`. The first call starts
+        The engine and the control of L0 are those of `fit`; dead latents are revived in calls of 1,024 rows or more,
+        for fewer cannot judge what they are worth. The first call starts
         the autoencoder from its rows; later ones go on, also from what `fit` or `load` made.
 
         Parameters
@@ -385,7 +393,17 @@ class SparseAutoencoder(InModel, Estimator):
     def _steps(self, part: np.ndarray, settings: Settings, rate: LastingRate) -> None:
         """Steps over these rows, each of at most `batch_size`."""
         trained = self._fitted
-        run = Run(settings, trained, self.num_threads, callback=None, path=None, save=_unsaved, rate=rate)
+        judges = _judges(settings, trained.space, Rows(part)) if len(part) >= FEWEST_JUDGES else None
+        run = Run(
+            settings,
+            trained,
+            self.num_threads,
+            callback=None,
+            path=None,
+            save=_unsaved,
+            rate=rate,
+            judges=judges,
+        )
         count, step = -(-len(part) // settings.batch_size), trained.model.steps
         order = np.random.default_rng([*settings.seed, 6, step]).permutation(len(part)) if count > 1 else None
         recorded = len(trained.history["step"])
@@ -433,6 +451,7 @@ class SparseAutoencoder(InModel, Estimator):
             callback=None,
             path=checkpoint,
             save=lambda path: _saving.write(path, kind, trained, training_state=True),
+            judges=_judges(settings, trained.space, sampler.first()),
         )
 
     def _finish(self) -> None:
@@ -695,6 +714,13 @@ def _start(ctx: Any, rows: Rows, settings: Settings, metric: Any, init: Any) -> 
     else:
         initialise(ctx, model, settings, space.to_space(starting_rows(settings, rows)))
     return space, model
+
+
+def _judges(settings: Settings, space: TrainingSpace, rows: Any) -> np.ndarray | None:
+    """Rows by which dead latents are revived; None where none is to be."""
+    if not settings.dead_after or settings.aux_k:
+        return None
+    return space.to_space(judging_rows(settings, rows))
 
 
 def fit_many(

@@ -13,8 +13,6 @@ class Rate:
     Where the rows end before the steps do, it falls to zero over those that are left.
     """
 
-    lasting = False  # any step may be the last
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.last = settings.max_steps  # step
@@ -45,8 +43,6 @@ class Rate:
 class LastingRate(Rate):
     """For steps without an end: rises as `Rate` does, then stays, or falls as the root of the steps from a quarter of
     `max_steps` on: `partial_fit`'s."""
-
-    lasting = True
 
     def __init__(self, settings: Settings, schedule: str) -> None:
         super().__init__(settings)

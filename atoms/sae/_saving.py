@@ -82,7 +82,7 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
         if name in tensors or name in required:
             check_tensor(tensors, name, *layout(name, d, s))
     history = _complete({str(name): list(values) for name, values in meta["history"].items()})
-    control = Control(**{name: float(meta["control"][name]) for name in vars(Control())})
+    control = Control(**{k: float(meta["control"].get(k, v)) for k, v in vars(Control()).items()})
     if metric is None:
         space = TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), float(meta["scale"]))
         if not 0 < space.scale < np.inf:

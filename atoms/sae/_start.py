@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .._config import one_blas_thread
+from .._config import one_blas_thread, serial_blas
 from .._rows import Rows
 from ._model import Batch, Model, blocks
+from ._revival import worth
 from ._settings import Settings
 
 
@@ -24,6 +25,11 @@ def initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) -
 
     `sample` has rows in the training space.
     """
+    with serial_blas():  # the same bits for any number of threads
+        _initialise(ctx, model, settings, sample)
+
+
+def _initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) -> None:
     mean = sample.mean(axis=0, dtype=np.float64)
     centred = sample - mean.astype(np.float32)
     D = _directions(centred, settings)
@@ -31,12 +37,14 @@ def initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) -
     model.set("W_dec", D)
     model.set("b_dec", mean)
     start = _starting_thresholds(centred, D, settings.target_l0)
+    if settings.tied:
+        _set_tied(model, settings, centred, D, np.maximum(start, 0))
+        return
     if settings.activation == "jumprelu":
         model.set("threshold", np.maximum(start, 0))
     else:  # without these biases the k largest z are, in every sample, those along the few strongest directions
         model.set("b_enc", -start)
-    if not settings.tied:
-        _scale_encoder(ctx, model, sample, centred)
+    _scale_encoder(ctx, model, sample, centred)
 
 
 def _directions(centred: np.ndarray, settings: Settings) -> np.ndarray:
@@ -85,6 +93,42 @@ def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarr
     alpha = float(np.clip((part * centred).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
     for name in ("W_enc", "b_enc", "threshold"):
         model.set(name, alpha * model.get(name))
+
+
+def _set_tied(
+    model: Model, settings: Settings, centred: np.ndarray, D: np.ndarray, start: np.ndarray
+) -> None:
+    """Biases and thresholds of a tied encoder, which has no scale: half of `start` becomes a bias.
+
+    Where samples share a few strong directions, so do latents, and together they would still reconstruct a sample
+    many times over. Those that only repeat what the ones before have explained are silent at first.
+    """
+    x = _spread(centred, 2048)
+    jump, share = settings.activation == "jumprelu", 0.5
+    silent, _ = _repeating(x, D, start, share, settings)
+    if (
+        settings.activation == "relu"
+    ):  # it has no other threshold: three quarters, where L0 is not too low then
+        other, fewer = _repeating(x, D, start, 0.75, settings)
+        if fewer >= settings.target_l0:
+            share, silent = 0.75, other
+    bias, far = -share * start, 100 * np.sqrt(np.einsum("ij,ij->i", x, x).max())
+    model.set("b_enc", np.where(silent & (not jump), -far, bias))
+    if jump:
+        model.set("threshold", np.where(silent, far, start + bias))
+
+
+def _repeating(
+    x: np.ndarray, D: np.ndarray, start: np.ndarray, share: float, settings: Settings
+) -> tuple[np.ndarray, float]:
+    """Which latents explain nothing more, with a bias of `share` of -start; how many of the others have z > 0."""
+    rest, bias, silent, active = x.copy(), -share * start, np.zeros(len(D), bool), 0
+    for block in blocks(len(D), 1024):
+        z = x @ D[block].T
+        if not settings.aux_k:  # AuxK has to reach them
+            silent[block] = ~worth(np.where(z > start[block], z + bias[block], 0), D[block], rest)
+        active += int(np.count_nonzero((z + bias[block] > 0) & ~silent[block]))
+    return silent, active / len(x)
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:

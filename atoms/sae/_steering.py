@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._config import one_blas_thread
 from ._model import Batch, Model
 from ._rate import Rate
+from ._revival import JUDGES, Revival
 from ._settings import Settings
+
+ROW_LIMIT = 4.0  # of the usual |error| |row|, beyond which a row's gradients are scaled down
 
 
 @dataclasses.dataclass
@@ -20,8 +22,12 @@ class Control:
 
     price: float = 0.0  # of an active latent ("jumprelu"): lambda of the objective
     shift: float = 0.0  # of all thresholds in the next step ("jumprelu")
-    l1: float = 0.0  # coefficient ("relu")
+    l1: float = 0.0  # coefficient ("relu"), on the whole,
+    press: float = 0.0  # and the logarithm of what it is multiplied with in the next step
     cut: float = 0.0  # threshold for inference ("batchtopk")
+    row: float = 0.0  # a row's usual |error| |row|: those far above it are held to a multiple
+    revive: float = 0.0  # step before which no latent is revived,
+    pause: float = 1.0  # and how many times longer than usual the wait for it was
     spent: float = 0.0  # seconds in steps
 
     def publish_cut(self, model: Model) -> None:
@@ -33,19 +39,15 @@ class Control:
 class Steering:
     """Takes a model through its steps, and changes its control by each step's figures."""
 
-    def __init__(self, settings: Settings, model: Model, control: Control, rate: Rate) -> None:
+    def __init__(
+        self, settings: Settings, model: Model, control: Control, rate: Rate, revival: Revival | None
+    ) -> None:
         self.settings, self.model, self.control, self.rate = settings, model, control, rate
+        self.revival = revival
 
     def step(self, ctx: Any, step: int, batch: Batch) -> dict[str, Any]:
         """Step number `step`; its figures."""
-        s, c, rate, n = self.settings, self.control, self.rate(step), len(batch)
-        window = self._dead_window()
-        due = window and step % max(1, window // n) == 0 and self.rate.revives(step)
-        resample = due and not s.aux_k and len(self.dead()) > 0
-        err = np.empty((n, self.model.d_in), np.float32) if resample else None
-        # thresholds of silent latents shrink by a factor e in the time of a quarter window
-        factor = float(np.exp(-min(1.0, 4 * n / window))) if window else 1.0
-        rise_after = self._rise_after() if window else 0
+        s, c, rate = self.settings, self.control, self.rate(step)
         stats: dict[str, Any] = _core.sae_step(
             ctx,
             self.model.handle,
@@ -56,21 +58,18 @@ class Steering:
             learning_rate=rate,
             threshold_rate=rate,
             l0_coefficient=c.price,
-            l1_coefficient=c.l1,
+            l1_coefficient=c.l1 * float(np.exp(c.press)),
             threshold_shift=c.shift,
             k=s.k,
-            err=err,
-            silent_after=window // 4,
-            silent_factor=factor,
-            rise_after=rise_after,
-            rise=n / max(rise_after, 1),
+            err=None,
             aux_k=s.aux_k,
-            dead_after=window,
+            dead_after=self._dead_window(),
             aux_coefficient=float(s.aux_coefficient),
+            row_limit=ROW_LIMIT * c.row,
         )
+        c.row = stats["row_scale"] if c.row == 0 else 0.95 * c.row + 0.05 * stats["row_scale"]
         self._steer(stats)
-        if err is not None:
-            self._resample(ctx, step, batch.dense(), err)
+        self._revive(ctx, step)
         return stats
 
     # ---------------------------------------------------------------- sparsity
@@ -84,7 +83,11 @@ class Steering:
             if c.l1 == 0:
                 c.l1 = 0.01 * max(stats["squared_error"], 1e-12) / s.target_l0
             excess = stats["l0"] / s.target_l0 - 1
+            # L0 drifts for as long as the coefficient is off: by the sum over all steps alone, it would swing for ever
+            c.press = float(np.clip(3 * excess, -2, 2))
             c.l1 *= float(np.exp(np.clip(0.1 * excess, -0.05, 0.05)))
+            # beyond 2 |error| it shrinks every activation, and only has further to come back
+            c.l1 = min(c.l1, 2 * float(np.sqrt(stats["squared_error"])))
         elif s.activation == "batchtopk":
             c.cut = stats["lowest"] if c.cut == 0 else 0.95 * c.cut + 0.05 * stats["lowest"]
 
@@ -108,53 +111,20 @@ class Steering:
         """Samples without firing after which a latent counts as dead; 0: none ever does."""
         return int(self.settings.dead_after * self.settings.d_sae / self.settings.target_l0)
 
-    def _rise_after(self) -> int:
-        """Samples without firing after which a latent's bias begins to rise, by one in as many samples again.
-
-        Its z may be below zero in every sample, where a lower threshold is of no use.
-        """
-        batch = self.settings.batch_size
-        return max(self._dead_window() // 4, int(0.03 * self.settings.max_steps * batch), 10 * batch)
-
     def dead(self) -> np.ndarray:
         """Numbers of the latents that are dead, or with ``dead_after=0`` would be by default."""
-        window = self._dead_window() or int(1000 * self.settings.d_sae / self.settings.target_l0)
+        window = self._dead_window() or int(100 * self.settings.d_sae / self.settings.target_l0)
         return np.flatnonzero(self.model.get("last_fired") <= self.model.samples - window)
 
-    @one_blas_thread
-    def _resample(self, ctx: Any, step: int, batch: np.ndarray, err: np.ndarray) -> None:
-        """Give dead latents directions of what is left unexplained.
-
-        Each gets the mean residual of a random sample's nearest neighbours among the residuals, rather than
-        one sample's, so that several samples will use it, and the threshold at which it fires as often as
-        the average latent.
-        """
-        dead = self.dead()
-        norm = np.linalg.norm(err, axis=1)
-        if not len(dead) or not norm.sum() > 0:
+    def _revive(self, ctx: Any, step: int) -> None:
+        """Once in a while; where few of those that were tried paid, half as often the next time."""
+        s, c, window = self.settings, self.control, self._dead_window()
+        wait = max(window, 2 * JUDGES) / s.batch_size
+        if self.revival is None or step < max(wait, c.revive) or not self.rate.revives(step):
             return
-        s = self.settings
-        rng = np.random.default_rng([*s.seed, 3, step])
-        dead = rng.permutation(dead)[: np.count_nonzero(norm)]
-        chosen = rng.choice(len(batch), len(dead), replace=False, p=norm / norm.sum())
-        unit = -err / np.maximum(norm, 1e-30)[:, None]
-        near = unit[chosen] @ unit.T
-        m = min(8, len(batch))
-        D = unit[np.argpartition(-near, m - 1, axis=1)[:, :m]].mean(axis=1)
-        D /= np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1e-30)
-        z = (batch - self.model.get("b_dec")) @ D.T
-        start = np.quantile(z, 1 - s.target_l0 / s.d_sae, axis=0).clip(min=0)
-        # where any step may be the last, new latents fire no more often than others from the first one on
-        bias = self.rate.lasting and s.activation != "jumprelu"
-        # encoder scale: least squares of the residual on the new latent's activations, over the samples where it fires
-        fired = np.where(z > start, z - start if bias else z, 0.0)
-        power = (fired * fired).sum(axis=0)
-        scale = np.clip(-(fired * (err @ D.T)).sum(axis=0) / np.maximum(power, 1e-30), 0.01, 1.0)
-        if not s.tied:
-            start = scale * start
-        rows, scales, thresholds = (np.ascontiguousarray(a, np.float32) for a in (D, scale, start))
-        _core.sae_reset(ctx, self.model.handle, idx=dead, rows=rows, scales=scales, thresholds=thresholds)
-        if bias:
-            b_enc = self.model.get("b_enc")
-            b_enc[dead] = -thresholds
-            self.model.set("b_enc", b_enc)
+        dead = self.dead()
+        if len(dead):
+            c.publish_cut(self.model)
+            share = self.revival(ctx, step, dead, c.l1)
+            c.pause = 1.0 if share > 0.05 else 2 * c.pause
+        c.revive = step + c.pause * wait

@@ -19,6 +19,7 @@ from ._calibration import calibrate
 from ._checkpoints import write
 from ._model import Batch, blocks
 from ._rate import Rate
+from ._revival import Revival
 from ._saving import Trained
 from ._settings import Settings
 from ._steering import Steering
@@ -39,15 +40,17 @@ class Run:
     path: str | os.PathLike[str] | None  # of the checkpoint
     save: Callable[[Any], None]  # writes it
     rate: Rate | None = None  # None: fit's
+    judges: np.ndarray | None = None  # rows of the training space for `Revival`; None: no latent is revived
 
     def __post_init__(self) -> None:
         self.space, self.model, self.control, self.history = self.trained[:4]
         self.rate = Rate(self.settings) if self.rate is None else self.rate
-        self.steering = Steering(self.settings, self.model, self.control, self.rate)
+        revival = None if self.judges is None else Revival(self.settings, self.model, self.judges)
+        self.steering = Steering(self.settings, self.model, self.control, self.rate, revival)
 
     def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None:
         """One step and its record. `val` has held-out rows in the training space; the last step may calibrate on it."""
-        ctx, steps, started = context(self.num_threads), self.settings.max_steps, time.perf_counter()
+        ctx, started = context(self.num_threads), time.perf_counter()
         try:
             with self.model.turns.writing():
                 stats = self.steering.step(ctx, step, batch)
@@ -62,16 +65,24 @@ class Run:
             raise self._diverged(step, f"the loss became {stats['squared_error']}") from cause
         self.control.spent += time.perf_counter() - started
         last = step == self.steering.rate.last
-        if step % max(1, steps // 200) == 0 or last:
-            held_out = np.nan, np.nan
-            self.control.publish_cut(self.model)
-            if val is not None and (step % max(1, steps // 20) == 0 or last):
-                held_out = self._held_out(ctx, val)
-            self._record(step, stats, held_out)
-            if last and calibrated and val is not None:
-                self._calibrate(ctx, val)
+        if step % max(1, self.settings.max_steps // 200) == 0 or last:
+            self._look(ctx, step, stats, val, last)
+        if last and calibrated and val is not None:
+            self._calibrate(ctx, val)
+        if last and step >= 20 and self.history["explained_variance"][-1] < 0:
+            self._warn()
         if self.callback is not None:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
+
+    def _look(
+        self, ctx: Any, step: int, stats: dict[str, Any], val: np.ndarray | None, last: bool
+    ) -> None:
+        """The record of a step; of held-out rows, every tenth time."""
+        held_out = np.nan, np.nan
+        self.control.publish_cut(self.model)
+        if val is not None and (step % max(1, self.settings.max_steps // 20) == 0 or last):
+            held_out = self._held_out(ctx, val)
+        self._record(step, stats, held_out)
 
     def check_model(self, step: int) -> None:
         """A step of finite loss can leave weights that are not: they must not become a checkpoint or a result."""
@@ -102,6 +113,13 @@ class Run:
         if h["l0"]:
             shown |= {"L0": f"{h['l0'][-1]:.1f}", "dead": str(h["dead"][-1])}
         return shown
+
+    def _warn(self) -> None:
+        warnings.warn(
+            f"the autoencoder explains {self.history['explained_variance'][-1]:.3g} of the last batch's variance, less "
+            "than its mean would: train longer, lower learning_rate, or look for rows of massive norm in X",
+            stacklevel=6,
+        )
 
     def _diverged(self, step: int, what: str) -> TrainingDiverged:
         path, rate = self.path, self.steering.rate(step)

@@ -286,6 +286,7 @@ typedef struct {
     double band_gain;      /* over those: mean rise of the squared error were it switched off */
     double lowest;         /* smallest active z (BATCHTOPK inference threshold), 0 if none */
     double candidates;     /* mean number of z computed exactly */
+    double row_scale;      /* square of the mean over rows of sqrt(|xhat - x| |x - b_dec|), none above row_limit */
     int64_t bad_row;       /* a row of x with NaN or infinity, with ATOMS_ERR_NONFINITE; else -1 */
     atoms_sae_seconds seconds;
 } atoms_sae_stats;
@@ -329,14 +330,11 @@ typedef struct {
     float threshold_shift; /* JUMPRELU: added to the threshold of each latent with a sample in its band: one that
                               nothing comes near would drift out of reach */
     int64_t k;             /* TOPK, BATCHTOPK: this step's k */
-    int64_t silent_after;  /* JUMPRELU: a latent that did not fire within so many samples, this batch
-                              included, has its threshold multiplied by silent_factor; 0: never */
-    float silent_factor;   /* 0 .. 1 */
-    int64_t rise_after;    /* JUMPRELU: after so many its encoder bias rises by `rise`; 0: never */
-    float rise;            /* in units of z */
     int64_t aux_k;         /* AuxK: latents of each sample; 0: none */
     int64_t dead_after;    /* AuxK: dead are those that did not fire for so many samples */
     float aux_coefficient; /* AuxK: its weight in the loss */
+    double row_limit;      /* a row whose |xhat - x| |x - b_dec| exceeds it has its errors scaled down to it in all
+                              gradients; 0: none has */
 } atoms_sae_step_params;
 
 /* One optimiser step on n >= 1 rows. err (n, d_in): xhat - x before the step, or NULL.

@@ -170,9 +170,10 @@ static PyObject *stats_dict(const atoms_sae_stats *s)
     const atoms_sae_seconds *t = &s->seconds;
     PyObject *seconds = Py_BuildValue("{s:d,s:d,s:d,s:d,s:d,s:d}", "prepare", t->prepare, "screen", t->screen, "exact",
                                       t->exact, "decode", t->decode, "sort", t->sort, "update", t->update);
-    return Py_BuildValue("{s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:N}", "squared_error", s->squared_error, "total_variance",
-                         s->total_variance, "penalty", s->penalty, "l0", s->l0, "band", s->band, "band_gain",
-                         s->band_gain, "lowest", s->lowest, "candidates", s->candidates, "seconds", seconds);
+    return Py_BuildValue("{s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:N}", "squared_error", s->squared_error,
+                         "total_variance", s->total_variance, "penalty", s->penalty, "l0", s->l0, "band", s->band,
+                         "band_gain", s->band_gain, "lowest", s->lowest, "candidates", s->candidates, "row_scale",
+                         s->row_scale, "seconds", seconds);
 }
 
 /* X of any float type and strides, an int64 vector of row numbers or None, a float32 vector or None: what the model
@@ -217,34 +218,28 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
                             "threshold_shift",
                             "k",
                             "err",
-                            "silent_after",
-                            "silent_factor",
                             "aux_k",
                             "dead_after",
                             "aux_coefficient",
-                            "rise_after",
-                            "rise",
+                            "row_limit",
                             "index",
                             "shift",
                             "scale",
                             NULL};
     PyObject *o_ctx, *capsule, *o_x, *o_err, *o_index = Py_None, *o_shift = Py_None, *result = NULL;
-    atoms_sae_step_params p = {.silent_factor = 1};
+    atoms_sae_step_params p = {0};
     atoms_batch batch = {.scale = 1};
-    long long k, silent_after = 0, aux_k = 0, dead_after = 0, rise_after = 0;
+    long long k, aux_k = 0, dead_after = 0;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOfffffLO|LfLLfLfOOf:sae_step", names, &o_ctx, &capsule, &o_x,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOfffffLO|LLfdOOf:sae_step", names, &o_ctx, &capsule, &o_x,
                                      &p.learning_rate, &p.threshold_rate, &p.l0_coefficient, &p.l1_coefficient,
-                                     &p.threshold_shift, &k, &o_err, &silent_after, &p.silent_factor, &aux_k,
-                                     &dead_after, &p.aux_coefficient, &rise_after, &p.rise, &o_index, &o_shift,
-                                     &batch.scale) ||
+                                     &p.threshold_shift, &k, &o_err, &aux_k, &dead_after, &p.aux_coefficient,
+                                     &p.row_limit, &o_index, &o_shift, &batch.scale) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
     p.k = k;
-    p.silent_after = silent_after;
     p.aux_k = aux_k;
     p.dead_after = dead_after;
-    p.rise_after = rise_after;
     handle *h = get_handle(capsule, true);
     if (!h)
         return NULL;
@@ -413,8 +408,8 @@ PyMethodDef atoms_sae_methods[] = {
     ATOMS_NAMED("sae_reset", sae_reset, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"),
     ATOMS_NAMED("sae_step", sae_step,
                 "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
-                "threshold_shift, k, err, silent_after=0, silent_factor=1, aux_k=0, dead_after=0, "
-                "aux_coefficient=0, rise_after=0, rise=0, index=None, shift=None, scale=1)"),
+                "threshold_shift, k, err, aux_k=0, dead_after=0, aux_coefficient=0, row_limit=0, index=None, "
+                "shift=None, scale=1)"),
     ATOMS_NAMED("sae_encode", sae_encode, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"),
     ATOMS_NAMED("decode", decode, "decode(ctx, indptr, indices, values, W_dec, bias, out)"),
     {NULL, NULL, 0, NULL}};

@@ -491,6 +491,73 @@ def test_sampler_visits_every_row_each_epoch_and_skips(shards, batch, skip):
 # ------------------------------------------------------------------------ it learns
 
 
+def coherent(seed, n=6000, d=64, decades=1.0):
+    """Rows of which every latent along a sample shares much with many others: few directions are strong."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((4 * d, d))
+    A /= np.linalg.norm(A, axis=1, keepdims=True)
+    codes = rng.exponential(1, (n, 4 * d)) * (rng.random((n, 4 * d)) < 2 / d)
+    return ((codes @ A + 0.05 * rng.standard_normal((n, d))) * np.logspace(0, -decades, d)).astype(np.float32)
+
+
+def held_out(sae, X):
+    """Explained variance of rows that it has not seen."""
+    X = X.astype(np.float64)
+    return 1 - ((X - sae.inverse_transform(sae.transform(X))) ** 2).sum() / ((X - X.mean(0)) ** 2).sum()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_revival_never_costs(activation, tied):
+    """Most of 2,000 latents find nothing to explain: those of BatchTopK that were revived cost it 7 points."""
+    X = coherent(0, 10_000)
+
+    def explained(dead_after):
+        sae = quick(d_sae=2000, activation=activation, target_l0=8, batch_size=256, max_steps=300, tied=tied,
+                    dead_after=dead_after, num_threads=2)  # fmt: skip
+        return held_out(sae.fit(X[2000:]), X[:2000])
+
+    assert min(explained(50), explained(100)) > explained(0) - 0.01
+
+
+@pytest.mark.parametrize(
+    "activation,least", [("jumprelu", 0.5), ("relu", 0.25), ("topk", 0.5), ("batchtopk", 0.4)]
+)
+def test_tied_latents_with_much_in_common_explain_more_than_the_mean(activation, least):
+    """2,400 in 96 dimensions reconstructed each sample a hundred times over, and ended at -1.4 (JumpReLU)."""
+    X = coherent(0, 8000, d=96)
+    sae = quick(d_sae=2400, activation=activation, target_l0=8, batch_size=256, max_steps=400, tied=True)
+    assert held_out(sae.fit(X[2000:]), X[:2000]) > least
+
+
+def test_rows_far_out_cause_no_spikes():
+    """Each moved all latents that it activated as far as one alone would have to go: batches fell below -1."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((6000, 128)) @ np.linalg.qr(rng.standard_normal((128, 128)))[0]
+    X[::1000] *= 6
+    explained = []
+    quick(d_sae=512, target_l0=16, batch_size=512, max_steps=300).fit(
+        X, callback=lambda sae, f: explained.append(1 - f["squared_error"] / f["total_variance"])
+    )
+    assert min(explained[20:]) > explained[20] - 0.1
+
+
+def test_relu_comes_to_its_l0_and_stays_there():
+    """By the sum of what L0 was off alone it swung between 5 and 11, or stayed at 0 while the coefficient ran away."""
+    X = coherent(1)
+    for dead_after in (0, 50):
+        l0, sae = [], quick(d_sae=512, activation="relu", target_l0=8, max_steps=500, dead_after=dead_after)
+        sae.fit(X, callback=lambda sae, f, l0=l0: l0.append(f["l0"]))
+        assert np.mean(l0[-100:]) == pytest.approx(8, rel=0.1)
+        assert np.std(l0[-200:]) < 1.5
+
+
+def test_what_explains_less_than_the_mean_is_said(X):
+    sae = quick(learning_rate=1.0, decay=0.0)
+    with pytest.warns(UserWarning, match="less than its mean would"):
+        sae.fit(X)
+
+
 def planted(seed, *, correlated, n=60_000, d=64, n_atoms=256):
     """3 to 6 of 256 atoms with amplitudes in [1, 2], mixed by an ill-conditioned matrix, 1% noise."""
     rng = np.random.default_rng(seed)

@@ -63,7 +63,7 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
     rng = np.random.default_rng(4)
     for step in range(10 if n < 1000 else 2):
         x = rng.standard_normal((n, d)).astype(np.float32)
-        l0c, l1c = 0.05, 0.1
+        l0c, l1c, limit = 0.05, 0.1, d if extras else 0.0  # half of the rows are beyond it, or none
         rows, index, shift, scale = x, None, None, 1.0
         if extras:  # the same rows, out of order, in float64, between others, shifted and scaled
             index, scale = rng.permutation(2 * n)[:n], np.float32(0.5)
@@ -71,8 +71,8 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
             rows = np.full((2 * n, 2 * d), np.nan)[:, ::2]
             rows[index] = x / scale + shift
         stats = _core.sae_step(
-            _core.Context(2), sae, rows, 1e-3, 2e-3, l0c, l1c, 0.001, k, None, 2 * n, 0.9, *aux.values(),
-            *(() if aux else (0, 0, 0.0)), 3 * n, 0.05, index, shift, float(scale),
+            _core.Context(2), sae, rows, 1e-3, 2e-3, l0c, l1c, 0.001, k, None, row_limit=limit,
+            index=index, shift=shift, scale=float(scale), **aux,
         )  # fmt: skip
         # where float32 decides, and a moment that was rounded the other way
         z = twin.pre_activations(x)
@@ -80,7 +80,7 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
         doubt = np.sum(np.abs(z - floor) < 2e-5) / n
         error, penalty, l0 = twin.step(
             x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k,
-            silent_after=2 * n, silent_factor=0.9, rise_after=3 * n, rise=0.05, **aux,
+            row_limit=limit, **aux,
         )  # fmt: skip
         assert stats["squared_error"] == pytest.approx(error, rel=1e-4), step
         assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7 + l0c * doubt)
@@ -94,7 +94,20 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
 
 
 def torch_losses(
-    params, activation, xs, lr, *, bandwidth, l0c, l1c, k, widths=(), aux_k=0, dead_after=0, auxc=0.0
+    params,
+    activation,
+    xs,
+    lr,
+    *,
+    bandwidth,
+    l0c,
+    l1c,
+    k,
+    widths=(),
+    aux_k=0,
+    dead_after=0,
+    auxc=0.0,
+    limit=0.0,
 ):
     """Autograd's ten steps: the same objective from the formulas, with torch's own Adam, whose moments are
     rounded after each step as the core's are."""
@@ -112,7 +125,8 @@ def torch_losses(
             band = ((z > theta) & (z <= theta + bandwidth)).to(z.dtype)
             held = torch.tensor([sum(j < w for w in widths) for j in range(z.shape[1])])
             # decoder rows have unit norm: |e - z d|^2 - |e|^2 = z (z - 2 e.d), for each width that holds d
-            return g_a * (z > theta), ((z * (held * z / len(z) - g_a) - g_h) * band / bandwidth).sum(0)
+            gain = z * (held * z * weight[:, None] / len(z) - g_a)
+            return g_a * (z > theta), ((gain - g_h) * band / bandwidth).sum(0)
 
     E, D, b_enc, b_dec, theta = (torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in params)
     main = torch.optim.Adam([E, D, b_enc, b_dec], lr=lr)
@@ -135,12 +149,20 @@ def torch_losses(
         else:
             values, where = z.relu().flatten().topk(k * len(x))
             a = torch.zeros_like(z).flatten().scatter(0, where, values).reshape(z.shape)
-        loss = sum(((a[:, :w] @ D[:w] + b_dec - x) ** 2).sum(1).mean() for w in widths) + penalty
+        squares = [((a[:, :w] @ D[:w] + b_dec - x) ** 2).sum(1) for w in widths]
+        weight = torch.ones(len(x), dtype=torch.float64)  # of each row's gradients
+        if limit:
+            weight = (limit / (squares[-1].sqrt() * (x - b_dec).norm(dim=1))).clamp(max=1).detach()
+            assert 0 < (weight < 1).sum() < len(x)
+        loss = sum((weight * square).mean() for square in squares) + penalty
+        unseen = sum(((1 - weight) * square).mean().item() for square in squares)  # figures know no weights
         dead = silent >= dead_after
         if aux_k and dead.any():
             values, where = torch.where(dead, z.relu(), 0).topk(aux_k, dim=1)
             rest = torch.zeros_like(z).scatter(1, where, values) @ D - (x - a @ D - b_dec).detach()
-            loss = loss + auxc * min(1, int(dead.sum()) / aux_k) * (rest**2).sum(1).mean()
+            squares = (rest**2).sum(1) * auxc * min(1, int(dead.sum()) / aux_k)
+            loss = loss + (weight * squares).mean()
+            unseen += ((1 - weight) * squares).mean().item()
             ever_dead += 1
         silent = torch.where((a > 0).any(0), 0, silent + len(x))
         main.zero_grad()
@@ -157,14 +179,15 @@ def torch_losses(
             thr.step()
         with torch.no_grad():
             D /= D.norm(dim=1, keepdim=True)
-        losses.append(loss.item())
+        losses.append(loss.item() + unseen)
     assert not aux_k or ever_dead > 5  # AuxK had something to do
     return losses, [t.detach().numpy() for t in (E, D, b_enc, b_dec, theta)]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("limit", [0.0, 36.0])
 @pytest.mark.parametrize("extra", ["plain", "matryoshka", "aux_k", "both"])
-def test_ten_steps_equal_autograd(activation, extra):
+def test_ten_steps_equal_autograd(activation, extra, limit):
     n, d, s, k = 128, 24, 80, 5
     params = start(d, s, 3)
     widths = (10, 32, 80) if extra in ("matryoshka", "both") else ()
@@ -175,15 +198,25 @@ def test_ten_steps_equal_autograd(activation, extra):
     rng = np.random.default_rng(4)
     xs = [rng.standard_normal((n, d)).astype(np.float32) for _ in range(10)]
     expected, final = torch_losses(
-        params, activation, xs, 1e-3, bandwidth=0.25, l0c=0.03, l1c=0.05, k=k, widths=widths, **aux
+        params,
+        activation,
+        xs,
+        1e-3,
+        bandwidth=0.25,
+        l0c=0.03,
+        l1c=0.05,
+        k=k,
+        widths=widths,
+        limit=limit,
+        **aux,
     )
     prefixes = np.array(widths, np.int64) if widths else None
     sae = core_model(params, activation, k=k, bandwidth=0.25, clip=0.0, prefixes=prefixes)
     ctx = _core.Context(1)
     for x, want in zip(xs, expected, strict=True):
         stats = _core.sae_step(
-            ctx, sae, x, 1e-3, 1e-3, 0.03, 0.05, 0.0, k, None, 0, 1.0,
-            *(aux.values() if aux else (0, 0, 0.0)), 0, 0.0, None, None, 1.0,
+            ctx, sae, x, 1e-3, 1e-3, 0.03, 0.05, 0.0, k, None,
+            *(aux.values() if aux else (0, 0, 0.0)), row_limit=limit,
         )  # fmt: skip
         assert stats["squared_error"] + stats["penalty"] == pytest.approx(want, rel=1e-5)
     for name, got, want in zip(NAMES, read(sae, params), final, strict=True):
@@ -276,7 +309,7 @@ def test_same_bits_for_every_screen_isa_and_thread_count(activation, n, d, s, co
         for screen in range(4):
             sae = core_model(params, activation, k=min(4, s), ctx=ctx, screen=screen)
             bits = codes(sae, x, ctx)[:3]
-            _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.1, 0.1, 0.0, min(4, s), None, 0, 1.0, 5, 0, 0.5)
+            _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.1, 0.1, 0.0, min(4, s), None, 5, 0, 0.5, d / 2)
             trained = tuple(a.tobytes() for a in read(sae, params))
             # machines without fused multiply-add round differently, and so does each BLAS, to which steps turn
             # where more than two fifths are active

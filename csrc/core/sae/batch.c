@@ -43,7 +43,7 @@ static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_
  *     the samples:        xc | xq | scale, norm, residual | sums
  *     the latents:        floor | limit, rest, size
  *     what is listed:     list, aux | scratch | each thread's part of that
- *     for a step only:    err | err_sum, partial, bands | dead (AuxK) | start, aux_start, at | g_bias
+ *     for a step only:    err | err_sum, weight, partial, bands | dead (AuxK) | start, aux_start, at | g_bias
  *
  * What grows with the number of active latents lies in blocks of its own: the lists by sample, the lists by latent, the
  * candidates, the gradients that threads hold. */
@@ -74,6 +74,7 @@ static void lay_out(sae_batch *b, const atoms_sae *sae)
     int64_t parts = sae->rows / PART_LATENTS;
     ATOMS_TAKE(arena, b->err, b->errors * samples * ld);
     ATOMS_TAKE(arena, b->err_sum, ld);
+    ATOMS_TAKE(arena, b->weight, samples);
     ATOMS_TAKE(arena, b->partial, ATOMS_MAX(panels, parts) * ld);
     ATOMS_TAKE(arena, b->bands, 2 * parts);
     if (b->errors > sae->p.n_prefixes)

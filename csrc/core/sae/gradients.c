@@ -1,7 +1,33 @@
 /* gradients.c: by sample, xhat - x, the loss, and its gradient by each listed activation; then AuxK. */
 #include "sae.h"
 
+#include <math.h>
+
 /* ------------------------------------------------------ listed activations */
+
+/* Sample i's weight in all gradients, from its squared error: one row far out moves all of its latents as far as each
+ * would have to go alone. */
+static void weigh_sample(const sae_step *step, sae_list *l, int64_t i, double square)
+{
+    sae_batch *b = step->batch;
+    const float *xc = b->xc + i * step->sae->ld;
+    float norm = 0;
+    step->kernels->dots(step->sae->width, 1, xc, xc, 0, &(int32_t){0}, &norm);
+    double size = sqrt(square * (double)norm), limit = step->params->row_limit;
+    b->weight[i] = limit > 0 && size > limit ? (float)(limit / size) : 1;
+    l->roots += sqrt((double)b->weight[i] * size);
+}
+
+/* By sample i's weight, its error err, and what of it was added to `column`. */
+static void apply_weight(const sae_step *step, int64_t i, float *err, float *column)
+{
+    float weight = step->batch->weight[i], less = weight - 1;
+    if (less == 0)
+        return;
+    step->kernels->add_rows(step->sae->width, 1, &less, err, 0, &(int32_t){0}, column);
+    for (int64_t c = 0; c < step->sae->width; c++)
+        err[c] *= weight;
+}
 
 /* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its own and
  * those of the wider ones, which is what its latents' gradients need. column: (ld,), to which the errors are added. */
@@ -23,8 +49,13 @@ static void sample_gradients(const sae_step *step, sae_list *l, int64_t i, float
         else
             memcpy(err, sae_error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
         k->add_rows(width, bound[g + 1] - bound[g], l->z + bound[g], sae->dec.w, ld, l->latent + bound[g], err);
-        *(g == last ? &l->loss : &l->penalty) += k->error_sums(width, err, column);
+        double square = k->error_sums(width, err, column);
+        *(g == last ? &l->loss : &l->penalty) += square;
+        if (g == last)
+            weigh_sample(step, l, i, square);
     }
+    for (int64_t g = 0; g <= last; g++)
+        apply_weight(step, i, sae_error_row(b, ld, g, i), column);
     const float one = 1;
     for (int64_t g = last; g >= 0; g--) {
         float *err = sae_error_row(b, ld, g, i);
@@ -43,8 +74,12 @@ static void dense_gradients(const sae_step *step, int64_t p, float *column)
     for (int64_t i = p * PANEL_SAMPLES; i < (p + 1) * PANEL_SAMPLES; i++)
         k->negate(width, b->xc + i * ld, sae_error_row(b, ld, 0, i));
     sae_dense_decode(step, p);
-    for (int64_t i = p * PANEL_SAMPLES; i < end; i++)
-        b->list[p].loss += k->error_sums(width, sae_error_row(b, ld, 0, i), column);
+    for (int64_t i = p * PANEL_SAMPLES; i < end; i++) {
+        double square = k->error_sums(width, sae_error_row(b, ld, 0, i), column);
+        b->list[p].loss += square;
+        weigh_sample(step, &b->list[p], i, square);
+        apply_weight(step, i, sae_error_row(b, ld, 0, i), column);
+    }
     sae_dense_gradients(step, p);
 }
 
@@ -59,7 +94,7 @@ static void panel_gradients(const sae_step *step, int64_t p)
     memset(column, 0, (size_t)sae->ld * sizeof *column);
     if (l->n)
         memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
-    l->loss = l->penalty = 0;
+    l->loss = l->penalty = l->roots = 0;
     if (b->dense)
         dense_gradients(step, p, column);
     else
@@ -113,11 +148,14 @@ static void aux_sample(const sae_step *step, sae_list *l, int64_t n_dead, int64_
     float *err = sae_error_row(b, ld, last + 1, i);
     int64_t n = l->n - from;
     memcpy(err, sae_error_row(b, ld, last, i), (size_t)ld * sizeof *err);
+    for (int64_t c = 0; b->weight[i] < 1 && c < sae->width; c++)
+        err[c] /= b->weight[i];
     k->add_rows(sae->width, n, l->z + from, sae->dec.w, ld, l->latent + from, err);
     memset(s->column, 0, (size_t)ld * sizeof *s->column); /* of no use: x - xhat is taken as given */
     b->list[i / PANEL_SAMPLES].penalty += (double)weight * k->error_sums(sae->width, err, s->column);
     memset(l->ga + from, 0, (size_t)n * sizeof *l->ga);
     k->dots(sae->width, n, err, sae->dec.w, ld, l->latent + from, l->ga + from);
+    weight *= b->weight[i];
     for (int64_t e = from; e < l->n; e++) {
         l->ga[e] *= weight * 2.0f / (float)b->n;
         l->z[e] *= weight; /* from here on only the decoder's gradient uses it */

@@ -62,6 +62,7 @@ typedef struct {
     float *ga; /* gradient of the loss by the activation */
     sae_room room;
     double loss, penalty;         /* sums over the samples */
+    double roots;                 /* of sqrt(|xhat - x| |xc|), none above the step's limit */
     double candidates;            /* z that were worked out exactly: the tile's, in its first panel */
     double screen, exact, decode; /* seconds: the tile's, in its first panel, and those of the panel's gradients */
 } sae_list;
@@ -102,6 +103,7 @@ typedef struct {
     /* from here on for a step only */
     float *err;     /* (errors, samples, ld) xhat - x: a block for each prefix, and one for AuxK if it is in use */
     float *err_sum; /* (ld,) over all samples and prefixes */
+    float *weight;  /* (samples,) of each sample's gradients */
     float *partial; /* (panels, ld) the parts of err_sum; then (parts, ld) of the decoder bias' other gradient */
     double *bands;  /* (parts, 2): active latents in their band, what they gain; parts of PART_LATENTS */
     int32_t *dead;  /* (d_sae,) with AuxK only */

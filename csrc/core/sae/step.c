@@ -16,12 +16,13 @@ static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
 {
     const sae_batch *b = step->batch;
     int64_t width = step->sae->width;
-    double n = (double)b->n, square = 0, mean = 0;
+    double n = (double)b->n, square = 0, mean = 0, roots = 0;
     for (int64_t p = 0; p < b->panels; p++) {
         const sae_list *l = &b->list[p];
         square += b->sums[p * (1 + width)];
         stats->squared_error += l->loss / n;
         stats->penalty += l->penalty / n;
+        roots += l->roots / n;
         stats->l0 += (double)l->n / n;
         stats->candidates += l->candidates / n;
         stats->seconds.screen += l->screen;
@@ -35,6 +36,7 @@ static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
         mean += column / n * (column / n);
     }
     stats->total_variance = square / n - mean;
+    stats->row_scale = roots * roots;
     float lowest = 3e38f;
     for (int64_t p = 0; p < b->panels; p++)
         for (int64_t e = 0; e < b->list[p].n; e++)
@@ -48,7 +50,8 @@ static void copy_errors(const sae_step *step, float *err)
     const atoms_sae *sae = step->sae;
     const float *from = sae_error_row(step->batch, sae->ld, sae->p.n_prefixes - 1, 0);
     for (int64_t i = 0; i < step->batch->n; i++)
-        memcpy(err + i * sae->p.d_in, from + i * sae->ld, (size_t)sae->p.d_in * sizeof *err);
+        for (int64_t c = 0; c < sae->p.d_in; c++)
+            err[i * sae->p.d_in + c] = from[i * sae->ld + c] / step->batch->weight[i];
 }
 
 /* From x to the lists of active latents: x - b_dec, then z where it counts, then which of them do. */

@@ -81,20 +81,6 @@ static void adam_scalar(const sae_adam *a, const sae_vector *b, int64_t j, float
     b->w[j] -= a->learning_rate * u;
 }
 
-/* Latent j's threshold, by its gradient and by what keeps latents from falling silent. */
-static void update_threshold(const update *u, int64_t j, float g, bool near)
-{
-    atoms_sae *sae = u->sae;
-    const atoms_sae_step_params *sp = u->step->params;
-    adam_scalar(&u->thr_adam, &sae->thr, j, g);
-    sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + (near ? sp->threshold_shift : 0));
-    int64_t silent = sae->counters[1] + u->step->batch->n - sae->last_fired[j];
-    if (sp->silent_after > 0 && silent >= sp->silent_after)
-        sae->thr.w[j] *= sp->silent_factor;
-    if (sp->rise_after > 0 && silent >= sp->rise_after)
-        sae->b_enc.w[j] += sp->rise;
-}
-
 /* Latent j's scalars: its entries' factors for the rows of the gradients take the place of z and ga, its threshold
  * moves, and its bias' gradient is returned. band (2): counts the entries in its band, sums what they gain. */
 static float scalar_gradients(const update *u, int64_t j, double *band)
@@ -111,7 +97,7 @@ static float scalar_gradients(const update *u, int64_t j, double *band)
         bool aux = e >= b->aux_start[j];
         if (jump && !aux && b->z[e] <= top) {
             /* what the squared errors gain if this one is switched off */
-            float gain = b->z[e] * (held * b->z[e] - (float)b->n * b->ga[e]);
+            float gain = b->z[e] * (b->weight[b->row[e]] * held * b->z[e] - (float)b->n * b->ga[e]);
             g_thr += (gain - sp->l0_coefficient) / ((float)b->n * sae->p.bandwidth);
             band[0] += 1;
             band[1] += (double)gain;
@@ -123,8 +109,10 @@ static float scalar_gradients(const update *u, int64_t j, double *band)
     }
     if (b->aux_start[j] > b->start[j])
         sae->last_fired[j] = sae->counters[1] + b->n;
-    if (jump)
-        update_threshold(u, j, g_thr, near);
+    if (jump) {
+        adam_scalar(&u->thr_adam, &sae->thr, j, g_thr);
+        sae->thr.w[j] = fmaxf(0, sae->thr.w[j] + (near ? sp->threshold_shift : 0));
+    }
     return g_bias;
 }
 

@@ -23,7 +23,8 @@ from ._hooks import Forward as Forward
 from ._hooks import Model as Model
 from ._hooks import Pass as Pass
 from ._hooks import check_shape as check_shape
-from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
+from ._models import decoder_blocks as decoder_blocks
+from ._models import language_reference, load_model, read_text, smollm2, tokenize
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
 from ._table import MANIFEST as MANIFEST
@@ -36,7 +37,6 @@ __all__ = [
     "Activations",
     "StoredRows",
     "capture",
-    "decoder_blocks",
     "language_reference",
     "load_model",
     "read_text",

@@ -25,8 +25,9 @@ from ._hooks import Forward as Forward
 from ._hooks import Model as Model
 from ._hooks import Pass as Pass
 from ._hooks import check_shape as check_shape
-from ._models import decoder_blocks, language_reference, load_model, read_text, smollm2, tokenize
+from ._models import decoder_blocks as decoder_blocks
 from ._models import import_torch as import_torch
+from ._models import language_reference, load_model, read_text, smollm2, tokenize
 from ._store import ActivationStore, StoredRows
 from ._stream import ActivationStream
 from ._table import MANIFEST as MANIFEST
@@ -40,7 +41,6 @@ __all__ = [
     "BlockSource",
     "StoredRows",
     "capture",
-    "decoder_blocks",
     "language_reference",
     "load_model",
     "read_text",

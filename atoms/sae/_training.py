@@ -74,9 +74,7 @@ class Run:
         if self.callback is not None:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
 
-    def _look(
-        self, ctx: Any, step: int, stats: dict[str, Any], val: np.ndarray | None, last: bool
-    ) -> None:
+    def _look(self, ctx: Any, step: int, stats: dict[str, Any], val: np.ndarray | None, last: bool) -> None:
         """The record of a step; of held-out rows, every tenth time."""
         held_out = np.nan, np.nan
         self.control.publish_cut(self.model)

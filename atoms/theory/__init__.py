@@ -15,10 +15,10 @@ from ._coherence import Coherence, coherence, welch_bound
 from ._intervals import Interval, explained_variance_interval, stability_interval
 from ._matching import Matching, match_dictionaries, pairwise_mcc, subspace_overlap
 from ._stability import Stability, stability
-from ._variance import CONVENTIONS, ExplainedVariance, ExplainedVarianceResult, explained_variance
+from ._variance import CONVENTIONS as CONVENTIONS  # not in __all__: `explained_variance` names them
+from ._variance import ExplainedVariance, ExplainedVarianceResult, explained_variance
 
 __all__ = [
-    "CONVENTIONS",
     "Coherence",
     "DictionaryCertificate",
     "ExplainedVariance",

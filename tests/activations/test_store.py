@@ -683,8 +683,8 @@ def test_massive_rows_dropped_where_they_are_read_are_those_that_capture_drops(c
     model = decoder()
     with torch.no_grad():  # token 7 enters the stream with a norm far above the others
         model.base_model.embed_tokens.weight[7] *= 1000
-    want = capture(model, contexts, 2, batch_tokens=128, massive="drop", progress=False)
-    kept = capture(model, contexts, 2, batch_tokens=128, store=tmp_path / "store", progress=False)[2]
+    want = capture(model, contexts, 2, batch_tokens=128, massive="drop", verbose=False)
+    kept = capture(model, contexts, 2, batch_tokens=128, store=tmp_path / "store", verbose=False)[2]
     rows = kept.shards if source == "shards" else kept
     if source == "stream":
         rows = ActivationStream(model, contexts, 2, batch_tokens=128)

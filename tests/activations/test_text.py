@@ -46,7 +46,7 @@ def test_each_text_begins_a_context_of_its_own():
 
 
 def test_text_into_capture_stores_and_streams(model, tmp_path):
-    same_as = {"progress": False, "batch_tokens": 200}
+    same_as = {"verbose": False, "batch_tokens": 200}
     contexts = tokenize(TEXTS, Letters(), context_length=64)  # the model's longest
     want = capture(model, contexts, 1, **same_as)
     for texts in (TEXTS, iter(ROWS), (row["text"] for row in ROWS), itertools.chain(ROWS)):
@@ -72,7 +72,7 @@ def test_data_sets_of_hugging_face(model):
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_list(ROWS)
     contexts = tokenize(TEXTS, Letters(), context_length=64)
-    want = capture(model, contexts, 1, progress=False)[1]
+    want = capture(model, contexts, 1, verbose=False)[1]
     streaming = table.to_iterable_dataset()
     for texts in (
         table,
@@ -81,12 +81,12 @@ def test_data_sets_of_hugging_face(model):
         table["text"],
         streaming["text"],
     ):
-        np.testing.assert_array_equal(capture(model, texts, 1, tokenizer=Letters(), progress=False)[1], want)
+        np.testing.assert_array_equal(capture(model, texts, 1, tokenizer=Letters(), verbose=False)[1], want)
     other = table.rename_column("text", "content").to_iterable_dataset()
     with pytest.raises(
         ValueError, match=r"with 'text', got one with content, id; .*\(row\['content'\] for row in"
     ):
-        capture(model, other, 1, tokenizer=Letters(), progress=False)
+        capture(model, other, 1, tokenizer=Letters(), verbose=False)
 
 
 def test_text_without_a_tokenizer_is_told_what_to_pass(model):
@@ -95,12 +95,12 @@ def test_text_without_a_tokenizer_is_told_what_to_pass(model):
             ValueError,
             match=r"integer ids, got text and no tokenizer; pass tokenizer=..., or as tokens tokenize\(",
         ):
-            capture(model, texts, 1, progress=False)
+            capture(model, texts, 1, verbose=False)
         with pytest.raises(ValueError, match="got text and no tokenizer"):
-            atoms.evaluate(model, texts, atoms.controls.PCADictionary(), 1, progress=False)
+            atoms.evaluate(model, texts, atoms.controls.PCADictionary(), 1, verbose=False)
     with pytest.raises(TypeError, match="expected strings, or dictionaries with 'text', got int"):
         tokenize([3], Letters())
     # ids stay what they were, from an iterator too
     ids = [np.arange(5), np.arange(7)]
-    want = capture(model, ids, 1, progress=False)[1]
-    np.testing.assert_array_equal(capture(model, iter(ids), 1, tokenizer=Letters(), progress=False)[1], want)
+    want = capture(model, ids, 1, verbose=False)[1]
+    np.testing.assert_array_equal(capture(model, iter(ids), 1, tokenizer=Letters(), verbose=False)[1], want)

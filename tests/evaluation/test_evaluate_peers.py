@@ -236,7 +236,7 @@ def test_runs_of_all_their_metrics_take_a_module(setting, tool):
     if importlib.util.find_spec(tool) is None:
         pytest.skip(f"needs {tool}: make test-peers")
     model, theirs, tokens, layer = setting
-    rows = np.array(capture(model, tokens, layer, progress=False)[layer])
+    rows = np.array(capture(model, tokens, layer, verbose=False)[layer])
     aip = atoms.AtomicInnerProduct(shrinkage="oas").fit(rows)
     sae = atoms.SparseAutoencoder(
         4 * rows.shape[1], metric=aip, target_l0=8, max_steps=100, batch_size=256, verbose=False
@@ -258,7 +258,7 @@ def test_runs_of_all_their_metrics_take_a_module(setting, tool):
             found, features = run_evals(
                 module, Store(tokens), theirs, CoreEvalConfig(model_name="toy", llm_dtype="float32", **ALL)
             )
-    ours = evaluate(model, tokens[:8], sae, layer, drop_first=False, progress=False)
+    ours = evaluate(model, tokens[:8], sae, layer, drop_first=False, verbose=False)
     a, behaviour = ours["autoencoder"], found["model_behavior_preservation"]
     agree(
         {

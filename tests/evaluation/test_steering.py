@@ -60,7 +60,7 @@ def hooks_left(model):
 @pytest.mark.parametrize("kind", ["jumprelu", "topk", "layer_norm", "trained"])
 def test_set_scaled_and_off(model, kind, error_term):
     if kind == "trained":
-        rows = np.array(capture(model, IDS, 1, progress=False)[1])
+        rows = np.array(capture(model, IDS, 1, verbose=False)[1])
         rows = np.concatenate([rows + np.random.default_rng(i).normal(0, 0.1, rows.shape) for i in range(40)])
         aip = atoms.AtomicInnerProduct(shrinkage="oas").fit(rows)
         sae = atoms.SparseAutoencoder(
@@ -73,7 +73,7 @@ def test_set_scaled_and_off(model, kind, error_term):
             "layer_norm": {"input_norm": "layer_norm"},
         }
         sae = autoencoder(**more[kind])
-    codes = sae.transform(capture(model, IDS, 1, progress=False)[1]).toarray()
+    codes = sae.transform(capture(model, IDS, 1, verbose=False)[1]).toarray()
     busy = np.argsort((codes != 0).sum(0))[::-1]
     put, off, double = (int(j) for j in busy[[0, 1, 2]])
 
@@ -278,7 +278,7 @@ def test_steering_the_real_model():
     model, tokenizer = atoms.activations.smollm2(head=True)
     text = atoms.activations.language_reference()
     contexts = atoms.activations.tokenize(text[:60_000], tokenizer, context_length=128)
-    X = np.array(capture(model, contexts, 15, progress=False)[15])
+    X = np.array(capture(model, contexts, 15, verbose=False)[15])
     sae = atoms.SparseAutoencoder(1152, target_l0=32, max_steps=300, verbose=False).fit(X)
     ids = atoms.activations.tokenize("The capital of France is the city of", tokenizer)[0]
     paris = tokenizer.encode(" Paris")[0]

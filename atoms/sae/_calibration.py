@@ -47,8 +47,10 @@ def _factor(ctx: Any, model: Model, batches: Callable[[], Iterable[Batch]], n: i
             low = 0.8 * low if low > 1e-3 else 0.0
     finally:
         model.set("threshold", thresholds)
-    # the factor is the next ratio after the `want` largest: exactly those exceed it
-    factor = np.partition(ratios, len(ratios) - want - 1)[len(ratios) - want - 1]
+    # halfway from the last of the `want` largest ratios to the next: on a ratio itself, rounding would decide
+    at = len(ratios) - want - 1
+    below, above = np.partition(ratios, [at, at + 1])[at : at + 2]
+    factor = 0.5 * (below + above) if np.isfinite(above) else 2 * below
     if not np.isfinite(factor):
         raise ValueError(
             f"target_l0: latents whose threshold is zero are alone more than {target:g}; ask for more"

@@ -15,17 +15,25 @@ from typing import Any
 import numpy as np
 
 from ._attribution import LogitAttribution, latent_attribution, logit_attribution
+from ._contexts import Context, top_contexts
+from ._describe import Description, LatentDescription
+from ._steering import steer
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
 
 __all__ = [
+    "Context",
+    "Description",
     "DictionaryEvaluation",
     "Evaluation",
+    "LatentDescription",
     "LogitAttribution",
     "evaluate",
     "latent_attribution",
     "logit_attribution",
+    "steer",
+    "top_contexts",
 ]
 
 

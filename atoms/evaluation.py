@@ -16,20 +16,28 @@ import numpy as np
 from . import _plot as plot
 from ._attribution import LogitAttribution, latent_attribution, logit_attribution
 from ._config import one_blas_thread
+from ._contexts import Context, top_contexts
+from ._describe import Description, LatentDescription
 from ._old import old_keyword
 from ._progress import progress_bar
 from ._shown import Shown, Table
+from ._steering import steer
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
 
 __all__ = [
+    "Context",
+    "Description",
     "DictionaryEvaluation",
     "Evaluation",
+    "LatentDescription",
     "LogitAttribution",
     "evaluate",
     "latent_attribution",
     "logit_attribution",
+    "steer",
+    "top_contexts",
 ]
 
 

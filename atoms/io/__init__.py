@@ -20,7 +20,9 @@ Here are `load`, `save`, `convert` and `from_pretrained`. The other files, each 
 
 from __future__ import annotations
 
+import difflib
 import glob
+import importlib.util
 import json
 import os
 import shutil
@@ -66,16 +68,26 @@ _FILES = (
 
 
 def load(
-    path: str | os.PathLike[str], *, is_transcoder: bool | None = None, num_threads: int | None = None
+    path: str | os.PathLike[str],
+    sae_id: str | None = None,
+    *,
+    is_transcoder: bool | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """Read a model of any known format, which is recognised from the files.
 
+    ``load("gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical")`` reads a known release by its name.
+
     Parameters
     ----------
-    path : path
+    path : path, or str
+        With `sae_id`, the name of a release in SAELens's registry, or a repository of the hub; else
         A folder as its tool wrote it, or one file of it: ``.safetensors`` (also those of
         `SparseAutoencoder.save` and `AtomicInnerProduct.save`), ``.npz`` (Gemma Scope), ``.pt``
         (dictionary_learning; needs PyTorch, whose weights_only loader runs no code).
+    sae_id : str, optional
+        Which autoencoder of the release. The registry is that of the SAELens that is installed, which is not
+        imported; the files come through `from_pretrained`.
     is_transcoder : bool, optional
         For files that do not say it themselves (``params.npz`` of Gemma Scope): None takes it from the names that
         the release gives its repositories and folders, and warns where there are none. What a file or its
@@ -107,6 +119,9 @@ def load(
     ...     print(atoms.load(folder + "/sae"))
     PretrainedSAE(d_in=3, d_sae=3, relu, from saelens)
     """
+    if sae_id is not None:
+        repository, folder = _registered(os.fspath(path), sae_id)
+        return from_pretrained(repository, folder, is_transcoder=is_transcoder, num_threads=num_threads)
     file, kind = _found(Path(path))
     if kind in _OURS:
         return _OURS[kind].load(file, num_threads=num_threads)
@@ -163,6 +178,65 @@ def _kind_of_file(path: Path) -> str:
         if path.name == _FOLDERS[kind][0]:
             return kind
     return "gemma_scope_2"
+
+
+# releases whose files SAELens converts with one of its own functions, that are none of ours
+_CONVERTED = (
+    None,
+    "sae_lens",
+    "gemma_2",
+    "gemma_2_transcoder",
+    "gemma_3",
+    "dictionary_learning_1",
+    "sparsify",
+)
+
+
+def _registry(release: str) -> dict[str, Any]:
+    """SAELens's releases by name, from its file: importing it takes PyTorch and ten seconds."""
+    spec = importlib.util.find_spec("sae_lens")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for file in (Path(f) / "pretrained_saes.yaml" for f in folders) if file.is_file()]
+    if not files:
+        raise ImportError(
+            f"{release}: known releases are those of SAELens's registry, which is not installed: "
+            "`pip install sae-lens`; or give the repository's own name, org/name, and the folder in it"
+        )
+    import yaml  # huggingface_hub needs it, and so does SAELens
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return dict(yaml.load(files[0].read_text(encoding="utf-8"), Loader=loader))
+
+
+def _registered(release: str, sae_id: str) -> tuple[str, str]:
+    """Repository and folder of an autoencoder that SAELens knows by name."""
+    if "/" in release or Path(release).is_dir():
+        return release, sae_id
+    known = _registry(release)
+    if release not in known:
+        near = difflib.get_close_matches(release, known, 4, 0.5)
+        raise ValueError(
+            f"path: SAELens knows no release {release!r}" + (f"; near: {', '.join(near)}" if near else "")
+        )
+    entry = known[release]
+    paths = {str(one["id"]): one for one in entry["saes"]}
+    if sae_id not in paths:
+        near = difflib.get_close_matches(sae_id, paths, 4, 0.3) or list(paths)[:4]
+        raise ValueError(
+            f"sae_id: {release} has no {sae_id!r}; it has {', '.join(near)}, ... ({len(paths)} in all)"
+        )
+    if entry.get("conversion_func") not in _CONVERTED:
+        raise ValueError(
+            f"{release}: is in the format that SAELens converts with {entry['conversion_func']!r}, which is not read "
+            "here; load it with SAELens, save_model, and load that folder"
+        )
+    corrected = set(entry.get("config_overrides") or ()) - {"dataset_path", "model_from_pretrained_kwargs"}
+    if "norm_scaling_factor" in paths[sae_id] or corrected:
+        raise ValueError(
+            f"{release}: SAELens's registry corrects what its files say (scale or configuration), which is not done "
+            "here; load it with SAELens, save_model, and load that folder"
+        )
+    return str(entry["repo_id"]), str(paths[sae_id]["path"])
 
 
 # ------------------------------------------------------------------ writing

@@ -70,3 +70,61 @@ class InModel:
 
         weights, rule, known = self._portable()
         return TorchSAE(weights, rule, {**known, **metadata}, dtype, device)
+
+    def describe(
+        self,
+        latents: Any,
+        *,
+        model: Any = None,
+        tokens: Any = None,
+        layer: int | str | None = None,
+        site: str = "residual",
+        tokenizer: Any = None,
+        count: int = 8,
+        window: int = 24,
+    ) -> Any:
+        """What some latents are: a page for a notebook, or to be sent as one file.
+
+        Of each latent: how often it fires and how strongly, its strongest contexts
+        (:func:`atoms.evaluation.top_contexts`), the words it raises and lowers
+        (:func:`atoms.evaluation.logit_attribution`), and the latents most like it. What is not given is left out.
+
+        Parameters
+        ----------
+        latents : int or sequence of int
+            Which.
+        model : torch.nn.Module, optional
+            With its head, for the words; runs over `tokens`.
+        tokens : what `capture` takes, or Activations, optional
+            Contexts in which to look for the latents.
+        layer, site : int or str, str
+            Where the autoencoder belongs, as in :func:`atoms.activations.capture`; a file of SAELens says it itself.
+        tokenizer : optional
+            With ``decode``: words instead of numbers. By default ``model.tokenizer`` where there is one.
+        count, window : int
+            Contexts, words and neighbours of each latent; tokens of each context.
+
+        Returns
+        -------
+        atoms.evaluation.Description
+            With ``save(path)``.
+
+        Raises
+        ------
+        ValueError
+            Latents that there are not, tokens without a model or a layer, and as `capture` does.
+
+        Examples
+        --------
+        >>> import numpy as np, atoms
+        >>> sae = atoms.io.PretrainedSAE(np.eye(3), np.zeros(3), np.eye(3), np.zeros(3), activation="relu")
+        >>> print(sae.describe([1], count=1))
+        1 of 3 latents of PretrainedSAE
+        <BLANKLINE>
+        latent 1
+          nearest: 0 0.00
+        """
+        from .._describe import describe
+
+        asked = {"model": model, "tokens": tokens, "layer": layer, "site": site, "tokenizer": tokenizer}
+        return describe(self, latents, self._portable()[2], {**asked, "count": count, "window": window})

@@ -62,6 +62,13 @@ class ExplainedVarianceResult:
     def __float__(self) -> float:
         return self.total
 
+    # dataclasses' own equality takes NaN for NaN before Python 3.13, and not from then on; the figures are all in repr
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other) if isinstance(other, type(self)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
 
 def _convention(convention: str, metric: Any) -> str:
     if convention not in CONVENTIONS:

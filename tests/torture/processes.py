@@ -191,7 +191,7 @@ def fork(rng):
         time.sleep(wait * 0.1)
         child = os.fork()
         if child == 0:
-            signal.alarm(100)
+            import faulthandler; faulthandler.dump_traceback_later(20, exit=True)  # it hung: where
             atoms.recovery.lasso(X[:5], d, 1.0)
             atoms.AtomicInnerProduct(num_threads=2).fit(X).whitener_
             os._exit(0)

@@ -15,7 +15,7 @@ QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: always warnings help install test test-py test-peers test-scipy asan ctest aarch64 coverage lint types format docs notebooks demo report wheel wheel-test bench clean
+.PHONY: always warnings help install test test-py test-peers test-scipy asan ctest clang tsan torture aarch64 coverage lint types format docs notebooks demo report wheel wheel-test bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,14 @@ test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens
 # on all CPUs. -MMD writes beside each object which headers it read.
 CORE := $(wildcard csrc/core/*/*.c)
 CSOURCES := $(CORE) $(wildcard csrc/tests/*.c)
+# clang knows no `#pragma GCC target`: it is told for each file instead, as setup.py does.
+AVX512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
+CLANG_avx2 := -mavx2 -mfma
+CLANG_avx512 := $(AVX512)
+CLANG_vnni := $(AVX512) -mavx512vnni
+CLANG_short_rows := $(AVX512) -mavx512vnni
+CLANG_rows_f16c := -mavx -mf16c
+for_clang = $(if $(findstring clang,$(1)),-Wno-unknown-pragmas -Wno-unused-command-line-argument $(CLANG_$(2)))
 CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno -Icsrc/include -Icsrc/core
 LINK := -fopenmp -Wl,--wrap=aligned_alloc
 BLIS = $(eval BLIS := $$(shell $$(PYTHON) setup.py blis-flags))$(BLIS)
@@ -80,7 +88,7 @@ build/$(1)/flags: always
 	@echo '$(2) $(3) $$(CFLAGS_ALL)' | cmp -s - $$@ || echo '$(2) $(3) $$(CFLAGS_ALL)' >$$@
 build/$(1)/%.o: %.c build/$(1)/flags
 	@mkdir -p $$(@D)
-	@$(2) $(3) $$(CFLAGS_ALL) -MMD -MP -c $$< -o $$@
+	@$(2) $(3) $$(CFLAGS_ALL) $$(call for_clang,$(2),$$(*F)) -MMD -MP -c $$< -o $$@
 build/$(1)/tests: $(CSOURCES:%.c=build/$(1)/%.o)
 	@$(2) $(3) $$^ $$(LINK) $(3) -lm -o $$@
 build/$(1)/core: $(CORE:%.c=build/$(1)/%.o) build/$(1)/examples/core.o
@@ -90,6 +98,9 @@ endef
 $(eval $(call flavour,asan,$$(CC),-O1 -fno-omit-frame-pointer $(SANITIZE) $$(BLIS)))
 $(eval $(call flavour,ctest,$$(CC),-O3 $$(BLIS)))
 $(eval $(call flavour,coverage,$$(CC),-O1 --coverage $$(BLIS)))
+CLANG ?= $(firstword $(wildcard /usr/bin/clang /usr/bin/clang-[1-9]*) clang)
+$(eval $(call flavour,clang,$$(CLANG),-O2 $$(BLIS)))
+$(eval $(call flavour,tsan,$$(CLANG),-O1 -fsanitize=thread))
 $(eval $(call flavour,aarch64,aarch64-linux-gnu-gcc,-static -O2))
 
 asan:  ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -99,6 +110,25 @@ asan:  ## C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 ctest:  ## C tests as shipped, without sanitizers
 	@$(PARALLEL) build/ctest/tests
 	@build/ctest/tests
+
+clang:  ## C tests compiled by clang, as shipped
+	@$(PARALLEL) build/clang/tests
+	@build/clang/tests
+
+# clang's OpenMP tells ThreadSanitizer, through archer, who waits for whom; gcc's does not, and every region looks like a race.
+tsan:  ## C tests under ThreadSanitizer, where there are clang and its OpenMP
+	@$(PARALLEL) build/tsan/tests
+	@OMP_TOOL_LIBRARIES=libarcher.so TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1 allocator_may_return_null=1" build/tsan/tests
+
+# The extension under the sanitizers, in a folder of its own; what is done with it and to the package: tests/torture/__main__.py.
+SECONDS ?= 600
+SEED ?= $(shell date +%s)
+torture: install  ## kills, full disks, short memory, signals, forks, hostile files, random calls (SECONDS=600 SEED=n)
+	@if $(CLANG) --version >/dev/null 2>&1; then $(MAKE) --no-print-directory tsan; else echo "no clang: not under ThreadSanitizer"; fi
+	@mkdir -p build/torture
+	@CFLAGS="-O1 -fno-omit-frame-pointer $(SANITIZE)" LDFLAGS="$(SANITIZE)" CC="$(CC)" \
+		$(BIN)/python setup.py -q build -b build/torture/py >build/torture/log 2>&1 || { tail -40 build/torture/log; exit 1; }
+	@PYTHONPATH=. $(BIN)/python -m tests.torture $(SECONDS) $(SEED) "$$(echo build/torture/py/lib*)"
 
 # The same tests for another machine: compiled where its compiler is, run where its emulator is.
 aarch64:  ## C tests cross-compiled for aarch64, run by qemu where it is installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,16 @@ class ExplainedVarianceResult(Shown):
             ("samples", self.n_samples),
         ]
         return Table(f"Explained variance, {self.convention}", rows)
+
+    # dataclasses' own equality takes NaN for NaN before Python 3.13, and not from then on
+    def _compared(self) -> tuple[str, ...]:
+        return tuple(repr(getattr(self, f.name)) for f in dataclasses.fields(self) if f.compare)
+
+    def __eq__(self, other: object) -> bool:
+        return self._compared() == other._compared() if isinstance(other, type(self)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
 
 
 def _convention(convention: str, metric: Any) -> str:

@@ -212,7 +212,9 @@ def test_explained_variance_errors_leave_no_trace():
     ev = ExplainedVariance().update(X[:10], X[:10] / 2)
     with pytest.raises(ValueError, match="X_hat: row 260 holds NaN"):
         ev.update(X, bad)
-    assert ev.result() == ExplainedVariance().update(X[:10], X[:10] / 2).result()
+    same = ExplainedVariance().update(X[:10], X[:10] / 2).result()
+    assert math.isnan(same.median) and ev.result() == same and hash(ev.result()) == hash(same)
+    assert ev.result() != ExplainedVariance().update(X[:10], X[:10] / 3).result()
     for arguments, message in [
         ((X, X, "centred"), "convention: expected one of centered"),
         ((X, X, "metric"), "needs metric="),

@@ -64,7 +64,8 @@ def lasso(
 
     Notes
     -----
-    Coordinate descent on a working set with its Gram matrix in cache, ended by a step to the minimiser on the support.
+    Coordinate descent on a working set with its Gram matrix in cache, ended by a step to the minimiser on the support;
+    after 12 rounds, or in the last, the set is solved exactly, by active sets in float64.
     Correlations of all atoms with the residuals are taken for up to 32 signals at once, two or three times in all:
     ``n_atoms * d_in`` multiplications a signal each time. In between, the distance that the residual has moved
     bounds the change of every correlation; only atoms that may have reached the penalty are evaluated, and no others
@@ -230,7 +231,8 @@ def basis_pursuit(
 
     Work and codes are float64. Matching pursuit is tried first; its code is taken where a dual
     certificate proves it optimal. Otherwise a primal-dual interior-point method solves the linear
-    programme, at about ``n_atoms * d_in**2`` operations a step and 10 to 20 steps a signal.
+    programme, at about ``n_atoms * d_in**2`` operations a step and 10 to 20 steps a signal; where it comes to no end, an
+    active-set method does.
 
     Parameters
     ----------
@@ -244,7 +246,9 @@ def basis_pursuit(
     Returns
     -------
     csr_array (n_signals, n_atoms) of float64
-        Signals outside the span of the atoms have status INFEASIBLE.
+        CONVERGED is a code whose residual is at most ``1e-9 * ||x||`` and whose gap is at most `tol`. Signals that
+        are proved to lie outside the span of the atoms have status INFEASIBLE; LIMIT is what rounding leaves
+        undecided, as over atoms that are dependent but for a billionth.
 
     References
     ----------
@@ -290,7 +294,7 @@ def basis_pursuit_denoise(
     Returns
     -------
     csr_array (n_signals, n_atoms) of float64
-        Signals farther than sigma from the span of the atoms have status INFEASIBLE.
+        Signals that are proved to lie farther than sigma from the span of the atoms have status INFEASIBLE.
     """
     s = check_number(sigma, "sigma", 0)
     name = "basis_pursuit_denoise"

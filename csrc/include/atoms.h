@@ -432,8 +432,8 @@ typedef struct {
     int64_t max_rounds;   /* working sets tried for each penalty */
 } atoms_lasso_params;
 
-/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets. Codes of width m at least; those of
- * penalty a and signal i go to row a n + i. steps: working sets tried. */
+/* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets, and by active sets where that creeps.
+ * Codes of width m at least; those of penalty a and signal i go to row a n + i. steps: working sets tried. */
 ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
                                    const atoms_lasso_params *params, const atoms_codes *codes);
 
@@ -443,9 +443,11 @@ typedef struct {
     int64_t max_steps; /* penalties tried, or steps of the interior-point method */
 } atoms_basis_params;
 
-/* argmin sum |z_j| subject to |x - z D| <= sigma, for dictionaries of float64 only. With equality: matching pursuit where
- * a dual certificate proves its code optimal, else a primal-dual interior-point method (m d^2 a step). Otherwise: the
- * lasso's penalty at which the residual is sigma. Codes of width m at least. */
+/* argmin sum |z_j| subject to |x - z D| <= sigma, for dictionaries of float64 only. With equality, which is a residual of
+ * at most 1e-9 |x|: matching pursuit where a dual certificate proves its code optimal, else a primal-dual interior-point
+ * method (m d^2 a step). Otherwise: the lasso's penalty at which the residual is sigma. What these leave open is solved
+ * by active sets. CONVERGED: the code given meets the constraint and has the gap. INFEASIBLE: a residual that no atom is
+ * part of proves that no code does. Codes of width m at least. */
 ATOMS_API atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
                                    const atoms_basis_params *params, const atoms_codes *codes);
 

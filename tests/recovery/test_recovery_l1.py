@@ -302,6 +302,43 @@ def test_denoising_meets_sigma_and_its_dual():
     np.testing.assert_allclose(basis_pursuit_denoise(X, D, 0).toarray(), exact.toarray())
 
 
+@pytest.mark.parametrize("length", [1.0, 1e-11, 1e11])
+def test_small_sigmas_are_met_at_any_scale(length):
+    rng = RNG(0)
+    D = np.linalg.qr(rng.standard_normal((60, 30)))[0]
+    Z = np.zeros((12, 60))
+    for z in Z:
+        z[rng.choice(60, 3, replace=False)] = rng.standard_normal(3)
+    X = Z @ D
+    D[0] *= 1e6  # one atom of another length: no threshold may be that of the longest
+    for share in (1e-3, 1e-6, 1e-8, 1e-9):
+        for x in X:
+            sigma = share * np.linalg.norm(x)
+            code, info = basis_pursuit_denoise(x[None], length * D, sigma, return_info=True)
+            assert info.status[0] == Status.CONVERGED
+            assert np.linalg.norm(x - code.toarray()[0] @ (length * D)) <= sigma * (1 + 2e-6)
+
+
+def test_basis_pursuit_over_smooth_atoms_is_feasible_and_optimal():
+    from scipy.optimize import linprog
+
+    D = np.exp(-0.5 * ((np.arange(20.0) - np.linspace(0, 19, 60)[:, None]) / 1.5) ** 2)
+    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    rng = RNG(3)
+    Z = np.where(rng.random((20, 60)) < 0.1, rng.standard_normal((20, 60)), 0)
+    X = Z @ D
+    codes, info = basis_pursuit(X, D, return_info=True)
+    assert (info.status != Status.INFEASIBLE).all() and (info.status == Status.CONVERGED).mean() > 0.9
+    exact = dict(primal_feasibility_tolerance=1e-10, dual_feasibility_tolerance=1e-10)
+    for x, z, status, planted_code in zip(X, codes.toarray(), info.status, Z, strict=True):
+        if status != Status.CONVERGED:
+            continue
+        assert np.linalg.norm(x - z @ D) <= 1.01e-9 * np.linalg.norm(x)
+        assert abs(z).sum() <= abs(planted_code).sum() * (1 + 1e-7)
+        best = linprog(np.ones(120), A_eq=np.hstack([D.T, -D.T]), b_eq=x, method="highs", options=exact)
+        assert best.fun * (1 - 1e-3) <= abs(z).sum() <= best.fun * (1 + 1e-6)  # HiGHS's own x is off by 1e-10
+
+
 def test_constraints_that_cannot_be_met_are_said():
     X, D, _ = planted(6, 5, 12, 2, noise=0.5)
     for solve in (basis_pursuit, lambda *a, **k: basis_pursuit_denoise(*a, 1e-3, **k)):

@@ -133,21 +133,23 @@ static void write_code(const equality_job *r, int64_t i, int64_t m, double scale
         out->gap[i] = gap * scale;
 }
 
-/* Matching pursuit to the end: the point of the span nearest to the signal, *m atoms. */
-static atoms_status nearest(equality_job *r, int64_t i, int64_t *m)
+/* Where the interior point comes to no end, as over atoms that are much alike: the code by exact steps, *m atoms. */
+static atoms_status solve_exactly(equality_job *r, int64_t i, int64_t *m, exact_result *result)
 {
-    const atoms_omp_params p = {.n_nonzero = ATOMS_MIN(r->n, r->d), .tol = -1};
-    int32_t count = 0, steps = 0;
-    int8_t status;
-    const codes_tile one = {.x = {r->x, ATOMS_F64, 1, r->d, r->d, 1},
-                            .out = {p.n_nonzero, r->set, r->zs, &count, &status, &steps, NULL, NULL}};
-    if (omp_code(r->ctx, r->dict, &p, &one) < 0)
+    exact_job *e = &r->exact;
+    if (exact_open(e, r->dict, r->n) < 0)
         return ATOMS_ERR_MEMORY;
-    r->tile->out.steps[i] += steps;
-    for (int32_t k = 0; k < count; k++)
-        r->zs[k] *= r->dict->norm[r->set[k]];
-    *m = count;
-    return ATOMS_OK;
+    memcpy(e->x, r->x, (size_t)r->d * sizeof *e->x);
+    for (int64_t j = 0; j < r->n; j++)
+        e->limit[j] = r->dict->norm[j] > 0 ? r->w[j] : INFINITY;
+    atoms_status status = exact_pursuit(e, 0, r->params->tol, r->params->max_steps, &r->tile->out.steps[i], result);
+    *m = 0;
+    for (int64_t j = 0; status == ATOMS_OK && j < r->n; j++)
+        if (e->z[j] != 0) {
+            r->set[*m] = (int32_t)j;
+            r->zs[(*m)++] = e->z[j];
+        }
+    return status;
 }
 
 /* Signal i of the tile, of norm `scale`: the code that matching pursuit found, proved or improved. */
@@ -157,8 +159,8 @@ static atoms_status solve(equality_job *r, int64_t i, double scale)
     int64_t m = r->tile->out.counts[i];
     memcpy(r->set, r->likely + i * r->most, (size_t)m * sizeof *r->set);
     double gap = 0, l1 = 0;
-    bool spanned = r->residuals[i] <= 1e-9 * scale;
-    if (spanned && fit_set(r, m, r->y)) {
+    bool spanned = r->residuals[i] <= EXACT_EQUAL * scale;
+    if (spanned && fit_set(r, m, r->y) && residual_of(r, m) <= EXACT_EQUAL) {
         gap = certified_gap(r, m, &l1);
         if (gap <= tol * l1) {
             write_code(r, i, m, scale, ATOMS_SIGNAL_CONVERGED, ATOMS_MAX(gap, 0));
@@ -168,15 +170,16 @@ static atoms_status solve(equality_job *r, int64_t i, double scale)
     r->tile->out.steps[i] += equality_interior(r, ATOMS_MIN(tol, 1e-9));
     m = clean(r);
     gap = certified_gap(r, m, &l1);
-    if (residual_of(r, m) > 1e-7) {
-        atoms_status status = nearest(r, i, &m);
+    int verdict = ATOMS_SIGNAL_CONVERGED;
+    if (residual_of(r, m) > EXACT_EQUAL || gap > tol * l1) {
+        exact_result exact;
+        atoms_status status = solve_exactly(r, i, &m, &exact);
         if (status < 0)
             return status;
-        bool outside = residual_of(r, m) > 1e-7;
-        write_code(r, i, m, scale, outside ? ATOMS_SIGNAL_INFEASIBLE : ATOMS_SIGNAL_LIMIT, NAN);
-        return ATOMS_OK;
+        gap = exact.met ? exact.gap : NAN;
+        verdict = exact.outside ? ATOMS_SIGNAL_INFEASIBLE : exact.good ? ATOMS_SIGNAL_CONVERGED : ATOMS_SIGNAL_LIMIT;
     }
-    write_code(r, i, m, scale, gap <= tol * l1 ? ATOMS_SIGNAL_CONVERGED : ATOMS_SIGNAL_LIMIT, ATOMS_MAX(gap, 0));
+    write_code(r, i, m, scale, verdict, gap < 0 ? 0 : gap);
     return ATOMS_OK;
 }
 
@@ -216,6 +219,7 @@ atoms_status equality_tile(const atoms_ctx *ctx, const atoms_dict *dict, const v
 {
     equality_job r = {
         .ctx = ctx, .dict = dict, .params = params, .tile = tile, .n = dict->n, .d = dict->d, .atoms = dict->atoms};
+    r.exact.team = tile->team;
     r.most = ATOMS_MAX(1, ATOMS_MIN(dict->n, dict->d) / LIKELY_SHARE);
     atoms_arena counted = {0};
     lay_out(&counted, &r);
@@ -226,5 +230,6 @@ atoms_status equality_tile(const atoms_ctx *ctx, const atoms_dict *dict, const v
     for (int64_t j = 0; j < r.n; j++)
         r.w[j] = dict->norm[j] > 0 ? 1 / dict->norm[j] : 1;
     atoms_status status = solve_all(&r);
+    atoms_arena_close(&r.exact.arena);
     return status;
 }

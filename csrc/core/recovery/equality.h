@@ -3,6 +3,7 @@
 #ifndef ATOMS_RECOVERY_EQUALITY_H
 #define ATOMS_RECOVERY_EQUALITY_H
 
+#include "exact.h"
 #include "kernels.h"
 
 /* A tile on its way: one signal after the other. n atoms, d coordinates. */
@@ -26,6 +27,7 @@ typedef struct {
     int64_t most;               /* atoms that matching pursuit may choose */
     int32_t *likely;            /* (tile, most) atoms of its codes */
     double *values, *residuals; /* (tile, most), (tile) of these */
+    exact_job exact;            /* for what neither solves */
 } equality_job;
 
 static inline double equality_dot(int64_t n, const double *a, const double *b)

@@ -18,7 +18,7 @@ enum { IN_CODE = 1, BLOCKED = 2 };
 static void lay_out(exact_job *e, atoms_arena *arena)
 {
     const int64_t n = e->n_room, d = e->d, room = e->b.room;
-    double **long_ones[] = {&e->limit, &e->z}, **short_ones[] = {&e->x, &e->rest, &e->r, &e->v};
+    double **long_ones[] = {&e->limit, &e->z, &e->kept}, **short_ones[] = {&e->x, &e->rest, &e->r, &e->v};
     double **code_ones[] = {&e->sign, &e->to, &e->fit, &e->lean, &e->h};
     for (size_t i = 0; i < sizeof long_ones / sizeof *long_ones; i++)
         ATOMS_TAKE(arena, *long_ones[i], n);
@@ -88,8 +88,7 @@ void exact_begin(exact_job *e)
             e->z[k] = 0;
 }
 
-/* The minimiser on the code, and what its residual is made of. */
-static void aim(exact_job *e, double lambda)
+void exact_aim(exact_job *e, double lambda)
 {
     const int64_t m = e->b.m;
     memcpy(e->rest, e->x, (size_t)e->d * sizeof *e->rest);
@@ -109,7 +108,7 @@ static bool walk(exact_job *e, double lambda)
     for (bool moved = false;;) {
         int64_t first = -1;
         double step = 1;
-        aim(e, lambda);
+        exact_aim(e, lambda);
         for (int64_t i = 0; i < e->b.m; i++) {
             double z = fabs(e->z[e->code[i]]), over = -e->to[i] * e->sign[i];
             if (over < 0)
@@ -163,7 +162,10 @@ static bool exchange(exact_job *e, int64_t k, double sign)
 /* The candidate that violates its limit most, with the sign that it is to have; -1: none does. */
 static int64_t violator(exact_job *e, double lambda, double *sign)
 {
-    memcpy(e->r, e->rest, (size_t)e->d * sizeof *e->r);
+    const bool spanned = e->rest2 < 1e-29; /* what is left is rounding, and r is lambda Q' lean to all its digits */
+    const double rounding = spanned ? 1e-15 * lambda * sqrt(e->bend) : ROUNDING;
+    for (int64_t i = 0; i < e->d; i++)
+        e->r[i] = spanned ? 0 : e->rest[i];
     for (int64_t l = 0; l < e->b.m; l++)
         for (int64_t i = 0; i < e->d; i++)
             e->r[i] += lambda * e->lean[l] * e->b.q[l * e->d + i];
@@ -173,7 +175,7 @@ static int64_t violator(exact_job *e, double lambda, double *sign)
         if (e->state[k] || !isfinite(e->limit[k]))
             continue;
         double c = basis_product(e->dict, atom_of(e, k), e->r);
-        double excess = ((e->positive ? c : fabs(c)) - ROUNDING) / (lambda * e->limit[k]);
+        double excess = ((e->positive ? c : fabs(c)) - rounding) / (lambda * e->limit[k]);
         if (excess > worst) {
             worst = excess;
             best = k;

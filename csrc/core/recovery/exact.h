@@ -14,6 +14,7 @@ typedef struct {
     atoms_team *team;   /* asked at every step */
     double *x, *limit;  /* (d), (n) IN: the signal; infinite limit: never */
     double *z;          /* (n) IN where exact_begin is to begin, OUT */
+    double *kept;       /* (n) in exact_pursuit: the best code yet */
     basis b;            /* of the atoms in the code: */
     int32_t *code;      /* (room) candidates, */
     double *sign, *to;  /* (room) their signs; the minimiser for these */
@@ -34,16 +35,20 @@ void exact_begin(exact_job *e);
 /* From the code as it is to the minimiser at this penalty, or as near as rounding lets it come. */
 atoms_status exact_lasso(exact_job *e, double lambda);
 
-/* Basis pursuit of the unit signal e->x over all atoms: argmin sum limit |z| subject to |r| <= sigma. At most `most`
- * penalties are tried, *steps more than before. */
+/* e->to: the minimiser for the code's signs, and rest, fit, lean, rest2 and bend, which it is made of. */
+void exact_aim(exact_job *e, double lambda);
+
+/* A residual of at most so much of the signal is equality. */
+#define EXACT_EQUAL 1e-9
+
+/* Basis pursuit of the unit signal e->x over all atoms, from no code: argmin sum limit |z| subject to |r| <= sigma. At
+ * most `most` penalties are tried, *steps more than before. */
 typedef struct {
     double l1, gap, residual; /* of the code e->z */
-    bool met;                 /* its residual is at most sigma, or rounding */
+    bool met;                 /* its residual is at most sigma, but for rounding, or is equality */
+    bool good;                /* that, and gap <= tol l1 */
     bool outside;             /* proved: no code's is */
 } exact_result;
-atoms_status exact_pursuit(exact_job *e, double sigma, double tol, int64_t most, int32_t *steps, exact_result *result);
-
-/* Equality, for want of a better word, is a residual of at most so much of the signal. */
-#define EXACT_EQUAL 1e-9
+atoms_status exact_pursuit(exact_job *e, double sigma, double tol, int64_t most, int32_t *steps, exact_result *best);
 
 #endif

@@ -70,6 +70,7 @@ enum {
     OPEN = -2,       /* no atom was chosen: a coarse screen cannot tell */
     NEAR_SHARE = 8,  /* lasso: one atom in so many is evaluated by itself at most: all at once cost less each */
     CREEPS = 12,     /* lasso: rounds after which coordinate descent is taken to creep: others need 2 to 9 */
+    QUICK = 30,      /* denoising: penalties after which it is solved exactly: others need 2 to 5 */
     KEPT = 64,       /* atoms of which a signal that waits keeps the Gram matrix */
 };
 #define FIRST_SHARE 0.3 /* of the worst violation: most smaller ones are not of the code, as long as little is fitted */

@@ -243,7 +243,16 @@ def _lazy_array(X: Any, name: str) -> Lazy | None:
     sizes = sizes if isinstance(sizes, np.ndarray) else _chunks(X, shape[0])
     anywhere = sizes is None
     sizes = cut(shape[0], BLOCK_ROWS) if sizes is None else sizes
-    return Lazy(lambda start, stop: np.asarray(X[start:stop]), shape, dtype, sizes, anywhere)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        rows = X[start:stop]
+        if np.ma.is_masked(rows):
+            raise ValueError(
+                f"{name}: rows {start} to {stop} hold masked values, which have no number; leave them out"
+            )
+        return np.asarray(rows)
+
+    return Lazy(read, shape, dtype, sizes, anywhere)
 
 
 def _lazy_rows(X: Any, read: Callable[[int, int], Any]) -> Lazy:
@@ -388,19 +397,23 @@ def flatter(X: Any, name: str) -> str:
 
 
 def regrouped(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in arrays of `rows`, the last one shorter."""
-    held: list[np.ndarray] = []
-    count = 0
+    """The same rows, copied into arrays of `rows`, the last one shorter.
+
+    Copied before the next part is asked for: whoever gives them may use one buffer for all.
+    """
+    out, at = np.empty((0, 0)), 0
     for part in parts:
         while len(part):
-            take = part[: rows - count]
-            held.append(take)
-            count, part = count + len(take), part[len(take) :]
-            if count == rows:
-                yield held[0] if len(held) == 1 else np.concatenate(held)
-                held, count = [], 0
-    if held:
-        yield held[0] if len(held) == 1 else np.concatenate(held)
+            if not at:
+                out = np.empty((rows, part.shape[1]), part.dtype)
+            take = part[: rows - at]
+            out[at : at + len(take)] = take
+            at, part = at + len(take), part[len(take) :]
+            if at == rows:
+                yield out
+                at = 0
+    if at:
+        yield out[:at]
 
 
 # ------------------------------------------------------------------ what is no table

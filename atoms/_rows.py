@@ -476,8 +476,9 @@ def _tables_of(X: Any) -> list[Any]:
         return list(X.shards)
     if not isinstance(X, BlockSource):
         return [X]
-    if hasattr(X, "shards"):
-        return list(X.shards)
+    shards = getattr(X, "shards", None)
+    if shards is not None:
+        return list(shards)
     _check_source(X, "X")
     ends = np.cumsum(X.sizes)
     blocks = {int(end - size): block for block, (end, size) in enumerate(zip(ends, X.sizes)) if size}
@@ -737,8 +738,9 @@ class StreamRows:
         self.again = again  #: whether there is a second pass
 
     def _iterator(self) -> Iterator[np.ndarray]:
-        X, at = self._source, 0
-        for part in X() if callable(X) else X:
+        X: Any = self._source() if callable(self._source) else self._source
+        at = 0
+        for part in X:
             rows = native(chunk_of(part, self._name), self._name)
             if not len(rows):
                 continue
@@ -771,7 +773,7 @@ class StreamRows:
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> StreamSampler:
         """Batches of these rows, shuffled through a buffer."""
-        return StreamSampler(self, batch_size, seed)
+        return StreamSampler(self, batch_size, seed, batches)
 
 
 class StreamSampler:
@@ -779,19 +781,24 @@ class StreamSampler:
 
     Each pass over the stream visits each row once. Where all rows fit the buffer, they are an array in memory, and
     trained from like one, to the bit. Else, where there is no second pass, `ending` says so as soon as it is known.
-    The stream is read in the thread that draws.
+    The stream is read in the thread that draws, and no further than `batches` of them need.
     """
 
     BUFFER_ROWS, BUFFER_BYTES = 65536, 1 << 28
 
-    def __init__(self, rows: StreamRows, batch_size: int, seed: Sequence[int]) -> None:
+    def __init__(
+        self, rows: StreamRows, batch_size: int, seed: Sequence[int], batches: int | None = None
+    ) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, list(seed)
+        self._most = np.inf if batches is None else batches * batch_size  # rows that will be drawn
         width = rows.d * rows.dtype.itemsize
         self._capacity = max(4 * batch_size, min(self.BUFFER_ROWS, self.BUFFER_BYTES // width))
-        self._chunks = self._rest = self._buffer = np.empty((0, rows.d), rows.dtype)  # type: Any
+        self._chunks: Iterator[np.ndarray] = iter(())
+        self._rest = self._buffer = np.empty((0, rows.d), rows.dtype)
         self._order = np.empty(0, np.int64)  # slots that hold rows, in the order in which they are drawn
         self._at = self._drawn = self._fills = self._passed = 0
-        self._open, self._in_memory = False, None  # type: tuple[bool, RowSampler | None]
+        self._open = False
+        self._in_memory: RowSampler | None = None
         self._end: tuple[int, int] | None = None
 
     # -------------------------------------------------------------- filling
@@ -864,7 +871,8 @@ class StreamSampler:
         if not len(self._buffer):
             self._start()
         if self._in_memory is None and self._open and self._at > self._capacity // 2:
-            self._refill()
+            if self._most - self._drawn * self.batch_size > len(self._order) - self._at:
+                self._refill()
         return self._end
 
     def draw(self) -> tuple[np.ndarray, np.ndarray | None]:

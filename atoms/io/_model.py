@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from .._arrays import as_array
 from .._config import context, one_blas_thread
 from .._rows import rows_of
 from .._shown import Shown, Table
@@ -251,7 +252,7 @@ class PretrainedSAE(InModel, Shown):
         if self.input_norm != "none" or self.W_skip is not None:
             why = "a skip connection" if self.W_skip is not None else f"input_norm {self.input_norm!r}"
             raise ValueError(f"codes: with {why} they do not determine the output; use reconstruct(X)")
-        codes = sp.csr_array(codes)
+        codes = sp.csr_array(as_array(codes, "codes"))
         if codes.shape[1] != self.d_sae:
             raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
         return self._decode(codes)

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
+from .._arrays import as_array
 from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
 from .._estimator import Estimator
@@ -521,7 +522,7 @@ class SparseAutoencoder(InModel, Estimator):
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
         self._check_fitted()
-        codes = sp.csr_array(codes)
+        codes = sp.csr_array(as_array(codes, "codes"))
         folded = self._fold()
         W, b = folded["W_dec"], folded["b_dec"]
         if codes.shape[1] != len(W):

@@ -400,6 +400,45 @@ def test_streams_train_every_kind(activation, tied, X, small_buffer, fitted):
         assert ev[0] > ev[1] - 0.1 and codes[0].nnz == pytest.approx(codes[1].nnz, rel=0.2)
 
 
+def reused(X, rows=100):
+    """A generator that hands out one buffer again and again."""
+    buffer = np.empty((rows, X.shape[1]), X.dtype)
+    for start in range(0, len(X), rows):
+        part = X[start : start + rows]
+        buffer[: len(part)] = part
+        yield buffer[: len(part)]
+
+
+def test_a_buffer_that_is_used_again_is_copied_in_time(X, fitted, small_buffer):
+    metric, _ = fitted
+    np.testing.assert_array_equal(metric.whiten(reused(X)), metric.whiten(X))
+    np.testing.assert_allclose(
+        atoms.AtomicInnerProduct().fit(reused(X)).metric_, metric.metric_, rtol=1e-9, atol=1e-12
+    )
+    ours, want = (atoms.SparseAutoencoder(**SAE).fit(lambda: make(X)) for make in (reused, batches))
+    np.testing.assert_array_equal(ours.W_dec, want.W_dec)
+
+
+def test_a_stream_is_read_no_further_than_needed(X, small_buffer):
+    given = 0
+
+    def counting():
+        nonlocal given
+        while True:
+            given += 1
+            yield X[:64]
+
+    atoms.SparseAutoencoder(**{**SAE, "max_steps": 30}).fit(counting())
+    assert 64 * given <= 30 * 128 + 2 * 64  # one batch more is looked at
+
+
+def test_codes_may_be_tensors(X, fitted):
+    codes = fitted[1].transform(X[:9])
+    np.testing.assert_array_equal(
+        fitted[1].inverse_transform(torch.from_numpy(codes.toarray())), fitted[1].inverse_transform(codes)
+    )
+
+
 # ------------------------------------------------------------------ wrong things
 
 

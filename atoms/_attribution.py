@@ -187,8 +187,10 @@ def latent_attribution(
         Of activations at `layer`, as for :func:`atoms.steer`.
     tokens : 1-D array of int, or what else `capture` takes
         One context.
-    layer, site : int or str, str
-        As in :func:`atoms.activations.capture`.
+    layer : int or str
+        A block, or the name of a module, as in :func:`atoms.activations.capture`.
+    site : str
+        "residual", "mlp" or "attention", of a layer by number.
     token : int
         Whose logit.
     against : int, optional

@@ -88,13 +88,17 @@ def top_contexts(
     Parameters
     ----------
     codes : sparse array (n, d_sae)
-    token_ids, contexts : ndarray (n,)
-        Token and context of each row, as `Activations` and `ActivationStore` have them.
+    token_ids : ndarray (n,)
+        Token of each row.
+    contexts : ndarray (n,)
+        Context of each row, as `Activations` and `ActivationStore` have them.
     decode : callable
         From a token id to its text, as ``lambda i: tokenizer.decode([i])``.
     latents : sequence of int
-    count, window : int
-        Contexts for each latent, and tokens for each context, at most.
+    count : int
+        Contexts for each latent, at most.
+    window : int
+        Tokens for each context, at most.
 
     Examples
     --------

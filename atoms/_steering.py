@@ -38,8 +38,10 @@ def steer(
     sae : SparseAutoencoder or PretrainedSAE
         Of activations at `layer`; no transcoder. Also a module with ``encode``, ``decode`` and ``W_dec``, as
         `SparseAutoencoder.to_torch` and SAELens have them.
-    layer, site : int or str, str
-        As in :func:`atoms.activations.capture`.
+    layer : int or str
+        A block, or the name of a module, as in :func:`atoms.activations.capture`.
+    site : str
+        "residual", "mlp" or "attention", of a layer by number.
     latents : mapping of int to float, optional
         Latents and the activations they get at every token, in the units of `transform`; 0 switches one off.
     scale : mapping of int to float, optional

@@ -42,6 +42,8 @@ class ActivationStream(BlockSource):
         ``forward(model, ids, mask)`` runs a model that is not called with the ids alone.
     attention_mask : 2-D array or tensor, or list of 1-D arrays, optional
         1 at tokens of the text, 0 at padding.
+    tokenizer : optional
+        Where `tokens` is text.
     buffer_rows : int
         Rows that are shuffled together: see `StoredRows`.
 

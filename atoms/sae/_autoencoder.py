@@ -750,6 +750,10 @@ def fit_many(
         As in `SparseAutoencoder.fit`, and so all that follows.
     X_val : array (m, d_in), optional
         Held out.
+    calibrate : bool
+        Whether thresholds are brought to each one's L0 on `X_val` at the end.
+    massive : {"keep", "drop"}
+        Whether rows of massive norm are left out.
     callback : callable, optional
         Called after each step of each autoencoder, with it and the step's figures.
     init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional

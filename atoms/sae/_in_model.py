@@ -97,12 +97,16 @@ class InModel:
             With its head, for the words; runs over `tokens`.
         tokens : what `capture` takes, or Activations, optional
             Contexts in which to look for the latents.
-        layer, site : int or str, str
-            Where the autoencoder belongs, as in :func:`atoms.activations.capture`; a file of SAELens says it itself.
+        layer : int or str, optional
+            A block, or the name of a module; a file of SAELens may say it.
+        site : str
+            "residual", "mlp" or "attention", of a layer by number.
         tokenizer : optional
             With ``decode``: words instead of numbers. By default ``model.tokenizer`` where there is one.
-        count, window : int
-            Contexts, words and neighbours of each latent; tokens of each context.
+        count : int
+            Contexts, words and neighbours of each latent.
+        window : int
+            Tokens of each context.
 
         Returns
         -------

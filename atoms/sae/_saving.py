@@ -20,6 +20,9 @@ HISTORY = (
 )  # fmt: skip
 
 
+_LATER = ("press", "row", "revive", "pause")  # of `Control`, which older files lack
+
+
 class Trained(NamedTuple):
     """An autoencoder as far as it has been trained: all that its results depend on, and nobody else's to change."""
 
@@ -82,7 +85,8 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
         if name in tensors or name in required:
             check_tensor(tensors, name, *layout(name, d, s))
     history = _complete({str(name): list(values) for name, values in meta["history"].items()})
-    control = Control(**{k: float(meta["control"].get(k, v)) for k, v in vars(Control()).items()})
+    known = {k: meta["control"][k] for k in vars(Control()) if k not in _LATER or k in meta["control"]}
+    control = Control(**{k: float(v) for k, v in known.items()})
     if metric is None:
         space = TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), float(meta["scale"]))
         if not 0 < space.scale < np.inf:

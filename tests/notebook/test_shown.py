@@ -55,7 +55,7 @@ def metric(rows):
 @pytest.fixture(scope="module")
 def sae(rows, metric):
     model = atoms.SparseAutoencoder(32, metric=metric, target_l0=4, max_steps=40, verbose=False)
-    return model.fit(rows, rows[:100])
+    return model.fit(rows, X_val=rows[:100])
 
 
 def everything(rows, metric, sae):
@@ -142,7 +142,7 @@ sys.modules["IPython"].get_ipython = lambda: shell
 sys.modules["ipywidgets"] = None
 import numpy as np, atoms
 X = np.random.default_rng(0).standard_normal((400, 8))
-sae = atoms.SparseAutoencoder(16, target_l0=3, max_steps=5, verbose=VERBOSE).fit(X)
+sae = atoms.SparseAutoencoder(16, target_l0=3, max_steps=5, verbose=VERBOSE).fit(X, X_val=X[:32])
 atoms.recovery.omp(X, sae, 2, verbose=VERBOSE)
 """
 

@@ -37,7 +37,7 @@ def curves(folder):
 def test_tensorboard_reads_the_curves(X, tmp_path):
     pytest.importorskip("tensorboard")
     with atoms.loggers.TensorBoard(tmp_path, every=10) as log:
-        sae = quick().fit(X[:500], X[500:], callback=log)
+        sae = quick().fit(X[:500], X_val=X[500:], callback=log)
     got, history = curves(tmp_path), sae.history_
     assert set(got) == {
         "loss",

@@ -85,8 +85,7 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
         if name in tensors or name in required:
             check_tensor(tensors, name, *layout(name, d, s))
     history = _complete({str(name): list(values) for name, values in meta["history"].items()})
-    known = {k: meta["control"][k] for k in vars(Control()) if k not in _LATER or k in meta["control"]}
-    control = Control(**{k: float(v) for k, v in known.items()})
+    control = _control(meta["control"])
     if metric is None:
         space = TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), float(meta["scale"]))
         if not 0 < space.scale < np.inf:
@@ -100,6 +99,11 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
         if name in tensors:
             model.set(name, tensors[name])
     return Trained(space, model, control, history, parameters, data)
+
+
+def _control(known: dict[str, Any]) -> Control:
+    """Older files lack some of it."""
+    return Control(**{k: float(known[k]) for k in vars(Control()) if k not in _LATER or k in known})
 
 
 def _complete(history: dict[str, list[Any]]) -> dict[str, list[Any]]:

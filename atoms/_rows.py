@@ -430,7 +430,7 @@ class BlockRows:
     def __init__(self, source: BlockSource, name: str = "X") -> None:
         _check_source(source, name)
         self.source, self.n, self.d = source, source.n, source.d
-        self.feature_names = None
+        self.feature_names: np.ndarray | None = None
         # one row of zeros: checks look at nothing but shape and dtype
         self.shards = [np.zeros((1, source.d), source.dtype)]
 

@@ -242,7 +242,9 @@ def test_a_full_disk_is_an_error_before_anything_is_mapped(llama, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(OSError, match=r"out: no room for 768 bytes of rows .*make room.*rows/layer000-residual.npy'") as raised:
+    with pytest.raises(
+        OSError, match=r"out: no room for 768 bytes of rows .*make room.*rows/layer000-residual.npy'"
+    ) as raised:
         capture(llama, contexts_of([9]), 0, out=tmp_path / "rows", verbose=False)
     assert raised.value.errno == errno.ENOSPC
     assert list((tmp_path / "rows").iterdir()) == []

@@ -148,10 +148,19 @@ def test_it_goes_on_from_fit_and_fit_begins_anew(X):
 
 
 def test_silent_latents_are_revived(X):
-    # in calls of fewer rows none are: they could not judge what a new direction is worth
-    revived, left = (trained(make(dead_after=d, d_sae=256), batches(X, 60, 2048)) for d in (10, 0))
-    assert revived.history_["dead"][-1] < 256 * 0.1
-    assert revived.history_["dead"][-1] <= left.history_["dead"][-1]
+    """Where that pays, and in calls of rows enough to judge by."""
+    found = []
+    for dead_after in (0, 10):
+        sae = trained(make(dead_after=dead_after), batches(X, 10, 2048))
+        sae._model.set(
+            "threshold", np.where(np.arange(64) < 32, 1e3, sae._model.get("threshold")).astype(np.float32)
+        )
+        trained(sae, batches(X, 60, 2048, seed=1))
+        dead = sae._model.get("last_fired") < sae.n_samples_seen_ - 20_000
+        found.append((int(dead.sum()), ev(sae, X)))
+    (left, without), (revived, explained) = found
+    assert left >= 32 and revived < 26
+    assert explained > without + 0.02
 
 
 def test_parameters_and_metric_are_those_of_the_first_call(X, metric):

@@ -39,21 +39,14 @@ with tempfile.TemporaryDirectory() as folder:
     shards = [np.load(path, mmap_mode="r") for path in sorted(Path(folder).glob("shard-*.npy"))]
 
     checkpoint = Path(folder) / "run.safetensors"
+    kept = {"X_val": held_out, "checkpoint": checkpoint, "checkpoint_steps": 50}
     try:
-        autoencoder().fit(
-            shards, X_val=held_out, checkpoint=checkpoint, checkpoint_steps=50, callback=kill_at(170)
-        )
+        autoencoder().fit(shards, **kept, callback=kill_at(170))
     except Killed as death:
         print(death, "with a checkpoint of", checkpoint.stat().st_size, "bytes")
 
     steps = []
-    resumed = autoencoder().fit(
-        shards,
-        X_val=held_out,
-        checkpoint=checkpoint,
-        checkpoint_steps=50,
-        callback=lambda sae, figures: steps.append(figures["step"]),
-    )
+    resumed = autoencoder().fit(shards, **kept, callback=lambda sae, figures: steps.append(figures["step"]))
     print("went on at step", steps[0], "and ended at", steps[-1])
 
     straight = autoencoder().fit(shards, X_val=held_out)

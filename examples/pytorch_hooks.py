@@ -1,6 +1,6 @@
 """Activations of any PyTorch module by a forward hook, and the autoencoder put back into the running model.
 
-A hook gives tensors, `.numpy()` arrays, and the weights apply to raw activations again.
+Tensors go in as they are, and `to_torch` gives the autoencoder back as a module.
 Run: python examples/pytorch_hooks.py
 """
 
@@ -42,19 +42,11 @@ X, X_held = X[:-640], X[-640:]
 sae.fit(X, X_val=X_held)
 
 # ---- in: another hook returns the reconstruction in place of the activations
-W_enc, b_enc, threshold, W_dec, b_dec = (
-    torch.tensor(getattr(sae, name)) for name in ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
-)
-
-
-def reconstruct(module, inputs, x):
-    z = x @ W_enc + b_enc
-    return torch.where(z > threshold, z, 0) @ W_dec + b_dec
-
-
+atoms_module = sae.to_torch()
+replacements = {"atoms": lambda module, inputs, x: atoms_module(x), "zeros": lambda module, inputs, x: 0 * x}
 with torch.no_grad():
     print(f"loss without a hook: {loss().item():.3f}")
-    for name, replace in (("atoms", reconstruct), ("zeros", lambda module, inputs, x: torch.zeros_like(x))):
+    for name, replace in replacements.items():
         hook = block.register_forward_hook(replace)
         print(f"loss with {name}: {loss().item():.3f}")
         hook.remove()

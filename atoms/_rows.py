@@ -159,10 +159,10 @@ def warn_of_massive(rows: Rows, stacklevel: int) -> None:
     index = np.arange(rows.n)
     if rows.n > 8192:  # at random: what is massive may come at regular distances
         index = np.sort(np.random.default_rng(0).choice(rows.n, 8192, replace=False))
-    complain_of_massive(_squares(rows.take(index)), rows.n, stacklevel + 1)
+    complain_of_massive(squared_norms(rows.take(index)), rows.n, stacklevel + 1)
 
 
-def _squares(rows: np.ndarray) -> np.ndarray:
+def squared_norms(rows: np.ndarray) -> np.ndarray:
     """Squared norms; NaN and infinity are for others to name."""
     found = rows.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -179,7 +179,7 @@ class SomeNorms:
 
     def see(self, rows: np.ndarray) -> None:
         self.n += len(rows)
-        kept = np.concatenate([self._kept, [self._rng.random(len(rows)), _squares(rows)]], axis=1)
+        kept = np.concatenate([self._kept, [self._rng.random(len(rows)), squared_norms(rows)]], axis=1)
         if kept.shape[1] > 8192:  # the smallest numbers of all: each row is as likely
             kept = kept[:, np.argpartition(kept[0], 8191)[:8192]]
         self._kept = kept

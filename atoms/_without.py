@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._rows import MASSIVE, BlockRows, BlockSource, ReadBlocks, Rows, RowSampler
+from ._rows import MASSIVE, BlockRows, BlockSource, ReadBlocks, Rows, RowSampler, squared_norms
 
 _PART = 8192  # rows looked at together
 
@@ -41,7 +41,7 @@ def within(rows: np.ndarray, limit: float, name: str) -> np.ndarray:
     """Those rows in memory whose norm is at most `limit`."""
     if limit == np.inf:
         return rows
-    kept = rows[_norms_of(rows) <= limit]
+    kept = np.asarray(rows[np.sqrt(squared_norms(rows)) <= limit])
     if not len(kept):
         raise ValueError(
             f"{name}: all rows have a norm above ten times the median of X's ({limit:.3g}), and are dropped"
@@ -67,15 +67,9 @@ def _norms(rows: Any) -> np.ndarray:
         return np.asarray(known)
     found, at = np.empty(rows.n), 0
     for block in rows.blocks(_PART):
-        found[at : at + len(block)] = _norms_of(block)
+        found[at : at + len(block)] = np.sqrt(squared_norms(block))
         at += len(block)
     return found
-
-
-def _norms_of(rows: np.ndarray) -> np.ndarray:
-    wide = rows.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(np.sqrt(np.einsum("ij,ij->i", wide, wide)))
 
 
 class _RowsWithout(Rows):

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +26,14 @@ def own_settings():
     """What a test sets for the package (the command line does, when it is called in-process) ends with it."""
     yield
     _config.set_num_threads(None)
+
+
+@pytest.fixture(autouse=True)
+def own_pictures():
+    """Figures that a test leaves open are closed with it."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(params=ISAS)

@@ -201,12 +201,9 @@ def test_pictures(pictures, name):
     assert pictures[name].plot(axes) is axes
     assert len(pyplot.get_fignums()) == 1
     axes.figure.canvas.draw()
-    pyplot.close(axes.figure)
 
 
 def test_a_picture_has_the_figures(pictures):
-    from matplotlib import pyplot
-
     shares = pictures["metric"].plot().lines[0].get_ydata()
     values = pictures["metric"].eigenvalues_
     assert np.allclose(shares, values / values.sum())
@@ -217,7 +214,6 @@ def test_a_picture_has_the_figures(pictures):
     held = pictures["sae"].plot().lines[1].get_ydata()
     history = np.array(pictures["sae"].history_["explained_variance_val"])
     assert np.array_equal(held, history[np.isfinite(history)])
-    pyplot.close("all")
 
 
 def test_a_picture_without_held_out_rows(rows):

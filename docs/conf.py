@@ -200,11 +200,7 @@ def fitted_attributes(app, what, name, obj, options, lines):
 def without_rooms(app, what, name, obj, options, lines):
     """Which files a module is made of is for its developers."""
     first = next(
-        (
-            i
-            for i, line in enumerate(lines)
-            if "each of which imports only from" in line or "each importing only from" in line
-        ),
+        (i for i, line in enumerate(lines) if "each of which imports only from" in line),
         None,
     )
     if what == "module" and first is not None:

@@ -11,7 +11,7 @@ sparsify                  ``cfg.json``, ``sae.safetensors``
 atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`
 ========================  ============================================  =======================
 
-Here are `load`, `save`, `convert` and `from_pretrained`. The other files, each importing only from those above it::
+Here are `load`, `save`, `convert` and `from_pretrained`. The other files, each of which imports only from those above it::
 
     _files     files that anyone may have written, to arrays
     _model     PretrainedSAE

@@ -1,0 +1,96 @@
+"""Rows of activations, wherever they are: an array, a tensor or a memory map, a list of these (shards), a table that
+another library reads (zarr, h5py, dask, a column of a data set), a source that gives blocks (a store on disk, a
+running model), or a stream of batches (a generator, a DataLoader).
+
+`rows_of` takes all of them, `table` those that have a length and are sliced like an array. Every estimator and
+function that takes activations goes through one of the two.
+
+The files, each of which imports only from those above it::
+
+    numbered   Rows, BlockSource: tables, what gives blocks, and the samplers that draw batches of them
+    streams    StreamRows: batches that come one by one
+    massive    rows whose norm decides every sum of squares
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._arrays import is_stream
+from .._checks import check_array, first_nonfinite_row, nonfinite_error
+from .massive import MASSIVE, SomeNorms, squared_norms, warn_of_massive
+from .numbered import (
+    PASS_ROWS,
+    BlockRows,
+    BlockSampler,
+    BlockSource,
+    ReadBlocks,
+    Rows,
+    RowSampler,
+    Sampler,
+    is_shards,
+)
+from .streams import StreamRows, StreamSampler
+
+__all__ = [
+    "MASSIVE",
+    "PASS_ROWS",
+    "BlockRows",
+    "BlockSampler",
+    "BlockSource",
+    "ReadBlocks",
+    "RowSampler",
+    "Rows",
+    "Sampler",
+    "SomeNorms",
+    "StreamRows",
+    "StreamSampler",
+    "held_out",
+    "is_shards",
+    "rows_of",
+    "squared_norms",
+    "table",
+    "warn_of_massive",
+]
+
+
+def rows_of(X: Any, name: str = "X") -> Rows | BlockRows | StreamRows:
+    """All that holds activations: `Rows`, `BlockRows` for a source of blocks, `StreamRows` for batches one by one."""
+    if isinstance(X, BlockSource):
+        return BlockRows(X, name)
+    return StreamRows(X, name) if is_stream(X) else Rows(X, name)
+
+
+def table(X: Any, name: str = "X", min_rows: int = 1) -> Any:
+    """Rows that have a number: an array where X is one in memory, else `Rows`, which are sliced like one.
+
+    Raises
+    ------
+    TypeError
+        For a stream, of which nobody knows how many there will be.
+    """
+    if isinstance(X, np.ndarray):
+        return check_array(X, name, min_rows=min_rows)
+    if is_stream(X):
+        raise TypeError(
+            f"{name}: expected rows that can be asked for by number, got a {type(X).__name__}, which gives them "
+            f"once and in its order; pass list({name}), or its batches one at a time"
+        )
+    rows = Rows(X, name, min_rows)
+    return rows if rows.array is None else rows.array
+
+
+def held_out(X_val: Any, rows: Rows | BlockRows | StreamRows) -> np.ndarray:
+    """Rows beside those to train on: as many columns, of the same names, and finite numbers."""
+    val = rows_of(X_val, "X_val")
+    if val.d != rows.d:
+        raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
+    names, ours = val.feature_names, rows.feature_names
+    if names is not None and ours is not None and list(names) != list(ours):
+        raise ValueError("X_val: its columns have other names than those of X, or another order")
+    whole = val.slice(0, val.n) if isinstance(val, Rows) else np.concatenate(list(val.blocks()))
+    if (row := first_nonfinite_row(whole)) >= 0:
+        raise nonfinite_error(whole, "X_val", row)
+    return whole

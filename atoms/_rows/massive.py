@@ -1,0 +1,67 @@
+"""Rows of massive norm, which decide every sum of squares: how they are found and warned of."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from .numbered import Rows
+
+MASSIVE = 10.0  # times the median norm
+_MATTER = 0.05  # share of the sum of squares from which massive rows decide what is fitted
+
+
+def warn_of_massive(rows: Rows, stacklevel: int) -> None:
+    """Warn where rows of massive norm decide sums of squares; of more than 8,192 rows, so many are looked at."""
+    index = np.arange(rows.n)
+    if rows.n > 8192:  # at random: what is massive may come at regular distances
+        index = np.sort(np.random.default_rng(0).choice(rows.n, 8192, replace=False))
+    complain_of_massive(squared_norms(rows.take(index)), rows.n, stacklevel + 1)
+
+
+def squared_norms(rows: np.ndarray) -> np.ndarray:
+    """Squared norms; NaN and infinity are for others to name."""
+    found = rows.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.einsum("ij,ij->i", found, found))
+
+
+class SomeNorms:
+    """Squared norms of up to 8,192 rows at random of all that go by."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._rng = np.random.default_rng(0)
+        self._kept = np.empty((2, 0))  # a random number for each row, and its squared norm
+
+    def see(self, rows: np.ndarray) -> None:
+        self.n += len(rows)
+        kept = np.concatenate([self._kept, [self._rng.random(len(rows)), squared_norms(rows)]], axis=1)
+        if kept.shape[1] > 8192:  # the smallest numbers of all: each row is as likely
+            kept = kept[:, np.argpartition(kept[0], 8191)[:8192]]
+        self._kept = kept
+
+    def complain(self, stacklevel: int) -> None:
+        """As `warn_of_massive`."""
+        complain_of_massive(self._kept[1], self.n, stacklevel + 1)
+
+
+def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int) -> None:
+    """The warning, from squared norms of all n rows or of some of them."""
+    middle = np.median(squares)
+    massive = squares > MASSIVE**2 * middle
+    if not 0 < middle < np.inf or not np.isfinite(squares).all() or not massive.any():
+        return
+    share = squares[massive].sum() / squares.sum()
+    if share < _MATTER:
+        return
+    count = round(massive.mean() * n)
+    warnings.warn(
+        f"X: {'about ' if n > len(squares) else ''}{count:,} of {n:,} rows have a norm above {MASSIVE:g} times the "
+        f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
+        "explained variance says little about the others. Often they are the first token of each context. "
+        "fit(..., massive='drop') leaves them out, wherever the rows are",
+        UserWarning,
+        stacklevel=stacklevel,
+    )

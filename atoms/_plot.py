@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ __all__ = [
     "contexts",
     "cosines",
     "crossing",
+    "drawing",
     "finish",
     "heat",
     "line",
@@ -41,6 +43,8 @@ __all__ = [
     "training",
     "words",
 ]  # fmt: skip
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 INK, SOFT, PAPER, GRID = "#1d2733", "#5d6b7a", "#ffffff", "#e8ebef"
 BEFORE, AFTER = "#e0803a", "#1f6fb2"
@@ -122,6 +126,31 @@ def axes_of(axes: Any, size: tuple[float, float] = (6.5, 4)) -> Any:
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=size, layout="constrained")[1]
+
+
+_DRAWING = """
+
+Parameters
+----------
+axes : matplotlib Axes, optional
+    Where to draw; by default in a new figure.
+
+Returns
+-------
+matplotlib Axes
+    ``.figure.savefig(path)`` writes the picture.
+
+Raises
+------
+ImportError
+    matplotlib is not installed.
+"""
+
+
+def drawing(method: _F) -> _F:
+    """A `plot` method whose docstring says what is drawn; the rest is the same for all of them."""
+    method.__doc__ = inspect.cleandoc(method.__doc__ or "") + _DRAWING
+    return method
 
 
 @_styled

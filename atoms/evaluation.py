@@ -150,24 +150,9 @@ class Evaluation(Shown):
 
         return plain(self)  # type: ignore[no-any-return]
 
+    @plot.drawing
     def plot(self, axes: Any = None) -> Any:
-        """Draw what each dictionary recovers of the model's predictions, and explains, with the intervals.
-
-        Parameters
-        ----------
-        axes : matplotlib Axes, optional
-            Where to draw; by default in a new figure.
-
-        Returns
-        -------
-        matplotlib Axes
-            ``.figure.savefig(path)`` writes the picture.
-
-        Raises
-        ------
-        ImportError
-            matplotlib is not installed.
-        """
+        """Draw what each dictionary recovers of the model's predictions, and explains, with the intervals."""
         axes = plot.axes_of(axes, (6.5, 2 + 0.5 * len(self.dictionaries)))
         ones = list(self.dictionaries.values())
         figures = {

@@ -96,24 +96,9 @@ class AngleHistogram(Shown):
         share = np.concatenate([[0.0], np.cumsum(self.counts)]) / max(1, self.n_pairs)
         return np.interp(q, share, self.bin_edges)
 
+    @plot.drawing
     def plot(self, axes: Any = None) -> Any:
-        """Draw the histogram; draw that of the other geometry into the same axes to compare them.
-
-        Parameters
-        ----------
-        axes : matplotlib Axes, optional
-            Where to draw; by default in a new figure.
-
-        Returns
-        -------
-        matplotlib Axes
-            ``.figure.savefig(path)`` writes the picture.
-
-        Raises
-        ------
-        ImportError
-            matplotlib is not installed.
-        """
+        """Draw the histogram; draw that of the other geometry into the same axes to compare them."""
         axes = plot.axes_of(axes)
         plot.angle_histogram(axes, self.bin_edges, self.counts, self.mean, self.geometry)
         plot.titles(axes, "Angles between activations", f"{self.n_pairs:,} pairs")

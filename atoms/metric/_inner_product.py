@@ -515,24 +515,9 @@ class AtomicInnerProduct(Estimator):
             X, chosen = (np.asarray(X), chosen) if some is None else (X[some[0]], some[1])
         return angles_of(X, chosen, bins, geometry, self.num_threads)
 
+    @plot.drawing
     def plot(self, axes: Any = None) -> Any:
-        """Draw the eigenvalues of the second moment after shrinkage, and their effective rank.
-
-        Parameters
-        ----------
-        axes : matplotlib Axes, optional
-            Where to draw; by default in a new figure.
-
-        Returns
-        -------
-        matplotlib Axes
-            ``.figure.savefig(path)`` writes the picture.
-
-        Raises
-        ------
-        ImportError
-            matplotlib is not installed.
-        """
+        """Draw the eigenvalues of the second moment after shrinkage, and their effective rank."""
         values, rank = self.eigenvalues_, self.effective_rank_
         axes = plot.axes_of(axes)
         plot.spectrum(axes, values, rank)

@@ -580,24 +580,9 @@ class SparseAutoencoder(InModel, Estimator):
 
     # ---------------------------------------------------------- in a notebook
 
+    @plot.drawing
     def plot(self, axes: Any = None) -> Any:
-        """Draw the explained variance in training: that of batches thin, of held-out rows thick.
-
-        Parameters
-        ----------
-        axes : matplotlib Axes, optional
-            Where to draw; by default in a new figure.
-
-        Returns
-        -------
-        matplotlib Axes
-            ``.figure.savefig(path)`` writes the picture.
-
-        Raises
-        ------
-        ImportError
-            matplotlib is not installed.
-        """
+        """Draw the explained variance in training: that of batches thin, of held-out rows thick."""
         self._check_fitted()
         history, target = self.history_, self._fitted.parameters["target_l0"]
         if not history["step"]:

@@ -192,24 +192,9 @@ class Coherence(Shown):
         below = [self._cosines.bounds_below(e)[0] for e in edges[:-1]] + [self.n_pairs]
         return np.diff(below), edges
 
+    @plot.drawing
     def plot(self, axes: Any = None) -> Any:
-        """Draw the histogram of |cosine| over pairs, with the largest and the Welch bound.
-
-        Parameters
-        ----------
-        axes : matplotlib Axes, optional
-            Where to draw; by default in a new figure.
-
-        Returns
-        -------
-        matplotlib Axes
-            ``.figure.savefig(path)`` writes the picture.
-
-        Raises
-        ------
-        ImportError
-            matplotlib is not installed.
-        """
+        """Draw the histogram of |cosine| over pairs, with the largest and the Welch bound."""
         axes = plot.axes_of(axes)
         counts, edges = self.histogram()
         plot.cosines(axes, edges, counts, self.max, self.welch_bound)

@@ -129,24 +129,9 @@ class Stability(Shown):
     def __float__(self) -> float:
         return self.q_star
 
+    @plot.drawing
     def plot(self, axes: Any = None) -> Any:
-        """Draw the curve whose crossing is q*.
-
-        Parameters
-        ----------
-        axes : matplotlib Axes, optional
-            Where to draw; by default in a new figure.
-
-        Returns
-        -------
-        matplotlib Axes
-            ``.figure.savefig(path)`` writes the picture.
-
-        Raises
-        ------
-        ImportError
-            matplotlib is not installed.
-        """
+        """Draw the curve whose crossing is q*."""
         axes = plot.axes_of(axes)
         plot.crossing(axes, self.q, self.mu, self.bound, self.q_star)
         n, d = self.shape

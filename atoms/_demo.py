@@ -380,7 +380,10 @@ def picture(reports: Sequence[LayerReport], path: str | os.PathLike[str], title:
     )
     plot.titles(left, "Their geometry", "angles between held-out activations, before and after")
     plot.training(middle, {f"layer {r.layer}": r.history for r in reports})
-    plot.titles(middle, "Learning atoms", "thick: held-out text, thin: training batches")
+    # fit ends with thresholds calibrated on held-out text, which take its curve down where L0 was above target
+    ends = {f"{r.history['l0_val'][-1]:.0f}" for r in reports}
+    about = f"thick: held-out text, at L0 {' and '.join(sorted(ends, key=float))} at the end; thin: batches"
+    plot.titles(middle, "Learning atoms", about)
     shown = reports[len(reports) // 2]
     plot.sparsity(right, curves(shown), points=points(shown))
     plot.titles(

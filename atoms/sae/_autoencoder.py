@@ -589,7 +589,9 @@ class SparseAutoencoder(InModel, Estimator):
             raise ValueError("history_: holds no steps; the file it was read from has none")
         axes = plot.axes_of(axes)
         plot.training(axes, {"": history})
-        about = f"L0 {history['l0'][-1]:.1f}, target {target:g}; {history['dead'][-1]:,} dead of {self._model.d_sae:,}"
+        held_out = [f"{v:.1f} held out" for v in history["l0_val"] if not np.isnan(v)][-1:]
+        l0 = held_out[0] if held_out else f"{history['l0'][-1]:.1f}"
+        about = f"L0 {l0}, target {target:g}; {history['dead'][-1]:,} dead of {self._model.d_sae:,}"
         plot.titles(axes, "Explained variance", about)
         return axes
 

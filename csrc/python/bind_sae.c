@@ -1,16 +1,18 @@
 /* bind_sae.c: the binding of the sparse autoencoder. */
 #include "arguments.h"
 
+#include <stdatomic.h>
+
 #define CAPSULE "atoms._core.sae"
 
 /* A contiguous input: name, type, dimensions, and the length along each. */
 #define INPUT(name, type, ndim, ...) ((array_spec){name, type, ndim, {__VA_ARGS__}, .written = false})
 
-/* The model and who is using it: one step, or any number of encodings, at a time. The GIL guards
- * the counts. */
+/* The model and who is using it: one call that writes (-1), or any number that read, at a time. Atomic, for there are
+ * Pythons without a GIL. */
 typedef struct {
     atoms_sae *sae;
-    int readers, writers;
+    atomic_int users;
 } handle;
 
 static void handle_free(PyObject *capsule)
@@ -22,14 +24,25 @@ static void handle_free(PyObject *capsule)
     }
 }
 
-static handle *get_handle(PyObject *obj, bool writes)
+/* The handle, held until `leave`; NULL with an exception where others use it. */
+static handle *enter(PyObject *obj, bool writes)
 {
     handle *h = PyCapsule_GetPointer(obj, CAPSULE);
-    if (h && (h->writers || (writes && h->readers))) {
-        PyErr_SetString(PyExc_RuntimeError, "this autoencoder is in use by another thread; train one at a time");
+    if (!h)
         return NULL;
-    }
+    int users = atomic_load(&h->users);
+    do
+        if (users < 0 || (writes && users > 0)) {
+            PyErr_SetString(PyExc_RuntimeError, "this autoencoder is in use by another thread; train one at a time");
+            return NULL;
+        }
+    while (!atomic_compare_exchange_weak(&h->users, &users, writes ? -1 : users + 1));
     return h;
+}
+
+static void leave(handle *h, bool writes)
+{
+    atomic_fetch_add(&h->users, writes ? 1 : -1);
 }
 
 /* The widths of p from an int64 array; the core refuses too many. */
@@ -91,22 +104,24 @@ static PyObject *access_field(PyObject *args, bool set)
     int field;
     if (!PyArg_ParseTuple(args, "OiO", &capsule, &field, &array))
         return NULL;
-    handle *h = get_handle(capsule, set);
-    if (!h)
-        return NULL;
     if (field < 0 || field > ATOMS_COUNTERS)
         return PyErr_Format(PyExc_ValueError, "field: expected 0 to %d, got %d", (int)ATOMS_COUNTERS, field);
+    handle *h = enter(capsule, set);
+    if (!h)
+        return NULL;
     array_spec spec = {set ? "values" : "out", field >= ATOMS_LAST_FIRED ? NPY_INT64 : NPY_FLOAT32, .written = !set};
     spec.ndim = atoms_sae_shape(h->sae, (atoms_sae_field)field, spec.shape);
     arguments a = {0};
     void *data;
-    if (args_array(&a, array, spec, &data) < 0)
-        return NULL;
-    if (set)
+    int failed = args_array(&a, array, spec, &data) < 0;
+    if (!failed && set)
         atoms_sae_set(h->sae, (atoms_sae_field)field, data);
-    else
+    else if (!failed)
         atoms_sae_get(h->sae, (atoms_sae_field)field, data);
     args_release(&a);
+    leave(h, set);
+    if (failed)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -125,8 +140,12 @@ static PyObject *sae_set(PyObject *self, PyObject *args)
 static PyObject *sae_nonfinite(PyObject *self, PyObject *capsule)
 {
     (void)self;
-    handle *h = get_handle(capsule, false);
-    return h ? PyLong_FromLong(atoms_sae_nonfinite(h->sae)) : NULL;
+    handle *h = enter(capsule, false);
+    if (!h)
+        return NULL;
+    int field = atoms_sae_nonfinite(h->sae);
+    leave(h, false);
+    return PyLong_FromLong(field);
 }
 
 static PyObject *sae_reset(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -139,19 +158,22 @@ static PyObject *sae_reset(PyObject *self, PyObject *args, PyObject *kwargs)
                                      &o_scales, &o_thresholds) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
-    handle *h = get_handle(capsule, true);
-    if (!h)
-        return NULL;
     arguments a = {0};
     void *idx, *rows, *scales, *thresholds;
     if (args_array(&a, o_idx, INPUT("idx", NPY_INT64, 1, -1), &idx) < 0)
         return NULL;
+    handle *h = enter(capsule, true);
+    if (!h) {
+        args_release(&a);
+        return NULL;
+    }
     int64_t k = args_length(&a, 0), d = atoms_sae_get_params(h->sae)->d_in;
     if (args_array(&a, o_rows, INPUT("rows", NPY_FLOAT32, 2, k, d), &rows) == 0 &&
         args_array(&a, o_scales, INPUT("scales", NPY_FLOAT32, 1, k), &scales) == 0 &&
         args_array(&a, o_thresholds, INPUT("thresholds", NPY_FLOAT32, 1, k), &thresholds) == 0)
         result = atoms_raise(atoms_sae_reset(ctx, k, h->sae, idx, rows, scales, thresholds), "sae_reset");
     args_release(&a);
+    leave(h, true);
     return result;
 }
 
@@ -240,7 +262,7 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
     p.k = k;
     p.aux_k = aux_k;
     p.dead_after = dead_after;
-    handle *h = get_handle(capsule, true);
+    handle *h = enter(capsule, true);
     if (!h)
         return NULL;
     arguments a = {0};
@@ -251,12 +273,11 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
                    &err) == 0) {
         atoms_sae_stats stats;
         atoms_status status;
-        h->writers++;
         WITHOUT_GIL(status = atoms_sae_step(ctx, h->sae, &batch, &p, err, &stats));
-        h->writers--;
         result = status < 0 ? raise_row(status, &stats, "sae_step") : stats_dict(&stats);
     }
     args_release(&a);
+    leave(h, true);
     return result;
 }
 
@@ -292,7 +313,7 @@ static PyObject *sae_encode(PyObject *self, PyObject *args, PyObject *kwargs)
                                      &o_shift, &batch.scale) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
-    handle *h = get_handle(capsule, false);
+    handle *h = enter(capsule, false);
     if (!h)
         return NULL;
     arguments a = {0};
@@ -300,12 +321,11 @@ static PyObject *sae_encode(PyObject *self, PyObject *args, PyObject *kwargs)
         atoms_csr *csr = NULL;
         atoms_sae_stats stats;
         atoms_status status;
-        h->readers++;
         WITHOUT_GIL(status = atoms_sae_encode(ctx, h->sae, &batch, &csr, &stats));
-        h->readers--;
         result = status < 0 ? raise_row(status, &stats, "sae_encode") : csr_tuple(csr, batch.n, &stats);
     }
     args_release(&a);
+    leave(h, false);
     return result;
 }
 

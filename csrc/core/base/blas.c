@@ -154,8 +154,7 @@ static bool try_product(void)
     const int64_t n = 640;
     float *a = atoms_calloc(2 * n * n, sizeof *a), one = 1, zero = 0;
     if (a && atoms_memory_left(BUFFERS)) {
-        rntm_t rntm;
-        bli_rntm_init(&rntm);
+        rntm_t rntm = BLIS_RNTM_INITIALIZER;
         bli_rntm_set_num_threads(1, &rntm);
         bli_sgemm_ex(BLIS_NO_TRANSPOSE, BLIS_NO_TRANSPOSE, n, n, n, &one, a, n, 1, a, n, 1, &zero, a + n * n, n, 1,
                      NULL, &rntm);

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
+import scipy.linalg.cython_blas  # noqa: F401  (its BLAS must be loaded to be found)
 import threadpoolctl
 
 from . import _core
@@ -127,19 +128,21 @@ class _SerialBlas:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._libraries: list[threadpoolctl.LibController] | None = None
         self._reset_in_child()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset_in_child)
+            # OpenBLAS holds a lock of its own while it sets its threads, which a child would find held: a fork waits
+            os.register_at_fork(
+                before=lambda: self._lock.acquire(),
+                after_in_parent=lambda: self._lock.release(),
+                after_in_child=self._reset_in_child,
+            )
 
     def _reset_in_child(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._inside = 0
 
-    @functools.cached_property
-    def _libraries(self) -> list[threadpoolctl.LibController]:
-        import scipy.linalg.cython_blas  # noqa: F401  (its BLAS must be loaded to be found)
-
+    def _find(self) -> list[threadpoolctl.LibController]:
         # threadpoolctl also knows BLIS, which uses one thread unless told otherwise: no need to limit it
         found = threadpoolctl.ThreadpoolController().select(internal_api=["openblas", "mkl", "flexiblas"])
         libraries: list[threadpoolctl.LibController] = found.lib_controllers
@@ -154,10 +157,13 @@ class _SerialBlas:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
+            if self._libraries is None:
+                self._libraries = self._find()
             self._inside += 1
             if self._inside == 1:
-                self._before = [int(library.get_num_threads() or 1) for library in self._libraries]
-                for library in self._libraries:
+                found = [(library, int(library.get_num_threads() or 1)) for library in self._libraries]
+                self._before = [(library, n) for library, n in found if n > 1]
+                for library, _ in self._before:
                     self._set(library, 1)
         try:
             yield
@@ -165,7 +171,7 @@ class _SerialBlas:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    for library, n in zip(self._libraries, self._before):
+                    for library, n in self._before:
                         self._set(library, n)
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 __all__ = [
     "check_tensor",
@@ -98,8 +100,6 @@ def _naming(target: Path) -> Iterator[None]:
 
 def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
     """Write a safetensors file: `path` is never half written."""
-    from safetensors.numpy import save
-
     text = {"format": "atoms", "kind": kind, "parameters": json.dumps(metadata)}
     data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=text)
     with replacing(path) as temporary:
@@ -180,8 +180,6 @@ def only_user(path: Any, what: str) -> Iterator[None]:
 
 def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and metadata of a file written by `save_tensors` for the same `kind`: finite numbers only."""
-    from safetensors import SafetensorError, safe_open
-
     path = os.fspath(path)
     try:
         with safe_open(path, framework="numpy") as file:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from .._files import (
     LARGEST_JSON,
@@ -46,8 +47,6 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The header, after the safetensors library has checked sizes, ranges and overlap."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with open(path, "rb") as file:
             n = int.from_bytes(file.read(8), "little")

@@ -6,6 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from .. import metric as metrics
 from .._files import check_tensor, load_tensors, reading, save_tensors
@@ -160,8 +161,6 @@ def _check_data(path: Any, known: Any, data: dict[str, Any]) -> None:
 
 def steps_in(path: str | os.PathLike[str]) -> int:
     """Steps of training that a file has seen."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="numpy") as file:
             return int(file.get_tensor("counters")[0])

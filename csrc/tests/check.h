@@ -6,6 +6,7 @@
 #include "base/core.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 
 typedef struct atoms_test {
@@ -33,8 +34,10 @@ void atoms_test_failed(const char *file, int line, const char *condition);
 int atoms_test_contexts(void);
 atoms_ctx *atoms_test_context(int i); /* the caller frees it */
 
-/* A plain Fortran-style sgemm and dgemm, and how often they were called. */
-extern int atoms_test_fortran_calls;
+/* A plain Fortran-style sgemm and dgemm, how often they were called, how long each takes at least (0 ms), and, where
+ * that is not 0, how many run. */
+extern int atoms_test_fortran_calls, atoms_test_fortran_ms;
+extern atomic_int atoms_test_fortran_inside;
 void atoms_test_sgemm(char *ta, char *tb, int *m, int *n, int *k, float *alpha, float *a, int *lda, float *b, int *ldb,
                       float *beta, float *c, int *ldc);
 void atoms_test_dgemm(char *ta, char *tb, int *m, int *n, int *k, double *alpha, double *a, int *lda, double *b,

@@ -3,6 +3,7 @@
 #include "check.h"
 
 #include <errno.h>
+#include <time.h>
 
 static atoms_test *first, **last = &first;
 static int failures;
@@ -21,13 +22,22 @@ void atoms_test_failed(const char *file, int line, const char *condition)
 
 /* ------------------------------------------------------ plain Fortran BLAS */
 
-int atoms_test_fortran_calls;
+int atoms_test_fortran_calls, atoms_test_fortran_ms;
+atomic_int atoms_test_fortran_inside;
+
+static void take_time(void)
+{
+    atoms_test_fortran_inside++;
+    nanosleep(&(struct timespec){0, atoms_test_fortran_ms * 1000000L}, NULL);
+}
 
 #define FORTRAN_GEMM(name, T)                                                                                          \
     void name(char *ta, char *tb, int *m, int *n, int *k, T *alpha, T *a, int *lda, T *b, int *ldb, T *beta, T *c,     \
               int *ldc)                                                                                                \
     {                                                                                                                  \
         _Pragma("omp atomic") atoms_test_fortran_calls++;                                                              \
+        if (atoms_test_fortran_ms)                                                                                     \
+            take_time();                                                                                               \
         for (int j = 0; j < *n; j++)                                                                                   \
             for (int i = 0; i < *m; i++) {                                                                             \
                 T sum = 0, *out = &c[i + (int64_t)j * *ldc];                                                           \
@@ -36,6 +46,8 @@ int atoms_test_fortran_calls;
                            (*tb == 'N' ? b[p + (int64_t)j * *ldb] : b[j + (int64_t)p * *ldb]);                         \
                 *out = *alpha * sum + (*beta == 0 ? 0 : *beta * *out);                                                 \
             }                                                                                                          \
+        if (atoms_test_fortran_ms)                                                                                     \
+            atoms_test_fortran_inside--;                                                                               \
     }
 FORTRAN_GEMM(atoms_test_sgemm, float)
 FORTRAN_GEMM(atoms_test_dgemm, double)

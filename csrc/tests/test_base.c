@@ -1,5 +1,11 @@
 /* test_base.c: context, instruction sets, memory, polling, products, converters. */
+#define _POSIX_C_SOURCE 200809L /* fork, nanosleep */
 #include "check.h"
+
+#include <pthread.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 /* ----------------------------------------------------------------- context */
 
@@ -383,6 +389,54 @@ TEST(base_gemm_in_parallel)
         atoms_ctx_free(ctx);
     }
     atoms_free(a), atoms_free(c);
+}
+
+/* ------------------------------------------------------------------- forks */
+
+static void *square_four(void *ctx)
+{
+    static _Thread_local float one[4] = {1, 0, 0, 1}, out[4];
+    for (int i = 0; i < 4; i++)
+        atoms_gemm_f32(ctx, (atoms_mnk){2, 2, 2}, (atoms_f32_in){one, 2, 1}, (atoms_f32_in){one, 2, 1}, 0,
+                       (atoms_f32_out){out, 2, 1});
+    return NULL;
+}
+
+/* BLAS has locks that a child would find held if another thread were in a product at the fork. */
+TEST(base_fork_waits_for_products)
+{
+    atoms_test_fortran_ms = 50;
+    for (int limited = 0; limited < 2; limited++) {
+        atoms_ctx_params params;
+        atoms_ctx_params_init(&params);
+        params.blas = ATOMS_BLAS_FORTRAN;
+        params.f_sgemm = atoms_test_sgemm;
+        params.f_dgemm = atoms_test_dgemm;
+        atoms_ctx *ctx = NULL;
+        CHECK(atoms_ctx_new(&params, &ctx) == ATOMS_OK);
+        ctx->memory_limited = limited;
+        pthread_t threads[2];
+        for (int t = 0; t < 2; t++)
+            CHECK(!pthread_create(&threads[t], NULL, square_four, ctx));
+        for (int i = 0; i < 3; i++) {
+            for (int wait = 0; !atoms_test_fortran_inside && wait < 1000; wait++)
+                nanosleep(&(struct timespec){0, 100000}, NULL);
+            pid_t child = fork();
+            if (!child) {
+                alarm(20); /* it hung */
+                int inside = atoms_test_fortran_inside;
+                square_four(ctx);
+                _exit(inside);
+            }
+            int status = -1;
+            CHECK(waitpid(child, &status, 0) == child && status == 0);
+        }
+        for (int t = 0; t < 2; t++)
+            pthread_join(threads[t], NULL);
+        CHECK(!atoms_test_fortran_inside);
+        atoms_ctx_free(ctx);
+    }
+    atoms_test_fortran_ms = 0;
 }
 
 /* -------------------------------------------------------------- converters */

@@ -3,15 +3,95 @@
 #include "core.h"
 
 #include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
 #ifdef ATOMS_WITH_BLIS
 #include <blis.h>
-#include <pthread.h>
 #include <stdio.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 #endif
+
+/* ------------------------------------------------------------------ gate */
+
+/* The buffers of one product: KC x NC and MC x KC of BLIS's widest type, and what is small beside them. */
+#define BUFFERS ((size_t)32 << 20)
+
+/* Who is in a product, and who must wait. BLIS and OpenBLAS guard their buffers by locks that they do not take at a
+ * fork: a child of a fork in the middle of another thread's product would wait for ever. So a fork waits for the
+ * products that run, and what comes meanwhile waits for the fork. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    atomic_int inside; /* products that run now */
+    atomic_int forks;  /* that run or wait now */
+    bool started, tried;
+} gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, false, false};
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    gate.forks++;
+    while (gate.inside)
+        pthread_cond_wait(&gate.changed, &gate.lock);
+}
+
+static void after_fork_in_parent(void)
+{
+    gate.forks--;
+    pthread_cond_broadcast(&gate.changed);
+    pthread_mutex_unlock(&gate.lock);
+}
+
+/* None of those who waited, or had just come to wait, are here. */
+static void after_fork_in_child(void)
+{
+    pthread_mutex_init(&gate.lock, NULL);
+    pthread_cond_init(&gate.changed, NULL);
+    gate.inside = gate.forks = 0;
+}
+
+static bool watched;
+
+static void watch_forks(void)
+{
+    watched = !pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+atoms_status atoms_blas_watch_forks(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    return watched ? ATOMS_OK : ATOMS_ERR_MEMORY;
+}
+
+void atoms_blas_enter(const atoms_ctx *ctx)
+{
+    gate.inside++;
+    if (!gate.forks && !ctx->memory_limited)
+        return;
+    pthread_mutex_lock(&gate.lock);
+    gate.inside--;
+    pthread_cond_broadcast(&gate.changed);
+    /* each of those inside may still be about to take its own buffers */
+    while (gate.forks ||
+           (ctx->memory_limited && gate.inside && !atoms_memory_left((size_t)(gate.inside + 1) * BUFFERS)))
+        pthread_cond_wait(&gate.changed, &gate.lock);
+    gate.inside++;
+    pthread_mutex_unlock(&gate.lock);
+}
+
+void atoms_blas_leave(const atoms_ctx *ctx)
+{
+    gate.inside--;
+    if (!gate.forks && !ctx->memory_limited)
+        return;
+    pthread_mutex_lock(&gate.lock);
+    pthread_cond_broadcast(&gate.changed);
+    pthread_mutex_unlock(&gate.lock);
+}
 
 /* --------------------------------------------------------- kernel family */
 
@@ -130,24 +210,6 @@ static void start_blis(void)
     free(saved);
 }
 
-/* The buffers of one product: KC x NC and MC x KC of BLIS's widest type, and what is small beside them. */
-#define BUFFERS ((size_t)32 << 20)
-
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t left;
-    int inside; /* products that run now */
-    bool started, tried;
-} gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, false, false};
-
-/* A child of fork has only the thread that forked, which was in no product. */
-static void reset_gate(void)
-{
-    pthread_mutex_init(&gate.lock, NULL);
-    pthread_cond_init(&gate.left, NULL);
-    gate.inside = 0;
-}
-
 /* A product large enough for BLIS to take the buffers that it then keeps. */
 static bool try_product(void)
 {
@@ -174,7 +236,6 @@ atoms_status atoms_blas_start(void)
             status = ATOMS_ERR_MEMORY;
         else {
             start_blis();
-            pthread_atfork(NULL, NULL, reset_gate);
             gate.started = true;
         }
     }
@@ -182,24 +243,6 @@ atoms_status atoms_blas_start(void)
         status = ATOMS_ERR_MEMORY;
     pthread_mutex_unlock(&gate.lock);
     return status;
-}
-
-void atoms_blas_enter(void)
-{
-    pthread_mutex_lock(&gate.lock);
-    /* each of those inside may still be about to take its own */
-    while (gate.inside && !atoms_memory_left((size_t)(gate.inside + 1) * BUFFERS))
-        pthread_cond_wait(&gate.left, &gate.lock);
-    gate.inside++;
-    pthread_mutex_unlock(&gate.lock);
-}
-
-void atoms_blas_leave(void)
-{
-    pthread_mutex_lock(&gate.lock);
-    gate.inside--;
-    pthread_cond_broadcast(&gate.left);
-    pthread_mutex_unlock(&gate.lock);
 }
 
 int atoms_has_blis(void)

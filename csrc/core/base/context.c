@@ -30,6 +30,8 @@ atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx)
     if (params->blas == ATOMS_BLAS_BLIS ? !atoms_has_blis() : !params->f_sgemm || !params->f_dgemm)
         return ATOMS_ERR_ARGUMENT;
     atoms_status status = atoms_try_threads(params->num_threads);
+    if (status == ATOMS_OK)
+        status = atoms_blas_watch_forks();
     if (status == ATOMS_OK && params->blas == ATOMS_BLAS_BLIS)
         status = atoms_blas_start();
     if (status < 0)

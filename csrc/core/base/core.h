@@ -190,10 +190,13 @@ void atoms_gemm_f64(const atoms_ctx *ctx, atoms_mnk size, atoms_f64_in a, atoms_
 /* Starts BLIS, once, with the kernel family that suits this CPU; nothing without BLIS. ATOMS_ERR_MEMORY where its first
  * buffers cannot be had. */
 atoms_status atoms_blas_start(void);
-/* Around a product by BLIS where memory is limited. BLIS takes buffers for as many products as run at once, keeps them,
- * and ends the process where it gets none: so a product waits until there is room, or another one's buffers are free. */
-void atoms_blas_enter(void);
-void atoms_blas_leave(void);
+/* Once, before any product: a fork waits for the products that run, so that the locks of BLIS and OpenBLAS are free in
+ * the child. */
+atoms_status atoms_blas_watch_forks(void);
+/* Around a product. BLIS takes buffers for as many products as run at once, keeps them, and ends the process where it
+ * gets none: where memory is limited a product waits until there is room, or another one's buffers are free. */
+void atoms_blas_enter(const atoms_ctx *ctx);
+void atoms_blas_leave(const atoms_ctx *ctx);
 /* The kernel families to try on a CPU where BLIS may choose badly, best first, NULL at the end;
  * NULL where its own choice stands. vendor and family as CPUID gives them. */
 const char *const *atoms_blis_families(const char *vendor, int family, atoms_isa isa);

@@ -190,9 +190,11 @@ static atoms_status all_tasks(const angles *a, int64_t *counts)
                 continue;
             atoms_team_report(&team, a->pairs ? list_task(a, task, &w) : tile_task(a, task, &w));
         }
-#pragma omp critical(atoms_angles_counts)
-        for (int64_t k = 0; ready && k < a->bins; k++)
+        /* one by one: a critical section's lock is the process's, and a forked child may find it held for ever */
+        for (int64_t k = 0; ready && k < a->bins; k++) {
+#pragma omp atomic
             counts[k] += w.counts[k];
+        }
         atoms_arena_close(&arena);
     }
     return team.status;

@@ -22,6 +22,7 @@ __all__ = [
     "narrow",
     "native",
     "nonfinite_error",
+    "seed_of",
     "whitener_of",
     "why_not_finite",
 ]
@@ -253,6 +254,22 @@ def check_count(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
     return int(value)
+
+
+def seed_of(random_state: Any) -> int:
+    """The seed that a `random_state` stands for: a whole number itself, None a fresh one, a generator its next."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31 - 1))
+    if not isinstance(random_state, (int, np.integer)) or random_state < 0:
+        raise ValueError(
+            "random_state: expected a non-negative integer, None, or one of NumPy's RandomState and Generator, "
+            f"got {random_state!r}"
+        )
+    return int(random_state)
 
 
 def outside() -> int:

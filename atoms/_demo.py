@@ -21,6 +21,7 @@ import numpy as np
 from . import _plot as plot
 from . import activations, recovery, theory
 from ._files import replacing
+from ._frames import without_frames
 from ._report.scoring import CONVENTION, Score, peak_memory, percent, plain, pursued, sample, score, span
 from .activations import Activations
 from .controls import MemorizingDictionary, RandomDictionary
@@ -218,7 +219,7 @@ _Coded = dict[str, tuple[Any, Any]]  # part -> codes, and what they rebuild
 
 def _through(dictionary: Any, parts: dict[str, np.ndarray]) -> _Coded:
     """The parts coded by a dictionary's own encoder."""
-    codes = {part: dictionary.transform(X) for part, X in parts.items()}
+    codes = {part: without_frames(dictionary)(X) for part, X in parts.items()}
     return {part: (c, dictionary.inverse_transform(c)) for part, c in codes.items()}
 
 

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from ._attribution import logit_attribution
 from ._contexts import HEAD, Context, context_html, top_contexts
 from ._files import replacing
+from ._frames import without_frames
 from .activations import Model, capture
 
 __all__ = ["Description", "LatentDescription", "describe"]
@@ -234,7 +235,8 @@ def _here(model: Any, layer: Any) -> Any:
 
 def _columns(sae: Any, X: Any, chosen: np.ndarray) -> sp.csc_array:
     """Codes (n, chosen) of rows, block by block: those of all latents are never held."""
-    parts = [sp.csr_array(sae.transform(X[i : i + 8192]))[:, chosen] for i in range(0, len(X), 8192)]
+    transform = without_frames(sae)
+    parts = [sp.csr_array(transform(X[i : i + 8192]))[:, chosen] for i in range(0, len(X), 8192)]
     codes = sp.csc_array(sp.vstack(parts, format="csc"))
     codes.eliminate_zeros()
     return codes

@@ -10,15 +10,18 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ._checks import feature_names
+from ._frames import check_output
 from ._rows import rows_of, table
 from ._shown import Shown, Table
 
-__all__ = ["Estimator", "NotFittedError"]
+__all__ = ["Estimator", "NotFittedError", "Routed"]
+
+_E = TypeVar("_E", bound="Estimator")
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -37,8 +40,11 @@ class Estimator(Shown):
     A subclass stores each constructor argument under its own name, unchanged, and checks it in
     ``fit``. ``_check_X`` validates input and sets or checks ``n_features_in_`` and
     ``feature_names_in_``; ``_check_fitted`` raises where ``fit`` has not run; ``_figures`` are what a notebook
-    shows of it once it has.
+    shows of it once it has. `transform` is `framed`, and ``_n_features_out`` says how many columns it gives.
     """
+
+    _gives_codes = False  # whether what `transform` gives is sparse
+    n_features_in_: int
 
     @classmethod
     def _parameter_names(cls) -> list[str]:
@@ -50,7 +56,7 @@ class Estimator(Shown):
         """Constructor arguments by name; with `deep`, those of nested estimators too."""
         params: dict[str, Any] = {}
         for name in self._parameter_names():
-            value = getattr(self, name)
+            value = vars(self)[name] if name in vars(self) else getattr(self, name)
             if deep and hasattr(value, "get_params") and not isinstance(value, type):
                 params.update({f"{name}__{key}": v for key, v in value.get_params().items()})
             params[name] = value
@@ -74,10 +80,88 @@ class Estimator(Shown):
             getattr(self, name).set_params(**rest_params)
         return self
 
+    def fit_transform(self, X: Any, y: Any = None, **options: Any) -> Any:
+        """`fit` with these options of it, then `transform` of the same X."""
+        own: Any = self
+        return own.fit(X, y, **options).transform(X)
+
+    def set_output(self: _E, *, transform: str | None = None) -> _E:
+        """Choose what `transform` and `fit_transform` give, as scikit-learn's estimators do.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"}, optional
+            Arrays, or frames with `get_feature_names_out` as columns. None changes nothing.
+
+        Raises
+        ------
+        ImportError
+            That library is not installed.
+
+        Notes
+        -----
+        Sparse codes stay sparse arrays, for a frame of them would be hundreds of times as large: where a frame is asked
+        for, `transform` raises a ValueError that says how to name the latents one looks at. ``reconstruct``,
+        ``score`` and all of `atoms` that takes an estimator work with arrays whatever is chosen here.
+        """
+        if transform is not None:
+            check_output(transform)
+            # scikit-learn's name for it: its `clone` copies that
+            self._sklearn_output_config = {"transform": transform}
+        return self
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns that `transform` gives: the class's name in lower case, and the column's number.
+
+        Parameters
+        ----------
+        input_features : array-like of str, optional
+            Nothing depends on them; they must be those of `fit`.
+
+        Returns
+        -------
+        ndarray of str objects
+        """
+        self._check_fitted()
+        if input_features is not None:
+            given, fitted = np.asarray(input_features, dtype=object), getattr(self, "feature_names_in_", None)
+            if fitted is not None and not np.array_equal(given, fitted):
+                raise ValueError(
+                    "input_features is not equal to feature_names_in_, the names that fit saw; leave it out"
+                )
+            if len(given) != self.n_features_in_:
+                raise ValueError(
+                    "input_features should have length equal to the number of features in fit "
+                    f"({self.n_features_in_}), got {len(given)} names"
+                )
+        name = type(self).__name__.lower()
+        return np.asarray([f"{name}{i}" for i in range(self._n_features_out)], dtype=object)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_in_
+
+    def get_metadata_routing(self) -> Any:
+        """What scikit-learn's metadata routing may pass on to `fit`: its keywords, as `set_fit_request` asks for them."""
+        # only scikit-learn calls this, so it can be imported
+        from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
+
+        if hasattr(self, "_metadata_request"):
+            return get_routing_for_object(self._metadata_request)
+        requests = MetadataRequest(owner=self)
+        for name in self._fit_keywords():
+            requests.fit.add_request(param=name, alias=None)
+        return requests
+
+    @classmethod
+    def _fit_keywords(cls) -> list[str]:
+        parameters = inspect.signature(getattr(cls, "fit")).parameters.values()  # noqa: B009  mypy knows of no fit
+        return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
     def _changed(self) -> dict[str, str]:
         """Constructor arguments that are not at their defaults, as text."""
         defaults = inspect.signature(type(self).__init__).parameters
-        values = {name: getattr(self, name) for name in self._parameter_names()}
+        values = self.get_params(deep=False)
         texts = {name: repr(value) for name, value in values.items() if value is not defaults[name].default}
         return {name: text for name, text in texts.items() if text != repr(defaults[name].default)}
 
@@ -177,6 +261,44 @@ class Estimator(Shown):
         if not unseen and not missing:
             message += "Feature names must be in the same order as they were in fit.\n"
         raise ValueError(message)
+
+
+class Routed(Estimator):
+    """An estimator whose `fit` has keywords, which pipelines can pass on to it."""
+
+    def set_fit_request(self: _E, **requests: bool | str | None) -> _E:
+        """Ask scikit-learn's metadata routing for keywords of `fit`.
+
+        Parameters
+        ----------
+        **requests
+            For a keyword of `fit` True (pass it on), False (do not), a string (pass it on from the metadata of this
+            name) or None (an error where it is given).
+
+        Examples
+        --------
+        Held-out rows go through a pipeline's earlier steps, then to the autoencoder::
+
+            sklearn.set_config(enable_metadata_routing=True)
+            pipe = Pipeline([("scale", StandardScaler()), ("sae", sae.set_fit_request(X_val=True))],
+                            transform_input=["X_val"])
+            pipe.fit(X, X_val=X_val)
+        """
+        from sklearn import get_config
+
+        if not get_config().get("enable_metadata_routing"):
+            raise RuntimeError(
+                "set_fit_request: metadata routing is not enabled; call "
+                "sklearn.set_config(enable_metadata_routing=True) first"
+            )
+        known = self._fit_keywords()
+        if unknown := sorted(set(requests) - set(known)):
+            raise TypeError(f"{', '.join(unknown)}: no keyword of fit, which has {', '.join(known)}")
+        routing = self.get_metadata_routing()
+        for name, alias in requests.items():
+            routing.fit.add_request(param=name, alias=alias)
+        self._metadata_request = routing
+        return self
 
 
 def _check_metric_names(metric: Any, names: np.ndarray | None) -> None:

@@ -1,9 +1,9 @@
 """Dictionaries that learnt nothing, or too much: what a trained one must be compared with.
 
 Each is fitted on activations and then has what a trained
-:class:`~atoms.SparseAutoencoder` has: ``transform`` to CSR codes, ``inverse_transform``,
+:class:`~atoms.SparseAutoencoder` has: ``transform`` to CSR codes, ``inverse_transform``, ``score``,
 ``W_enc (d_in, d_sae)``, ``W_dec (d_sae, d_in)``, ``b_enc (d_sae,)``, ``b_dec (d_in,)``,
-``threshold``, ``d_sae`` and ``l0``. Codes may be negative: a direction and its opposite are one
+``threshold``, ``metric_``, and ``d_sae_`` and ``l0_``, the numbers that `d_sae` and `l0` came to. Codes may be negative: a direction and its opposite are one
 atom here, which makes the controls a little stronger than an autoencoder of the same width.
 """
 
@@ -17,10 +17,12 @@ import numpy as np
 import scipy.sparse
 
 from . import _core, recovery
+from . import metric as metrics
 from ._arrays import as_array
-from ._checks import narrow, nonfinite_error, whitener_of
+from ._checks import narrow, nonfinite_error, seed_of, whitener_of
 from ._config import context, one_blas_thread
-from ._estimator import Estimator
+from ._frames import framed
+from ._scored import Scored, as_codes
 from ._unit_rows import unit_rows
 
 __all__ = [
@@ -51,11 +53,30 @@ def _nearest(Z: np.ndarray, unit: np.ndarray, num_threads: int | None) -> np.nda
     return index
 
 
-class _Dictionary(Estimator):
+class _Filled:
+    """A number that may be left None; once fitted, it then reads as what `fit` took, which has its name and a `_`.
+
+    It is kept as it was given: `get_params`, and so scikit-learn's ``clone``, see that.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, control: Any, owner: type) -> Any:
+        if control is None:
+            return self
+        given = vars(control).get(self.name)
+        return vars(control).get(f"{self.name}_") if given is None else given
+
+    def __set__(self, control: Any, value: Any) -> None:
+        vars(control)[self.name] = value
+
+
+class _Dictionary(Scored):
     """A control: unit atoms in whitened space; a code is least squares on the l0 atoms that correlate most."""
 
-    d_sae: Any
-    l0: Any
+    d_sae: Any = _Filled()
+    l0: Any = _Filled()
     metric: Any
     center: bool
     num_threads: int | None
@@ -74,17 +95,20 @@ class _Dictionary(Estimator):
         self.num_threads = num_threads
 
     def _start(self, X: Any) -> np.ndarray:
-        """X checked; the whitener and b_dec are set."""
+        """X checked; metric, whitener and b_dec are set, and the numbers of atoms of another fit forgotten."""
+        for name in ("d_sae_", "l0_"):
+            vars(self).pop(name, None)
         rows: np.ndarray = self._check_X(X, reset=True)
         d = rows.shape[1]
         self._whitener = whitener_of(self.metric, d)
+        self.metric_ = metrics.frozen(self.metric)
         total = np.zeros(d)
         for part in self._blocks(rows):
             block = part.astype(np.float64)
             if not np.isfinite(block).all():
                 raise nonfinite_error(rows, "X")
             total += block.sum(axis=0)
-        self.b_dec = (total / len(rows) if self.center else np.zeros(d)).astype(np.float32)
+        self._b_dec = (total / len(rows) if self.center else np.zeros(d)).astype(np.float32)
         return rows
 
     @staticmethod
@@ -96,7 +120,7 @@ class _Dictionary(Estimator):
     @one_blas_thread
     def _whiten(self, X: np.ndarray) -> np.ndarray:
         """(X - b_dec) S^{1/2}, float32: where atoms are unit vectors and the metric is the dot product."""
-        Z = X.astype(np.float64) - self.b_dec
+        Z = X.astype(np.float64) - self._b_dec
         if self._whitener is not None:
             Z = Z @ self._whitener
         return np.ascontiguousarray(Z, np.float32)
@@ -108,17 +132,35 @@ class _Dictionary(Estimator):
         W = self._unit.astype(np.float64)
         if self._whitener is not None:
             W = np.linalg.solve(self._whitener.T, W.T).T
-        self.W_dec = np.ascontiguousarray(W, np.float32)
-        self.d_sae = len(unit)
-        self.l0 = self.d_sae if self.l0 is None else self.l0
-        most = min(unit.shape)
-        if not isinstance(self.l0, (int, np.integer)) or not 1 <= self.l0 <= most:
-            raise ValueError(f"l0: expected a whole number from 1 to {most}, got {self.l0!r}")
+        self._W_dec = np.ascontiguousarray(W, np.float32)
+        l0, most = len(unit) if self.l0 is None else self.l0, min(unit.shape)
+        if not isinstance(l0, (int, np.integer)) or not 1 <= l0 <= most:
+            raise ValueError(f"l0: expected a whole number from 1 to {most}, got {l0!r}")
+        self.d_sae_, self.l0_ = len(unit), int(l0)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "d_sae_" in vars(self)
 
     def _figures(self) -> list[tuple[str, Any]]:
-        atoms = f"{self.d_sae:,} of {self.n_features_in_:,} features"
-        metric = "none: Euclidean" if self.metric is None else repr(self.metric)
-        return [("atoms", atoms), ("active for each sample", self.l0), ("metric", metric)]
+        atoms = f"{self.d_sae_:,} of {self.n_features_in_:,} features"
+        metric = "none: Euclidean" if self.metric_ is None else repr(self.metric_)
+        return [("atoms", atoms), ("active for each sample", self.l0_), ("metric", metric)]
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.d_sae_
+
+    @property
+    def W_dec(self) -> np.ndarray:
+        """The atoms, (d_sae, d_in) float32, of unit norm in the metric."""
+        self._check_fitted()
+        return self._W_dec
+
+    @property
+    def b_dec(self) -> np.ndarray:
+        """The mean of X, or zero: (d_in,) float32."""
+        self._check_fitted()
+        return self._b_dec
 
     @property
     @one_blas_thread
@@ -144,12 +186,12 @@ class _Dictionary(Estimator):
     @one_blas_thread
     def _select(self, Z: np.ndarray) -> np.ndarray:
         """(n, l0) indices of the atoms that correlate most with each row, ascending."""
-        if self.l0 == 1:
+        if self.l0_ == 1:
             return _nearest(Z, self._unit, self.num_threads)[:, None]
         strength = np.abs(Z @ self._unit.T)
-        if self.l0 == len(self._unit):
-            return np.broadcast_to(np.arange(self.l0), (len(Z), self.l0))
-        return np.sort(np.argpartition(strength, -self.l0, axis=1)[:, -self.l0 :], axis=1)
+        if self.l0_ == len(self._unit):
+            return np.broadcast_to(np.arange(self.l0_), (len(Z), self.l0_))
+        return np.sort(np.argpartition(strength, -self.l0_, axis=1)[:, -self.l0_ :], axis=1)
 
     @one_blas_thread
     def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -164,17 +206,20 @@ class _Dictionary(Estimator):
     def _encode(self, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = self._select(Z)
         value = self._coefficients(Z, chosen)
-        return np.full(len(Z), self.l0), chosen.ravel(), value.ravel()
+        return np.full(len(Z), self.l0_), chosen.ravel(), value.ravel()
 
     def _encoder(self) -> tuple[_Encode, int]:
         """A function from whitened rows to codes, and how many numbers it holds for each row meanwhile."""
-        return self._encode, max(self._unit.shape[1] * (1 if self.l0 == 1 else self.l0), self.d_sae)
+        return self._encode, max(self._unit.shape[1] * (1 if self.l0_ == 1 else self.l0_), self.d_sae_)
 
+    @framed
     def transform(self, X: Any) -> scipy.sparse.csr_array:
         """Codes of X (n, d_in): (n, d_sae) CSR float32 with l0 entries in each row, or fewer where
         fewer are not zero."""
         self._check_fitted()
-        X = self._check_X(X, reset=False)
+        return self._codes(self._check_X(X, reset=False))
+
+    def _codes(self, X: np.ndarray) -> scipy.sparse.csr_array:
         counts = [np.zeros(1, np.int64)]
         index: list[np.ndarray] = []
         value: list[np.ndarray] = []
@@ -198,16 +243,11 @@ class _Dictionary(Estimator):
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """codes @ W_dec + b_dec, (n, d_in) float32."""
         self._check_fitted()
+        codes = as_codes(codes)
         if codes.shape[1] != len(self.W_dec):
             raise ValueError(f"codes: expected {len(self.W_dec)} columns (d_sae), got {codes.shape[1]}")
-        return np.asarray(codes @ self.W_dec, dtype=np.float32) + self.b_dec
-
-    def fit_transform(self, X: Any, y: Any = None) -> scipy.sparse.csr_array:
-        return self.fit(X).transform(X)  # type: ignore[attr-defined, no-any-return]
-
-    def reconstruct(self, X: Any) -> np.ndarray:
-        """inverse_transform(transform(X)): what `explained_variance` takes as its callable."""
-        return self.inverse_transform(self.transform(X))
+        found: np.ndarray = np.asarray(codes @ self.W_dec, dtype=np.float32) + self.b_dec
+        return found
 
 
 _COMMON = """metric : AtomicInnerProduct, optional
@@ -240,7 +280,8 @@ class RandomDictionary(_Dictionary):
         "omp": orthogonal matching pursuit (:func:`atoms.recovery.omp`), which searches harder than
         any single pass. "top_k": the `l0` atoms of largest |correlation| with the sample, all at
         once, then least squares on these: a single pass, like an autoencoder's.
-    random_state : int
+    random_state : int or None
+        None: another seed in each `fit`; `random_state_` is the one that was used.
 
     Notes
     -----
@@ -264,7 +305,7 @@ class RandomDictionary(_Dictionary):
         *,
         center: bool = True,
         encoder: str = "omp",
-        random_state: int = 0,
+        random_state: Any = 0,
         num_threads: int | None = None,
     ) -> None:
         super().__init__(l0, metric, center=center, num_threads=num_threads)
@@ -277,7 +318,8 @@ class RandomDictionary(_Dictionary):
         if self.encoder not in ("omp", "top_k"):
             raise ValueError(f"encoder: expected 'omp' or 'top_k', got {self.encoder!r}")
         X = self._start(X)
-        rng = np.random.default_rng(self.random_state)
+        self.random_state_ = seed_of(self.random_state)
+        rng = np.random.default_rng(self.random_state_)
         directions = rng.standard_normal((self.d_sae, X.shape[1]), dtype=np.float32)
         self._set_atoms(unit_rows(directions, None, self.num_threads, "W_dec")[0])
         return self
@@ -288,7 +330,7 @@ class RandomDictionary(_Dictionary):
         atoms = recovery.Dictionary(self._unit, num_threads=self.num_threads)
 
         def pursue(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            codes = recovery.omp(Z, atoms, self.l0, num_threads=self.num_threads)
+            codes = recovery.omp(Z, atoms, self.l0_, num_threads=self.num_threads)
             return np.diff(codes.indptr), codes.indices, codes.data
 
         return pursue, self._unit.shape[1]
@@ -305,9 +347,10 @@ class MemorizingDictionary(_Dictionary):
     Parameters
     ----------
     d_sae : int, optional
-        Samples kept, drawn without replacement; by default, and at most, all. Set in fit.
+        Samples kept, drawn without replacement; by default, and at most, all: `d_sae_` of them.
     {common}
-    random_state : int
+    random_state : int or None
+        None: another seed in each `fit`; `random_state_` is the one that was used.
 
     Notes
     -----
@@ -336,7 +379,7 @@ class MemorizingDictionary(_Dictionary):
         metric: Any = None,
         *,
         center: bool = True,
-        random_state: int = 0,
+        random_state: Any = 0,
         num_threads: int | None = None,
     ) -> None:
         self.d_sae = d_sae
@@ -349,8 +392,9 @@ class MemorizingDictionary(_Dictionary):
         """Store the samples' directions."""
         X = self._start(X)
         keep = np.arange(len(X))
+        self.random_state_ = seed_of(self.random_state)
         if self.d_sae is not None and self.d_sae < len(X):
-            rng = np.random.default_rng(self.random_state)
+            rng = np.random.default_rng(self.random_state_)
             keep = np.sort(rng.permutation(len(X))[: self.d_sae])
         parts = []
         for chosen in self._blocks(keep[:, None], X.shape[1]):
@@ -378,7 +422,8 @@ class KMeansDictionary(_Dictionary):
     {common}
     max_iter : int
         Iterations at most; fewer when no sample changes its atom.
-    random_state : int
+    random_state : int or None
+        None: another seed in each `fit`; `random_state_` is the one that was used.
 
     Attributes
     ----------
@@ -394,7 +439,7 @@ class KMeansDictionary(_Dictionary):
         *,
         center: bool = True,
         max_iter: int = 10,
-        random_state: int = 0,
+        random_state: Any = 0,
         num_threads: int | None = None,
     ) -> None:
         self.d_sae = d_sae
@@ -410,9 +455,12 @@ class KMeansDictionary(_Dictionary):
         Z = np.concatenate([self._whiten(part) for part in self._blocks(X)])
         Z = Z[np.any(Z != 0, axis=1)]
         if not 1 <= self.d_sae <= len(Z):
-            raise ValueError(f"d_sae: expected 1 to {len(Z)} (samples off the mean), got {self.d_sae}")
+            raise ValueError(
+                f"d_sae: expected 1 to {len(Z)} (samples off the mean; n_samples = {len(X)}), got {self.d_sae}"
+            )
         Z = unit_rows(Z, None, self.num_threads, "X")[0]
-        rng = np.random.default_rng(self.random_state)
+        self.random_state_ = seed_of(self.random_state)
+        rng = np.random.default_rng(self.random_state_)
         unit = Z[np.sort(rng.permutation(len(Z))[: self.d_sae])]
         before = None
         self.n_iter_ = 0
@@ -448,10 +496,10 @@ class PCADictionary(_Dictionary):
     Parameters
     ----------
     l0 : int, optional
-        By default all; set in fit.
+        By default all.
     {common}
     d_sae : int, optional
-        Leading directions kept; by default all; set in fit.
+        Leading directions kept; by default all.
 
     Notes
     -----
@@ -478,7 +526,7 @@ class PCADictionary(_Dictionary):
         d = X.shape[1]
         second = np.zeros((d, d))
         for part in self._blocks(X):
-            block = part.astype(np.float64) - self.b_dec
+            block = part.astype(np.float64) - self._b_dec
             second += block.T @ block
         directions = np.linalg.eigh(second)[1][:, ::-1].T  # rows, the largest first
         if self._whitener is not None:
@@ -507,11 +555,9 @@ class NeuronBasis(_Dictionary):
     Parameters
     ----------
     l0 : int, optional
-        By default all; set in fit.
+        By default all.
     {common}
     """
-
-    d_sae = None
 
     def fit(self, X: Any, y: Any = None) -> NeuronBasis:
         """X gives the dimension and the mean alone."""
@@ -521,17 +567,17 @@ class NeuronBasis(_Dictionary):
         unit, self._norms = unit_rows(rows, None, self.num_threads, "metric")
         self._set_atoms(unit)
         # not as `_set_atoms` computed it: off the diagonal it must be zero exactly
-        self.W_dec = np.diag((1 / self._norms).astype(np.float32))
+        self._W_dec = np.diag((1 / self._norms).astype(np.float32))
         return self
 
     @one_blas_thread
     def _whiten(self, X: np.ndarray) -> np.ndarray:
         """Coordinates times the norms of their unit vectors in the metric, not whitened: the codes before selection."""
-        return np.asarray((X.astype(np.float64) - self.b_dec) * self._norms, np.float32)
+        return np.asarray((X.astype(np.float64) - self._b_dec) * self._norms, np.float32)
 
     @one_blas_thread
     def _select(self, Z: np.ndarray) -> np.ndarray:
-        return np.sort(np.argpartition(np.abs(Z), -self.l0, axis=1)[:, -self.l0 :], axis=1)
+        return np.sort(np.argpartition(np.abs(Z), -self.l0_, axis=1)[:, -self.l0_ :], axis=1)
 
     @one_blas_thread
     def _coefficients(self, Z: np.ndarray, index: np.ndarray) -> np.ndarray:

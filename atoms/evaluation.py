@@ -18,6 +18,7 @@ from ._attribution import LogitAttribution, latent_attribution, logit_attributio
 from ._config import one_blas_thread
 from ._contexts import Context, top_contexts
 from ._describe import Description, LatentDescription
+from ._frames import without_frames
 from ._old import old_keyword
 from ._progress import progress_bar
 from ._shown import Shown, Table
@@ -253,8 +254,13 @@ def _losses(
     return np.concatenate(entropy), np.concatenate(divergence)
 
 
+def _metric_of(sae: Any) -> Any:
+    """The metric that it was fitted under, or None."""
+    return getattr(sae, "metric_", getattr(sae, "metric", None))
+
+
 def _reconstruction(sae: Any, X: np.ndarray) -> tuple[Any, np.ndarray]:
-    codes = sae.transform(X)
+    codes = without_frames(sae)(X)
     # a normalised input cannot be rebuilt from the codes alone
     normed = getattr(sae, "input_norm", "none") != "none"
     return codes, np.asarray(sae.reconstruct(X) if normed else sae.inverse_transform(codes))
@@ -417,7 +423,7 @@ def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) ->
             )
     if conventions is not None:
         return list(conventions)
-    geometric = all(getattr(as_fitted(sae), "metric", None) is not None for sae in named.values())
+    geometric = all(_metric_of(as_fitted(sae)) is not None for sae in named.values())
     return ["centered", "uncentered", *(["metric"] if geometric else [])]
 
 
@@ -466,10 +472,12 @@ class _Tally:
         self.named, self.mean = named, mean
         fitted = {name: as_fitted(sae) for name, sae in named.items()}
         self.variances = {
-            name: {c: ExplainedVariance(c, getattr(sae, "metric", None), mean=mean) for c in conventions}
+            name: {c: ExplainedVariance(c, _metric_of(sae), mean=mean) for c in conventions}
             for name, sae in fitted.items()
         }
-        self.fired = {name: np.zeros(int(sae.d_sae), np.int64) for name, sae in fitted.items()}
+        self.fired = {
+            name: np.zeros(int(getattr(sae, "d_sae_", sae.d_sae)), np.int64) for name, sae in fitted.items()
+        }
         self.columns: dict[Any, list[np.ndarray]] = {}
 
     def add(self, column: Any, values: np.ndarray) -> None:

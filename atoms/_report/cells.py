@@ -17,6 +17,7 @@ import scipy.sparse
 
 from .. import controls, recovery, theory
 from .._config import one_blas_thread
+from .._frames import without_frames
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
 from .data import Data
@@ -198,7 +199,7 @@ class _Scored(NamedTuple):
 def _score(model: Any, params: dict[str, Any], rows: _Rows) -> _Scored:
     coded = {}
     for part, X in {"train": _some(rows.train, params["eval_rows"]), **rows.judged}.items():
-        codes = model.transform(X)
+        codes = without_frames(model)(X)
         coded[part] = (X, codes, model.inverse_transform(codes))
     some = _some(model.W_dec, _COHERENCE_ATOMS)
     spectrum = theory.coherence(some, rows.reference, ())
@@ -307,7 +308,7 @@ def _probe(model: Any, data: Data, layer: int, probe: dict[str, int]) -> dict[st
     arrays: dict[str, np.ndarray] = {}
     codes = []
     for part in ("metric", "text" if data.has("text") else "held_out"):
-        found = scipy.sparse.csc_array(model.transform(data.rows(part, layer)))
+        found = scipy.sparse.csc_array(without_frames(model)(data.rows(part, layer)))
         found.data = np.maximum(found.data, 0)
         found.eliminate_zeros()
         codes.append(found)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import recovery, theory
+from .._frames import without_frames
 from ..sae import SparseAutoencoder
 from ..sae._autoencoder import set_thresholds
 
@@ -142,7 +143,7 @@ def hold_l0(model: SparseAutoencoder, X: np.ndarray, l0: float) -> float:
     """
     before = model.threshold.copy()
     set_thresholds(model, np.full_like(before, -1e30))
-    codes = model.transform(X)  # every latent's z, by the core's own products
+    codes = without_frames(model)(X)  # every latent's z, by the core's own products
     margins = np.sort(codes.data - before[codes.indices])[::-1]
     k = min(max(1, round(l0 * len(X))), len(margins) - 1)
     shift = np.float32((margins[k - 1] + margins[k]) / 2)

@@ -12,8 +12,9 @@ import numpy as np
 from .. import _plot as plot
 from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
 from .._config import one_blas_thread
-from .._estimator import Estimator
+from .._estimator import Routed
 from .._files import load_tensors, reading, save_tensors
+from .._frames import framed
 from .._rows import Rows, SomeNorms, rows_of, table, warn_of_massive
 from .._without import check_massive, without_massive
 from ._errors import EigenvalueErrors, errors_of
@@ -27,7 +28,7 @@ _T = TypeVar("_T")
 _DIFFERENT = "other: expected {} = {}, as here, got {}"
 
 
-class AtomicInnerProduct(Estimator):
+class AtomicInnerProduct(Routed):
     r"""The atomic inner product of activations, and the whitening that makes it a dot product.
 
     For activations :math:`x \in R^d` the metric is the inverse second moment,
@@ -338,6 +339,7 @@ class AtomicInnerProduct(Estimator):
 
     # ---------------------------------------------------------------- whitening
 
+    @framed
     def transform(self, X: Any, out: Array | None = None) -> Array:
         """Activations in coordinates where the atomic inner product is the dot product.
 
@@ -398,10 +400,6 @@ class AtomicInnerProduct(Estimator):
         self._check_fitted()
         D = self._check_width(D, "D")
         return product(D, self.whitener_, name="D", num_threads=self.num_threads)
-
-    def fit_transform(self, X: Any, y: Any = None) -> Array:
-        """`fit`, then `transform`."""
-        return self.fit(X).transform(X)
 
     def _check_width(self, X: Any, name: str) -> Array:
         a = check_array(X, name)

@@ -11,7 +11,8 @@ import numpy as np
 
 from .._checks import atoms_of, check_array, first_nonfinite_row, nonfinite_error
 from .._config import one_blas_thread
-from .._estimator import Estimator
+from .._frames import framed
+from .._scored import Scored, as_codes
 from ._dictionary import Array, Dictionary, atoms_given, same_metric
 from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso
 from ._pursuits import cosamp, gradient_pursuit, iht, matching_pursuit, omp, threshold_code
@@ -125,7 +126,7 @@ def code(
     return _METHODS[method](X, dictionary, **common, **settings)
 
 
-class SparseCoder(Estimator):
+class SparseCoder(Scored):
     """Sparse codes over a fixed dictionary, as an estimator beside :class:`atoms.SparseAutoencoder`.
 
     Parameters
@@ -155,6 +156,8 @@ class SparseCoder(Estimator):
         The atoms, made ready.
     components_ : ndarray (n_atoms, d_in)
         The atoms as given.
+    metric_ : AtomicInnerProduct or None
+        That of `dictionary_`.
     n_features_in_ : int
         d_in.
 
@@ -212,6 +215,7 @@ class SparseCoder(Estimator):
         self.dictionary_, self.components_ = given, atoms_given(given)
         return self
 
+    @framed
     def transform(self, X: Any, return_info: bool = False) -> Any:
         """Codes of X as a csr_array (n_signals, n_atoms), and with `return_info` a RecoveryInfo.
 
@@ -221,6 +225,9 @@ class SparseCoder(Estimator):
         X = self._check_X(X, reset=False)
         if (row := first_nonfinite_row(X)) >= 0:
             raise nonfinite_error(X, "X", row)
+        return self._codes(X, return_info)
+
+    def _codes(self, X: np.ndarray, return_info: bool = False) -> Any:
         extra: dict[str, Any] = {"num_threads": self.num_threads, "verbose": self.verbose}
         if self.method in _COUNTED:
             extra["n_nonzero"] = self.n_nonzero
@@ -240,18 +247,19 @@ class SparseCoder(Estimator):
             ("metric", "none" if d.metric is None else repr(d.metric)),
         ]
 
-    def fit_transform(self, X: Any, y: Any = None) -> Any:
-        """``fit(X).transform(X)``."""
-        return self.fit(X).transform(X)
+    @property
+    def metric_(self) -> Any:
+        self._check_fitted()
+        return self.dictionary_.metric
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.dictionary_.n_atoms)
 
     @one_blas_thread
     def inverse_transform(self, codes: Any) -> Array:
         """``codes @ dictionary``, plus the mean where the metric is centred."""
         self._check_fitted()
-        X = np.asarray(codes @ self.components_)
+        X = np.asarray(as_codes(codes) @ self.components_)
         metric = self.dictionary_.metric
         return X + metric.mean_ if metric is not None and metric.centered else X
-
-    def reconstruct(self, X: Any) -> Array:
-        """``inverse_transform(transform(X))``: X as its sparse codes have it."""
-        return self.inverse_transform(self.transform(X))

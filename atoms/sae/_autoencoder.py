@@ -14,11 +14,11 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
-from .._arrays import as_array
 from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
-from .._estimator import Estimator
+from .._estimator import Routed
 from .._files import load_tensors, reading
+from .._frames import framed
 from .._rows import (
     BlockRows,
     BlockSampler,
@@ -29,6 +29,7 @@ from .._rows import (
     rows_of,
     warn_of_massive,
 )
+from .._scored import Scored, as_codes
 from . import _calibration, _checkpoints, _saving
 from ._in_model import InModel
 from ._model import BLOCK, Model, decode, stacked
@@ -42,7 +43,7 @@ from ._steering import Control
 from ._training import Run, train, training_rows
 
 
-class SparseAutoencoder(InModel, Estimator):
+class SparseAutoencoder(InModel, Scored, Routed):
     """Sparse autoencoder; with ``activation="jumprelu"`` and a metric, the paper's TSAE.
 
     Activations are mapped to the training space, ``t(x) = (x - mean) S^(1/2)`` under `metric`
@@ -122,8 +123,9 @@ class SparseAutoencoder(InModel, Estimator):
     screen : {"auto", "float32", "int8", "int16"}
         How the core finds the latents that may be active: products of 8 bits where the CPU has them
         (AVX-512 VNNI), of 16 bits on AVX2, else float32's. The result is the same.
-    random_state : int
-        Seeds everything; equal seeds give equal bits, for any number of threads.
+    random_state : int or None
+        Seeds everything; equal seeds give equal bits, for any number of threads. None: another seed in each `fit`, see
+        `random_state_`. One of NumPy's generators gives its next number.
     num_threads : int, optional
         None for the package's setting.
     verbose : bool
@@ -142,6 +144,8 @@ class SparseAutoencoder(InModel, Estimator):
         learning_rate.
     n_features_in_ : int
         d_in.
+    random_state_ : int
+        The seed it was trained with: as `random_state`, it gives the same bits again.
     n_dropped_massive_ : int
         Rows of X that ``fit(massive="drop")`` left out; files do not keep it.
 
@@ -194,7 +198,7 @@ class SparseAutoencoder(InModel, Estimator):
         aux_k: int = 0,
         aux_coefficient: float = 1.0,
         screen: str = "auto",
-        random_state: int = 0,
+        random_state: Any = 0,
         num_threads: int | None = None,
         verbose: bool = True,
     ) -> None:
@@ -359,9 +363,10 @@ class SparseAutoencoder(InModel, Estimator):
         """
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
-        settings, rows = Settings.of(self).new(), rows_of(X)
-        parameters = as_json(self.get_params(deep=False))
-        if "_fitted" in vars(self):
+        fitted = "_fitted" in vars(self)
+        settings = self._settings(self._fitted.parameters["random_state"] if fitted else None)
+        parameters, rows = self._parameters(settings), rows_of(X)
+        if fitted:
             _check_same_parameters(parameters, self._fitted.parameters)
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
             self._fitted = self._fitted._replace(parameters=parameters)
@@ -420,12 +425,23 @@ class SparseAutoencoder(InModel, Estimator):
         self._check_fitted()
         return self._model.samples
 
-    def fit_transform(self, X: Any, y: Any = None, **options: Any) -> sp.csr_array:
-        """`fit(X)` with these options of it, then `transform(X)`."""
-        return self.fit(X, y, **options).transform(X)
+    @property
+    def random_state_(self) -> int:
+        self._check_fitted()
+        return int(self._fitted.parameters["random_state"])
+
+    def _settings(self, seed: int | None = None) -> Settings:
+        """Its parameters, checked. `seed` is that of a training that goes on, for a `random_state` that names none."""
+        named = isinstance(self.random_state, (int, np.integer))
+        return Settings.of(self, None if named else seed).new()
+
+    def _parameters(self, settings: Settings) -> dict[str, Any]:
+        """Its parameters as JSON has them, with the seed in use."""
+        return as_json({**self.get_params(deep=False), "random_state": settings.random_state})
 
     def _begin(
         self,
+        settings: Settings,
         rows: Rows | BlockRows | StreamRows,
         sampler: RowSampler | BlockSampler | StreamSampler,
         init: Any,
@@ -436,8 +452,8 @@ class SparseAutoencoder(InModel, Estimator):
 
         `metric` is a copy of self's that nobody else changes.
         """
-        settings, ctx, kind = Settings.of(self).new(), context(self.num_threads), type(self).__name__
-        parameters, data = as_json(self.get_params(deep=False)), rows.identity()
+        ctx, kind = context(self.num_threads), type(self).__name__
+        parameters, data = self._parameters(settings), rows.identity()
         if checkpoint is not None and os.path.exists(checkpoint):
             trained = _saving.resume(checkpoint, kind, parameters, metric, data, ctx)
         else:
@@ -509,6 +525,7 @@ class SparseAutoencoder(InModel, Estimator):
 
     # --------------------------------------------------------------- inference
 
+    @framed
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations, all that `fit` takes: CSR array (n, d_sae) float32, in the units of the training space.
 
@@ -516,22 +533,25 @@ class SparseAutoencoder(InModel, Estimator):
         """
         self._check_fitted()
         rows, ctx = self._check_rows(X, reset=False), context(self.num_threads)
-        space, model = self._fitted.space, self._fitted.model
+        space, model = self._fitted.space, self._fitted.model  # once: another thread may fit meanwhile
         return stacked([model.encode(ctx, space.batch(block)) for block in rows.blocks(BLOCK)])
+
+    def _codes(self, X: np.ndarray) -> sp.csr_array:
+        return self._model.encode(context(self.num_threads), self._fitted.space.batch(X))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._model.d_sae
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
         self._check_fitted()
-        codes = sp.csr_array(as_array(codes, "codes"))
+        codes = sp.csr_array(as_codes(codes))
         folded = self._fold()
         W, b = folded["W_dec"], folded["b_dec"]
         if codes.shape[1] != len(W):
             raise ValueError(f"codes: expected {len(W)} columns (d_sae), got {codes.shape[1]}")
         return decode(context(self.num_threads), codes, W, b)
-
-    def reconstruct(self, X: Any) -> np.ndarray:
-        """What the autoencoder makes of activations: (n, d_in) float32, ``inverse_transform(transform(X))``."""
-        return self.inverse_transform(self.transform(X))
 
     # ---------------------------------------------------------- folded weights
 
@@ -765,14 +785,17 @@ def fit_many(
     paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
     _check_together(saes, paths)
     rows, val, dropped = training_rows(X, X_val, massive)
-    settings = Settings.of(saes[0])
+    settings = [
+        sae._settings(None if path is None else _saving.seed_in(path)) for sae, path in zip(saes, paths)
+    ]
     metric_of = _own_metrics(saes, rows)
     with contextlib.ExitStack() as held:
         held.enter_context(_checkpoints.held(paths))
-        sampler = rows.sampler(settings.batch_size, settings.seed, settings.max_steps)
+        sampler = rows.sampler(settings[0].batch_size, settings[0].seed, settings[0].max_steps)
         held.callback(sampler.close)
         runs = [
-            sae._begin(rows, sampler, init, path, metric_of[id(sae.metric)]) for sae, path in zip(saes, paths)
+            sae._begin(own, rows, sampler, init, path, metric_of[id(sae.metric)])
+            for sae, own, path in zip(saes, settings, paths)
         ]
         if any(run.model.steps == 0 for run in runs):
             warn_of_massive(sampler.first(), stacklevel=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any, NamedTuple
 
@@ -166,6 +167,18 @@ def steps_in(path: str | os.PathLike[str]) -> int:
             return int(file.get_tensor("counters")[0])
     except (SafetensorError, IndexError) as error:
         raise ValueError(f"{os.fspath(path)}: not a checkpoint or damaged: {error}") from None
+
+
+def seed_in(path: str | os.PathLike[str]) -> int | None:
+    """The seed of the training that a file is of; None where it says none, which `resume` complains of."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            seed = json.loads(file.metadata()["parameters"])["parameters"]["random_state"]
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError):
+        return None
+    return seed if isinstance(seed, int) and seed >= 0 else None
 
 
 def as_state(trained: Trained) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from .._checks import seed_of
 
 # by name, the core's numbers
 ACTIVATIONS = {
@@ -52,8 +53,8 @@ class Settings:
     random_state: int
 
     @classmethod
-    def of(cls, parameters: Any) -> Settings:
-        """Checked settings, from an object's attributes of the same names.
+    def of(cls, parameters: Any, seed: int | None = None) -> Settings:
+        """Checked settings, from an object's attributes of the same names; `seed` in `random_state`'s place.
 
         Raises
         ------
@@ -66,13 +67,11 @@ class Settings:
         widths = _widths(parameters)
         if parameters.l1_coefficient is not None and parameters.activation != "relu":
             raise ValueError("l1_coefficient: only activation='relu' has an L1 penalty; leave it None")
-        seed = parameters.random_state
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(f"random_state: expected a non-negative integer, got {seed!r}")
+        seed = seed_of(parameters.random_state if seed is None else seed)
         values: dict[str, Any] = {f.name: getattr(parameters, f.name) for f in dataclasses.fields(cls)}
         for name in ("d_sae", "batch_size", "max_steps", "aux_k"):
             values[name] = int(values[name])
-        values["matryoshka_widths"] = widths
+        values |= {"matryoshka_widths": widths, "random_state": seed}
         return cls(**values)
 
     @classmethod

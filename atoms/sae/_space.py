@@ -8,6 +8,7 @@ import numpy as np
 
 from .._arrays import as_array
 from .._config import one_blas_thread
+from .._frames import without_frames
 from .._rows import Rows
 from ._model import WEIGHTS, Batch, Model, blocks
 
@@ -73,7 +74,7 @@ class TrainingSpace:
     def batch(self, x: np.ndarray, index: np.ndarray | None = None) -> Batch:
         """Raw activations as the core takes them: whitened here under a metric, else mapped by the core as it reads."""
         if self.metric is not None:
-            return Batch(self.metric.whiten(x if index is None else x[index]))
+            return Batch(without_frames(self.metric, "whiten")(x if index is None else x[index]))
         return Batch(x, index, self.mean.astype(np.float32), self.scale)
 
     def to_space(self, x: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: always warnings help install test test-py test-peers test-scipy asan ctest clang tsan torture aarch64 coverage lint types format docs notebooks demo report wheel wheel-test bench clean
+.PHONY: always warnings help install test test-py test-peers test-pythons test-scipy asan ctest clang tsan torture aarch64 coverage lint types format docs notebooks demo report wheel wheel-test bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -143,6 +143,14 @@ build/warnings/%.ok: %.c Makefile
 	@touch $@
 warnings: $(CSOURCES:%.c=build/warnings/%.ok)
 -include $(CSOURCES:%.c=build/warnings/%.d)
+
+# python3.13t and the like have no GIL
+PYTHONS = $(foreach p,python3.10 python3.11 python3.12 python3.13 python3.13t python3.14 python3.14t,$(shell $(p) -c "print('$(p)')" 2>/dev/null))
+test-pythons:  ## quick Python tests on every interpreter that is here, each in an environment of its own
+	@set -e; for python in $(PYTHONS); do \
+		$(MAKE) -s install PYTHON=$$python VENV=build/pythons/$$python; \
+		build/pythons/$$python/bin/python -m pytest -q $(QUICK); \
+	done
 
 test-scipy: install  ## quick Python tests on a build without BLIS
 	@mkdir -p build/scipy

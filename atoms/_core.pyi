@@ -110,7 +110,6 @@ def sae_step(
     l1_coefficient: float,
     threshold_shift: float,
     k: int,
-    err: NDArray[np.float32] | None,
     aux_k: int = ...,
     dead_after: int = ...,
     aux_coefficient: float = ...,

@@ -54,7 +54,7 @@ int main(void)
     for (int step = 0; step < STEPS; step++) {
         atoms_batch batch = {.x = ROWS(white, step * BATCH % N, BATCH), .n = BATCH};
         atoms_sae_step_params rates = {.learning_rate = 0.01f * (1 - (float)step / STEPS), .k = K};
-        TRY(atoms_sae_step(ctx, sae, &batch, &rates, NULL, &stats))
+        TRY(atoms_sae_step(ctx, sae, &batch, &rates, &stats))
     }
     printf("explained variance %.3f\n", 1 - stats.squared_error / stats.total_variance);
 

@@ -61,7 +61,6 @@ class Steering:
             l1_coefficient=c.l1 * float(np.exp(c.press)),
             threshold_shift=c.shift,
             k=s.k,
-            err=None,
             aux_k=s.aux_k,
             dead_after=self._dead_window(),
             aux_coefficient=float(s.aux_coefficient),

@@ -337,12 +337,11 @@ typedef struct {
                               gradients; 0: none has */
 } atoms_sae_step_params;
 
-/* One optimiser step on n >= 1 rows. err (n, d_in): xhat - x before the step, or NULL.
- * On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in (4 more for
+/* One optimiser step on n >= 1 rows. On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in (4 more for
  * each inner prefix and for AuxK) and 24 bytes for each active latent of each sample, kept for the next step;
  * samples x latents is never held. */
 ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
-                                      const atoms_sae_step_params *params, float *err, atoms_sae_stats *stats);
+                                      const atoms_sae_step_params *params, atoms_sae_stats *stats);
 
 /* -------------------------------------------------------------- recovery
  *

@@ -239,7 +239,6 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
                             "l1_coefficient",
                             "threshold_shift",
                             "k",
-                            "err",
                             "aux_k",
                             "dead_after",
                             "aux_coefficient",
@@ -248,15 +247,15 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
                             "shift",
                             "scale",
                             NULL};
-    PyObject *o_ctx, *capsule, *o_x, *o_err, *o_index = Py_None, *o_shift = Py_None, *result = NULL;
+    PyObject *o_ctx, *capsule, *o_x, *o_index = Py_None, *o_shift = Py_None, *result = NULL;
     atoms_sae_step_params p = {0};
     atoms_batch batch = {.scale = 1};
     long long k, aux_k = 0, dead_after = 0;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOfffffLO|LLfdOOf:sae_step", names, &o_ctx, &capsule, &o_x,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOfffffL|LLfdOOf:sae_step", names, &o_ctx, &capsule, &o_x,
                                      &p.learning_rate, &p.threshold_rate, &p.l0_coefficient, &p.l1_coefficient,
-                                     &p.threshold_shift, &k, &o_err, &aux_k, &dead_after, &p.aux_coefficient,
-                                     &p.row_limit, &o_index, &o_shift, &batch.scale) ||
+                                     &p.threshold_shift, &k, &aux_k, &dead_after, &p.aux_coefficient, &p.row_limit,
+                                     &o_index, &o_shift, &batch.scale) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
     p.k = k;
@@ -266,14 +265,10 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!h)
         return NULL;
     arguments a = {0};
-    void *err;
-    if (take_batch(&a, h, o_x, o_index, o_shift, &batch) == 0 &&
-        args_array(&a, o_err,
-                   (array_spec){"err", NPY_FLOAT32, 2, {batch.n, batch.x.d}, .written = true, .optional = true},
-                   &err) == 0) {
+    if (take_batch(&a, h, o_x, o_index, o_shift, &batch) == 0) {
         atoms_sae_stats stats;
         atoms_status status;
-        WITHOUT_GIL(status = atoms_sae_step(ctx, h->sae, &batch, &p, err, &stats));
+        WITHOUT_GIL(status = atoms_sae_step(ctx, h->sae, &batch, &p, &stats));
         result = status < 0 ? raise_row(status, &stats, "sae_step") : stats_dict(&stats);
     }
     args_release(&a);
@@ -428,7 +423,7 @@ PyMethodDef atoms_sae_methods[] = {
     ATOMS_NAMED("sae_reset", sae_reset, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"),
     ATOMS_NAMED("sae_step", sae_step,
                 "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
-                "threshold_shift, k, err, aux_k=0, dead_after=0, aux_coefficient=0, row_limit=0, index=None, "
+                "threshold_shift, k, aux_k=0, dead_after=0, aux_coefficient=0, row_limit=0, index=None, "
                 "shift=None, scale=1)"),
     ATOMS_NAMED("sae_encode", sae_encode, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"),
     ATOMS_NAMED("decode", decode, "decode(ctx, indptr, indices, values, W_dec, bias, out)"),

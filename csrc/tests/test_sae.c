@@ -3,7 +3,7 @@
 
 enum { N = 150, D = 21, S = 70, K = 5 };
 
-static float x[N * D], err[N * D], enc[S * D], dec[S * D], theta[S];
+static float x[N * D], enc[S * D], dec[S * D], theta[S];
 
 static void fill(void)
 {
@@ -121,12 +121,12 @@ TEST(sae_learns_on_every_context)
                 for (int step = 0; step < 12; step++) {
                     /* batches of other sizes reuse the workspace */
                     from.n = step % 3 == 1 ? 64 : step % 3 == 2 ? 1 : N;
-                    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, err, &stats) == ATOMS_OK);
+                    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_OK);
                     if (step == 0)
                         before = stats.squared_error;
                 }
                 from.n = N;
-                CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
+                CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_OK);
                 CHECK(stats.squared_error < before);
                 if (a == ATOMS_BATCHTOPK)
                     atoms_sae_set(sae, ATOMS_THRESHOLD, theta);
@@ -167,15 +167,15 @@ TEST(sae_refuses_what_it_cannot_train)
     memcpy(bad, x, sizeof bad);
     bad[77 * D + 3] = NAN;
     atoms_batch from = batch_of(bad, N);
-    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
+    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_ERR_NONFINITE);
     CHECK(stats.bad_row == 77);
     const int64_t index[3] = {5, 77, 6};
     from.index = index; /* rows are named as the caller numbers them */
     from.n = 3;
-    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_NONFINITE);
+    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_ERR_NONFINITE);
     CHECK(stats.bad_row == 77);
     from.n = 0;
-    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_sae_nonfinite(sae) == -1);
     static float damaged[S];
     damaged[S - 1] = -INFINITY;
@@ -193,19 +193,19 @@ TEST(sae_refuses_what_it_cannot_train)
  * autoencoder which one thread trains. */
 TEST(sae_workspace_fits_every_step)
 {
-    static float weights[2][S * D], errors[2][N * D];
+    static float weights[2][S * D];
     fill();
     atoms_ctx *one = atoms_test_context(0), *three = atoms_test_context(1);
     atoms_sae *alone = new_sae(one, ATOMS_TOPK, false, true), *shared = new_sae(one, ATOMS_TOPK, false, true);
     for (int step = 0; step < 9; step++) {
         atoms_batch from = batch_of(x, step % 3 == 0 ? 3 : step % 3 == 1 ? 100 : N);
         atoms_sae_step_params params = step_params;
-        atoms_sae_stats stats;
+        atoms_sae_stats stats, expected;
         params.aux_k = step % 2 ? 0 : 3;
         params.dead_after = 1;
-        CHECK(atoms_sae_step(one, alone, &from, &params, errors[0], &stats) == ATOMS_OK);
-        CHECK(atoms_sae_step(step % 4 == 3 ? one : three, shared, &from, &params, errors[1], &stats) == ATOMS_OK);
-        CHECK(!memcmp(errors[0], errors[1], (size_t)(from.n * D) * sizeof **errors));
+        CHECK(atoms_sae_step(one, alone, &from, &params, &expected) == ATOMS_OK);
+        CHECK(atoms_sae_step(step % 4 == 3 ? one : three, shared, &from, &params, &stats) == ATOMS_OK);
+        CHECK(stats.squared_error == expected.squared_error && stats.penalty == expected.penalty);
     }
     atoms_sae_get(alone, ATOMS_W_ENC, weights[0]);
     atoms_sae_get(shared, ATOMS_W_ENC, weights[1]);
@@ -213,7 +213,7 @@ TEST(sae_workspace_fits_every_step)
     atoms_batch narrow = batch_of(x, N);
     narrow.x.d = D - 1;
     atoms_sae_stats stats;
-    CHECK(atoms_sae_step(one, alone, &narrow, &step_params, NULL, &stats) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_sae_step(one, alone, &narrow, &step_params, &stats) == ATOMS_ERR_ARGUMENT);
     int64_t shape[2];
     CHECK(atoms_sae_shape(alone, ATOMS_W_DEC_V, shape) == 2 && shape[0] == S && shape[1] == D);
     CHECK(atoms_sae_shape(alone, ATOMS_B_DEC_M, shape) == 1 && shape[0] == D && shape[1] == 1);
@@ -233,11 +233,11 @@ TEST(sae_survives_running_out_of_memory)
         atoms_sae_stats stats;
         atoms_csr *codes = NULL;
         atoms_test_fail_alloc(nth);
-        atoms_status stepped = atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats);
+        atoms_status stepped = atoms_sae_step(ctx, sae, &from, &step_params, &stats);
         bool failed = atoms_test_fail_alloc(0);
         CHECK(stepped == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
         /* whatever happened, it goes on working */
-        CHECK(atoms_sae_step(ctx, sae, &from, &step_params, NULL, &stats) == ATOMS_OK);
+        CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_OK);
         atoms_test_fail_alloc(nth);
         atoms_status encoded = atoms_sae_encode(ctx, sae, &from, &codes, &stats);
         failed = atoms_test_fail_alloc(0);

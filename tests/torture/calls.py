@@ -31,7 +31,7 @@ SHAPES = {
     "sae_get": {"out": "*"},
     "sae_set": {"values": "*"},
     "sae_reset": {"idx": "m", "rows": "md", "scales": "m", "thresholds": "m"},
-    "sae_step": {"X": "nd", "err": "nd", "index": "n", "shift": "d"},
+    "sae_step": {"X": "nd", "index": "n", "shift": "d"},
     "sae_encode": {"X": "nd", "index": "n", "shift": "d"},
     "decode": {"indptr": "N", "indices": "c", "values": "c", "W_dec": "kd", "bias": "d", "out": "nd"},
     "lasso": {"alphas": "c", "indices": "Cr", "values": "Cr", "counts": "C", "status": "C", "steps": "C"}
@@ -73,7 +73,7 @@ OTHER_TYPES = {
     ("pack_codes", "out_values"): "f4", ("decode", "out"): "f4", ("pack_codes", "values"): "f4",
 }  # fmt: skip
 ANY_FLOAT = {"X", "X_hat", "D", "atoms"}
-FLOAT32 = {"unit", "A", "B", "value", "W_dec", "bias", "rows", "scales", "thresholds", "err", "shift"}
+FLOAT32 = {"unit", "A", "B", "value", "W_dec", "bias", "rows", "scales", "thresholds", "shift"}
 
 
 def signatures():

@@ -44,16 +44,6 @@ static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
     stats->lowest = lowest < 3e38f ? (double)lowest : 0;
 }
 
-/* err (n, d_in) = xhat - x, of all latents */
-static void copy_errors(const sae_step *step, float *err)
-{
-    const atoms_sae *sae = step->sae;
-    const float *from = sae_error_row(step->batch, sae->ld, sae->p.n_prefixes - 1, 0);
-    for (int64_t i = 0; i < step->batch->n; i++)
-        for (int64_t c = 0; c < sae->p.d_in; c++)
-            err[i * sae->p.d_in + c] = from[i * sae->ld + c] / step->batch->weight[i];
-}
-
 /* From x to the lists of active latents: x - b_dec, then z where it counts, then which of them do. */
 static atoms_status activations(const sae_step *step, const atoms_batch *x, atoms_sae_stats *stats)
 {
@@ -68,7 +58,7 @@ static atoms_status activations(const sae_step *step, const atoms_batch *x, atom
 }
 
 atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
-                            const atoms_sae_step_params *params, float *err, atoms_sae_stats *stats)
+                            const atoms_sae_step_params *params, atoms_sae_stats *stats)
 {
     *stats = (atoms_sae_stats){.bad_row = -1};
     bool topk = sae->p.activation >= ATOMS_TOPK;
@@ -89,8 +79,6 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_ba
     double t1 = sae_now();
     if (status == ATOMS_OK)
         status = sae_update(&step, sae, stats);
-    if (status == ATOMS_OK && err)
-        copy_errors(&step, err);
     stats->seconds.sort = t1 - t0;
     stats->seconds.update = sae_now() - t1;
     return status;

@@ -53,7 +53,7 @@ def test_the_public_names_are_few():
 
 
 # 128 and 853 before they were pruned; raise these only for a name that earns its place
-NAMES, PARAMETERS = 91, 653
+NAMES, PARAMETERS = 91, 658
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda m: m.__name__)

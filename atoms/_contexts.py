@@ -132,10 +132,15 @@ HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.05rem; margin: 2rem 0 .3rem; border-top: 1px solid #e8ebef; padding-top: 1rem }}
-p.note, h2 span {{ color: #5d6b7a; font-weight: normal }}
-ol {{ margin: .3rem 0; padding-left: 1.6rem }} li {{ font: .88rem/1.7 ui-monospace, monospace; white-space: pre-wrap }}
+:root {{ color-scheme: light }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }}
+h1 {{ font-size: 1.5rem; margin-bottom: .5rem }}
+h2 {{ font-size: 1.05rem; margin: 2rem 0 .5rem; border-top: 1px solid #e8ebef; padding-top: 1rem }}
+p {{ margin: .3rem 0 }} p.note, h2 span, .pair {{ color: #5d6b7a; font-weight: normal }}
+ol {{ margin: .5rem 0; padding-left: 1.8rem }} li {{ font: .88rem/1.7 ui-monospace, monospace; white-space: pre-wrap }}
+.pair {{ white-space: nowrap; margin-right: .6rem; font-size: .85rem; display: inline-block }}
+.pair code {{ white-space: pre; color: #1d2733; background: #f0f3f6; border-radius: 3px; padding: 0 2px; font-size: .95em }}
 mark {{ color: inherit; border-radius: 2px; padding: 0 1px }} b.focus {{ text-decoration: underline; font-weight: inherit }}
 </style></head><body>
 <h1>{title}</h1>

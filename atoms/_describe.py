@@ -17,6 +17,7 @@ from ._attribution import logit_attribution
 from ._contexts import HEAD, Context, context_html, top_contexts
 from ._files import replacing
 from ._frames import without_frames
+from ._rows import MASSIVE, squared_norms
 from .activations import Model, capture
 
 __all__ = ["Description", "LatentDescription", "describe"]
@@ -78,7 +79,8 @@ class Description:
 
     def _page(self) -> str:
         head = HEAD.format(title=html.escape(self.title), note=html.escape(self.note))
-        return head + "\n".join(map(_latent_html, self.latents))
+        legend = f'<p class="note">{_LEGEND}</p>\n' if any(one.contexts for one in self.latents) else ""
+        return head + legend + "\n".join(map(_latent_html, self.latents))
 
     def _repr_html_(self) -> str:
         # in a frame of its own, its style does not become the notebook's
@@ -101,28 +103,41 @@ def _word(text: str) -> str:
     return text.replace("\n", "↵")
 
 
-def _lists(one: LatentDescription) -> list[tuple[str, str]]:
-    """What is said in lines, by what."""
-    lists = [
-        ("raises", ", ".join(f"{_word(w)!r} {v:+.2f}" for w, v in one.raises)),
-        ("lowers", ", ".join(f"{_word(w)!r} {v:+.2f}" for w, v in one.lowers)),
-        ("nearest", ", ".join(f"{j} {cosine:.2f}" for j, cosine in one.nearest)),
-    ]
-    return [(what, text) for what, text in lists if text]
-
-
 def _lines(one: LatentDescription) -> list[str]:
     figures = _figures(one)
     lines = [f"latent {one.latent}" + (f": {figures}" if figures else "")]
-    lines += [f"  {what}: {text}" for what, text in _lists(one)]
+    for what, pairs in _pairs(one):
+        names = (name if what == "nearest" else repr(name) for name, _ in pairs)
+        lines.append(f"  {what}: " + ", ".join(f"{name} {value}" for name, (_, value) in zip(names, pairs)))
     return lines + [f"  | {_word(str(context))}" for context in one.contexts]
+
+
+_LEGEND = (
+    "Bars: tokens by activation, from zero to the strongest (heights are square roots of the counts). Beside words: what a "
+    "unit of the latent adds to their logits, straight from its decoder row. Beside latents: cosines of decoder rows. "
+    "Contexts: the darker, the more active; underlined where one was picked for its peak."
+)
+
+
+def _pairs(one: LatentDescription) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What a page says in rows of small labels: what each is of, and its number."""
+    lists = [
+        ("raises", [(_word(w), f"{v:+.2f}") for w, v in one.raises]),
+        ("lowers", [(_word(w), f"{v:+.2f}") for w, v in one.lowers]),
+        ("nearest", [(str(j), f"{cosine:.2f}") for j, cosine in one.nearest]),
+    ]
+    return [(what, pairs) for what, pairs in lists if pairs]
 
 
 def _latent_html(one: LatentDescription) -> str:
     parts = [f"<h2>latent {one.latent} <span>{_figures(one)}</span></h2>"]
     if one.histogram is not None and one.histogram[0].any():
         parts.append(_bars(*one.histogram))
-    parts += [f"<p><b>{what}</b> {html.escape(text)}</p>" for what, text in _lists(one)]
+    for what, pairs in _pairs(one):
+        said = " ".join(
+            f'<span class="pair"><code>{html.escape(name)}</code> {value}</span>' for name, value in pairs
+        )
+        parts.append(f"<p><b>{what}</b> {said}</p>")
     shown = "".join(f"<li>{context_html(context, one.strongest or 1.0)}</li>" for context in one.contexts)
     return "\n".join([*parts, f"<ol>{shown}</ol>" if shown else ""])
 
@@ -157,10 +172,11 @@ def describe(sae: Any, latents: Any, place: dict[str, Any], asked: dict[str, Any
         {"latent": int(j), "nearest": near} for j, near in zip(chosen, _nearest(sae, W, chosen, count))
     ]
     if tokens is not None:
-        rows = _rows(place, model, tokens, asked)
-        codes = _columns(sae, rows[0], chosen)
-        notes.append(f"by {codes.shape[0]:,} tokens")
-        _add_firing(parts, codes, rows, decode, count, int(asked["window"]))
+        where, *rows = _rows(place, model, tokens, asked)
+        codes, massive = _columns(sae, rows[0], chosen)
+        left = f", {massive:,} of massive norm left out" if massive else ""
+        notes.append(f"{where}: {codes.shape[0] - massive:,} tokens{left}")
+        _add_firing(parts, codes, rows, decode, count, int(asked["window"]), codes.shape[0] - massive)
     if model is not None:
         try:
             effect = logit_attribution(model, sae, chosen, k=count)
@@ -200,8 +216,8 @@ def _decoder(tokenizer: Any, model: Any) -> Callable[[int], str]:
 
 def _rows(
     place: dict[str, Any], model: Any, tokens: Any, asked: dict[str, Any]
-) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Activations, and the token and the context of each."""
+) -> tuple[str, Any, np.ndarray, np.ndarray]:
+    """What their place is called; activations, and the token and the context of each."""
     layer, site = asked["layer"], asked["site"]
     if layer is None:
         layer = _layer_of(place)
@@ -214,7 +230,8 @@ def _rows(
         key = next(iter(tokens.arrays))
     else:
         key = (layer, site if isinstance(layer, int) else "output")
-    return tokens[key], np.asarray(tokens.token_ids), np.asarray(tokens.contexts)
+    where = f"layer {key[0]}, {key[1]}" if isinstance(key[0], int) else str(key[0])
+    return where, tokens[key], np.asarray(tokens.token_ids), np.asarray(tokens.contexts)
 
 
 def _layer_of(place: dict[str, Any]) -> Any:
@@ -233,29 +250,39 @@ def _here(model: Any, layer: Any) -> Any:
     return int(found[1]) if found and Model(model).kind == "transformers" else layer
 
 
-def _columns(sae: Any, X: Any, chosen: np.ndarray) -> sp.csc_array:
-    """Codes (n, chosen) of rows, block by block: those of all latents are never held."""
+def _columns(sae: Any, X: Any, chosen: np.ndarray) -> tuple[sp.csc_array, int]:
+    """Codes (n, chosen) of rows, block by block: those of all latents are never held. And how many are massive.
+
+    Massive rows are coded with nothing: an attention sink moves half of all latents, further than any word does.
+    """
+    parts, squares = [], []
     transform = without_frames(sae)
-    parts = [sp.csr_array(transform(X[i : i + 8192]))[:, chosen] for i in range(0, len(X), 8192)]
-    codes = sp.csc_array(sp.vstack(parts, format="csc"))
+    for start in range(0, len(X), 8192):
+        block = X[start : start + 8192]
+        parts.append(sp.csr_array(transform(block))[:, chosen])
+        squares.append(squared_norms(block))
+    norms = np.sqrt(np.concatenate(squares))
+    usual = norms <= MASSIVE * np.median(norms)
+    codes = sp.csc_array(sp.diags_array(usual.astype(np.float32)) @ sp.vstack(parts, format="csr"))
     codes.eliminate_zeros()
-    return codes
+    return codes, int((~usual).sum())
 
 
 def _add_firing(
     parts: list[dict[str, Any]],
     codes: sp.csc_array,
-    rows: tuple[Any, np.ndarray, np.ndarray],
+    rows: Sequence[Any],
     decode: Callable[[int], str],
     count: int,
     window: int,
+    n: int,
 ) -> None:
     found = top_contexts(codes, rows[1], rows[2], decode, range(len(parts)), count=count, window=window)
     for i, part in enumerate(parts):
         values = codes.data[codes.indptr[i] : codes.indptr[i + 1]]
         strongest = float(values.max(initial=0.0))
         part["density"], part["strongest"], part["contexts"] = (
-            len(values) / codes.shape[0],
+            len(values) / n,
             strongest,
             found[i],
         )

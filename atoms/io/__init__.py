@@ -1,15 +1,15 @@
 """Sparse autoencoders of other tools, in and out.
 
-========================  ============================================  =======================
+========================  ============================================  =========================================
 tool                      files                                         written too
-========================  ============================================  =======================
+========================  ============================================  =========================================
 SAELens (6 and before)    ``cfg.json``, ``sae_weights.safetensors``     yes, ``"saelens"``
 Gemma Scope               ``params.npz``                                yes, ``"npz"``
 Gemma Scope 2             ``params.safetensors``, ``config.json``
 dictionary_learning       ``ae.pt``, ``config.json``
 sparsify                  ``cfg.json``, ``sae.safetensors``
-atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`
-========================  ============================================  =======================
+atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`, ``push_to_hub``
+========================  ============================================  =========================================
 
 Here are `load`, `save`, `convert` and `from_pretrained`. The other files, each of which imports only from those above it::
 
@@ -38,6 +38,7 @@ from .._version import __version__
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
 from ..sae._autoencoder import as_fitted
+from ..sae._hub import FILE
 from ..sae._settings import k_of
 from . import _formats
 from ._files import safetensors_metadata
@@ -60,10 +61,11 @@ _FOLDERS = {
 }
 # our own classes, by the kind that their files state
 _OURS: dict[str, Any] = {"SparseAutoencoder": SparseAutoencoder, "AtomicInnerProduct": AtomicInnerProduct}
-# all that is fetched from the hub
+_HUB = "hf://"
+# all that is fetched from there
 _FILES = (
     "cfg.json", "config.json", "sae_weights.safetensors", "sae.safetensors", "ae.pt", "params.npz",
-    "params.safetensors", "activation_scaler.json", "activation_whitening.safetensors",
+    "params.safetensors", "activation_scaler.json", "activation_whitening.safetensors", FILE,
 )  # fmt: skip
 
 
@@ -76,13 +78,15 @@ def load(
 ) -> Any:
     """Read a model of any known format, which is recognised from the files.
 
-    ``load("gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical")`` reads a known release by its name.
+    ``load("gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical")`` reads a known release by its name,
+    ``load("hf://user/name/folder")`` what lies on the Hugging Face hub, ``"hf://user/name@revision/folder"`` that of one
+    branch, tag or commit.
 
     Parameters
     ----------
     path : path, or str
-        With `sae_id`, the name of a release in SAELens's registry, or a repository of the hub; else
-        A folder as its tool wrote it, or one file of it: ``.safetensors`` (also those of
+        With `sae_id`, the name of a release in SAELens's registry, or a repository of the hub; else an address as
+        above, a folder as its tool wrote it, or one file of it: ``.safetensors`` (also those of
         `SparseAutoencoder.save` and `AtomicInnerProduct.save`), ``.npz`` (Gemma Scope), ``.pt``
         (dictionary_learning; needs PyTorch, whose weights_only loader runs no code).
     sae_id : str, optional
@@ -122,6 +126,11 @@ def load(
     if sae_id is not None:
         repository, folder = _registered(os.fspath(path), sae_id)
         return from_pretrained(repository, folder, is_transcoder=is_transcoder, num_threads=num_threads)
+    if os.fspath(path).startswith(_HUB):
+        repository, revision, folder = _address(os.fspath(path))
+        return from_pretrained(
+            repository, folder, revision=revision, is_transcoder=is_transcoder, num_threads=num_threads
+        )
     file, kind = _found(Path(path))
     if kind in _OURS:
         return _OURS[kind].load(file, num_threads=num_threads)
@@ -138,13 +147,25 @@ def load(
     return model
 
 
+def _address(path: str) -> tuple[str, str | None, str]:
+    """Repository, revision and folder of hf://user/name@revision/folder."""
+    user, _, rest = path.removeprefix(_HUB).partition("/")
+    name, _, folder = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not user or not name:
+        raise ValueError(f"path: expected hf://user/name or hf://user/name/folder, got {path!r}")
+    return f"{user}/{name}", revision or None, folder
+
+
 def _found(path: Path) -> tuple[Path, str]:
     """The file to read, and its format."""
+    if path.is_dir() and (path / FILE).is_file():  # as `push_to_hub` lays it down
+        path = path / FILE
     if path.is_file():
         return path, _kind_of_file(path)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path}: no such file or folder; atoms.io.from_pretrained reads from the hub"
+            f'{path}: no such file or folder; what lies on the hub is "hf://user/name/folder"'
         )
     kinds = [kind for kind, (name, _) in _FOLDERS.items() if (path / name).is_file()]
     if not kinds:

@@ -9,6 +9,7 @@ The files, each of which imports only from those above it::
     _steering      Control, Steering: one step, and what follows from its figures for the next
     _calibration   the factor by which thresholds meet an L0 on given rows
     _saving        Trained (space, model, control, history, ...): to a file and back
+    _hub           the same file on the Hugging Face hub, with a card
     _checkpoints   the files of one run: locked, and of one step
     _training      Run, train: steps, history, checkpoints, of one autoencoder or of several in one pass
     _module        TorchSAE, the same as a PyTorch module; the one file that imports torch

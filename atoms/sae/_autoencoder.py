@@ -30,7 +30,7 @@ from .._rows import (
     warn_of_massive,
 )
 from .._scored import Scored, as_codes
-from . import _calibration, _checkpoints, _saving
+from . import _calibration, _checkpoints, _hub, _saving
 from ._in_model import InModel
 from ._model import BLOCK, Model, decode, stacked
 from ._rate import SCHEDULES, LastingRate
@@ -667,6 +667,52 @@ class SparseAutoencoder(InModel, Scored, Routed):
         """
         self._check_fitted()
         _saving.write(path, type(self).__name__, self._fitted, training_state)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        subfolder: str = "",
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        **metadata: Any,
+    ) -> str:
+        """Put the autoencoder on the Hugging Face hub, with a card that says its figures by their conventions.
+
+        Two files: what `save` writes, and ``README.md``, the card, which says how to load it: held-out explained
+        variance and L0 where `fit` had an `X_val`, those of training, the metric, what is known of the training data.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``"user/name"``. Made where it is not there yet; files of before are replaced, and stay in its history.
+        subfolder : str
+            Where in it, for a repository of several; the hub shows the card of its top folder alone.
+        private : bool, optional
+            Of a repository that is made; the account's own setting by default.
+        token : str, optional
+            By default the one that ``hf auth login`` stored, or ``HF_TOKEN``.
+        **metadata
+            For the card: ``model_name``, ``hook_name``, ``license``, ``language``, ``datasets``, ``base_model`` (the last four
+            for the hub's own search) and whatever else is to be said.
+
+        Returns
+        -------
+        str
+            ``"hf://user/name"``, which `atoms.load` reads.
+
+        Raises
+        ------
+        ImportError
+            huggingface_hub is not installed.
+        ValueError
+            A name that no repository can have.
+        huggingface_hub.errors.HfHubHTTPError
+            The hub refuses: nobody is logged in, or may not write there.
+        """
+        self._check_fitted()
+        options = {"private": private, "token": token, "metadata": metadata}
+        return _hub.push(type(self).__name__, self._fitted, self.save, repo_id, subfolder, options)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], num_threads: int | None = None) -> SparseAutoencoder:

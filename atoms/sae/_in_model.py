@@ -96,7 +96,8 @@ class InModel:
         model : torch.nn.Module, optional
             With its head, for the words; runs over `tokens`.
         tokens : what `capture` takes, or Activations, optional
-            Contexts in which to look for the latents.
+            Contexts in which to look for the latents. Tokens whose norm is more than ten times the median stand in the
+            contexts and count for nothing: they would be the strongest of half the latents.
         layer : int or str, optional
             A block, or the name of a module; a file of SAELens may say it.
         site : str

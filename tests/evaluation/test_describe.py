@@ -80,6 +80,19 @@ def test_figures_are_those_of_the_parts(model, sae):
     assert str(again) == str(found) and "66 tokens" in found.note
 
 
+def test_massive_tokens_are_no_contexts(model, sae):
+    rows = capture(model, TOKENS, 1, verbose=False)
+    codes = sae.transform(rows[1]).toarray()
+    rows[1][20] *= 1000
+    found = sae.describe([2, 30], model=model, tokens=rows, layer=1, tokenizer=Letters(), count=40)
+    assert "65 tokens, 1 of massive norm left out" in found.note
+    for one, j in zip(found.latents, (2, 30), strict=True):
+        usual = np.delete(codes[:, j], 20)
+        assert one.strongest == usual.max() and one.density == pytest.approx((usual != 0).mean())
+        assert not any(c.activations[-1] > usual.max() for c in one.contexts)
+        assert any(f"<{rows.token_ids[20]}&>" in c.tokens[:-1] for c in one.contexts)  # it is read on the way
+
+
 def test_the_page_is_one_file_without_others_text_in_its_tags(model, sae, tmp_path):
     found = sae.describe([2, 30], model=model, tokens=TOKENS, layer=1, tokenizer=Letters())
     found.save(tmp_path / "page.html")

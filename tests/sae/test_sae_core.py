@@ -383,6 +383,21 @@ def test_decode_equals_matrix_product():
         np.testing.assert_allclose(out, a.toarray() @ W + b, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights,rows", [(1e-39, 1e20), (1e-44, 1e25), (1, 1e-39), (1, 1e-44)])
+def test_screens_agree_on_what_is_too_small_to_quantise(weights, rows, contexts):
+    """127 / largest is infinite there: the images were whatever a conversion of NaN to integers gives."""
+    params = start(33, 70, 3)
+    params[0][...] *= np.float32(weights)
+    params[2][...] = 0
+    x = (np.random.default_rng(4).standard_normal((50, 33)) * rows).astype(np.float32)
+    found = set()
+    for ctx in contexts:
+        for screen in range(4):
+            got = codes(core_model(params, "relu", ctx=ctx, screen=screen), x, ctx)[:3]
+            found.add(got[:2])
+    assert len(found) == 1
+
+
 def test_bad_input_is_named_and_the_model_unchanged():
     params = start(8, 16, 13)
     sae = core_model(params, "jumprelu")

@@ -37,13 +37,15 @@ def calls(which, seed, seconds, library):
     env = os.environ | {
         "LD_PRELOAD": runtime.stdout.strip(),
         "PYTHONPATH": f"{library}{os.pathsep}{processes.ROOT}",
+        "TORTURE_LIBRARY": library,
         "PYTHONMALLOC": "malloc",
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2000",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_WAIT_POLICY": "passive",
     }
     command = [sys.executable, "-m", "tests.torture.calls", which, str(seed), str(seconds)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=processes.ROOT)
+    # from the library's folder: -m looks where it stands first, and the plain extension is in ROOT
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=library)
     print((done.stdout + ("" if done.returncode == 0 else done.stderr[-8000:])).strip(), flush=True)
     if done.returncode:
         print(f"calls {which} {seed}: FAILED, exit status {done.returncode}", flush=True)
@@ -53,7 +55,7 @@ def calls(which, seed, seconds, library):
 def main():
     if sys.argv[1] in BY_NAME:
         sys.exit(not once(sys.argv[1], int(sys.argv[2])))
-    seconds, seed, library = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    seconds, seed, library = float(sys.argv[1]), int(sys.argv[2]), os.path.abspath(sys.argv[3])
     print(f"torture: {seconds:g} s, seed {seed}", flush=True)
     held = True
     end, part = time.monotonic() + seconds, min(60.0, seconds / 4)

@@ -7,6 +7,9 @@ come back; each call has a generator of its own, so a number printed at a crash 
 
 import ast
 import faulthandler
+import functools
+import math
+import os
 import sys
 import time
 import warnings
@@ -76,6 +79,26 @@ ANY_FLOAT = {"X", "X_hat", "D", "atoms"}
 FLOAT32 = {"unit", "A", "B", "value", "W_dec", "bias", "rows", "scales", "thresholds", "shift"}
 
 
+# Drawn once: a call takes a piece of them, for drawing and converting was three quarters of its time.
+NORMAL = np.random.default_rng(0).standard_normal(1 << 16)
+NORMALS = {kind: NORMAL.astype(kind) for kind in ("f8", "f4", "f2")}
+INTEGERS = np.random.default_rng(1).integers(0, 1 << 30, 1 << 16)
+
+
+def pick(rng, of):
+    """One of a list: Generator.choice makes an array of it first."""
+    return of[rng.integers(len(of))]
+
+
+def piece(rng, numbers, shape):
+    """An array of `shape` from a random place of `numbers` on, and round again if it is larger; a copy."""
+    size = math.prod(shape)
+    start = int(rng.integers(len(numbers)))
+    if start + size <= len(numbers):
+        return numbers[start : start + size].reshape(shape).copy()
+    return np.resize(numbers[start:], shape)
+
+
 def signatures():
     """Parameters of each function of the core, with their types, from its stub."""
     tree = ast.parse(Path(atoms.__file__).with_name("_core.pyi").read_text())
@@ -83,8 +106,14 @@ def signatures():
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name != "build_info":
             parameters = [*node.args.posonlyargs, *node.args.args]
-            found[node.name] = [(a.arg, ast.unparse(a.annotation)) for a in parameters]
+            found[node.name] = tuple((a.arg, ast.unparse(a.annotation)) for a in parameters)
     return found
+
+
+@functools.cache
+def in_order(parameters):
+    """Handles and numbers first, for they decide the sizes of arrays."""
+    return sorted(parameters, key=lambda p: (p[0] not in ("handle", "sae"), p[1].startswith("NDArray")))
 
 
 class Draw:
@@ -92,7 +121,7 @@ class Draw:
 
     def __init__(self, rng, handles):
         self.rng, self.handles = rng, handles
-        self.sizes = {c: int(rng.choice(SIZES)) for c in "ndkmcr"}
+        self.sizes = {c: pick(rng, SIZES) for c in "ndkmcr"}
         self.sizes |= {"3": 3, "2": 2, "E": _core.EV_ROWS, "T": _core.EV_TOKENS, "B": _core.COSINE_BINS}
         self.sizes["L"] = 1 << _core.COSINE_LOW_BITS
         self.odd = rng.random() < 0.3  # then anything may come, else what fits
@@ -114,7 +143,7 @@ class Draw:
             return (self.sizes["k"], self.sizes["d"])[self.rng.integers(2)]
         s = self.sizes
         value = {"N": s["n"] + 1, "K": max(0, s["k"] - 1), "C": s["c"] * s["n"]}.get(letter, s.get(letter))
-        return int(self.rng.choice(SIZES)) if self.seldom() else value
+        return pick(self.rng, SIZES) if self.seldom() else value
 
     def array(self, function, name):
         letters = SHAPES.get(function, {}).get(name) or CODES[name]
@@ -125,37 +154,37 @@ class Draw:
         if name == "values" and kind is None:
             kind = self.precision
         if kind is None:
-            kind = str(self.rng.choice(FLOATS)) if name in ANY_FLOAT else "f4" if name in FLOAT32 else "f8"
+            kind = pick(self.rng, FLOATS) if name in ANY_FLOAT else "f4" if name in FLOAT32 else "f8"
         if self.seldom(0.05):
-            kind = str(self.rng.choice(["f4", "f8", "f2", "i4", "i8", "u1", "O", ">f4"]))
+            kind = pick(self.rng, ["f4", "f8", "f2", "i4", "i8", "u1", "O", ">f4"])
         return self.laid_out(self.filled(shape, np.dtype(kind), name), name)
 
     def filled(self, shape, dtype, name):
         rng = self.rng
         if dtype.kind in "iu":
             top = self.sizes[{"index": "n", "first": "n", "second": "n"}.get(name, "k")]
-            a = rng.integers(0, max(1, top), shape)
+            a = piece(rng, INTEGERS, shape) % max(1, top)
             if name == "indptr" and len(shape) == 1 and shape[0]:
                 a = np.arange(shape[0]) * rng.integers(0, 3)
                 self.sizes["c"] = int(a[-1])
             if name == "counts":
-                a = rng.integers(0, self.sizes["r"] + 1, shape)
+                a = piece(rng, INTEGERS, shape) % (self.sizes["r"] + 1)
                 self.sizes["c"] = int(a.sum())
             if self.seldom() and a.size:
                 info = np.iinfo(dtype)
-                a.flat[rng.integers(a.size)] = rng.choice([-1, info.max, info.min, top])
+                a.flat[rng.integers(a.size)] = pick(rng, [-1, info.max, info.min, top])
             return a.astype(dtype)
-        a = rng.standard_normal(shape)
+        scale = 10.0 ** pick(rng, [-310, -45, -30, -8, 8, 20, 38, 300]) if self.chance(0.05) else None
+        a = piece(rng, NORMAL if scale else NORMALS.get(dtype.str[1:], NORMAL), shape)
         if self.chance(0.1) and len(shape) == 2 and shape[0] > 1:
             a[rng.integers(shape[0])] = a[0]  # copies of atoms and rows
-        if self.chance(0.05):
-            a *= 10.0 ** rng.choice([-310, -45, -30, -8, 8, 20, 38, 300])
+        if scale:
+            a *= scale
         if self.seldom() and a.size:
-            a.flat[rng.integers(a.size)] = rng.choice([np.nan, np.inf, -np.inf, 0, 1e38, -0.0])
+            a.flat[rng.integers(a.size)] = pick(rng, [np.nan, np.inf, -np.inf, 0, 1e38, -0.0])
         if self.chance(0.03):
             a = np.zeros(shape)
-        with np.errstate(all="ignore"):
-            return a.astype(dtype)
+        return a.astype(dtype, copy=False)
 
     def laid_out(self, a, name):
         if name in ANY_FLOAT and a.ndim == 2 and self.chance(0.3):
@@ -179,13 +208,10 @@ class Draw:
         if kind == "int":
             most = 40 if name in LONG else max(2, self.sizes["k"])
             if self.seldom(0.2) and name not in LONG:
-                return int(self.rng.choice(HUGE))
+                return pick(self.rng, HUGE)
             return int(self.rng.integers(-1 if self.odd else 0, most))
-        return float(
-            self.rng.choice(
-                [0, 1e-3, 0.1, 1, 10, 1e-30, 1e30, -1, np.nan, np.inf] if self.odd else [1e-3, 0.1, 1]
-            )
-        )
+        odd = [0, 1e-3, 0.1, 1, 10, 1e-30, 1e30, -1, np.nan, np.inf]
+        return float(pick(self.rng, odd if self.odd else [1e-3, 0.1, 1]))
 
     def argument(self, function, name, kind):
         if kind == "Context":
@@ -199,10 +225,9 @@ class Draw:
         return self.number(name, kind)
 
     def call(self, function, parameters):
-        """Arguments in order; handles and numbers first, for they decide the sizes of arrays."""
-        order = sorted(parameters, key=lambda p: (p[0] not in ("handle", "sae"), p[1].startswith("NDArray")))
+        """Arguments in order."""
         given = {}
-        for name, kind in order:
+        for name, kind in in_order(parameters):
             given[name] = self.argument(function, name, kind)
             if name == "handle":
                 self.sizes["r"] = self.sizes["k"]
@@ -370,6 +395,10 @@ NOW = [0, ""]  # the call at work, for whoever reads of a crash
 
 def main():
     which, seed, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    built = os.environ.get("TORTURE_LIBRARY", "")
+    assert _core.__file__.startswith(built), (
+        f"{_core.__file__} is not the one under the sanitizers, in {built}"
+    )
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     faulthandler.enable()

@@ -7,6 +7,7 @@ and writes other tools' models. `reference` has slow NumPy twins of the C core, 
 
 from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
+from ._dictionary_learning import DictionaryLearning
 from ._version import __version__
 from .evaluation import evaluate
 from .io import load
@@ -17,6 +18,7 @@ from .sae import SparseAutoencoder, TrainingDiverged, fit_many
 
 __all__ = [
     "AtomicInnerProduct",
+    "DictionaryLearning",
     "SparseAutoencoder",
     "SparseCoder",
     "TrainingDiverged",

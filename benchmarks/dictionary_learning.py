@@ -1,15 +1,23 @@
-"""Dictionary learning: time to one held-out objective beside SPAMS's trainDL and scikit-learn, same rows, same threads.
+"""Dictionary learning: speed beside SPAMS's trainDL and scikit-learn, quality and seeds beside the autoencoder.
 
-    python benchmarks/dictionary_learning.py [--data ROWS.npy] [--atoms 1152] [--alpha 4] [--seconds 20] [--threads 2]
+    python benchmarks/dictionary_learning.py [--data ROWS.npy] [--parts speed quality seeds] [--threads 1 2]
 
-Rows are whitened here, once for all. The objective is the lasso's, ``mean 1/2 |x - z D|^2 + alpha |z|_1``, on the last
-tenth of the rows, each competitor's unit atoms coded by `atoms.recovery.lasso`; judging is not on the clock. Each
-is timed to the worst final objective of the three, at the resolution of the snapshots.
+Rows are whitened here, once for all; the last tenth is held out.
+
+speed: the objective is the lasso's, ``mean 1/2 |x - z D|^2 + alpha |z|_1``, on held-out rows, each competitor's unit
+atoms coded by `atoms.recovery.lasso`; judging is not on the clock. Each is timed to the worst final objective of the
+three, at the resolution of the snapshots.
+
+quality: held-out explained variance in the metric, mean L0, and the paper's q* at that L0, of the autoencoder's own codes,
+of OMP over its atoms, and of a dictionary learned with OMP.
+
+seeds: PW-MCC (mean matched |cosine| of two seeds' atoms) of either kind.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 import warnings
 
@@ -80,22 +88,73 @@ def spams(X, held, args):
     return seen
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data")
-    parser.add_argument("--atoms", type=int, default=1152)
-    parser.add_argument("--alpha", type=float, default=4.0)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+def variance(T, codes, W):
+    """Explained, centred, of rows in the metric's coordinates."""
+    return 1 - np.square(T - codes @ W).sum(dtype=np.float64) / np.square(T - T.mean(0)).sum(dtype=np.float64)
+
+
+def of_model(model, held, T):
+    """Explained variance in the metric, and codes."""
+    codes = model.transform(held)
+    rebuilt = model.metric_.whiten(model.inverse_transform(codes))
+    return 1 - np.square(T - rebuilt).sum(dtype=np.float64) / np.square(T - T.mean(0)).sum(
+        dtype=np.float64
+    ), codes
+
+
+def pair(args, metric, width, seed):
+    """The autoencoder and the dictionary of one seed; the same samples for both."""
+    own = {"metric": metric, "verbose": False, "random_state": seed}
+    sae = atoms.SparseAutoencoder(
+        width, target_l0=args.nonzero, batch_size=1024, max_steps=args.samples // 1024, **own
+    )
+    learner = atoms.DictionaryLearning(
+        width, args.nonzero, batch_size=2048, max_steps=args.samples // 2048, **own
+    )
+    return sae, learner
+
+
+def quality(train, held, metric, args):
+    T = metric.whiten(held)
+    for seed in args.seeds[:1]:
+        sae, learner = pair(args, metric, args.width, seed)
+        times = []
+        for model in (sae, learner):
+            started = time.perf_counter()
+            model.fit(train, X_val=held)
+            times.append(time.perf_counter() - started)
+        found = {"autoencoder": (*of_model(sae, held, T), sae, times[0])}
+        W = metric.whiten_directions(sae.W_dec)
+        W = (W / np.linalg.norm(W, axis=1, keepdims=True)).astype(np.float32)
+        center = T.mean(0)
+        codes = atoms.recovery.omp(T - center, W, args.nonzero)
+        found["OMP over its atoms"] = variance(T - center, codes, W), codes, sae, times[0]
+        found["dictionary learning"] = (*of_model(learner, held, T), learner, times[1])
+        print(f"{args.width} atoms, AIP, {args.samples:,} samples, seed {seed}: held-out R2, L0, q*, seconds")
+        for name, (r2, codes, model, spent) in found.items():
+            q = atoms.theory.stability(model.W_dec, codes, metric).q_star
+            print(f"  {name}: {r2:.4f}, {codes.nnz / len(T):.1f}, {q:.3f}, {spent:.0f} s", flush=True)
+
+
+def seeds(train, held, metric, args):
+    several = [pair(args, metric, 1152, seed) for seed in args.seeds]
+    for kind, models in zip(("autoencoder", "dictionary learning"), zip(*several)):
+        for model in models:
+            model.fit(train, X_val=held)
+        mcc = [
+            atoms.theory.match_dictionaries(a.W_dec, b.W_dec, metric).mcc
+            for i, a in enumerate(models)
+            for b in models[i + 1 :]
+        ]
+        print(
+            f"1,152 atoms, {args.samples:,} samples, seeds {args.seeds}: PW-MCC of the {kind} {np.mean(mcc):.3f}",
+            flush=True,
+        )
+
+
+def speed(X, held, args):
+    print(f"lasso, alpha {args.alpha:g}, {args.atoms} atoms, {args.seconds:g} s each, {args.threads} threads")
     atoms.set_num_threads(args.threads)
-    raw = np.load(args.data or capture(default_text(), default_folder()))
-    cut = len(raw) * 9 // 10
-    norms = np.linalg.norm(raw, axis=1)
-    keep = norms <= 10 * np.median(norms)
-    metric = atoms.AtomicInnerProduct(centered=True).fit(raw[:cut][keep[:cut]])
-    X = np.random.default_rng(0).permutation(metric.whiten(raw[:cut][keep[:cut]]).astype(np.float32))
-    held = metric.whiten(raw[cut:][keep[cut:]]).astype(np.float32)[:1000]
     curves = {}
     with threadpool_limits(args.threads):
         for run in (ours, spams, sklearn):
@@ -104,12 +163,8 @@ def main() -> None:
             except ImportError as error:
                 print(f"{run.__name__}: {error}")
                 continue
-            some = (
-                seen
-                if len(seen) < 12
-                else [seen[i] for i in np.unique(np.geomspace(1, len(seen), 12).astype(int) - 1)]
-            )
-            curves[run.__name__] = [(s, objective(D, held, args.alpha)) for s, D in some]
+            some = np.unique(np.geomspace(1, len(seen), 12).astype(int) - 1)
+            curves[run.__name__] = [(seen[i][0], objective(seen[i][1], held, args.alpha)) for i in some]
             print(run.__name__, " ".join(f"{s:.1f}s {f:.3f}" for s, f in curves[run.__name__]), flush=True)
     goal = max(min(f for _, f in curve) for curve in curves.values())
     reached = {name: next(s for s, f in curve if f <= goal) for name, curve in curves.items()}
@@ -117,6 +172,43 @@ def main() -> None:
         f"objective {goal:.3f}:",
         ", ".join(f"{n} {s:.2f} s ({s / reached['ours']:.1f})" for n, s in reached.items()),
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data")
+    parser.add_argument("--parts", nargs="+", default=["speed", "quality", "seeds"])
+    parser.add_argument("--atoms", type=int, default=1152, help="of the speed part")
+    parser.add_argument("--alpha", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--width", type=int, default=2304, help="atoms of the quality part")
+    parser.add_argument("--nonzero", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=409_600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    args = parser.parse_args()
+    load = ", ".join(f"{v:.1f}" for v in os.getloadavg())
+    with open("/proc/cpuinfo") as file:
+        cpu = next((line.partition(": ")[2].strip() for line in file if line.startswith("model name")), "?")
+    print(f"{cpu}, {os.cpu_count()} cores, load averages at the start {load}", flush=True)
+    raw = np.load(args.data or capture(default_text(), default_folder()))
+    cut, norms = len(raw) * 9 // 10, np.linalg.norm(raw, axis=1)
+    keep = norms <= 10 * np.median(norms)
+    train, held = raw[:cut][keep[:cut]], raw[cut:][keep[cut:]]
+    metric = atoms.AtomicInnerProduct(centered=True).fit(train)
+    X = np.random.default_rng(0).permutation(metric.whiten(train).astype(np.float32))
+    if "speed" in args.parts:
+        for threads in args.threads:
+            speed(
+                X,
+                metric.whiten(held).astype(np.float32)[:1000],
+                argparse.Namespace(**{**vars(args), "threads": threads}),
+            )
+    atoms.set_num_threads(max(args.threads))
+    for part in (quality, seeds):
+        if part.__name__ in args.parts:
+            part(train, held, metric, args)
+    print(f"load averages at the end {', '.join(f'{v:.1f}' for v in os.getloadavg())}")
 
 
 if __name__ == "__main__":

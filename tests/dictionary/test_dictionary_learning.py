@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse as sp
 
 import atoms
-from atoms import _core, reference
+from atoms import _core
+from atoms import _reference as reference
 
 CODERS = {
     "omp": {"n_nonzero": 4},
@@ -264,3 +265,94 @@ def test_bad_rows_and_parameters_are_named():
             learner(50).set_params(**parameters).fit(X)
     with pytest.raises(ValueError, match="features"):
         model.transform(X[:, :9])
+
+
+def test_files_do_not_grow_with_the_steps(tmp_path):
+    X, _ = planted(8, 10, 2, 400)
+    for steps in (400, 1200):
+        model = learner(10, batch_size=32, max_steps=steps).fit(X, checkpoint=tmp_path / f"{steps}")
+        assert len(model.history_["step"]) <= 400 and model.history_["step"][-1] == steps
+    assert len(model.history_["step"]) == 200
+    again = learner(10, batch_size=32, max_steps=20)
+    for _ in range(600):
+        again.partial_fit(X[:32])
+    assert again.n_samples_seen_ == 600 * 32 and len(again.history_["step"]) <= 500
+    again.save(tmp_path / "again", training_state=True)
+    other = atoms.DictionaryLearning.load(tmp_path / "again").partial_fit(X[:32])
+    np.testing.assert_array_equal(other.W_dec, again.partial_fit(X[:32]).W_dec)
+
+
+def test_all_inputs_of_the_autoencoder_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    X, _ = planted(40, 50, 3, 1000)
+    expected = learner(50, max_steps=6).fit(X, X_val=X[:100])
+    assert np.isfinite(expected.history_["explained_variance_val"]).sum() == 6
+    np.save(tmp_path / "x.npy", X)
+    for same in (
+        torch.tensor(X, requires_grad=True), [X[:300], X[300:]], np.load(tmp_path / "x.npy", mmap_mode="r"),
+        lambda: iter(np.array_split(X, 7)),
+    ):  # fmt: skip
+        model = learner(50, max_steps=6).fit(same)
+        np.testing.assert_array_equal(model.W_dec, expected.W_dec)
+    assert (expected.transform(iter([X[:300], X[300:]])) != expected.transform(X)).nnz == 0
+    with pytest.warns(UserWarning, match="ended after"):
+        learner(8, batch_size=4096, max_steps=30).fit(iter([X[:, :4]] * 70))  # more than the buffer holds
+
+
+def test_massive_rows_are_dropped_and_a_metric_is_fitted_in_a_copy():
+    X, _ = planted(40, 50, 3, 1000)
+    loud = X.copy()
+    loud[[3, 500]] *= 1000
+    metric = atoms.AtomicInnerProduct()
+    model = learner(50, metric=metric, max_steps=6).fit(loud, X_val=loud, massive="drop")
+    assert model.n_dropped_massive_ == 2
+    assert not metric.__sklearn_is_fitted__() and model.metric_.n_samples_seen_ == 998
+    own = atoms.AtomicInnerProduct().fit(np.delete(loud, [3, 500], axis=0))
+    before = learner(50, metric=own, max_steps=6).fit(np.delete(loud, [3, 500], axis=0))
+    np.testing.assert_allclose(model.W_dec, before.W_dec, atol=1e-3)
+    bits = before.transform(X).data.tobytes()
+    own.fit(X[:200] * 7)
+    assert before.transform(X).data.tobytes() == bits
+    with pytest.warns(UserWarning, match="norm"):
+        learner(50, max_steps=2).fit(loud)
+
+
+def test_habits_of_estimators():
+    pd, base = pytest.importorskip("pandas"), pytest.importorskip("sklearn.base")
+    X, _ = planted(8, 10, 2, 400)
+    frame = pd.DataFrame(X, columns=list("abcdefgh"))
+    model = base.clone(learner(10, max_steps=4)).fit(frame, np.zeros(400))
+    assert list(model.feature_names_in_) == list("abcdefgh")
+    with pytest.raises(ValueError, match="order"):
+        model.transform(frame[list("hgfedcba")])
+    assert "atoms replaced" in model._repr_html_() and "not fitted" in learner()._repr_html_()
+    with pytest.raises(ValueError, match="held-out rows as X_val"):
+        learner(10).fit(X, X[:50])
+    with pytest.raises(ValueError, match="batch_size"):
+        model.set_params(batch_size=7).partial_fit(X)
+    axes = pytest.importorskip("matplotlib.pyplot").figure().subplots()
+    assert model.plot(axes) is axes and "L0" in axes.figure.axes[0].get_title(loc="left") + str(
+        [t.get_text() for t in axes.texts]
+    )
+
+
+def test_signals_that_are_given_up_are_said_once(monkeypatch):
+    from atoms._dictionary import _learning
+    from atoms.recovery import Status
+
+    X, _ = planted(8, 10, 2, 400)
+    model = learner(10, max_steps=4).fit(X)
+    assert model.history_["unsolved"] == [0] * 4
+    real = _learning.code
+
+    def limited(*args):
+        codes, residual, status = real(*args)
+        status[5] = Status.LIMIT
+        return codes, residual, status
+
+    monkeypatch.setattr(_learning, "code", limited)
+    with pytest.warns(
+        atoms.recovery.RecoveryWarning, match="of 400 signals 1 stopped at the limit.* row 5"
+    ) as said:
+        model.transform(X)
+    assert len(said) == 1

@@ -53,7 +53,8 @@ def test_the_public_names_are_few():
 
 
 # 128 and 853 before they were pruned; raise these only for a name that earns its place
-NAMES, PARAMETERS = 91, 653
+# DictionaryLearning, with its 37 parameters, is the last that did: atoms without an encoder are a kind of their own
+NAMES, PARAMETERS = 92, 690
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda m: m.__name__)

@@ -22,19 +22,31 @@ from ._rate import Rate
 from ._revival import Revival
 from ._saving import Trained
 from ._settings import Settings
+from ._space import TrainingSpace
 from ._steering import Steering
 
 
 class Training(Protocol):
     """What `train` needs of a run: an autoencoder's is `Run`."""
 
-    space: Any  # TrainingSpace
-    settings: Any  # with max_steps
-    path: Any  # of the checkpoint, or None
-    save: Callable[[Any], None]  # writes it
+    @property
+    def space(self) -> TrainingSpace: ...
+    @property
+    def settings(self) -> Any:
+        """With `max_steps`."""
 
     @property
-    def steps(self) -> int: ...
+    def path(self) -> Any:
+        """Of the checkpoint, or None."""
+
+    @property
+    def save(self) -> Callable[[Any], None]:
+        """Writes it."""
+
+    @property
+    def steps(self) -> int:
+        """Done."""
+
     def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None: ...
     def end(self, seen: int, last: int) -> None: ...
     def check_model(self, step: int) -> None: ...
@@ -227,7 +239,7 @@ def train(
 
     The number of the last step is returned: rows that come one after the other may end before the steps do.
     """
-    first, steps = runs[0].steps, runs[0].settings.max_steps
+    first, steps = runs[0].steps, int(runs[0].settings.max_steps)
     sampler.skip(first)
     # one for each metric; without a metric, all runs have the same mean and scale
     spaces = {id(run.space.metric): run.space for run in runs}

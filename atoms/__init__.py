@@ -19,6 +19,7 @@ except ImportError as error:
 
 from . import activations, controls, io, loggers, recovery, theory
 from ._config import get_num_threads, set_num_threads, show_config
+from ._dictionary import DictionaryLearning
 from ._old import old_modules
 from ._report import report
 from ._steering import steer
@@ -31,6 +32,7 @@ from .sae import SparseAutoencoder, TrainingDiverged, fit_many
 
 __all__ = [
     "AtomicInnerProduct",
+    "DictionaryLearning",
     "SparseAutoencoder",
     "SparseCoder",
     "TrainingDiverged",

@@ -237,6 +237,17 @@ def pack_codes(
     out_indices: NDArray[Any],
     out_values: NDArray[Any],
 ) -> None: ...
+def fit_atoms(
+    ctx: Context,
+    X: NDArray[Any],
+    indptr: NDArray[Any],
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    keep: float,
+    sweeps: int,
+    atoms: NDArray[Any],
+    energy: NDArray[Any],
+) -> None: ...
 
 # ---- theory
 

@@ -192,6 +192,24 @@ def lasso_active_set(x: Array, dictionary: ArrayLike, alpha: float, positive: bo
 # ---- sae
 
 
+def fit_atoms(
+    X: ArrayLike, codes: Any, keep: float, sweeps: int, atoms: ArrayLike, energy: ArrayLike
+) -> tuple[Array, Array]:
+    """Atoms after a pass of block coordinate descent on signals of known codes, and their energies."""
+    X, D = np.asarray(X, np.float64), np.array(atoms, np.float64)
+    Z = np.asarray(codes.toarray(), np.float64)
+    energies: Array = keep * np.asarray(energy, np.float64) + (Z**2).sum(0)
+    used = (Z != 0).any(0) & (energies > 0)
+    R = X - Z @ D
+    for _ in range(sweeps):
+        for j in np.flatnonzero(used):
+            step = Z[:, j] @ R / energies[j]
+            D[j] += step
+            R -= np.outer(Z[:, j], step)
+    D[used] /= np.linalg.norm(D[used], axis=1, keepdims=True)
+    return D, energies
+
+
 def rounded_moments(m: Array, v: Array, step: int, decoder: bool) -> tuple[Array, Array]:
     """A matrix' Adam moments as the core keeps them after its update number `step`: bfloat16, rounded at random.
 

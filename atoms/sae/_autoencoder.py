@@ -36,11 +36,11 @@ from ._model import BLOCK, Model, decode, stacked
 from ._rate import SCHEDULES, LastingRate
 from ._revival import FEWEST_JUDGES, judging_rows
 from ._saving import HISTORY, Trained
-from ._settings import Settings, as_json, k_of
+from ._settings import Settings, as_json, check_same_parameters, k_of
 from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
-from ._training import Run, train, training_rows
+from ._training import Run, check_labels, train, training_rows
 
 
 class SparseAutoencoder(InModel, Scored, Routed):
@@ -307,7 +307,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         cannot be written, leave what has been trained so far. Other threads may use the autoencoder
         meanwhile: they have the model of one step or another.
         """
-        _check_labels(y, X)
+        check_labels(y, X)
         fit_many(
             [self], X, X_val, calibrate=calibrate, massive=massive, callback=callback, init=init,
             checkpoints=[checkpoint],
@@ -367,7 +367,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         settings = self._settings(self._fitted.parameters["random_state"] if fitted else None)
         parameters, rows = self._parameters(settings), rows_of(X)
         if fitted:
-            _check_same_parameters(parameters, self._fitted.parameters)
+            check_same_parameters(parameters, self._fitted.parameters, "learning_rate")
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
             self._fitted = self._fitted._replace(parameters=parameters)
         at = 0
@@ -749,15 +749,6 @@ def _unsaved(path: Any) -> None:
     """Nothing writes checkpoints by itself between calls of `partial_fit`."""
 
 
-def _check_same_parameters(now: dict[str, Any], before: dict[str, Any]) -> None:
-    changed = [k for k, v in before.items() if k != "learning_rate" and now.get(k) != v]
-    if changed:
-        raise ValueError(
-            f"{changed[0]}: was {before[changed[0]]!r} in the calls before, now {now.get(changed[0])!r}; only "
-            "learning_rate may change between calls of partial_fit. Set it back, or call fit"
-        )
-
-
 def _start(ctx: Any, rows: Rows, settings: Settings, metric: Any, init: Any) -> tuple[TrainingSpace, Model]:
     """A model that has not been trained: `init`'s weights, or directions of these rows."""
     space = TrainingSpace.fit(rows, metric)
@@ -843,7 +834,7 @@ def fit_many(
             sae._begin(own, rows, sampler, init, path, metric_of[id(sae.metric)])
             for sae, own, path in zip(saes, settings, paths)
         ]
-        if any(run.model.steps == 0 for run in runs):
+        if any(run.steps == 0 for run in runs):
             warn_of_massive(sampler.first(), stacklevel=3)
         for sae, run in zip(saes, runs):
             run.callback = None if callback is None else functools.partial(callback, sae)
@@ -889,20 +880,6 @@ def _warn_of_the_end(
                 "thresholds are calibrated on it",
                 stacklevel=caller,
             )
-
-
-def _check_labels(y: Any, X: Any) -> None:
-    """ValueError for held-out rows in the place of y, where they stood once: y has as many rows as X."""
-    tables = [
-        part for part in (y if isinstance(y, (list, tuple)) else [y]) if len(getattr(part, "shape", ())) == 2
-    ]
-    if not tables:
-        return
-    n, given = rows_of(X).n, sum(part.shape[0] for part in tables)
-    if given != n:
-        raise ValueError(
-            f"y: expected a label for each of the {n} rows, got {given} rows; pass held-out rows as X_val="
-        )
 
 
 def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows | StreamRows) -> dict[int, Any]:

@@ -57,13 +57,30 @@ def write(
     }
     if training_state and data is not None:
         meta["data"] = data
+    write_space(space, tensors, meta)
+    save_tensors(path, kind, tensors, meta)
+
+
+def write_space(space: TrainingSpace, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Add a training space to what a file is to hold."""
     if space.metric is not None:
         arrays, meta["metric"] = metrics.state_of(space.metric)
         tensors |= {f"metric.{k}": v for k, v in arrays.items()}
     else:
         tensors["mean"] = space.mean
         meta["scale"] = float(space.scale)
-    save_tensors(path, kind, tensors, meta)
+
+
+def read_space(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, d: int) -> TrainingSpace:
+    """What `write_space` added; `metric` as `read_metric` gives it."""
+    if metric is not None:
+        if metric.n_features_in_ != d:
+            raise ValueError(f"its metric has {metric.n_features_in_} features, b_dec {d}")
+        return TrainingSpace(d, metric)
+    space = TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), float(meta["scale"]))
+    if not 0 < space.scale < np.inf:
+        raise ValueError(f"scale is {space.scale}")
+    return space
 
 
 def read_metric(tensors: dict[str, np.ndarray], meta: dict[str, Any], num_threads: int | None) -> Any:
@@ -88,14 +105,7 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
             check_tensor(tensors, name, *layout(name, d, s))
     history = _complete({str(name): list(values) for name, values in meta["history"].items()})
     control = _control(meta["control"])
-    if metric is None:
-        space = TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), float(meta["scale"]))
-        if not 0 < space.scale < np.inf:
-            raise ValueError(f"scale is {space.scale}")
-    elif metric.n_features_in_ != d:
-        raise ValueError(f"its metric has {metric.n_features_in_} features, b_dec {d}")
-    else:
-        space = TrainingSpace(d, metric)
+    space = read_space(tensors, meta, metric, d)
     model = Model.of(ctx, d, settings)
     for name in FIELDS:
         if name in tensors:
@@ -125,8 +135,22 @@ def resume(
         Where they, the metric or the data differ, or the file has no training state. Files of before 0.1 do not
         know their data.
     """
-    d_in = data["columns"]
     tensors, meta = load_tensors(path, kind)
+    check_resumed(path, tensors, meta, parameters, metric, data)
+    with reading(path, kind):
+        return restore(tensors, {**meta, "parameters": parameters}, metric, ctx)._replace(data=data)
+
+
+def check_resumed(
+    path: Any,
+    tensors: dict[str, np.ndarray],
+    meta: dict[str, Any],
+    parameters: dict[str, Any],
+    metric: Any,
+    data: dict[str, Any],
+) -> None:
+    """ValueError where a checkpoint is of other parameters, another metric or other data, or cannot go on."""
+    d_in = data["columns"]
     differing = [k for k, v in meta["parameters"].items() if parameters.get(k) != v]
     if differing or meta["n_features_in"] != d_in or ("metric" in meta) != (metric is not None):
         what = ", ".join(differing) or ("d_in" if meta["n_features_in"] != d_in else "metric")
@@ -141,8 +165,6 @@ def resume(
         arrays, _ = metrics.state_of(metric)
         if any(not np.array_equal(v, tensors.get(f"metric.{k}", ())) for k, v in arrays.items()):
             raise ValueError(f"checkpoint: {os.fspath(path)} was trained under another metric")
-    with reading(path, kind):
-        return restore(tensors, {**meta, "parameters": parameters}, metric, ctx)._replace(data=data)
 
 
 def _check_data(path: Any, known: Any, data: dict[str, Any]) -> None:

@@ -112,6 +112,17 @@ def as_json(parameters: dict[str, Any]) -> dict[str, Any]:
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
 
 
+def check_same_parameters(now: dict[str, Any], before: dict[str, Any], free: str = "") -> None:
+    """ValueError where more than `free` has changed between calls of partial_fit."""
+    changed = [k for k, v in before.items() if k != free and now.get(k) != v]
+    if changed:
+        only = f"only {free} may change" if free else "nothing may change"
+        raise ValueError(
+            f"{changed[0]}: was {before[changed[0]]!r} in the calls before, now {now.get(changed[0])!r}; {only} "
+            "between calls of partial_fit. Set it back, or call fit"
+        )
+
+
 def _check_counts_and_choices(p: Any) -> None:
     for name in ("d_sae", "batch_size", "max_steps"):
         value = getattr(p, name)

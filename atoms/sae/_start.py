@@ -15,8 +15,13 @@ from ._settings import Settings
 
 def starting_rows(settings: Settings, rows: Rows) -> np.ndarray:
     """Raw rows to begin from, at random."""
-    rng = np.random.default_rng([*settings.seed, 2])
-    n = min(rows.n, max(4096, min(2 * settings.d_sae, 16384)))
+    return some_rows(rows, settings.d_sae, settings.seed)
+
+
+def some_rows(rows: Rows, latents: int, seed: list[int]) -> np.ndarray:
+    """Raw rows at random, as many as so many latents begin from."""
+    rng = np.random.default_rng([*seed, 2])
+    n = min(rows.n, max(4096, min(2 * latents, 16384)))
     return rows.take(np.sort(rng.choice(rows.n, n, replace=False)))
 
 
@@ -50,10 +55,15 @@ def _initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) 
 def _directions(centred: np.ndarray, settings: Settings) -> np.ndarray:
     """Unit rows, each along a sample."""
     rng = np.random.default_rng([*settings.seed, 0])
-    d, s = centred.shape[1], settings.d_sae
-    chosen = rng.choice(len(centred), s, replace=len(centred) < s)
+    chosen = rng.choice(len(centred), settings.d_sae, replace=len(centred) < settings.d_sae)
+    return directions(centred, chosen, rng, 0.3)
+
+
+def directions(centred: np.ndarray, chosen: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+    """Unit rows along those chosen, and noise of this share of a coordinate's root mean square."""
+    d, s = centred.shape[1], len(chosen)
     # samples repeat when there are fewer than latents, and some may be zero: noise breaks ties
-    noise = 0.3 * np.sqrt(np.einsum("ij,ij->", centred, centred, dtype=np.float64) / centred.size) + 1e-12
+    noise = share * np.sqrt(np.einsum("ij,ij->", centred, centred, dtype=np.float64) / centred.size) + 1e-12
     D = np.empty((s, d), np.float32)
     for block in blocks(s, 1024):
         rows = centred[chosen[block]] + rng.standard_normal((len(chosen[block]), d)) * noise

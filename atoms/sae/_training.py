@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,35 @@ from ._rate import Rate
 from ._revival import Revival
 from ._saving import Trained
 from ._settings import Settings
+from ._space import TrainingSpace
 from ._steering import Steering
+
+
+class Training(Protocol):
+    """What `train` needs of a run: an autoencoder's is `Run`."""
+
+    @property
+    def space(self) -> TrainingSpace: ...
+    @property
+    def settings(self) -> Any:
+        """With `max_steps`."""
+
+    @property
+    def path(self) -> Any:
+        """Of the checkpoint, or None."""
+
+    @property
+    def save(self) -> Callable[[Any], None]:
+        """Writes it."""
+
+    @property
+    def steps(self) -> int:
+        """Done."""
+
+    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None: ...
+    def end(self, seen: int, last: int) -> None: ...
+    def check_model(self, step: int) -> None: ...
+    def progress(self) -> dict[str, str]: ...
 
 
 class TrainingDiverged(ArithmeticError):
@@ -100,6 +128,15 @@ class Run:
             return
         self.history["explained_variance_val"][-1], self.history["l0_val"][-1] = self._held_out(ctx, val)
 
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self.model.steps
+
+    def end(self, seen: int, last: int) -> None:
+        """It was seen after a step that there are rows for so many steps in all."""
+        self.steering.rate.end(seen, last)
+
     def progress(self) -> dict[str, str]:
         """What the progress bar shows."""
         h = self.history
@@ -173,8 +210,22 @@ def training_rows(
     return rows, None if val is None else within(val, limit, "X_val"), dropped
 
 
+def check_labels(y: Any, X: Any) -> None:
+    """ValueError for held-out rows in the place of y, where they stood once: y has as many rows as X."""
+    tables = [
+        part for part in (y if isinstance(y, (list, tuple)) else [y]) if len(getattr(part, "shape", ())) == 2
+    ]
+    if not tables:
+        return
+    n, given = rows_of(X).n, sum(part.shape[0] for part in tables)
+    if given != n:
+        raise ValueError(
+            f"y: expected a label for each of the {n} rows, got {given} rows; pass held-out rows as X_val="
+        )
+
+
 def train(
-    runs: Sequence[Run],
+    runs: Sequence[Training],
     sampler: RowSampler | BlockSampler | StreamSampler,
     val: np.ndarray | None,
     *,
@@ -182,24 +233,25 @@ def train(
     verbose: bool,
     checkpoint_minutes: float,
     checkpoint_steps: int | None,
+    what: str = "SAE",
 ) -> int:
     """All steps of all runs, which see the same batches; each is mapped to each training space once.
 
     The number of the last step is returned: rows that come one after the other may end before the steps do.
     """
-    first, steps = runs[0].model.steps, runs[0].settings.max_steps
+    first, steps = runs[0].steps, int(runs[0].settings.max_steps)
     sampler.skip(first)
     # one for each metric; without a metric, all runs have the same mean and scale
     spaces = {id(run.space.metric): run.space for run in runs}
     vals = {key: None if val is None else space.to_space(val) for key, space in spaces.items()}
     saved = time.perf_counter()
-    with progress_bar("SAE", steps, "step", verbose=verbose, first=first) as bar:
+    with progress_bar(what, steps, "step", verbose=verbose, first=first) as bar:
         for step in range(first + 1, steps + 1):
             ending = sampler.ending()
             if ending is not None and ending[1] < steps:
                 steps = ending[1]
                 for run in runs:
-                    run.steering.rate.end(*ending)
+                    run.end(*ending)
             if step > steps:
                 break
             raw, index = sampler.draw()
@@ -216,7 +268,7 @@ def train(
     return steps
 
 
-def _checkpoint(runs: Sequence[Run], step: int) -> None:
+def _checkpoint(runs: Sequence[Training], step: int) -> None:
     for run in runs:  # all of them first: if one has diverged, no file is written
         run.check_model(step)
     saves = [(run.path, run.save) for run in runs if run.path is not None]

@@ -482,6 +482,20 @@ ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *d
 /* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
 ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, double *top);
 
+/* One pass over the atoms that codes were made with, towards those that rebuild the signals better (block coordinate
+ * descent, codes kept). Atom j, in turn, with the residuals r_i = x_i - z_i D as its forerunners left them:
+ *   energy_j = keep energy_j + sum_i z_ij^2,   step = sum_i z_ij r_i / energy_j,   d_j += step,   r_i -= z_ij step
+ * `sweeps` times (energy_j changes in the first alone), then every atom that a code used gets unit norm. The past comes
+ * in as energy, the weight with which an atom stays where earlier signals brought it: with keep = 0 it is the least
+ * squares fit of each atom to these signals, with the energy of many the online step. No matrix atoms x atoms is made.
+ * atoms (m, d) and energy (m, float64) are brought up to date; m = codes->width. Atoms of no code, and with energy zero,
+ * stay. Steps and residuals are float32, sums over the signals in their order; energies and norms float64.
+ * Memory: 64 (n + m) floats for each thread, 12 bytes for each coefficient. ATOMS_ERR_ARGUMENT where codes and signals
+ * differ in number or an index is out of range; ATOMS_ERR_NONFINITE where an atom becomes NaN, infinite or zero. On any
+ * error atoms and energy are unspecified. */
+ATOMS_API atoms_status atoms_fit_atoms(const atoms_ctx *ctx, atoms_rows x, const atoms_csr_view *codes, double keep,
+                                       int64_t sweeps, float *atoms, double *energy);
+
 /* ---------------------------------------------------------------- theory */
 
 /* Plain float32 rows (n, d), contiguous: most of this room takes unit rows, as atoms_unit_rows gives them. */

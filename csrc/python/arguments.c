@@ -145,3 +145,29 @@ void args_release(arguments *a)
     while (a->n > 0)
         Py_DECREF(a->taken[--a->n].array);
 }
+
+int args_codes(arguments *a, PyObject *o_indptr, PyObject *o_indices, PyObject *o_values, atoms_csr_view *codes)
+{
+    void *indptr, *indices, *values;
+    if (args_array(a, o_indptr, (array_spec){"indptr", NPY_INT64, 1, {-1}, false, false}, &indptr) < 0)
+        return -1;
+    codes->n = args_length(a, 0) - 1;
+    if (args_array(a, o_indices, (array_spec){"indices", NPY_INT32, 1, {-1}, false, false}, &indices) < 0)
+        return -1;
+    int64_t nnz = args_length(a, 0);
+    if (args_array(a, o_values, (array_spec){"values", NPY_FLOAT32, 1, {nnz}, false, false}, &values) < 0)
+        return -1;
+    codes->indptr = indptr;
+    codes->indices = indices;
+    codes->values = values;
+    if (codes->n < 0 || codes->indptr[0] != 0 || codes->indptr[codes->n] != nnz) {
+        PyErr_SetString(PyExc_ValueError, "indptr: expected to run from 0 to the number of values");
+        return -1;
+    }
+    for (int64_t i = 0; i < codes->n; i++)
+        if (codes->indptr[i + 1] < codes->indptr[i]) {
+            PyErr_SetString(PyExc_ValueError, "indptr: expected ascending values");
+            return -1;
+        }
+    return 0;
+}

@@ -32,6 +32,8 @@ typedef struct {
 int args_rows(arguments *a, PyObject *obj, const char *name, atoms_rows *rows);
 /* Where the array's data begin. */
 int args_array(arguments *a, PyObject *obj, array_spec spec, void **data);
+/* Codes in compressed rows; their width is the caller's to set. */
+int args_codes(arguments *a, PyObject *indptr, PyObject *indices, PyObject *values, atoms_csr_view *codes);
 /* The length of the array that was taken last. */
 int64_t args_length(const arguments *a, int axis);
 void args_release(arguments *a);

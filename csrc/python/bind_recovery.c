@@ -323,6 +323,38 @@ static PyObject *py_correlation_max(PyObject *self, PyObject *args)
     return close_call(&c, ready, status, "correlation_max");
 }
 
+/* --------------------------------------------------------------------- atoms */
+
+static PyObject *py_fit_atoms(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    (void)self;
+    static char *names[] = {"ctx", "X", "indptr", "indices", "values", "keep", "sweeps", "atoms", "energy", NULL};
+    PyObject *o_ctx, *o_x, *o_indptr, *o_indices, *o_values, *o_atoms, *o_energy, *result = NULL;
+    const atoms_ctx *ctx;
+    double keep;
+    long long sweeps;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOdLOO:fit_atoms", names, &o_ctx, &o_x, &o_indptr, &o_indices,
+                                     &o_values, &keep, &sweeps, &o_atoms, &o_energy) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
+        return NULL;
+    arguments a = {0};
+    atoms_rows x;
+    atoms_csr_view codes;
+    void *atoms, *energy;
+    if (args_rows(&a, o_x, "X", &x) == 0 && args_codes(&a, o_indptr, o_indices, o_values, &codes) == 0 &&
+        args_array(&a, o_energy, (array_spec){"energy", NPY_FLOAT64, 1, {-1}, true, false}, &energy) == 0) {
+        codes.width = args_length(&a, 0);
+        if (args_array(&a, o_atoms, (array_spec){"atoms", NPY_FLOAT32, 2, {codes.width, x.d}, true, false}, &atoms) ==
+            0) {
+            atoms_status status;
+            WITHOUT_GIL(status = atoms_fit_atoms(ctx, x, &codes, keep, sweeps, atoms, energy));
+            result = atoms_raise(status, "fit_atoms");
+        }
+    }
+    args_release(&a);
+    return result;
+}
+
 /* ------------------------------------------------------------------- packing */
 
 /* The sum of counts, each of 0 .. width; -1 with an exception. */
@@ -394,6 +426,7 @@ PyMethodDef atoms_recovery_methods[] = {
     ATOMS_NAMED("threshold", py_threshold,
                 "threshold(ctx, handle, X, tau, signed, indices, values, counts, status, steps, residual)"),
     {"correlation_max", py_correlation_max, METH_VARARGS, "correlation_max(ctx, handle, X, top)"},
+    ATOMS_NAMED("fit_atoms", py_fit_atoms, "fit_atoms(ctx, X, indptr, indices, values, keep, sweeps, atoms, energy)"),
     ATOMS_NAMED("pack_codes", py_pack_codes, "pack_codes(indices, values, counts, out_indices, out_values)"),
     {NULL, NULL, 0, NULL}};
 

@@ -324,33 +324,6 @@ static PyObject *sae_encode(PyObject *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-/* Compressed rows over `width` latents. */
-static int take_codes(arguments *a, PyObject *o_indptr, PyObject *o_indices, PyObject *o_values, atoms_csr_view *codes)
-{
-    void *indptr, *indices, *values;
-    if (args_array(a, o_indptr, INPUT("indptr", NPY_INT64, 1, -1), &indptr) < 0)
-        return -1;
-    codes->n = args_length(a, 0) - 1;
-    if (args_array(a, o_indices, INPUT("indices", NPY_INT32, 1, -1), &indices) < 0)
-        return -1;
-    int64_t nnz = args_length(a, 0);
-    if (args_array(a, o_values, INPUT("values", NPY_FLOAT32, 1, nnz), &values) < 0)
-        return -1;
-    codes->indptr = indptr;
-    codes->indices = indices;
-    codes->values = values;
-    if (codes->n < 0 || codes->indptr[0] != 0 || codes->indptr[codes->n] != nnz) {
-        PyErr_SetString(PyExc_ValueError, "indptr: expected to run from 0 to the number of values");
-        return -1;
-    }
-    for (int64_t i = 0; i < codes->n; i++)
-        if (codes->indptr[i + 1] < codes->indptr[i]) {
-            PyErr_SetString(PyExc_ValueError, "indptr: expected ascending values");
-            return -1;
-        }
-    return 0;
-}
-
 static PyObject *decode(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
@@ -364,7 +337,7 @@ static PyObject *decode(PyObject *self, PyObject *args, PyObject *kwargs)
     arguments a = {0};
     atoms_csr_view codes;
     void *w, *bias, *out;
-    if (take_codes(&a, o_indptr, o_indices, o_values, &codes) < 0 ||
+    if (args_codes(&a, o_indptr, o_indices, o_values, &codes) < 0 ||
         args_array(&a, o_w, INPUT("W_dec", NPY_FLOAT32, 2, -1, -1), &w) < 0)
         goto done;
     int64_t d = args_length(&a, 1);

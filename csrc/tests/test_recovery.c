@@ -282,3 +282,70 @@ TEST(recovery_short_gram_matrices_in_short_memory)
     atoms_ctx_free(ctx);
 }
 #endif
+
+enum { FIT_D = 70, FIT_N = 23, FIT_M = 9 };
+
+typedef struct {
+    float x[FIT_N * FIT_D], values[2 * FIT_N], atoms[FIT_M * FIT_D];
+    int64_t indptr[FIT_N + 1];
+    int32_t indices[2 * FIT_N];
+    double energy[FIT_M];
+} fit;
+
+/* Signals of two atoms each of the first FIT_M - 1. */
+static void start_fit(fit *f)
+{
+    uint64_t seed = 3;
+    for (int i = 0; i < FIT_N * FIT_D; i++)
+        f->x[i] = (float)atoms_test_random(&seed);
+    for (int i = 0; i < FIT_M * FIT_D; i++)
+        f->atoms[i] = (float)atoms_test_random(&seed);
+    for (int i = 0; i < 2 * FIT_N; i++) {
+        f->indices[i] = (i + i / 4) % (FIT_M - 1);
+        f->values[i] = (float)(1 + atoms_test_random(&seed));
+    }
+    for (int i = 0; i <= FIT_N; i++)
+        f->indptr[i] = 2 * i;
+    for (int j = 0; j < FIT_M; j++)
+        f->energy[j] = 1;
+}
+
+static atoms_status run_fit(const atoms_ctx *ctx, fit *f)
+{
+    const atoms_csr_view codes = {FIT_N, FIT_M, f->indptr, f->indices, f->values};
+    return atoms_fit_atoms(ctx, (atoms_rows){f->x, ATOMS_F32, FIT_N, FIT_D, FIT_D, 1}, &codes, 0.5, 2, f->atoms,
+                           f->energy);
+}
+
+TEST(recovery_atoms_fitted)
+{
+    static fit one, many, before;
+    start_fit(&before);
+    for (int i = 0; i < atoms_test_contexts(); i += 2) {
+        atoms_ctx *a = atoms_test_context(i), *b = atoms_test_context(i + 1);
+        one = many = before;
+        CHECK(run_fit(a, &one) == ATOMS_OK && run_fit(b, &many) == ATOMS_OK);
+        CHECK(!memcmp(&one, &many, sizeof one));
+        for (int j = 0; j < FIT_M; j++) {
+            double square = 0;
+            for (int c = 0; c < FIT_D; c++)
+                square += (double)one.atoms[j * FIT_D + c] * one.atoms[j * FIT_D + c];
+            CHECK(j == FIT_M - 1 || fabs(square - 1) < 1e-5);
+        }
+        const size_t last = (FIT_M - 1) * FIT_D; /* of no code: stays */
+        CHECK(!memcmp(one.atoms + last, before.atoms + last, FIT_D * sizeof(float)));
+        CHECK(one.energy[FIT_M - 1] == 0.5);
+        one = before;
+        one.indices[5] = FIT_M;
+        CHECK(run_fit(a, &one) == ATOMS_ERR_ARGUMENT);
+        one = before;
+        one.values[5] = NAN;
+        CHECK(run_fit(a, &one) == ATOMS_ERR_NONFINITE);
+        one = before;
+        one.x[5] = INFINITY;
+        CHECK(run_fit(a, &one) == ATOMS_ERR_NONFINITE);
+        int nth;
+        CHECK_SHORT_MEMORY(nth, 10, (one = before, run_fit(a, &one)));
+        atoms_ctx_free(a), atoms_ctx_free(b);
+    }
+}

@@ -6,12 +6,13 @@
     extern const struct theory_kernels atoms_theory_##isa;                                                             \
     extern const struct omp_kernels atoms_omp_##isa##_f32, atoms_omp_##isa##_f64;                                      \
     extern const struct code_kernels atoms_codes_##isa##_f32, atoms_codes_##isa##_f64;                                 \
+    extern const struct atom_kernels atoms_atoms_##isa##_f32;                                                          \
     extern const struct sae_kernels atoms_sae_##isa;
 
 #define ROOMS(isa)                                                                                                     \
     .metric = &atoms_metric_##isa, .theory = &atoms_theory_##isa, .omp_f32 = &atoms_omp_##isa##_f32,                   \
     .omp_f64 = &atoms_omp_##isa##_f64, .codes_f32 = &atoms_codes_##isa##_f32, .codes_f64 = &atoms_codes_##isa##_f64,   \
-    .sae = &atoms_sae_##isa
+    .atoms = &atoms_atoms_##isa##_f32, .sae = &atoms_sae_##isa
 
 DECLARE(portable)
 extern const struct sae_screens atoms_screens_portable;
@@ -37,6 +38,7 @@ static const atoms_instances vnni = {
     .codes_f32 = &atoms_codes_avx512_f32,
     .codes_f64 = &atoms_codes_avx512_f64,
     .short_rows = &atoms_short_rows_vnni,
+    .atoms = &atoms_atoms_avx512_f32,
     .sae = &atoms_sae_avx512,
     .screens = &atoms_screens_vnni,
 };

@@ -13,6 +13,7 @@ typedef struct {
     const struct omp_kernels *omp_f32, *omp_f64;
     const struct code_kernels *codes_f32, *codes_f64;
     const struct short_kernels *short_rows; /* NULL: none */
+    const struct atom_kernels *atoms;
     const struct sae_kernels *sae;
     const struct sae_screens *screens;
 } atoms_instances;

@@ -45,6 +45,21 @@ struct code_kernels {
 /* Basis pursuit with equality: float64 and plain C, the same for all instruction sets. */
 atoms_status equality_tile(const atoms_ctx *ctx, const atoms_dict *dict, const void *params, const codes_tile *tile);
 
+/* Fitting atoms to signals, STRIP columns at a time. */
+#define STRIP 64
+typedef struct {
+    int64_t n, m, sweeps;  /* signals, atoms */
+    const int64_t *begin;  /* (m + 1) where each atom's coefficients begin in */
+    const int32_t *signal; /* their signals, ascending, and */
+    const float *z;        /* values */
+    const float *inverse;  /* (m) 1 / energy, 0 for an atom that stays */
+    float *atoms;          /* (m, STRIP) */
+    float *residual;       /* (n, STRIP) IN: the signals */
+} atoms_strip;
+struct atom_kernels {
+    void (*fit)(const atoms_strip *strip);
+};
+
 /* 16-bit rows, where there are instructions for them. */
 struct short_kernels {
     /* Rounds n <= PANEL_ATOMS rows a (n, d) to 16 bits, ld values each, zeros from d on, in common units (chunks). The

@@ -1,0 +1,13 @@
+"""Dictionary learning: atoms fitted to exact sparse codes, without an encoder.
+
+The files, each of which imports only from those above it; spaces, samplers, checkpoints and the loop are `atoms.sae`'s::
+
+    _learned    Learned: the parameters, checked, and all that a next step depends on; to a file and back
+    _start      first atoms
+    _steps      codes of a batch, a step, and its record
+    _learning   DictionaryLearning, which holds a Learned
+"""
+
+from ._learning import DictionaryLearning
+
+__all__ = ["DictionaryLearning"]

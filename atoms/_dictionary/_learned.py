@@ -1,0 +1,123 @@
+"""What dictionary learning knows: its parameters, checked, and its state, in a file and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from .._checks import check_count, check_number
+from .._files import check_tensor, load_tensors, reading, save_tensors
+from ..sae._saving import check_resumed, read_space, write_space
+from ..sae._space import TrainingSpace
+
+KIND = "DictionaryLearning"
+CODERS = ("omp", "nn-omp", "lasso", "nn-lasso")
+HISTORY = (
+    "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val", "l0", "dead", "unsolved",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Learned:
+    """A dictionary as far as it has been learned. Its arrays are replaced by each step, never changed."""
+
+    space: TrainingSpace
+    center: np.ndarray  # (d,) float32, subtracted from rows in the training space
+    atoms: np.ndarray  # (n_atoms, d) float32, unit rows of that space
+    energy: np.ndarray  # (n_atoms,) float64, discounted sums of squared coefficients
+    last_fired: np.ndarray  # (n_atoms,) int64, the number of the sample
+    counters: np.ndarray  # (3,) int64: steps, samples, atoms replaced since the last record
+    spent: float  # seconds
+    history: dict[str, list[Any]]
+    parameters: dict[str, Any]
+    data: dict[str, Any] | None  # what is known of the rows (`Rows.identity`)
+
+    @classmethod
+    def new(cls, space: TrainingSpace, center: Any, atoms: Any, parameters: Any, data: Any) -> Learned:
+        """Before the first step."""
+        m = len(atoms)
+        state = np.zeros(m), np.zeros(m, np.int64), np.zeros(3, np.int64)
+        return cls(space, center, atoms, *state, 0.0, {name: [] for name in HISTORY}, parameters, data)
+
+    def write(self, path: Any, training_state: bool) -> None:
+        """A safetensors file; `training_state` adds what going on needs."""
+        names = ["atoms", "center", "counters", *(("energy", "last_fired") if training_state else ())]
+        tensors = {name: getattr(self, name) for name in names}
+        meta: dict[str, Any] = {
+            "parameters": self.parameters,
+            "n_features_in": self.space.d,
+            "history": self.history,
+            "spent": self.spent,
+        }
+        if training_state and self.data is not None:
+            meta["data"] = self.data
+        write_space(self.space, tensors, meta)
+        save_tensors(path, KIND, tensors, meta)
+
+    @classmethod
+    def read(cls, tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any) -> Learned:
+        """What `write` wrote."""
+        d, m = len(tensors["center"]), int(meta["parameters"]["n_atoms"])
+        layout: dict[str, tuple[tuple[int, ...], Any]] = {
+            "center": ((d,), np.float32),
+            "atoms": ((m, d), np.float32),
+            "counters": ((3,), np.int64),
+            "energy": ((m,), np.float64),
+            "last_fired": ((m,), np.int64),
+        }
+        later = () if "last_fired" in tensors else ("energy", "last_fired")  # a file of results alone
+        state = {k: np.zeros(*v) if k in later else check_tensor(tensors, k, *v) for k, v in layout.items()}
+        if later:  # going on from here, no atom is dead yet
+            state["last_fired"] += state["counters"][1]
+        history = {name: list(meta["history"][name]) for name in HISTORY}
+        return cls(
+            read_space(tensors, meta, metric, d), **state, spent=float(meta["spent"]), history=history,
+            parameters=meta["parameters"], data=meta.get("data"),
+        )  # fmt: skip
+
+
+def resume(path: Any, parameters: dict[str, Any], metric: Any, data: dict[str, Any]) -> Learned:
+    """The state in a checkpoint, to go on with the same parameters on the same data.
+
+    Raises
+    ------
+    ValueError
+        Where they or the metric differ, or the file has no training state.
+    """
+    tensors, meta = load_tensors(path, KIND)
+    with reading(path, KIND):
+        _ = meta["parameters"], meta["n_features_in"]
+    check_resumed(path, tensors, meta, parameters, metric, data)
+    with reading(path, KIND):
+        return Learned.read(tensors, meta, metric)
+
+
+def checked(model: Any) -> dict[str, Any]:
+    """The parameters that a file keeps, checked."""
+    p = {
+        k: v.item() if isinstance(v, np.generic) else v
+        for k, v in model.get_params(deep=False).items()
+        if k not in ("metric", "num_threads", "verbose")
+    }
+    for name in ("n_atoms", "batch_size", "max_steps", "sweeps"):
+        p[name] = check_count(p[name], name)
+    if p["coder"] not in CODERS:
+        raise ValueError(f"coder: expected one of {', '.join(CODERS)}, got {p['coder']!r}")
+    pursuit = p["coder"].endswith("omp")
+    used, other = ("n_nonzero", "alpha") if pursuit else ("alpha", "n_nonzero")
+    if p[other] is not None:
+        raise ValueError(f"{other}: coder={p['coder']!r} takes {used} in its place; leave {other} None")
+    if pursuit and p[used] is not None:
+        p[used] = check_count(p[used], used)
+        if p[used] > p["n_atoms"]:
+            raise ValueError(f"n_nonzero: expected at most n_atoms ({p['n_atoms']}), got {p[used]}")
+    elif p[used] is not None:
+        p[used] = check_number(p[used], used, 0, strict=True)
+    for name in ("forget", "dead_after"):
+        p[name] = check_number(p[name], name, 0)
+    seed = p["random_state"]
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"random_state: expected a non-negative integer, got {seed!r}")
+    return p

@@ -1,0 +1,463 @@
+"""DictionaryLearning, the estimator."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .. import _plot as plot
+from .. import metric as metrics
+from .._arrays import as_array
+from .._checks import first_nonfinite_row, nonfinite_error
+from .._config import context
+from .._estimator import Estimator
+from .._files import load_tensors, reading
+from .._rows import Rows, rows_of, warn_of_massive
+from ..recovery import Dictionary
+from ..recovery._coding import complain
+from ..sae._checkpoints import held
+from ..sae._model import BLOCK, decode, stacked
+from ..sae._saving import read_metric
+from ..sae._settings import check_same_parameters
+from ..sae._space import check_metric
+from ..sae._training import check_labels, train, training_rows
+from ._learned import KIND, Learned, checked, resume
+from ._start import start
+from ._steps import Steps, code
+
+PART = 65536  # rows that `partial_fit` shuffles at a time
+
+
+class DictionaryLearning(Estimator):
+    """Online dictionary learning over exact sparse codes: OMP's or the lasso's, no encoder.
+
+    Activations are mapped to the training space of `SparseAutoencoder`: ``t(x) = (x - mean) S^(1/2)`` under
+    `metric` (the mean only where the metric is centred), else ``t(x) = c (x - mean)`` with mean square 1 a
+    coordinate; what mean is left there is taken off too. Over unit atoms ``d_j`` the objective is
+
+    * ``mean_i |t_i - z_i D|^2`` with at most `n_nonzero` nonzeros in ``z_i`` (``"omp"``, and ``"nn-omp"`` with
+      ``z >= 0``), or
+    * ``mean_i 1/2 |t_i - z_i D|^2 + alpha |z_i|_1`` (``"lasso"``, and ``"nn-lasso"`` with ``z >= 0``).
+
+    Each step codes a batch, and then brings each atom in turn to the least squares fit of the residuals, held by the
+    energy ``e_j``, the discounted sum of its squared coefficients so far:
+
+        ``e_j = keep e_j + sum_i z_ij^2``, ``d_j += sum_i z_ij r_i / e_j``, ``r_i -= z_ij (change of d_j)``.
+
+    This is the block coordinate descent of Mairal et al. 2010 (section 3.4) on the batch alone, in which earlier
+    batches come in through the diagonal of their second moment of codes, their own gradient taken as zero. So no
+    matrix of atoms by atoms or of atoms by features is kept. ``keep = (1 - 1 / step) ** forget``.
+
+    Parameters
+    ----------
+    n_atoms : int
+        Number of atoms.
+    n_nonzero : int, optional
+        For the OMP coders: most atoms in a code; default 10% of the features.
+    alpha : float, optional
+        For the lasso coders: the penalty, in units of the training space; default 1.
+    metric : AtomicInnerProduct, optional
+        Unfitted, it is fitted to X, in a copy; None learns in Euclidean geometry.
+    coder : {"omp", "nn-omp", "lasso", "nn-lasso"}
+        What codes are, see above.
+    batch_size : int
+        Samples for each step.
+    max_steps : int
+        Steps of `fit`.
+    forget : float
+        How fast earlier batches lose weight: batch s weighs ``(s / step) ** forget`` at a step. 0: never.
+    sweeps : int
+        Times that a step goes through all atoms.
+    dead_after : float
+        An atom that was in no code within so many times n_atoms / L0 samples is replaced by the residual of a row
+        drawn by its squared norm, but not in the last tenth of the steps of `fit`. 0: never.
+    random_state : int
+        Seeds everything; equal seeds give equal bits, for any number of threads.
+    num_threads : int, optional
+        None for the package's setting.
+    verbose : bool
+        Show a progress bar.
+
+    Attributes
+    ----------
+    W_dec : ndarray (n_atoms, d_in) float32
+        The atoms for raw activations, ``x_hat = codes W_dec + b_dec``; of unit norm under the metric.
+    b_dec : ndarray (d_in,) float32
+    metric_ : AtomicInnerProduct or None
+        That it was fitted under, in a copy of its own.
+    history_ : dict of lists
+        Of up to 200 steps of `fit`, evenly spaced: step, samples, seconds, loss (the objective, of the batch, before
+        the step), explained_variance (centred, of the batch before the step), explained_variance_val (of `X_val`),
+        l0, dead (replaced since the last record), unsolved (signals of the batch that the coder gave up).
+    n_dropped_massive_ : int
+        Rows of X that ``massive="drop"`` left out.
+    n_features_in_ : int
+
+    Notes
+    -----
+    The cost is that of the coder (`atoms.recovery.omp`, `atoms.recovery.lasso`), and ``4 d_in sweeps`` operations for
+    each nonzero. Memory beside theirs: three times the atoms, a batch in float32, and
+    ``256 (batch_size + n_atoms)`` bytes a thread.
+
+    References
+    ----------
+    Mairal, Bach, Ponce, Sapiro, "Online learning for matrix factorization and sparse coding" (2010);
+    Rubinstein, Zibulevsky, Elad (2008), whose approximate K-SVD this is where ``keep = 0``.
+
+    Examples
+    --------
+    >>> import numpy as np, atoms
+    >>> X = np.random.default_rng(0).standard_normal((2000, 16)).astype("float32")
+    >>> model = atoms.DictionaryLearning(32, n_nonzero=4, max_steps=20, verbose=False).fit(X)
+    >>> codes = model.transform(X)
+    >>> codes.shape, model.inverse_transform(codes).shape
+    ((2000, 32), (2000, 16))
+    """
+
+    def __init__(
+        self,
+        n_atoms: int = 256,
+        n_nonzero: int | None = None,
+        alpha: float | None = None,
+        metric: Any = None,
+        *,
+        coder: str = "omp",
+        batch_size: int = 2048,
+        max_steps: int = 200,
+        forget: float = 2.0,
+        sweeps: int = 1,
+        dead_after: float = 100.0,
+        random_state: int = 0,
+        num_threads: int | None = None,
+        verbose: bool = True,
+    ) -> None:
+        self.n_atoms = n_atoms
+        self.n_nonzero = n_nonzero
+        self.alpha = alpha
+        self.metric = metric
+        self.coder = coder
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.forget = forget
+        self.sweeps = sweeps
+        self.dead_after = dead_after
+        self.random_state = random_state
+        self.num_threads = num_threads
+        self.verbose = verbose
+
+    # ---------------------------------------------------------------- training
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        X_val: Any = None,
+        massive: str = "keep",
+        callback: Callable[[DictionaryLearning, dict[str, Any]], None] | None = None,
+        init: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_minutes: float = 5.0,
+        checkpoint_steps: int | None = None,
+    ) -> DictionaryLearning:
+        """Learn atoms from activations.
+
+        Parameters
+        ----------
+        X : array (n, d_in), tensor, memory map, list of them, ``store[layer]``, ActivationStream, ...
+            All that `SparseAutoencoder.fit` takes, read as it does and in its order.
+        y : ignored
+            For scikit-learn's pipelines.
+        X_val : array (m, d_in), optional
+            Held out; its explained variance is recorded twenty times.
+        massive : {"keep", "drop"}
+            "drop" leaves out rows whose norm is more than ten times the median of X's, here and of `X_val`.
+        callback : callable, optional
+            Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
+        init : array (n_atoms, d_in), model with W_dec, or "k-means++", optional
+            Atoms for raw activations to start from. "k-means++": rows far from each other, by 1 - cosine^2. None:
+            rows at random.
+        checkpoint : path, optional
+            File to write every now and then and at the end, as `SparseAutoencoder.fit` does: where it is there,
+            learning goes on from it, to the same bits.
+        checkpoint_minutes : float
+            Minutes from one checkpoint to the next.
+        checkpoint_steps : int, optional
+            Write one after each multiple of so many steps, too.
+
+        Raises
+        ------
+        ValueError
+            For parameters out of range, NaN or infinity in X (naming the row), or a checkpoint of other parameters,
+            another metric or other data. The estimator is then what it was before.
+
+        Warns
+        -----
+        UserWarning
+            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more; rows
+            ended before `max_steps`.
+        """
+        check_labels(y, X)
+        parameters = checked(self)
+        rows, val, dropped = training_rows(X, X_val, massive)
+        metric = metrics.fitted(self.metric, rows.blocks)
+        check_metric(metric, rows.d)
+        metric, data = metrics.frozen(metric), rows.identity()
+        with contextlib.ExitStack() as open_:
+            open_.enter_context(held([checkpoint]))
+            sampler = rows.sampler(
+                parameters["batch_size"], [parameters["random_state"]], parameters["max_steps"]
+            )
+            open_.callback(sampler.close)
+            if checkpoint is not None and os.path.exists(checkpoint):
+                learned = resume(checkpoint, parameters, metric, data)
+            else:
+                learned = start(sampler.first(), parameters, metric, init, data)
+                warn_of_massive(sampler.first(), stacklevel=3)
+            report = None if callback is None else functools.partial(callback, self)
+            run = Steps(learned, self.num_threads, parameters["max_steps"], checkpoint, report)
+            with self._taking(learned, rows):
+                self.n_dropped_massive_ = dropped
+                last = train(
+                    [run], sampler, val, calibrated=False, verbose=self.verbose, what="dictionary",
+                    checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
+                )  # fmt: skip
+        if last < parameters["max_steps"]:
+            warnings.warn(
+                f"X: a {type(X).__name__} whose rows ended after {last:,} of {parameters['max_steps']:,} steps; for all "
+                "steps pass what can be gone through again, or ask for fewer max_steps",
+                stacklevel=2,
+            )
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> DictionaryLearning:
+        """Go on with these rows, batch after batch; the first call starts from them.
+
+        Parameters
+        ----------
+        X : (n, d_in) array or tensor, or whatever else `fit` takes
+            One step where it has up to `batch_size` rows, else several of about equal size, in random order.
+        y : ignored
+            For scikit-learn's pipelines.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, and where parameters have changed since the first call; steps taken before a bad row stand.
+
+        Notes
+        -----
+        A metric must be fitted before the first call, which takes a copy of it. ``save(path, training_state=True)``
+        between two calls is a checkpoint, from which `load` goes on to the same bits.
+        """
+        parameters, rows = checked(self), rows_of(X)
+        if self.__sklearn_is_fitted__():
+            check_same_parameters(parameters, self._learned.parameters)
+            self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
+        at = 0
+        for part in rows.blocks(PART):
+            if (bad := first_nonfinite_row(part)) >= 0:
+                raise nonfinite_error(part, "X", at + bad)
+            if not self.__sklearn_is_fitted__():
+                if len(part) < 2:
+                    raise ValueError(f"X: expected at least 2 samples in the first call, got {len(part)}")
+                check_metric(self.metric, rows.d)
+                learned = start(Rows(part), parameters, metrics.frozen(self.metric), None, None)
+                self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
+                self._take(learned)
+                warn_of_massive(Rows(part), stacklevel=3)
+            run = Steps(self._learned, self.num_threads)
+            count, step = -(-len(part) // parameters["batch_size"]), run.steps
+            seed = [parameters["random_state"], 6, step]
+            order = np.random.default_rng(seed).permutation(len(part)) if count > 1 else None
+            for index in [None] if order is None else np.array_split(order, count):
+                step += 1
+                run.advance(step, self._learned.space.batch(part, index), None)
+            at += len(part)
+        return self
+
+    @property
+    def n_samples_seen_(self) -> int:
+        """Rows seen in training, repeated ones too."""
+        self._check_fitted()
+        return int(self._learned.counters[1])
+
+    def fit_transform(self, X: Any, y: Any = None, **options: Any) -> sp.csr_array:
+        """`fit(X)` with these options of it, then `transform(X)`."""
+        return self.fit(X, y, **options).transform(X)
+
+    @contextlib.contextmanager
+    def _taking(self, learned: Learned, rows: Any) -> Iterator[None]:
+        """Inside, the estimator is what is being learned; an error, but not Ctrl-C or a full disk, undoes that."""
+        names = ("_learned", "_folded", "n_features_in_", "feature_names_in_", "n_dropped_massive_")
+        before = {name: vars(self)[name] for name in names if name in vars(self)}
+        try:
+            self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
+            self._take(learned)
+            yield
+        except Exception as error:
+            if not isinstance(error, OSError):
+                for name in names:
+                    vars(self).pop(name, None)
+                vars(self).update(before)
+            raise
+
+    # --------------------------------------------------------------- inference
+
+    def transform(self, X: Any) -> sp.csr_array:
+        """Codes of activations, all that `fit` takes: CSR array (n, n_atoms) float32, in the units of the training space.
+
+        NaN or infinity in X is an error, which names the row. One `RecoveryWarning` counts the signals that the coder
+        gave up before its tolerance; their codes are the best it had.
+        """
+        self._check_fitted()
+        rows, learned, parts, states, at = self._check_rows(X, reset=False), self._learned, [], [], 0
+        for block in rows.blocks(BLOCK):
+            t = learned.space.to_space(block) - learned.center
+            if (row := first_nonfinite_row(t)) >= 0:
+                raise nonfinite_error(t, "X", at + row)
+            codes, _, status = code(t, self._dictionary(), learned.parameters, self.num_threads)
+            parts.append(codes)
+            states.append(status)
+            at += len(block)
+        complain(f"{type(self).__name__}.transform", np.concatenate(states))
+        return stacked(parts)
+
+    def inverse_transform(self, codes: Any) -> np.ndarray:
+        """Raw activations (n, d_in) float32 from codes (n, n_atoms), sparse or dense."""
+        self._check_fitted()
+        codes = sp.csr_array(as_array(codes, "codes"))
+        if codes.shape[1] != len(self.W_dec):
+            raise ValueError(f"codes: expected {len(self.W_dec)} columns (n_atoms), got {codes.shape[1]}")
+        return decode(context(self.num_threads), codes, self.W_dec, self.b_dec)
+
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """What the dictionary makes of activations: (n, d_in) float32, ``inverse_transform(transform(X))``."""
+        return self.inverse_transform(self.transform(X))
+
+    @property
+    def W_dec(self) -> np.ndarray:
+        """Atoms for raw activations (n_atoms, d_in), of unit norm under the metric."""
+        return self._fold()[1]
+
+    @property
+    def b_dec(self) -> np.ndarray:
+        """What codes of zeros give, in raw activations (d_in,)."""
+        return self._fold()[2]
+
+    @property
+    def history_(self) -> dict[str, list[Any]]:
+        """Figures of the steps."""
+        self._check_fitted()
+        return self._learned.history
+
+    @property
+    def metric_(self) -> Any:
+        """The metric it was fitted under, in a copy of its own, or None."""
+        self._check_fitted()
+        return self._learned.space.metric
+
+    n_dropped_massive_ = 0
+    _learned: Learned
+    _folded: tuple[np.ndarray, np.ndarray, np.ndarray, Dictionary] | None = None
+
+    def _fold(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, Dictionary]:
+        """Atoms in the training space, which each step replaces; for raw activations, with what zeros give; prepared."""
+        self._check_fitted()
+        learned, folded = self._learned, self._folded
+        if folded is None or folded[0] is not learned.atoms:
+            own = learned.atoms
+            shift, _, back = learned.space.maps()
+            W = (own.astype(np.float64) @ back).astype(np.float32)
+            b = (learned.center.astype(np.float64) @ back + shift).astype(np.float32)
+            W.flags.writeable = b.flags.writeable = False
+            self._folded = folded = own, W, b, Dictionary(own, num_threads=self.num_threads)
+        return folded
+
+    def _dictionary(self) -> Dictionary:
+        return self._fold()[3]
+
+    def _take(self, learned: Learned) -> None:
+        self._learned, self._folded = learned, None
+        self.n_features_in_ = learned.space.d
+
+    # ---------------------------------------------------------- in a notebook
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the explained variance in training: that of batches thin, of held-out rows thick.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; by default in a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            ``.figure.savefig(path)`` writes the picture.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        if not self.history_["step"]:
+            raise ValueError("history_: holds no steps yet; call fit or partial_fit with more rows")
+        axes, history = plot.axes_of(axes), self.history_
+        plot.training(axes, {"": history})
+        replaced = sum(history["dead"])
+        plot.titles(axes, "Explained variance", f"L0 {history['l0'][-1]:.1f}; {replaced:,} atoms replaced")
+        return axes
+
+    def _figures(self) -> list[tuple[str, Any]]:
+        learned, metric = self._learned, self.metric_
+        last = {name: values[-1] for name, values in learned.history.items() if values}
+        geometry = "none: Euclidean" if metric is None else f"{metric!r} of {metric.n_samples_seen_:,} rows"
+        rows: list[tuple[str, Any]] = [
+            (
+                "atoms",
+                f"{len(learned.atoms):,} by {learned.parameters['coder']}, of {learned.space.d:,} features",
+            ),
+            ("metric", geometry),
+        ]
+        if last:
+            known = [v for v in learned.history["explained_variance_val"] if not np.isnan(v)]
+            rows += [
+                ("trained", f"{last['step']:,} steps, {last['samples']:,} samples, {last['seconds']:.1f} s"),
+                ("explained variance, last batch", f"{last['explained_variance']:.4f}"),
+                ("explained variance, held out", f"{known[-1]:.4f}" if known else None),
+                ("L0", f"{last['l0']:.1f}"),
+                ("atoms replaced", f"{sum(learned.history['dead']):,}"),
+            ]
+        return rows
+
+    # ------------------------------------------------------------------- files
+
+    def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
+        """Write to a safetensors file, first beside `path`, then renamed; the metric goes with it.
+
+        `training_state` adds what `partial_fit` and ``fit(checkpoint=...)`` need to go on.
+        """
+        self._check_fitted()
+        self._learned.write(path, training_state)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], num_threads: int | None = None) -> DictionaryLearning:
+        """Read what `save` wrote: the same codes, to the bit. ValueError for another file or a damaged one."""
+        tensors, meta = load_tensors(path, KIND)
+        with reading(path, KIND):
+            self = cls(**meta["parameters"], num_threads=num_threads)
+            checked(self)
+            self.metric = read_metric(tensors, meta, num_threads)
+            self._take(Learned.read(tensors, meta, metrics.frozen(self.metric)))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_folded"}

@@ -1,0 +1,185 @@
+"""Codes of a batch, a step, and its record."""
+
+from __future__ import annotations
+
+import time
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .. import _core
+from .._checks import first_nonfinite_row, nonfinite_error
+from .._config import context
+from ..recovery import Dictionary, RecoveryWarning, Status, lasso, omp
+from ..sae._model import Batch, blocks
+from ._learned import Learned
+
+RECORDS = 200  # of the steps of `fit`; beyond max_steps ever fewer, so files do not grow with each step
+
+
+def code(
+    t: np.ndarray, d: Dictionary, p: dict[str, Any], num_threads: int | None
+) -> tuple[sp.csr_array, np.ndarray, np.ndarray]:
+    """Codes of rows of the training space, the norms of their residuals, and which are not as asked."""
+    how: dict[str, Any] = {"num_threads": num_threads, "return_info": True}
+    with warnings.catch_warnings():  # said once, by whoever codes many blocks
+        warnings.simplefilter("ignore", RecoveryWarning)
+        if p["coder"].endswith("omp"):
+            codes, info = omp(t, d, p["n_nonzero"], nonnegative=p["coder"] == "nn-omp", **how)
+        else:
+            codes, info = lasso(t, d, penalty(p), positive=p["coder"] == "nn-lasso", **how)
+    # an atom that depends on others is left out of a code, which is as good without it
+    status = np.where(info.status == Status.DEPENDENT, Status.CONVERGED, info.status)
+    return codes, info.residual, status
+
+
+def penalty(p: dict[str, Any]) -> float:
+    """The lasso's."""
+    return 1.0 if p["alpha"] is None else float(p["alpha"])
+
+
+def explained_variance(t: np.ndarray, learned: Learned, d: Dictionary, num_threads: int | None) -> float:
+    """Centred, of rows of the training space."""
+    error = 0.0
+    for part in blocks(len(t)):
+        residual = code(t[part] - learned.center, d, learned.parameters, num_threads)[1]
+        error += float(residual @ residual)
+    total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
+    return 1 - error / total if total > 0 else np.nan
+
+
+class Steps:
+    """A run of `atoms.sae._training.train`: `learned` changes from step to step, and can be used after each.
+
+    With `last`, that of `fit`, no atom is replaced in the tenth of the steps before it.
+    """
+
+    def __init__(
+        self,
+        learned: Learned,
+        num_threads: int | None,
+        last: int | None = None,
+        path: Any = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.learned, self.num_threads, self.last = learned, num_threads, last
+        self.path, self.callback = path, callback
+        self.space = learned.space
+        self.settings = types.SimpleNamespace(max_steps=learned.parameters["max_steps"])
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return int(self.learned.counters[0])
+
+    def save(self, path: Any) -> None:
+        """A checkpoint."""
+        self.learned.write(path, training_state=True)
+
+    def end(self, seen: int, last: int) -> None:
+        """There are rows for so many steps in all."""
+        self.last = last
+
+    def check_model(self, step: int) -> None:
+        """Atoms have unit norm: there is nothing to diverge."""
+
+    def progress(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        h = self.learned.history
+        held_out = [v for v in h["explained_variance_val"] if not np.isnan(v)]
+        shown = {"EV": f"{h['explained_variance'][-1]:.4f}"} if h["step"] else {}
+        return shown | ({"EV held-out": f"{held_out[-1]:.4f}"} if held_out else {})
+
+    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None:
+        """One step and its record. `val` has held-out rows in the training space."""
+        learned, started = self.learned, time.perf_counter()
+        t = batch.dense() - learned.center
+        if (bad := first_nonfinite_row(t)) >= 0:
+            raise nonfinite_error(t, "X", bad if batch.rows is None else int(batch.rows[bad]))
+        figures = self._step(step, t)
+        learned.spent += time.perf_counter() - started
+        every = max(1, max(self.settings.max_steps, step) // RECORDS)
+        if step % every == 0 or step == self.last:
+            looked = val is not None and (
+                step % max(1, self.settings.max_steps // 20) == 0 or step == self.last
+            )
+            held_out = np.nan
+            if val is not None and looked:
+                d = Dictionary(learned.atoms, num_threads=self.num_threads)
+                held_out = explained_variance(val, learned, d, self.num_threads)
+            replaced = int(learned.counters[2])
+            learned.counters = learned.counters * [1, 1, 0]
+            more = {"seconds": learned.spent, "explained_variance_val": held_out, "dead": replaced}
+            for name, value in (figures | more).items():
+                learned.history[name].append(value)
+        if self.callback is not None:
+            self.callback(figures)
+
+    def _step(self, step: int, t: np.ndarray) -> dict[str, Any]:
+        """Code these rows, fit the atoms to them, replace the dead; the figures are of before."""
+        learned, p = self.learned, self.learned.parameters
+        codes, residual, status = code(
+            t, Dictionary(learned.atoms, num_threads=self.num_threads), p, self.num_threads
+        )
+        samples = int(learned.counters[1]) + len(t)
+        atoms, energy, fired = learned.atoms.copy(), learned.energy.copy(), learned.last_fired.copy()
+        _core.fit_atoms(
+            context(self.num_threads), X=t, indptr=codes.indptr.astype(np.int64),
+            indices=codes.indices.astype(np.int32, copy=False), values=codes.data,
+            keep=(1 - 1 / step) ** p["forget"] if p["forget"] else 1.0, sweeps=p["sweeps"], atoms=atoms, energy=energy,
+        )  # fmt: skip
+        fired[codes.indices] = samples
+        gone = self._dead(codes, fired, samples, step)
+        seed = [p["random_state"], 5, step]
+        replaced = _replace(gone, t, codes, residual, (atoms, energy, fired), seed, samples)
+        learned.atoms, learned.energy, learned.last_fired = atoms, energy, fired
+        learned.counters = np.array([step, samples, learned.counters[2] + replaced])
+        unsolved = int(np.count_nonzero(status != Status.CONVERGED))
+        return _figures(p, t, codes, residual) | {"step": step, "samples": samples, "unsolved": unsolved}
+
+    def _dead(self, codes: sp.csr_array, fired: np.ndarray, samples: int, step: int) -> np.ndarray:
+        """Numbers of the atoms to be replaced after this step."""
+        p = self.learned.parameters
+        ending = self.last is not None and step > 0.9 * self.last
+        if not p["dead_after"] or not codes.nnz or ending:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(samples - fired > p["dead_after"] * p["n_atoms"] * codes.shape[0] / codes.nnz)
+
+
+def _figures(p: dict[str, Any], t: np.ndarray, codes: sp.csr_array, residual: np.ndarray) -> dict[str, float]:
+    error = float(residual @ residual) / len(t)
+    loss = error
+    if p["coder"].endswith("lasso"):
+        loss = error / 2 + penalty(p) * float(np.abs(codes.data).sum(dtype=np.float64)) / len(t)
+    total = float(t.var(axis=0, dtype=np.float64).sum())
+    return {
+        "loss": loss,
+        "explained_variance": 1 - error / total if total > 0 else np.nan,
+        "l0": codes.nnz / len(t),
+    }
+
+
+def _replace(
+    dead: np.ndarray, t: np.ndarray, codes: sp.csr_array, residual: np.ndarray,
+    state: tuple[np.ndarray, np.ndarray, np.ndarray], seed: list[int], samples: int,
+) -> int:  # fmt: skip
+    """Give dead atoms the directions of residuals, as many as there are; `residual` has their norms at coding."""
+    atoms, energy, fired = state
+    weight = residual**2
+    # what is rounding's has no direction
+    weight[weight <= 1e-10 * float(np.einsum("ij,ij->", t, t, dtype=np.float64)) / len(t)] = 0
+    k = min(len(dead), int(np.count_nonzero(weight)))
+    if not k:
+        return 0
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(len(t), k, replace=False, p=weight / weight.sum()))
+    left = t[chosen] - codes[chosen] @ atoms
+    norm = np.linalg.norm(left, axis=1, keepdims=True)
+    good = norm[:, 0] > 0
+    atoms[dead[:k][good]] = (left / np.where(norm > 0, norm, 1))[good]
+    energy[dead[:k]], fired[dead[:k]] = 0, samples
+    return k

@@ -45,6 +45,7 @@ class Estimator(Shown):
 
     _gives_codes = False  # whether what `transform` gives is sparse
     n_features_in_: int
+    _metadata_request: Any  # scikit-learn's name, too; not there until `set_fit_request` is called
 
     @classmethod
     def _parameter_names(cls) -> list[str]:

@@ -358,6 +358,24 @@ def test_a_fresh_seed_goes_on(tmp_path):
         sae(random_state=None).fit(X, checkpoint=path)
 
 
+# ------------------------------------------------------------------ codes, further on
+
+
+def test_forests_take_all_codes(tmp_path):
+    """They refuse indices of int64."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    models = [model.fit(X) for model in dictionaries()]
+    atoms.io.save(models[0], tmp_path / "theirs")
+    found = [model.transform(X) for model in [*models, atoms.load(tmp_path / "theirs")]]
+    given = {"threshold": {"tau": 0.5}, "lasso": {"alpha": 0.5}, "basis_pursuit_denoise": {"sigma": 0.5}}
+    for method in ("omp", "ols", "nn_omp", "cosamp", "iht", *given):
+        found.append(atoms.recovery.code(X, X[:9], method, **given.get(method, {"n_nonzero": 2})))
+    for codes in found:
+        assert codes.indices.dtype == codes.indptr.dtype == np.int32
+        RandomForestClassifier(2).fit(codes, X[:, 0] > 0)
+
+
 # ------------------------------------------------------------------------- controls
 
 

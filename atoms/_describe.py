@@ -56,7 +56,7 @@ class LatentDescription:
     lowers: list[tuple[str, float]] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Description:
     """The result of `SparseAutoencoder.describe`: a page in a notebook, `save` makes it a file, ``print`` gives text.
 
@@ -87,7 +87,7 @@ class Description:
         page = html.escape(self._page() + "</body></html>", quote=True)
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 36rem; border: 0"></iframe>'
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:  # and what print gives
         return "\n\n".join(
             [f"{self.title}\n{self.note}".rstrip(), *("\n".join(_lines(one)) for one in self.latents)]
         )

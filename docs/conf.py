@@ -141,7 +141,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(numpy|np|npt|scipy|sp|torch|transformers|distributed|dask|enum|wandb|tensorboard|collections|os|pathlib|typing|argparse)\..*",
+        r"(numpy|np|npt|scipy|sp|torch|transformers|huggingface_hub|distributed|dask|enum|wandb|tensorboard|collections|os|pathlib|typing|argparse)\..*",
     ),
     (
         r"py:.*",

@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_parts(model, sae):
     unit = sae.W_dec / np.linalg.norm(sae.W_dec, axis=1, keepdims=True)
     assert found.latents[0].nearest[0] == (7, pytest.approx(unit[2] @ unit[7], rel=1e-5))
     again = sae.describe([2, 30], model=model, tokens=rows, layer=1, tokenizer=Letters(), count=3, window=4)
-    assert str(again) == str(found) and "66 tokens" in found.note
+    assert str(again) == str(found) == repr(found) and "66 tokens" in found.note
 
 
 def test_massive_tokens_are_no_contexts(model, sae):

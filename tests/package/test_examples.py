@@ -8,12 +8,14 @@ import pytest
 import support
 from support import BLAS, ROOT
 
+import atoms
+
 EXAMPLES = ROOT / "examples"
 pytestmark = pytest.mark.slow
 
 
-def run(name, *args):
-    return support.run(EXAMPLES / name, *args, timeout=300)
+def run(name, *args, **options):
+    return support.run(EXAMPLES / name, *args, **{"timeout": 300, **options})
 
 
 def number(text, after):
@@ -35,6 +37,30 @@ def test_pytorch_hooks():
     with_atoms, with_zeros = number(said, "with atoms:"), number(said, "with zeros:")
     without = number(said, "without a hook:")
     assert without <= with_atoms < without + 0.5 * (with_zeros - without)
+
+
+def test_ten_minutes(tmp_path):
+    pytest.importorskip("torch")
+    said = run("ten_minutes.py", 6000, timeout=600, TMPDIR=str(tmp_path))
+    assert "torch.bfloat16 rows held out" in said
+    assert number(said, "L0 there ") == pytest.approx(16, rel=0.05)
+    in_metric, raw = number(said, "metric_centered: "), number(said, "there, centered: ")
+    assert 0.1 < in_metric < raw < 1
+    assert number(said, "differ at ") <= 3  # within rounding of a threshold, of tens of thousands
+    texts = [line.partition(": ")[2] for line in said.splitlines() if line.startswith("    at ")]
+    assert len(texts) == 9 and len(set(texts)) > 2
+    folder = Path(said.splitlines()[-1].partition("in ")[2].partition(":")[0])
+    assert {f.name for f in folder.iterdir()} == {
+        "latents.html",
+        "saelens",
+        "sae.safetensors",
+        "training.png",
+    }
+    ours, theirs = atoms.load(folder / "sae.safetensors"), atoms.load(folder / "saelens")
+    np.testing.assert_allclose(ours.W_dec, theirs.W_dec)
+    assert theirs.config["metadata"]["hook_name"] == "blocks.15.hook_resid_post"
+    page = (folder / "latents.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 3 and "raises" in page and "<li>" in page
 
 
 def test_gemma_scope(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import check_count, check_number
+from .._checks import check_count, check_number, seed_of
 from .._files import check_tensor, load_tensors, reading, save_tensors
 from ..sae._saving import check_resumed, read_space, write_space
 from ..sae._space import TrainingSpace
@@ -94,8 +94,11 @@ def resume(path: Any, parameters: dict[str, Any], metric: Any, data: dict[str, A
         return Learned.read(tensors, meta, metric)
 
 
-def checked(model: Any) -> dict[str, Any]:
-    """The parameters that a file keeps, checked."""
+def checked(model: Any, seed: int | None = None) -> dict[str, Any]:
+    """The parameters that a file keeps, checked.
+
+    `seed` is that of a training that goes on, for a `random_state` that names none.
+    """
     p = {
         k: v.item() if isinstance(v, np.generic) else v
         for k, v in model.get_params(deep=False).items()
@@ -117,7 +120,6 @@ def checked(model: Any) -> dict[str, Any]:
         p[used] = check_number(p[used], used, 0, strict=True)
     for name in ("forget", "dead_after"):
         p[name] = check_number(p[name], name, 0)
-    seed = p["random_state"]
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"random_state: expected a non-negative integer, got {seed!r}")
+    named = isinstance(p["random_state"], int) or seed is None
+    p["random_state"] = seed_of(p["random_state"] if named else seed)
     return p

@@ -14,17 +14,18 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
-from .._arrays import as_array
 from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
-from .._estimator import Estimator
+from .._estimator import Routed
 from .._files import load_tensors, reading
+from .._frames import framed
 from .._rows import Rows, rows_of, warn_of_massive
+from .._scored import Scored, as_codes
 from ..recovery import Dictionary
 from ..recovery._coding import complain
 from ..sae._checkpoints import held
 from ..sae._model import BLOCK, decode, stacked
-from ..sae._saving import read_metric
+from ..sae._saving import read_metric, seed_in
 from ..sae._settings import check_same_parameters
 from ..sae._space import check_metric
 from ..sae._training import check_labels, train, training_rows
@@ -35,7 +36,7 @@ from ._steps import Steps, code
 PART = 65536  # rows that `partial_fit` shuffles at a time
 
 
-class DictionaryLearning(Estimator):
+class DictionaryLearning(Scored, Routed):
     """Online dictionary learning over exact sparse codes: OMP's or the lasso's, no encoder.
 
     Activations are mapped to the training space of `SparseAutoencoder`: ``t(x) = (x - mean) S^(1/2)`` under
@@ -78,8 +79,9 @@ class DictionaryLearning(Estimator):
     dead_after : float
         An atom that was in no code within so many times n_atoms / L0 samples is replaced by the residual of a row
         drawn by its squared norm, but not in the last tenth of the steps of `fit`. 0: never.
-    random_state : int
-        Seeds everything; equal seeds give equal bits, for any number of threads.
+    random_state : int, None, RandomState or Generator
+        Seeds everything; equal seeds give equal bits, for any number of threads. None: another seed in each `fit`, see
+        `random_state_`. One of NumPy's generators gives its next number.
     num_threads : int, optional
         None for the package's setting.
     verbose : bool
@@ -99,6 +101,8 @@ class DictionaryLearning(Estimator):
     n_dropped_massive_ : int
         Rows of X that ``massive="drop"`` left out.
     n_features_in_ : int
+    random_state_ : int
+        The seed it was trained with: as `random_state`, it gives the same bits again.
 
     Notes
     -----
@@ -134,7 +138,7 @@ class DictionaryLearning(Estimator):
         forget: float = 2.0,
         sweeps: int = 1,
         dead_after: float = 100.0,
-        random_state: int = 0,
+        random_state: Any = 0,
         num_threads: int | None = None,
         verbose: bool = True,
     ) -> None:
@@ -205,7 +209,7 @@ class DictionaryLearning(Estimator):
             ended before `max_steps`.
         """
         check_labels(y, X)
-        parameters = checked(self)
+        parameters = checked(self, None if checkpoint is None else seed_in(checkpoint))
         rows, val, dropped = training_rows(X, X_val, massive)
         metric = metrics.fitted(self.metric, rows.blocks)
         check_metric(metric, rows.d)
@@ -257,8 +261,9 @@ class DictionaryLearning(Estimator):
         A metric must be fitted before the first call, which takes a copy of it. ``save(path, training_state=True)``
         between two calls is a checkpoint, from which `load` goes on to the same bits.
         """
-        parameters, rows = checked(self), rows_of(X)
-        if self.__sklearn_is_fitted__():
+        begun = self.__sklearn_is_fitted__()
+        parameters, rows = checked(self, self.random_state_ if begun else None), rows_of(X)
+        if begun:
             check_same_parameters(parameters, self._learned.parameters)
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
         at = 0
@@ -289,9 +294,10 @@ class DictionaryLearning(Estimator):
         self._check_fitted()
         return int(self._learned.counters[1])
 
-    def fit_transform(self, X: Any, y: Any = None, **options: Any) -> sp.csr_array:
-        """`fit(X)` with these options of it, then `transform(X)`."""
-        return self.fit(X, y, **options).transform(X)
+    @property
+    def random_state_(self) -> int:
+        self._check_fitted()
+        return int(self._learned.parameters["random_state"])
 
     @contextlib.contextmanager
     def _taking(self, learned: Learned, rows: Any) -> Iterator[None]:
@@ -311,6 +317,7 @@ class DictionaryLearning(Estimator):
 
     # --------------------------------------------------------------- inference
 
+    @framed
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations, all that `fit` takes: CSR array (n, n_atoms) float32, in the units of the training space.
 
@@ -318,29 +325,40 @@ class DictionaryLearning(Estimator):
         gave up before its tolerance; their codes are the best it had.
         """
         self._check_fitted()
-        rows, learned, parts, states, at = self._check_rows(X, reset=False), self._learned, [], [], 0
-        for block in rows.blocks(BLOCK):
-            t = learned.space.to_space(block) - learned.center
-            if (row := first_nonfinite_row(t)) >= 0:
-                raise nonfinite_error(t, "X", at + row)
-            codes, _, status = code(t, self._dictionary(), learned.parameters, self.num_threads)
+        parts, states, at = [], [], 0
+        for block in self._check_rows(X, reset=False).blocks(BLOCK):
+            codes, status = self._coded(block, at)
             parts.append(codes)
             states.append(status)
             at += len(block)
         complain(f"{type(self).__name__}.transform", np.concatenate(states))
         return stacked(parts)
 
+    def _coded(self, block: np.ndarray, first: int = 0) -> tuple[sp.csr_array, np.ndarray]:
+        """Codes and statuses of rows, the first of which has that number."""
+        learned = self._learned
+        t = learned.space.to_space(block) - learned.center
+        if (row := first_nonfinite_row(t)) >= 0:
+            raise nonfinite_error(t, "X", first + row)
+        codes, _, status = code(t, self._dictionary(), learned.parameters, self.num_threads)
+        return codes, status
+
+    def _codes(self, X: np.ndarray) -> sp.csr_array:
+        codes, status = self._coded(X)
+        complain(type(self).__name__, status)
+        return codes
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self._learned.atoms)
+
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in) float32 from codes (n, n_atoms), sparse or dense."""
         self._check_fitted()
-        codes = sp.csr_array(as_array(codes, "codes"))
+        codes = sp.csr_array(as_codes(codes))
         if codes.shape[1] != len(self.W_dec):
             raise ValueError(f"codes: expected {len(self.W_dec)} columns (n_atoms), got {codes.shape[1]}")
         return decode(context(self.num_threads), codes, self.W_dec, self.b_dec)
-
-    def reconstruct(self, X: Any) -> np.ndarray:
-        """What the dictionary makes of activations: (n, d_in) float32, ``inverse_transform(transform(X))``."""
-        return self.inverse_transform(self.transform(X))
 
     @property
     def W_dec(self) -> np.ndarray:
@@ -390,24 +408,9 @@ class DictionaryLearning(Estimator):
 
     # ---------------------------------------------------------- in a notebook
 
+    @plot.drawing
     def plot(self, axes: Any = None) -> Any:
-        """Draw the explained variance in training: that of batches thin, of held-out rows thick.
-
-        Parameters
-        ----------
-        axes : matplotlib Axes, optional
-            Where to draw; by default in a new figure.
-
-        Returns
-        -------
-        matplotlib Axes
-            ``.figure.savefig(path)`` writes the picture.
-
-        Raises
-        ------
-        ImportError
-            matplotlib is not installed.
-        """
+        """Draw the explained variance in training: that of batches thin, of held-out rows thick."""
         if not self.history_["step"]:
             raise ValueError("history_: holds no steps yet; call fit or partial_fit with more rows")
         axes, history = plot.axes_of(axes), self.history_

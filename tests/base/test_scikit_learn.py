@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import atoms
-from atoms import AtomicInnerProduct, SparseAutoencoder, SparseCoder, controls
+from atoms import AtomicInnerProduct, DictionaryLearning, SparseAutoencoder, SparseCoder, controls
 from atoms._checks import seed_of
 
 sklearn = pytest.importorskip("sklearn")
@@ -33,6 +33,7 @@ def sae(**settings):
 def dictionaries(metric=None):
     return [
         sae(metric=metric),
+        DictionaryLearning(9, n_nonzero=2, metric=metric, max_steps=20, batch_size=16, verbose=False),
         SparseCoder(X[:9], n_nonzero=2, metric=metric),
         controls.RandomDictionary(9, l0=2, metric=metric),
         controls.MemorizingDictionary(metric=metric),
@@ -47,6 +48,10 @@ CHECKED = [
     *(sae(activation=kind) for kind in ("jumprelu", "relu", "topk", "batchtopk")),
     sae(tied=True, aux_k=2, random_state=None),
     sae(matryoshka_widths=(4,), metric=AtomicInnerProduct(shrinkage=0.1)),
+    DictionaryLearning(8, n_nonzero=1, max_steps=9, batch_size=16, verbose=False),
+    DictionaryLearning(
+        8, alpha=0.2, coder="nn-lasso", max_steps=9, batch_size=16, random_state=None, verbose=False
+    ),
     AtomicInnerProduct(),
     AtomicInnerProduct(centered=True, shrinkage="ledoit_wolf"),
     *(SparseCoder(method=m, alpha=0.2) for m in ("omp", "lasso", "threshold")),

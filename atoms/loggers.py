@@ -23,6 +23,18 @@ def __dir__() -> list[str]:
     return __all__
 
 
+def _autoencoders(figures: dict[str, Any]) -> dict[str, float]:
+    values = {"loss": figures["squared_error"] + figures["penalty"]}
+    values |= {name: figures[name] for name in ("l0", "learning_rate")}
+    if figures["total_variance"] > 0:
+        values["explained_variance"] = 1 - figures["squared_error"] / figures["total_variance"]
+    return values
+
+
+def _dictionarys(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: figures[name] for name in ("loss", "l0", "explained_variance")}
+
+
 class _Logger:
     """A callback that turns steps into named numbers, which a subclass's `_write` passes on."""
 
@@ -35,18 +47,14 @@ class _Logger:
         step = int(figures["step"])
         values: dict[str, float] = {}
         if step % self.every == 0 or step == sae.max_steps:
-            total = figures["total_variance"]
-            values["loss"] = figures["squared_error"] + figures["penalty"]
-            values["l0"] = figures["l0"]
-            values["learning_rate"] = figures["learning_rate"]
-            if total > 0:
-                values["explained_variance"] = 1 - figures["squared_error"] / total
+            values |= _autoencoders(figures) if "squared_error" in figures else _dictionarys(figures)
         history = sae.history_
         if history["step"] and history["step"][-1] == step:
             values["dead"] = history["dead"][-1]
             if not math.isnan(history["explained_variance_val"][-1]):
                 values["explained_variance_val"] = history["explained_variance_val"][-1]
-                values["l0_val"] = history["l0_val"][-1]
+                if "l0_val" in history:
+                    values["l0_val"] = history["l0_val"][-1]
         if values:
             self._write("" if self.label is None else self.label(sae), step, values)
 

@@ -57,6 +57,18 @@ def test_tensorboard_reads_the_curves(X, tmp_path):
     assert list(got["dead"]) == history["step"]
 
 
+def test_tensorboard_reads_a_dictionarys_curves(X, tmp_path):
+    pytest.importorskip("tensorboard")
+    with atoms.loggers.TensorBoard(tmp_path, every=10) as log:
+        model = atoms.DictionaryLearning(16, 3, batch_size=64, max_steps=45, verbose=False)
+        model.fit(X[:500], X_val=X[500:], callback=log)
+    found, history = curves(tmp_path), model.history_
+    for name in ("loss", "l0", "explained_variance"):
+        step = max(found[name])
+        assert step == 45 and found[name][step] == pytest.approx(history[name][-1])
+    assert found["explained_variance_val"][45] == pytest.approx(history["explained_variance_val"][-1])
+
+
 def test_tensorboard_keeps_several_apart(X, tmp_path):
     pytest.importorskip("tensorboard")
     saes = [quick(random_state=seed) for seed in (3, 4)]

@@ -33,6 +33,12 @@ class Learned:
     history: dict[str, list[Any]]
     parameters: dict[str, Any]
     data: dict[str, Any] | None  # what is known of the rows (`Rows.identity`)
+    folded: tuple[np.ndarray, np.ndarray, np.ndarray, Any] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )  # what was made of `atoms`, see `_fold`
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "folded": None}
 
     @classmethod
     def new(cls, space: TrainingSpace, center: Any, atoms: Any, parameters: Any, data: Any) -> Learned:

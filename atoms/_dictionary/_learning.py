@@ -302,7 +302,7 @@ class DictionaryLearning(Scored, Routed):
     @contextlib.contextmanager
     def _taking(self, learned: Learned, rows: Any) -> Iterator[None]:
         """Inside, the estimator is what is being learned; an error, but not Ctrl-C or a full disk, undoes that."""
-        names = ("_learned", "_folded", "n_features_in_", "feature_names_in_", "n_dropped_massive_")
+        names = ("_learned", "n_features_in_", "feature_names_in_", "n_dropped_massive_")
         before = {name: vars(self)[name] for name in names if name in vars(self)}
         try:
             self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
@@ -384,26 +384,25 @@ class DictionaryLearning(Scored, Routed):
 
     n_dropped_massive_ = 0
     _learned: Learned
-    _folded: tuple[np.ndarray, np.ndarray, np.ndarray, Dictionary] | None = None
 
     def _fold(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, Dictionary]:
         """Atoms in the training space, which each step replaces; for raw activations, with what zeros give; prepared."""
         self._check_fitted()
-        learned, folded = self._learned, self._folded
+        learned, folded = self._learned, self._learned.folded
         if folded is None or folded[0] is not learned.atoms:
             own = learned.atoms
             shift, _, back = learned.space.maps()
             W = (own.astype(np.float64) @ back).astype(np.float32)
             b = (learned.center.astype(np.float64) @ back + shift).astype(np.float32)
             W.flags.writeable = b.flags.writeable = False
-            self._folded = folded = own, W, b, Dictionary(own, num_threads=self.num_threads)
+            learned.folded = folded = own, W, b, Dictionary(own, num_threads=self.num_threads)
         return folded
 
     def _dictionary(self) -> Dictionary:
         return self._fold()[3]
 
     def _take(self, learned: Learned) -> None:
-        self._learned, self._folded = learned, None
+        self._learned = learned
         self.n_features_in_ = learned.space.d
 
     # ---------------------------------------------------------- in a notebook
@@ -461,6 +460,3 @@ class DictionaryLearning(Scored, Routed):
             self.metric = read_metric(tensors, meta, num_threads)
             self._take(Learned.read(tensors, meta, metrics.frozen(self.metric)))
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "_folded"}

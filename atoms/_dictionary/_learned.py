@@ -34,7 +34,7 @@ class Learned:
     parameters: dict[str, Any]
     data: dict[str, Any] | None  # what is known of the rows (`Rows.identity`)
     folded: tuple[np.ndarray, np.ndarray, np.ndarray, Any] | None = dataclasses.field(
-        default=None, repr=False, compare=False
+        default=None, init=False, repr=False, compare=False
     )  # what was made of `atoms`, see `_fold`
 
     def __getstate__(self) -> dict[str, Any]:

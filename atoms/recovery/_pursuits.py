@@ -389,7 +389,8 @@ def threshold_code(
     -------
     csr_array (n_signals, n_atoms)
         Correlations, not refitted: exact supports inside the interval, amplitudes off by up to
-        ``mu (K - 1) high``.
+        ``mu (K - 1) high``. This rule looks at no residual: over atoms that are much alike its codes may leave more
+        than the signal has, as ``info.residual`` says, and their status is CONVERGED all the same.
     """
     X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)

@@ -32,21 +32,13 @@ class Training(Protocol):
     @property
     def space(self) -> TrainingSpace: ...
     @property
-    def settings(self) -> Any:
-        """With `max_steps`."""
-
+    def settings(self) -> Any: ...  # with `max_steps`
     @property
-    def path(self) -> Any:
-        """Of the checkpoint, or None."""
-
+    def path(self) -> Any: ...  # of the checkpoint, or None
     @property
-    def save(self) -> Callable[[Any], None]:
-        """Writes it."""
-
+    def save(self) -> Callable[[Any], None]: ...  # writes it
     @property
-    def steps(self) -> int:
-        """Done."""
-
+    def steps(self) -> int: ...  # done
     def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None: ...
     def end(self, seen: int, last: int) -> None: ...
     def check_model(self, step: int) -> None: ...

@@ -17,7 +17,7 @@ from ._attribution import logit_attribution
 from ._contexts import HEAD, Context, context_html, top_contexts
 from ._files import replacing
 from ._frames import without_frames
-from ._rows import MASSIVE, squared_norms
+from ._rows import MASSIVE, PASS_ROWS, squared_norms
 from .activations import Model, capture
 
 __all__ = ["Description", "LatentDescription", "describe"]
@@ -257,8 +257,8 @@ def _columns(sae: Any, X: Any, chosen: np.ndarray) -> tuple[sp.csc_array, int]:
     """
     parts, squares = [], []
     transform = without_frames(sae)
-    for start in range(0, len(X), 8192):
-        block = X[start : start + 8192]
+    for start in range(0, len(X), PASS_ROWS):
+        block = X[start : start + PASS_ROWS]
         parts.append(sp.csr_array(transform(block))[:, chosen])
         squares.append(squared_norms(block))
     norms = np.sqrt(np.concatenate(squares))

@@ -7,9 +7,11 @@ a base class. It is imported only where it is itself the caller.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,9 +21,27 @@ from ._frames import check_output
 from ._rows import rows_of, table
 from ._shown import Shown, Table
 
-__all__ = ["Estimator", "NotFittedError", "Routed"]
+__all__ = ["Estimator", "NotFittedError", "Routed", "restored"]
 
 _E = TypeVar("_E", bound="Estimator")
+
+
+@contextlib.contextmanager
+def restored(estimators: Sequence[Estimator], names: Sequence[str]) -> Iterator[None]:
+    """An error inside brings back what these attributes were.
+
+    Ctrl-C, and a file that cannot be written, leave what has been made so far.
+    """
+    before = [{name: vars(one)[name] for name in names if name in vars(one)} for one in estimators]
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError):
+            for one, was in zip(estimators, before):
+                for name in names:
+                    vars(one).pop(name, None)
+                vars(one).update(was)
+        raise
 
 
 class NotFittedError(ValueError, AttributeError):

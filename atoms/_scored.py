@@ -8,9 +8,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._arrays import as_array
-from ._checks import first_nonfinite_row, nonfinite_error
 from ._estimator import Estimator
 from ._frames import without_frames
+from ._rows import finite_blocks
 from .theory import ExplainedVariance
 
 __all__ = ["Scored", "as_codes"]
@@ -66,8 +66,6 @@ class Scored(Estimator):
         metric = self.metric_
         convention = "centered" if metric is None else "metric_centered"
         found = ExplainedVariance(convention, metric, num_threads=self.num_threads)
-        for block in self._check_rows(X, reset=False).blocks():
-            if (bad := first_nonfinite_row(block)) >= 0:
-                raise nonfinite_error(block, "X", found.n_samples + bad)
+        for block in finite_blocks(self._check_rows(X, reset=False)):
             found.update(block, self.inverse_transform(self._codes(block)))
         return float(found.result().total)

@@ -16,10 +16,10 @@ from .. import _plot as plot
 from .. import metric as metrics
 from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
-from .._estimator import Routed
+from .._estimator import Routed, restored
 from .._files import load_tensors, reading
 from .._frames import framed
-from .._rows import Rows, rows_of, warn_of_massive
+from .._rows import Rows, finite_blocks, rows_of, warn_of_massive
 from .._scored import Scored, as_codes
 from ..recovery import Dictionary
 from ..recovery._coding import complain
@@ -28,12 +28,10 @@ from ..sae._model import BLOCK, decode, stacked
 from ..sae._saving import read_metric, seed_in
 from ..sae._settings import check_same_parameters
 from ..sae._space import check_metric
-from ..sae._training import check_labels, train, training_rows
+from ..sae._training import PART, check_labels, shuffled_batches, train, training_rows
 from ._learned import KIND, Learned, checked, resume
 from ._start import start
 from ._steps import Steps, code
-
-PART = 65536  # rows that `partial_fit` shuffles at a time
 
 
 class DictionaryLearning(Scored, Routed):
@@ -266,10 +264,7 @@ class DictionaryLearning(Scored, Routed):
         if begun:
             check_same_parameters(parameters, self._learned.parameters)
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
-        at = 0
-        for part in rows.blocks(PART):
-            if (bad := first_nonfinite_row(part)) >= 0:
-                raise nonfinite_error(part, "X", at + bad)
+        for part in finite_blocks(rows, PART):
             if not self.__sklearn_is_fitted__():
                 if len(part) < 2:
                     raise ValueError(f"X: expected at least 2 samples in the first call, got {len(part)}")
@@ -279,13 +274,11 @@ class DictionaryLearning(Scored, Routed):
                 self._take(learned)
                 warn_of_massive(Rows(part), stacklevel=3)
             run = Steps(self._learned, self.num_threads)
-            count, step = -(-len(part) // parameters["batch_size"]), run.steps
+            step = run.steps
             seed = [parameters["random_state"], 6, step]
-            order = np.random.default_rng(seed).permutation(len(part)) if count > 1 else None
-            for index in [None] if order is None else np.array_split(order, count):
+            for index in shuffled_batches(len(part), parameters["batch_size"], seed):
                 step += 1
                 run.advance(step, self._learned.space.batch(part, index), None)
-            at += len(part)
         return self
 
     @property
@@ -301,19 +294,12 @@ class DictionaryLearning(Scored, Routed):
 
     @contextlib.contextmanager
     def _taking(self, learned: Learned, rows: Any) -> Iterator[None]:
-        """Inside, the estimator is what is being learned; an error, but not Ctrl-C or a full disk, undoes that."""
+        """Inside, the estimator is what is being learned; an error brings back what it was before."""
         names = ("_learned", "n_features_in_", "feature_names_in_", "n_dropped_massive_")
-        before = {name: vars(self)[name] for name in names if name in vars(self)}
-        try:
+        with restored([self], names):
             self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
             self._take(learned)
             yield
-        except Exception as error:
-            if not isinstance(error, OSError):
-                for name in names:
-                    vars(self).pop(name, None)
-                vars(self).update(before)
-            raise
 
     # --------------------------------------------------------------- inference
 

@@ -104,10 +104,8 @@ class Steps:
         learned.spent += time.perf_counter() - started
         every = max(1, max(self.settings.max_steps, step) // RECORDS)
         if step % every == 0 or step == self.last:
-            looked = val is not None and (
-                step % max(1, self.settings.max_steps // 20) == 0 or step == self.last
-            )
             held_out = np.nan
+            looked = step % max(1, self.settings.max_steps // 20) == 0 or step == self.last
             if val is not None and looked:
                 d = Dictionary(learned.atoms, num_threads=self.num_threads)
                 held_out = explained_variance(val, learned, d, self.num_threads)

@@ -14,6 +14,7 @@ The files, each of which imports only from those above it::
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from .numbered import (
     Rows,
     RowSampler,
     Sampler,
-    is_shards,
 )
 from .streams import StreamRows, StreamSampler
 
@@ -47,8 +47,8 @@ __all__ = [
     "SomeNorms",
     "StreamRows",
     "StreamSampler",
+    "finite_blocks",
     "held_out",
-    "is_shards",
     "rows_of",
     "squared_norms",
     "table",
@@ -80,6 +80,16 @@ def table(X: Any, name: str = "X", min_rows: int = 1) -> Any:
         )
     rows = Rows(X, name, min_rows)
     return rows if rows.array is None else rows.array
+
+
+def finite_blocks(rows: Rows | BlockRows | StreamRows, size: int = PASS_ROWS) -> Iterator[np.ndarray]:
+    """All rows once, so many at a time; a ValueError where the next ones hold NaN or infinity, which names the row."""
+    at = 0
+    for block in rows.blocks(size):
+        if (bad := first_nonfinite_row(block)) >= 0:
+            raise nonfinite_error(block, "X", at + bad)
+        yield block
+        at += len(block)
 
 
 def held_out(X_val: Any, rows: Rows | BlockRows | StreamRows) -> np.ndarray:

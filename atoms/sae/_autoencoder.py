@@ -14,9 +14,8 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
-from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
-from .._estimator import Routed
+from .._estimator import Routed, restored
 from .._files import load_tensors, reading
 from .._frames import framed
 from .._rows import (
@@ -26,6 +25,7 @@ from .._rows import (
     RowSampler,
     StreamRows,
     StreamSampler,
+    finite_blocks,
     rows_of,
     warn_of_massive,
 )
@@ -40,7 +40,7 @@ from ._settings import Settings, as_json, check_same_parameters, k_of
 from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
-from ._training import Run, check_labels, train, training_rows
+from ._training import PART, Run, check_labels, shuffled_batches, train, training_rows
 
 
 class SparseAutoencoder(InModel, Scored, Routed):
@@ -370,14 +370,10 @@ class SparseAutoencoder(InModel, Scored, Routed):
             check_same_parameters(parameters, self._fitted.parameters, "learning_rate")
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
             self._fitted = self._fitted._replace(parameters=parameters)
-        at = 0
-        for part in rows.blocks(PART):
-            if (bad := first_nonfinite_row(part)) >= 0:
-                raise nonfinite_error(part, "X", at + bad)
+        for part in finite_blocks(rows, PART):
             if "_fitted" not in vars(self):
                 self._begin_partial(rows, part, settings, parameters)
             self._steps(part, settings, LastingRate(settings, schedule))
-            at += len(part)
         self._finish()
         return self
 
@@ -410,10 +406,9 @@ class SparseAutoencoder(InModel, Scored, Routed):
             rate=rate,
             judges=judges,
         )
-        count, step = -(-len(part) // settings.batch_size), trained.model.steps
-        order = np.random.default_rng([*settings.seed, 6, step]).permutation(len(part)) if count > 1 else None
+        step = trained.model.steps
         recorded = len(trained.history["step"])
-        for index in [None] if order is None else np.array_split(order, count):
+        for index in shuffled_batches(len(part), settings.batch_size, [*settings.seed, 6, step]):
             step += 1
             run.advance(step, trained.space.batch(part, index), None)
         if len(trained.history["step"]) > recorded:
@@ -742,9 +737,6 @@ class SparseAutoencoder(InModel, Scored, Routed):
             self._take(_saving.from_state(state, parameters, context(self.num_threads)))
 
 
-PART = 65536  # rows that `partial_fit` shuffles at a time
-
-
 def _unsaved(path: Any) -> None:
     """Nothing writes checkpoints by itself between calls of `partial_fit`."""
 
@@ -896,29 +888,17 @@ def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows | StreamR
 def _taking(
     saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows | StreamRows, dropped: int
 ) -> Iterator[None]:
-    """Inside, the autoencoders are what is being trained; an error brings back what they were before.
-
-    Ctrl-C, and a checkpoint that cannot be written, leave what has been trained so far.
-    """
-    before = [{name: vars(sae)[name] for name in sae._FITTED if name in vars(sae)} for sae in saes]
-    try:
+    """Inside, the autoencoders are what is being trained; an error brings back what they were before."""
+    with restored(saes, SparseAutoencoder._FITTED):
         for sae, run in zip(saes, runs):
             sae._check_X(rows.shards[0], reset=True, names=rows.feature_names)
             sae._take(run.trained)
             sae.n_dropped_massive_ = dropped
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) and not isinstance(error, OSError):
-            for sae, was in zip(saes, before):
-                for name in sae._FITTED:
-                    vars(sae).pop(name, None)
-                vars(sae).update(was)
-            raise
-        for sae in saes:
-            sae._finish()
-        raise
-    for sae in saes:
-        sae._finish()
+        try:
+            yield
+        finally:
+            for sae in saes:
+                sae._finish()
 
 
 def set_thresholds(sae: SparseAutoencoder, values: np.ndarray) -> None:

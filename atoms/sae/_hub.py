@@ -92,7 +92,7 @@ def card(kind: str, trained: Trained, address: str, metadata: dict[str, Any]) ->
         header="\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items()),  # JSON is YAML
         of=of,
         about=f"`{kind}` of {model.d_sae:,} {model.activation} latents for {model.d_in:,} features, "
-        f"trained with [atoms](https://pypi.org/project/llm-atoms) {__version__}.",
+        f"trained with atoms {__version__} (`pip install llm-atoms`).",
         figures=_markdown(_figures(trained, others)),
         conventions=_conventions(trained),
         address=address,

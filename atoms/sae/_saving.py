@@ -193,8 +193,6 @@ def steps_in(path: str | os.PathLike[str]) -> int:
 
 def seed_in(path: str | os.PathLike[str]) -> int | None:
     """The seed of the training that a file is of; None where it says none, which `resume` complains of."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="numpy") as file:
             seed = json.loads(file.metadata()["parameters"])["parameters"]["random_state"]

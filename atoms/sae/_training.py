@@ -25,6 +25,8 @@ from ._settings import Settings
 from ._space import TrainingSpace
 from ._steering import Steering
 
+PART = 65536  # rows that `partial_fit` shuffles at a time
+
 
 class Training(Protocol):
     """What `train` needs of a run: an autoencoder's is `Run`."""
@@ -200,6 +202,14 @@ def training_rows(
         return rows, val, 0
     rows, dropped, limit = without_massive(rows)
     return rows, None if val is None else within(val, limit, "X_val"), dropped
+
+
+def shuffled_batches(n: int, batch_size: int, seed: Sequence[int]) -> list[np.ndarray | None]:
+    """Numbers of the rows of batches of about equal size, in random order; None, all of them, where they fit one."""
+    count = -(-n // batch_size)
+    if count <= 1:
+        return [None]
+    return [*np.array_split(np.random.default_rng(seed).permutation(n), count)]
 
 
 def check_labels(y: Any, X: Any) -> None:

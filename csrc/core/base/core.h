@@ -111,6 +111,15 @@ static inline atoms_rows atoms_some_columns(atoms_rows x, int64_t j, int64_t d)
     return (atoms_rows){atoms_element(x, 0, j), x.type, x.n, d, x.rs, x.cs};
 }
 
+/* Whether every index of the codes is that of a latent. */
+static inline bool atoms_codes_inside(const atoms_csr_view *codes)
+{
+    for (int64_t e = codes->indptr[0]; e < codes->indptr[codes->n]; e++)
+        if (codes->indices[e] < 0 || codes->indices[e] >= codes->width)
+            return false;
+    return true;
+}
+
 /* out (n, d) = the rows, converted */
 void atoms_to_f32(atoms_rows x, float *out);
 void atoms_to_f64(atoms_rows x, double *out);

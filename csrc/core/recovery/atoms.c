@@ -28,7 +28,7 @@ static void sort_by_atom(const atoms_csr_view *codes, fit_work *w)
 {
     const int64_t m = codes->width;
     memset(w->begin, 0, (size_t)(m + 1) * sizeof *w->begin);
-    for (int64_t e = 0; e < codes->indptr[codes->n]; e++)
+    for (int64_t e = codes->indptr[0]; e < codes->indptr[codes->n]; e++)
         w->begin[codes->indices[e] + 1]++;
     for (int64_t j = 0; j < m; j++)
         w->begin[j + 1] += w->begin[j];
@@ -112,11 +112,9 @@ static atoms_status fit_all(const atoms_ctx *ctx, atoms_rows x, const atoms_stri
 atoms_status atoms_fit_atoms(const atoms_ctx *ctx, atoms_rows x, const atoms_csr_view *codes, double keep,
                              int64_t sweeps, float *atoms, double *energy)
 {
-    if (x.n != codes->n || x.n > INT32_MAX || x.d < 1 || codes->width < 1 || sweeps < 1 || !(keep >= 0 && keep <= 1))
+    if (x.n != codes->n || x.n > INT32_MAX || x.d < 1 || codes->width < 1 || sweeps < 1 || !(keep >= 0 && keep <= 1) ||
+        !atoms_codes_inside(codes))
         return ATOMS_ERR_ARGUMENT;
-    for (int64_t e = 0; e < codes->indptr[codes->n]; e++)
-        if (codes->indices[e] < 0 || codes->indices[e] >= codes->width)
-            return ATOMS_ERR_ARGUMENT;
     fit_work w;
     atoms_arena arena = {0};
     lay_out(ctx, codes, &arena, &w);

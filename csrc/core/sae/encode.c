@@ -120,9 +120,8 @@ atoms_status atoms_decode(const atoms_ctx *ctx, int64_t d, const atoms_csr_view 
     const int64_t *indptr = codes->indptr;
     const int32_t *indices = codes->indices;
     const float *values = codes->values;
-    for (int64_t e = indptr[0]; e < indptr[codes->n]; e++)
-        if (indices[e] < 0 || indices[e] >= codes->width)
-            return ATOMS_ERR_ARGUMENT;
+    if (!atoms_codes_inside(codes))
+        return ATOMS_ERR_ARGUMENT;
 #pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static)
     for (int64_t i = 0; i < codes->n; i++) {
         float *restrict out = xhat + i * d;

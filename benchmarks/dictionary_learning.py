@@ -130,10 +130,13 @@ def quality(train, held, metric, args):
         codes = atoms.recovery.omp(T - center, W, args.nonzero)
         found["OMP over its atoms"] = variance(T - center, codes, W), codes, sae, times[0]
         found["dictionary learning"] = (*of_model(learner, held, T), learner, times[1])
-        print(f"{args.width} atoms, AIP, {args.samples:,} samples, seed {seed}: held-out R2, L0, q*, seconds")
+        print(
+            f"{args.width} atoms, AIP, {args.samples:,} samples, seed {seed}: held-out R2, L0, q* (of random directions), seconds"
+        )
         for name, (r2, codes, model, spent) in found.items():
-            q = atoms.theory.stability(model.W_dec, codes, metric).q_star
-            print(f"  {name}: {r2:.4f}, {codes.nnz / len(T):.1f}, {q:.3f}, {spent:.0f} s", flush=True)
+            q = atoms.theory.stability(model.W_dec, codes, metric)
+            stable = f"{q.q_star:.3f} ({q.q_star_random:.3f})"
+            print(f"  {name}: {r2:.4f}, {codes.nnz / len(T):.1f}, {stable}, {spent:.0f} s", flush=True)
 
 
 def seeds(train, held, metric, args):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import scipy.sparse
-from support import RNG, basis_pair, planted
+from support import ISAS, RNG, basis_pair, planted
 
 from atoms import AtomicInnerProduct, _core
 from atoms import _reference as reference
@@ -203,6 +203,29 @@ def test_atoms_nearly_in_the_span_are_left_out_and_said(gram_bytes):
     assert info.status[0] == Status.DEPENDENT and codes.nnz == 2
     codes, info = omp(X, D, 4, return_info=True)
     assert info.status[0] == Status.CONVERGED and info.residual[0] < 1e-9
+
+
+@pytest.mark.parametrize("d", [64, 576])
+@pytest.mark.parametrize("apart", [5e-3, 2e-3, 1e-3])
+def test_ols_says_the_same_of_near_copies_on_every_instruction_set(monkeypatch, d, apart):
+    """Signals with the difference of two near copies, together and alone."""
+    g = RNG(3)
+    D = np.repeat(g.standard_normal((60, d)), 3, 0) + apart * g.standard_normal((180, d))
+    D, Z = D.astype(np.float32), np.zeros((48, 180))
+    for row, pair in zip(Z, 3 * g.integers(0, 60, 48), strict=True):
+        row[pair : pair + 2] = 0.1 / apart, -0.1 / apart
+        row[g.choice(180, 2, replace=False)] += 1
+    X = (Z @ D).astype(np.float32)
+    said = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecoveryWarning)
+        for isa in ISAS:
+            monkeypatch.setenv("ATOMS_ISA", isa)
+            status = omp(X, D, 8, selection="ols", return_info=True)[1].status
+            alone = [omp(x[None], D, 8, selection="ols", return_info=True)[1].status[0] for x in X[:8]]
+            np.testing.assert_array_equal(alone, status[:8])
+            said.append(status)
+    assert max((status != said[0]).sum() for status in said) <= 1  # one on the limit, for rounding
 
 
 def test_nonfinite_zero_and_empty_signals():

@@ -49,7 +49,7 @@ typedef double number_f64;
 #define LEAST_f32 0x1p-126
 #define LEAST_f64 0x1p-1022
 #define NRM_FLOOR FN(NRM_FLOOR) /* least nrm in a score, against division by nothing: see omp.inc */
-#define NRM_FLOOR_f32 1e-5f
+#define NRM_FLOOR_f32 0x1p-19f
 #define NRM_FLOOR_f64 1e-13
 
 /* 1 where OMP keeps its rows u as pairs of 16-bit integers: float32 where there are products of them. */

@@ -396,6 +396,11 @@ class RowSampler(Sampler):
         """The next batch, as `Rows.refer` gives it."""
         return self.rows.refer(self.next())
 
+    @property
+    def fixed(self) -> bool:
+        """Whether all row numbers that are drawn are those of one array, which stays as it is."""
+        return len(self.rows.shards) == 1
+
     def ending(self) -> None:
         """Rows by number never end."""
 
@@ -586,6 +591,11 @@ class BlockSampler:
             parts.append(self._rows[index])
             if not need:
                 return np.concatenate(parts), None
+
+    @property
+    def fixed(self) -> bool:
+        """As that of `RowSampler`."""
+        return self._whole
 
     def ending(self) -> None:
         """Epoch follows epoch."""

@@ -166,6 +166,11 @@ class StreamSampler:
                 return
             self.draw()
 
+    @property
+    def fixed(self) -> bool:
+        """As that of `RowSampler`."""
+        return self._in_memory is not None and self._in_memory.fixed
+
     def ending(self) -> tuple[int, int] | None:
         """Where the stream has ended for good: batches that had been drawn when that was seen, and those that there
         are in all."""

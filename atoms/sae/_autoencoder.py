@@ -153,7 +153,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
     -----
     A step costs 2 d_in d_sae operations for each sample to find the active latents, at the speed of 8-bit
     products where the CPU has them, and about 8 d_in L0 for the rest. Memory: 17 d_in d_sae bytes
-    (9 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held.
+    (9 tied) + 9 batch_size d_in + 24 batch_size L0; batch_size x d_sae is never held. Under a metric, rows in memory
+    that are drawn more than once are whitened once and kept, where that takes 1 GB at most.
 
     Training begins with directions of samples as decoder rows and the encoder their transpose, scaled by the
     one factor that reconstructs best; thresholds (where there are none, encoder biases of minus that) begin where

@@ -166,3 +166,33 @@ def _check_kind(other: Any) -> None:
             f"init: is {what}, which rebuilds other activations than it reads; start from an autoencoder, "
             "or leave init out"
         )
+
+
+class Kept:
+    """Batches mapped to a training space, which keep what a metric has whitened from epoch to epoch.
+
+    Whitening a row costs about what a step takes for it. It does not depend on other rows, so the bits are the same.
+
+    Parameters
+    ----------
+    space : TrainingSpace
+    most : int
+        Bytes that may be kept.
+    """
+
+    def __init__(self, space: TrainingSpace, most: int) -> None:
+        self.space, self.most = space, most
+        self._rows = np.empty((0, 0), np.float32)
+        self._known = np.empty(0, bool)
+
+    def batch(self, raw: np.ndarray, index: np.ndarray | None, again: bool) -> Batch:
+        """As `TrainingSpace.batch`; `again`: rows of `raw`, always the same, are drawn more than once."""
+        if not again or index is None or self.space.metric is None or 4 * raw.size > self.most:
+            return self.space.batch(raw, index)
+        if len(self._known) != len(raw):
+            self._rows, self._known = np.empty(raw.shape, np.float32), np.zeros(len(raw), bool)
+        new = index[~self._known[index]]
+        if len(new):
+            self._rows[new] = self.space.batch(raw, new).X
+            self._known[new] = True
+        return Batch(self._rows, index)

@@ -22,10 +22,11 @@ from ._rate import Rate
 from ._revival import Revival
 from ._saving import Trained
 from ._settings import Settings
-from ._space import TrainingSpace
+from ._space import Kept, TrainingSpace
 from ._steering import Steering
 
 PART = 65536  # rows that `partial_fit` shuffles at a time
+KEPT = 1 << 30  # bytes of whitened rows, of all metrics
 
 
 class Training(Protocol):
@@ -246,6 +247,7 @@ def train(
     # one for each metric; without a metric, all runs have the same mean and scale
     spaces = {id(run.space.metric): run.space for run in runs}
     vals = {key: None if val is None else space.to_space(val) for key, space in spaces.items()}
+    kept = {key: Kept(space, KEPT // len(spaces)) for key, space in spaces.items()}
     saved = time.perf_counter()
     with progress_bar(what, steps, "step", verbose=verbose, first=first) as bar:
         for step in range(first + 1, steps + 1):
@@ -257,7 +259,8 @@ def train(
             if step > steps:
                 break
             raw, index = sampler.draw()
-            batches = {key: space.batch(raw, index) for key, space in spaces.items()}
+            again = sampler.fixed and (steps - first) * len(raw if index is None else index) > len(raw)
+            batches = {key: mapped.batch(raw, index, again) for key, mapped in kept.items()}
             for run in runs:
                 key = id(run.space.metric)
                 run.advance(step, batches[key], vals[key], calibrated)

@@ -17,6 +17,7 @@ import scipy.sparse
 
 from .. import controls, recovery, theory
 from .._config import one_blas_thread
+from .._dictionary import DictionaryLearning
 from .._frames import without_frames
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
@@ -100,7 +101,7 @@ def _some(X: np.ndarray, n: int) -> np.ndarray:
 def _build(
     params: dict[str, Any], d_in: int, reference: AtomicInnerProduct, metric: AtomicInnerProduct
 ) -> Any:
-    """The dictionary that a job asks for, not fitted yet; `metric` is what an autoencoder is trained under."""
+    """The dictionary that a job asks for, not fitted yet; `metric` is what it is trained under, step by step."""
     name, seed, l0 = params["dictionary"], params["seed"], max(1, round(params["l0"]))
     kind = KINDS[name]
     d_sae = max(1, round(params["width"] * d_in))
@@ -112,6 +113,17 @@ def _build(
             metric if kind.in_metric else None,
             params["l0"],
             tied=params["tied"],
+            batch_size=params["batch_size"],
+            max_steps=max(1, round(params["samples"] / params["batch_size"])),
+            random_state=seed,
+            verbose=False,
+        )
+    if kind.coder is not None:
+        return DictionaryLearning(
+            d_sae,
+            min(l0, d_in),
+            metric=metric if kind.in_metric else None,
+            coder=kind.coder,
             batch_size=params["batch_size"],
             max_steps=max(1, round(params["samples"] / params["batch_size"])),
             random_state=seed,
@@ -169,13 +181,16 @@ def _rows(params: dict[str, Any], data: Data) -> _Rows:
 
 def _fit(model: Any, params: dict[str, Any], rows: _Rows, progress: Progress) -> float | None:
     """Train or fit the model; the shift of its thresholds by which L0 was held at the target, if it was."""
-    if not isinstance(model, SparseAutoencoder):
+    if not KINDS[params["dictionary"]].iterative:
         model.fit(rows.train)
         return None
 
-    def advance(sae: SparseAutoencoder, figures: dict[str, Any]) -> None:
-        progress(figures["step"] / sae.max_steps, f"L0 {figures['l0']:.1f}")
+    def advance(model: Any, figures: dict[str, Any]) -> None:
+        progress(figures["step"] / model.max_steps, f"L0 {figures['l0']:.1f}")
 
+    if isinstance(model, DictionaryLearning):
+        model.fit(rows.train, callback=advance)
+        return None
     # L0 on other rows is recorded; thresholds follow it below, where they are to
     others = rows.tuned if len(rows.tuned) else rows.judged["held_out"]
     model.fit(rows.train, X_val=_some(others, _TUNED_ROWS), calibrate=False, callback=advance)
@@ -287,7 +302,7 @@ def dictionary(params: dict[str, Any], folder: Path, data_folder: Path, progress
         "curve": np.stack(found.stability.curve),
         "counts_held_out": np.diff(found.coded["held_out"][1].indptr).astype(np.int32),
     }
-    if isinstance(model, SparseAutoencoder):
+    if KINDS[params["dictionary"]].iterative:
         arrays |= {
             f"history/{name}": np.asarray(model.history_[name], float)
             for name in ("samples", "explained_variance", "l0", "dead")

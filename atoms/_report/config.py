@@ -42,7 +42,7 @@ class Frontier:
 
     layer: int | None = None
     l0: tuple[float, ...] = (4, 8, 16, 32, 64)
-    dictionaries: tuple[str, ...] = ("atoms", "batchtopk", "random", "pca")
+    dictionaries: tuple[str, ...] = ("atoms", "learned", "batchtopk", "random", "pca")
     widths: tuple[float, ...] = (1, 8)
     data: tuple[float, ...] = (0.25, 0.5)
     variants: tuple[str, ...] = ("tied", "centered", "shrunk")
@@ -218,7 +218,7 @@ _SMALL = Config(
     context_length=256,
     layers=(8, 15),
     shift_layers=(0, 4, 8, 12, 15),
-    dictionaries=("atoms", "euclidean", "batchtopk", "neurons", "pca", "random", "memorizing"),
+    dictionaries=("atoms", "learned", "euclidean", "batchtopk", "neurons", "pca", "random", "memorizing"),
     width=2,
     l0=8,
     samples=60_000,

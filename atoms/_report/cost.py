@@ -163,7 +163,7 @@ def _trained(config: Config) -> tuple[int, float]:
     """Jobs that train, and their samples, counted at the table's width: a job of twice the width counts twice."""
     jobs, samples = 0, 0.0
     for name in config.dictionaries:
-        if KINDS[name].autoencoder:
+        if KINDS[name].iterative:
             seeds = len(config.seeds) if KINDS[name].seeded else 1
             jobs += seeds * len(config.layers)
             samples += seeds * len(config.layers) * config.samples

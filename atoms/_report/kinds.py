@@ -22,9 +22,11 @@ class Kind(NamedTuple):
     label, colour : str
         In tables and figures.
     activation : str, optional
-        Of the sparse autoencoder that it is; None: no autoencoder, fitted whole.
+        Of the sparse autoencoder that it is; None: no autoencoder.
+    coder : str, optional
+        Of the dictionary learning without an encoder that it is; where both are None, it is fitted whole.
     in_metric : bool
-        Whether the autoencoder is trained under the atomic inner product.
+        Whether it is trained under the atomic inner product.
     rows : {"own", "shuffled", "random model"}
         What it is fitted and judged on: the model's activations, the same with coordinates shuffled, or
         those of the randomly initialised model.
@@ -43,6 +45,7 @@ class Kind(NamedTuple):
     label: str
     colour: str = plot.SOFT
     activation: str | None = None
+    coder: str | None = None
     in_metric: bool = False
     rows: Literal["own", "shuffled", "random model"] = "own"
     feature: bool = False
@@ -52,13 +55,14 @@ class Kind(NamedTuple):
     swept: tuple[str, ...] = ()
 
     @property
-    def autoencoder(self) -> bool:
-        return self.activation is not None
+    def iterative(self) -> bool:
+        """Trained step by step."""
+        return self.activation is not None or self.coder is not None
 
     @property
     def trained(self) -> bool:
-        """An autoencoder of the model's own activations: no control."""
-        return self.autoencoder and self.rows == "own"
+        """Of the model's own activations: no control."""
+        return self.iterative and self.rows == "own"
 
     @property
     def has_thresholds(self) -> bool:
@@ -66,14 +70,15 @@ class Kind(NamedTuple):
         return self.activation in ("jumprelu", "batchtopk")
 
 
-def _trained(label: str, colour: str, activation: str, **more: Any) -> Kind:
+def _trained(label: str, colour: str, activation: str | None, **more: Any) -> Kind:
     return Kind(label, colour, activation, seeded=True, judged=True, swept=("width", "data"), **more)
 
 
-_PURPLE, _PINK, _GREEN = "#7d6bb0", "#b05a7a", "#4a9c8c"
+_PURPLE, _PINK, _GREEN, _BLUE = "#7d6bb0", "#b05a7a", "#4a9c8c", "#4878b0"
 
 KINDS: dict[str, Kind] = {
     "atoms": _trained("atoms (TSAE, AIP)", plot.AFTER, "jumprelu", in_metric=True),
+    "learned": _trained("dictionary learning, AIP", _BLUE, None, coder="omp", in_metric=True),
     "euclidean": _trained("TSAE, Euclidean", plot.BEFORE, "jumprelu"),
     "relu": _trained("features, ReLU + L1", _GREEN, "relu", feature=True),
     "topk": _trained("features, TopK", _PURPLE, "topk", feature=True),

@@ -81,7 +81,7 @@ def _fit(config: Config, about: Mapping[str, Any], label: str, layer: int, name:
         "keep": False,
         "probe": None,
     } | changes
-    if not KINDS[name].autoencoder:  # fitted, not trained: training settings must not enter its key
+    if not KINDS[name].iterative:  # fitted, not trained: training settings must not enter its key
         params |= {"samples": 0, "batch_size": 0, "hold_l0": False}
     return Job("dictionary", params, f"{label} {name}, layer {layer}")
 

@@ -173,6 +173,7 @@ def main(rows: Sequence[Row], average: Sequence[Row]) -> list[str]:
         _intervals(rows),
         _against_features(rows, mean),
         _against_euclidean(mean),
+        _without_encoder(rows, mean),
         _against_controls(mean),
         _on_other_text(mean),
         _stable(mean),
@@ -240,6 +241,24 @@ def _against_euclidean(mean: Rows) -> str:
     return (
         f"The same autoencoder in Euclidean geometry explains {percent(e['R2_held_out'])} in the metric and "
         f"{percent(e['raw_held_out'])} raw, with q* {percent(e['q_star'])} at L0 {e['l0_mean_held_out']:.1f}."
+    )
+
+
+def _without_encoder(rows: Sequence[Row], mean: Rows) -> str:
+    if "learned" not in mean:
+        return ""
+    atoms, learned = mean["atoms"], mean["learned"]
+    wins, n = _wins(rows, "learned", "atoms", "R2_held_out")
+    coded = (
+        ""
+        if atoms["pursuit"] is None
+        else f" ({percent(atoms['pursuit'])} where matching pursuit codes them)"
+    )
+    return (
+        f"Atoms learned without an encoder, over exact codes of at most {learned['l0_mean_held_out']:.1f} atoms, explain "
+        f"{percent(learned['R2_held_out'])} of held-out activations, the autoencoder's {percent(atoms['R2_held_out'])}{coded}; "
+        f"more at {wins} of {n} layers. Their q* is {percent(learned['q_star'])} beside {percent(atoms['q_star'])}, random "
+        f"directions' {percent(learned['q_star_random'])} at that L0."
     )
 
 

@@ -258,9 +258,7 @@ def train(
                     run.end(*ending)
             if step > steps:
                 break
-            raw, index = sampler.draw()
-            again = sampler.fixed and (steps - first) * len(raw if index is None else index) > len(raw)
-            batches = {key: mapped.batch(raw, index, again) for key, mapped in kept.items()}
+            batches = _draw(sampler, kept, steps - first)
             for run in runs:
                 key = id(run.space.metric)
                 run.advance(step, batches[key], vals[key], calibrated)
@@ -271,6 +269,15 @@ def train(
                 _checkpoint(runs, step)
                 saved = time.perf_counter()
     return steps
+
+
+def _draw(
+    sampler: RowSampler | BlockSampler | StreamSampler, kept: dict[int, Kept], steps: int
+) -> dict[int, Batch]:
+    """The next batch of so many in all, in each training space."""
+    raw, index = sampler.draw()
+    again = sampler.fixed and steps * len(raw if index is None else index) > len(raw)
+    return {key: mapped.batch(raw, index, again) for key, mapped in kept.items()}
 
 
 def _checkpoint(runs: Sequence[Training], step: int) -> None:

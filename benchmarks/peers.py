@@ -40,6 +40,7 @@ def threshold_at(pre: torch.Tensor, l0: float) -> torch.Tensor:
 class Peer:
     """What all have in common. `l0` is the number of active latents asked for."""
 
+    whitened = False  # by the library itself, from all rows that `prepare` is given
     exact_k = False  # True for TopK, which has exactly k latents for each sample and no threshold
 
     def __init__(self, d_in, d_sae, l0, *, batch_size, steps, lr, seed=0, autocast=False, **options):
@@ -73,7 +74,7 @@ class Peer:
 
 
 class SAELens(Peer):
-    """sae_lens: activations scaled to a mean norm of sqrt(d_in), as its guide recommends."""
+    """sae_lens: activations scaled to a mean norm of sqrt(d_in), as its guide recommends, or `whitened` by itself."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -81,6 +82,8 @@ class SAELens(Peer):
             warnings.simplefilter("ignore")
             from sae_lens.config import LoggingConfig, SAETrainerConfig
             from sae_lens.training.sae_trainer import SAETrainer
+        self.whitened = self.options.pop("whitened", False)
+        self.normalization = "covariance_whitening" if self.whitened else "expected_average_only_in"
         self.sae = self.build()
         decay = self.steps // 5  # the last fifth of training, as SAELens's guide recommends
         config = SAETrainerConfig(
@@ -96,9 +99,9 @@ class SAELens(Peer):
         self.trainer = SAETrainer(cfg=config, sae=self.sae, data_provider=iter(()))
 
     def prepare(self, X: torch.Tensor) -> None:
-        scaler = self.trainer.activation_scaler
-        scaler.estimate_scaling_factor(self.d_in, iter([X]), n_batches_for_norm_estimate=1)
-        self.scale = scaler.scaling_factor
+        self.scaler = self.trainer.activation_scaler
+        estimate = self.scaler.estimate_whitening if self.whitened else self.scaler.estimate_scaling_factor
+        estimate(self.d_in, iter([X]), n_batches_for_norm_estimate=1)
 
     def step(self, x: torch.Tensor) -> None:
         self.trainer.step(x)
@@ -108,15 +111,15 @@ class SAELens(Peer):
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         self.sae.eval()
         with self.amp():
-            return self.sae.encode(x * self.scale)
+            return self.sae.encode(self.scaler.scale(x))
 
     @torch.no_grad()
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
-        return self.sae.encode_with_hidden_pre(x * self.scale)[1]
+        return self.sae.encode_with_hidden_pre(self.scaler.scale(x))[1]
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.sae.decode(codes) / self.scale
+        return self.scaler.unscale(self.sae.decode(codes))
 
     def directions(self) -> np.ndarray:
         return self.sae.W_dec.detach().numpy()
@@ -127,7 +130,13 @@ class SAELens(Peer):
 
         from sae_lens import SAE
 
-        self.sae.fold_activation_norm_scaling_factor(self.scale)
+        if self.whitened:
+            w = self.scaler.whitening
+            self.sae.fold_activation_whitening(
+                mean=w.mean, whitening_matrix=w.matrix, unwhitening_matrix=w.inverse_matrix
+            )
+        else:
+            self.sae.fold_activation_norm_scaling_factor(self.scaler.scaling_factor)
         with tempfile.TemporaryDirectory() as folder:
             self.sae.save_inference_model(folder)
             return SAE.load_from_disk(folder)
@@ -143,7 +152,7 @@ class SAELensJumpReLU(SAELens):
         common = dict(
             d_in=self.d_in,
             d_sae=self.d_sae,
-            normalize_activations="expected_average_only_in",
+            normalize_activations=self.normalization,
             jumprelu_sparsity_loss_mode=mode,
         )
         if mode == "tanh":
@@ -188,7 +197,7 @@ class SAELensTopK(SAELens):
                 d_in=self.d_in,
                 d_sae=self.d_sae,
                 k=round(self.l0),
-                normalize_activations="expected_average_only_in",
+                normalize_activations=self.normalization,
             )
         )
 
@@ -202,7 +211,7 @@ class SAELensBatchTopK(SAELens):
                 d_in=self.d_in,
                 d_sae=self.d_sae,
                 k=float(self.l0),
-                normalize_activations="expected_average_only_in",
+                normalize_activations=self.normalization,
             )
         )
 
@@ -212,7 +221,7 @@ class SAELensBatchTopK(SAELens):
 
     @torch.no_grad()
     def l0_now(self, x):
-        return float(torch.count_nonzero(self.sae.encode(x * self.scale))) / len(x)
+        return float(torch.count_nonzero(self.sae.encode(self.scaler.scale(x)))) / len(x)
 
 
 class SAELensMatryoshka(SAELensBatchTopK):
@@ -225,7 +234,7 @@ class SAELensMatryoshka(SAELensBatchTopK):
                 d_sae=self.d_sae,
                 k=float(self.l0),
                 matryoshka_widths=[self.d_sae // 16, self.d_sae // 4, self.d_sae],
-                normalize_activations="expected_average_only_in",
+                normalize_activations=self.normalization,
             )
         )
 
@@ -433,6 +442,8 @@ PEERS = {
     "saelens-topk": (SAELensTopK, {}),
     "saelens-batchtopk": (SAELensBatchTopK, {}),
     "saelens-matryoshka": (SAELensMatryoshka, {}),
+    "saelens-jumprelu-whitened": (SAELensJumpReLU, {"whitened": True}),
+    "saelens-batchtopk-whitened": (SAELensBatchTopK, {"whitened": True}),
     "dl-jumprelu": (DictionaryLearningJumpReLU, {}),
     "dl-batchtopk": (DictionaryLearningBatchTopK, {}),
     "torch-f32": (TorchByHand, {}),

@@ -3,7 +3,8 @@
 Everybody trains on the same rows of SmolLM2-135M's layer 15 in the same seeded order, for
 500,000 samples (several passes), and is judged on the last twentieth of the text: explained
 variance, centred, 1 - sum|x - x_hat|^2 / sum|x - mean|^2. The twentieth before it, held out
-too, chooses the learning rate of each competitor, on the first seed. After training the thresholds of
+too, chooses the learning rate of each competitor, on the first seed (by the variance in the metric for those that
+train whitened). After training the thresholds of
 every competitor that has any (ours included) are multiplied by one common factor, chosen
 on held-out rows, at which L0 is what was asked for; TopK keeps exactly k. The table says
 what L0 was before and after.
@@ -57,22 +58,32 @@ def calibrate(l0_at, target: float) -> float:
 
 
 def judge(active, decode, threshold_for, train: np.ndarray, held: np.ndarray, block: int = 4096) -> dict:
-    """Explained variance and L0 on both halves of `held`, and the share of dead latents.
+    """Explained variance, raw and under the atomic inner product, and L0 on both halves of `held`; the share of dead latents.
 
     `active` gives dense codes from rows and thresholds. The first half is for tuning, the second for the figures."""
+    import atoms
+
+    metric = atoms.AtomicInnerProduct().fit(train)
     parts = []
     for rows, name in zip(np.array_split(held, 2), ("_tune", "")):
         threshold = threshold_for(rows)
         mean = rows.mean(axis=0, dtype=np.float64)
-        error = total = nonzero = 0.0
+        error = total = nonzero = error_metric = total_metric = 0.0
         for i in range(0, len(rows), block):
             x = np.asarray(rows[i : i + block])
             codes = active(x, threshold)
-            error += float(np.square(x - decode(codes), dtype=np.float64).sum())
+            wrong = x - decode(codes)
+            error += float(np.square(wrong, dtype=np.float64).sum())
             total += float(np.square(x - mean).sum())
+            error_metric += float(np.square(metric.whiten_directions(wrong), dtype=np.float64).sum())
+            total_metric += float(np.square(metric.whiten_directions((x - mean).astype(np.float32))).sum())
             nonzero += np.count_nonzero(codes)
         parts.append(
-            {f"explained_variance{name}": 1 - error / total, f"l0_held_out{name}": nonzero / len(rows)}
+            {
+                f"explained_variance{name}": 1 - error / total,
+                f"explained_variance_metric{name}": 1 - error_metric / total_metric,
+                f"l0_held_out{name}": nonzero / len(rows),
+            }
         )
     fired = False
     rows = train[:: max(1, len(train) // DEAD_ROWS)]
@@ -91,7 +102,8 @@ def run_peer(task: dict, train: np.ndarray, held: np.ndarray, threads: int) -> d
         task["name"], train.shape[1], task["d_sae"], task["l0"],
         batch_size=batch, steps=steps, lr=task["lr"], seed=task["seed"], **task["options"],
     )  # fmt: skip
-    peer.prepare(torch.from_numpy(train[np.random.default_rng(1).choice(len(train), 8192, replace=False)]))
+    some = train if peer.whitened else train[np.random.default_rng(1).choice(len(train), 8192, replace=False)]
+    peer.prepare(torch.from_numpy(some))
     wall, cpu = time.perf_counter(), time.process_time()
     for rows in data.batches(len(train), batch, steps, task["seed"]):
         peer.step(torch.from_numpy(train[rows]))
@@ -124,7 +136,7 @@ def run_ours(task: dict, train: np.ndarray, held: np.ndarray, threads: int) -> d
     batch, steps = task["batch_size"], task["samples"] // task["batch_size"]
     options = dict(task["options"])
     metric = None
-    if options.pop("metric", False):
+    if task["name"] == "atoms-metric":
         metric = atoms.AtomicInnerProduct(num_threads=threads).fit(train)
     sae = atoms.SparseAutoencoder(
         task["d_sae"], metric=metric, target_l0=task["l0"], batch_size=batch, max_steps=steps,
@@ -168,7 +180,7 @@ def run(options) -> None:
                     }  # fmt: skip
                     if identity(task) in done:
                         continue
-                    function = run_ours if name == "atoms" else run_peer
+                    function = run_ours if name in ("atoms", "atoms-metric") else run_peer
                     result = function(task, train, held, options.threads)
                     record = {**task, **result, "threads": options.threads}
                     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -185,12 +197,15 @@ def table(options) -> None:
     for record in read(options.results):
         if record["samples"] == options.samples:
             groups.setdefault((record["d_sae"], record["l0"], record["name"]), []).append(record)
-    print("| d_sae | L0 | name | settings | seeds | held-out EV | sd | L0 | L0 as trained | dead | CPU s |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| d_sae | L0 | name | settings | seeds | held-out EV | sd | in the metric | L0 | L0 as trained | dead | CPU s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     rows = []
     for (d_sae, l0, name), records in groups.items():
         first = [r for r in records if r["seed"] == 0] or records
-        best = max(first, key=lambda r: r["explained_variance_tune"])
+        measure = "explained_variance" + ("_metric" if name.endswith(("-metric", "-whitened")) else "")
+        best = max(first, key=lambda r: r[measure + "_tune"])
         plain = lambda r: {k: v for k, v in r["options"].items() if k != "autocast"}
         same = lambda r: (r["lr"], r["batch_size"], plain(r)) == (best["lr"], best["batch_size"], plain(best))
         runs = [r for r in records if same(r)]
@@ -198,11 +213,13 @@ def table(options) -> None:
         best = runs[0]
         mean = lambda key: statistics.fmean(r[key] for r in runs)
         ev = [r["explained_variance"] for r in runs]
+        known = all("explained_variance_metric" in r for r in runs)
+        in_metric = f"{mean('explained_variance_metric'):.4f}" if known else ""
         settings = f"lr {best['lr']:g}, batch {best['batch_size']}"
         settings += "".join(f", {k} {v}" for k, v in best["options"].items())
         rows.append((d_sae, l0, -mean("explained_variance"), f"| {d_sae} | {l0} | {name} | {settings} | {len(runs)} "
             f"| {mean('explained_variance'):.4f} | {statistics.stdev(ev) if len(ev) > 1 else 0:.4f} "
-            f"| {mean('l0_held_out'):.2f} | {mean('l0_trained'):.1f} | {100 * mean('dead'):.1f}% "
+            f"| {in_metric} | {mean('l0_held_out'):.2f} | {mean('l0_trained'):.1f} | {100 * mean('dead'):.1f}% "
             f"| {mean('cpu_seconds'):.0f} |"))  # fmt: skip
     for *_, row in sorted(rows):
         print(row)

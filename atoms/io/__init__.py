@@ -44,11 +44,11 @@ from . import _formats
 from ._files import safetensors_metadata
 from ._model import PretrainedSAE, saelens_metadata
 
-__all__ = ["PretrainedSAE", "convert", "from_pretrained", "load", "save"]
+__all__ = ["PretrainedSAE", "convert", "from_pretrained", "save"]
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "load"]
 
 
 # format, which is the name of its reader in `_formats` -> the file that tells it, and one that must be beside it

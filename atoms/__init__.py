@@ -17,13 +17,13 @@ except ImportError as error:
         "above; or, to use an atoms that is installed, start Python in another folder"
     ) from None
 
-from . import activations, controls, io, loggers, recovery, theory
+from . import activations, controls, evaluation, io, loggers, metric, recovery, sae, theory
 from ._config import get_num_threads, set_num_threads, show_config
 from ._dictionary import DictionaryLearning
 from ._old import old_modules
 from ._report import report
 from ._steering import steer
-from ._version import __version__
+from ._version import __version__ as __version__
 from .evaluation import evaluate
 from .io import load
 from .metric import AtomicInnerProduct
@@ -36,22 +36,16 @@ __all__ = [
     "SparseAutoencoder",
     "SparseCoder",
     "TrainingDiverged",
-    "__version__",
-    "activations",
-    "controls",
     "evaluate",
     "fit_many",
     "get_num_threads",
-    "io",
     "load",
-    "loggers",
-    "recovery",
     "report",
     "set_num_threads",
     "show_config",
     "steer",
-    "theory",
 ]
+_ROOMS = (activations, controls, evaluation, io, loggers, metric, recovery, sae, theory)
 
 if not TYPE_CHECKING:
     _REPORT = (
@@ -67,4 +61,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "evaluation", "metric", "sae"]
+    return [*__all__, *(room.__name__.removeprefix("atoms.") for room in _ROOMS)]

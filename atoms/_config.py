@@ -6,8 +6,9 @@ import contextlib
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import scipy.linalg.cython_blas  # noqa: F401  (its BLAS must be loaded to be found)
 import threadpoolctl
@@ -117,6 +118,18 @@ class ForkedLock:
 
     def __exit__(self, *raised: object) -> None:
         self._lock.release()
+
+
+_filters = ForkedLock()
+
+
+@contextlib.contextmanager
+def warnings_as(action: Literal["error", "ignore"]) -> Iterator[None]:
+    """Warnings ignored or raised inside. Their filters are the process's: threads that change them take turns, or one
+    would put back for ever what another had set for a moment."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter(action)
+        yield
 
 
 class _SerialBlas:

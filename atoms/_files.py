@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from typing import IO, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+from ._config import warnings_as
 
 __all__ = [
     "check_tensor",
@@ -252,8 +253,7 @@ def _npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.d
         if read is None:
             raise ValueError(f"npy version {version}")
         # NumPy only warns of headers by Python 2 and of odd dtypes: refused here
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with warnings_as("error"):
             shape, fortran, dtype = read(file)
     except (
         Exception

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import warnings
 from typing import Any
+
+from ._config import warnings_as
 
 __all__ = ["progress_bar"]
 
@@ -22,9 +23,8 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _tqdm() -> Any:
-    with _importing, warnings.catch_warnings():
-        # in a notebook without ipywidgets tqdm says so and draws with text, which is all that is wanted
-        warnings.simplefilter("ignore")
+    # in a notebook without ipywidgets tqdm says so and draws with text, which is all that is wanted
+    with _importing, warnings_as("ignore"):
         from tqdm.auto import tqdm
     if hasattr(os, "register_at_fork"):  # another thread may be drawing its bar at the fork
         os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))

@@ -14,36 +14,29 @@ from typing import Any
 import numpy as np
 
 from . import _plot as plot
-from ._attribution import LogitAttribution, latent_attribution, logit_attribution
+
+# `as` the same name: classes of results, public but in no `__all__`
+from ._attribution import LogitAttribution as LogitAttribution
+from ._attribution import latent_attribution, logit_attribution
 from ._config import one_blas_thread
-from ._contexts import Context, top_contexts
-from ._describe import Description, LatentDescription
+from ._contexts import Context as Context
+from ._contexts import top_contexts
+from ._describe import Description as Description
+from ._describe import LatentDescription as LatentDescription
 from ._frames import without_frames
 from ._old import old_keyword
 from ._progress import progress_bar
 from ._shown import Shown, Table
-from ._steering import steer
+from ._steering import steer as steer
 from .activations import Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
 
-__all__ = [
-    "Context",
-    "Description",
-    "DictionaryEvaluation",
-    "Evaluation",
-    "LatentDescription",
-    "LogitAttribution",
-    "evaluate",
-    "latent_attribution",
-    "logit_attribution",
-    "steer",
-    "top_contexts",
-]
+__all__ = ["latent_attribution", "logit_attribution", "top_contexts"]
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "evaluate", "steer"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

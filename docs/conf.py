@@ -4,9 +4,7 @@ API pages are written here for every public module there is, and the notebooks a
 notebooks/: a new module or notebook needs no line anywhere. Both go into docs/_generated, which git ignores.
 """
 
-import importlib
 import inspect
-import pkgutil
 import pydoc
 import re
 import shutil
@@ -15,9 +13,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(HERE)]
 
 import latex2mathml.converter  # noqa: E402
+import public  # noqa: E402
 from docutils import nodes  # noqa: E402
 from sphinx.domains.python import PyObject, PyXRefRole  # noqa: E402
 from sphinx.util.math import get_node_equation_number  # noqa: E402
@@ -27,17 +26,6 @@ import atoms  # noqa: E402
 # ------------------------------------------------------------------ pages that are generated
 
 GENERATED = HERE / "_generated"
-# modules whose pages come first, in the order in which one meets them; others follow by name
-ORDER = [
-    "activations",
-    "metric",
-    "sae",
-    "recovery",
-    "theory",
-    "controls",
-    "io",
-    "evaluation",
-]
 REPORT = """atoms.report
 ============
 
@@ -67,18 +55,16 @@ def write(path, text):
 
 
 def api_pages():
-    names = [m.name for m in pkgutil.iter_modules(atoms.__path__) if not m.name.startswith("_")]
-    names.sort(key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     pages, lines = [], []
-    for name in names:
-        module = importlib.import_module(f"atoms.{name}")
-        heading = f"atoms.{name}"
-        pages.append(
-            write(
-                GENERATED / "api" / f"{name}.rst",
-                f"{heading}\n{'=' * len(heading)}\n\n.. automodule:: atoms.{name}\n   :members:\n",
-            )
-        )
+    for module in public.ROOMS:
+        heading, name = module.__name__, module.__name__.removeprefix("atoms.")
+        first = ", ".join([*public.at_hand(module), *module.__all__])
+        page = f"{heading}\n{'=' * len(heading)}\n\n.. automodule:: {heading}\n   :members: {first}\n"
+        results = [cls for cls in public.returned() if public.room_of(cls) is module]
+        if results:
+            page += "\nWhat comes back\n---------------\n\n"
+            page += "\n".join(f".. autoclass:: {heading}.{cls.__name__}\n   :members:\n" for cls in results)
+        pages.append(write(GENERATED / "api" / f"{name}.rst", page))
         said = (module.__doc__ or "").strip().split("\n")[0]
         lines.append(f"   * - :py:mod:`atoms.{name}`\n     - {said}\n")
     top = "\n".join(
@@ -210,18 +196,13 @@ def without_rooms(app, what, name, obj, options, lines):
 def aliases():
     """Other ways to say a documented name: atoms.SparseAutoencoder, atoms._report.run.report, io.load."""
     found = {"atoms._report.run.report": "atoms.report", "atoms.report": "atoms.report"}
-    for page in (GENERATED / "api").glob("*.rst"):
-        if page.stem not in ("index", "report"):
-            module = importlib.import_module(f"atoms.{page.stem}")
-            for name in getattr(module, "__all__", ()):
-                if not callable(getattr(module, name)):  # data have no entry of their own
-                    continue
-                found.setdefault(
-                    f"{getattr(getattr(module, name), '__module__', '')}.{name}", f"atoms.{page.stem}.{name}"
-                )
-                found.setdefault(f"{page.stem}.{name}", f"atoms.{page.stem}.{name}")
-                if name in atoms.__all__:
-                    found[f"atoms.{name}"] = f"atoms.{page.stem}.{name}"
+    for thing in (*public.named(), *public.returned()):
+        module, name = public.room_of(thing), thing.__name__
+        room = module.__name__.removeprefix("atoms.")
+        if module is not atoms:  # `report` and the settings have entries of their own
+            found[f"{thing.__module__}.{name}"] = found[f"{room}.{name}"] = f"atoms.{room}.{name}"
+            if name in atoms.__all__:
+                found[f"atoms.{name}"] = f"atoms.{room}.{name}"
     return found
 
 

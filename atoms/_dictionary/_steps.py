@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,8 @@ import scipy.sparse as sp
 from .. import _core
 from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
-from ..recovery import Dictionary, RecoveryWarning, Status, lasso, omp
+from ..recovery import Dictionary, Status, lasso, omp
+from ..recovery._coding import without_complaints
 from ..sae._model import Batch, blocks
 from ._learned import Learned
 
@@ -26,8 +26,7 @@ def code(
 ) -> tuple[sp.csr_array, np.ndarray, np.ndarray]:
     """Codes of rows of the training space, the norms of their residuals, and which are not as asked."""
     how: dict[str, Any] = {"num_threads": num_threads, "return_info": True}
-    with warnings.catch_warnings():  # said once, by whoever codes many blocks
-        warnings.simplefilter("ignore", RecoveryWarning)
+    with without_complaints():
         if p["coder"].endswith("omp"):
             codes, info = omp(t, d, p["n_nonzero"], nonnegative=p["coder"] == "nn-omp", **how)
         else:

@@ -28,7 +28,8 @@ from ._hooks import check_shape as check_shape
 from ._models import decoder_blocks as decoder_blocks
 from ._models import import_torch as import_torch
 from ._models import language_reference, load_model, read_text, smollm2, tokenize
-from ._store import ActivationStore, StoredRows
+from ._store import ActivationStore
+from ._store import StoredRows as StoredRows  # what a store gives
 from ._stream import ActivationStream
 from ._table import MANIFEST as MANIFEST
 from ._table import Activations
@@ -39,7 +40,6 @@ __all__ = [
     "ActivationStream",
     "Activations",
     "BlockSource",
-    "StoredRows",
     "capture",
     "language_reference",
     "load_model",

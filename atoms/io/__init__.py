@@ -25,8 +25,8 @@ import glob
 import importlib.util
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,11 @@ from . import _formats
 from ._files import safetensors_metadata
 from ._model import PretrainedSAE, saelens_metadata
 
-__all__ = ["PretrainedSAE", "convert", "from_pretrained", "load", "save"]
+__all__ = ["PretrainedSAE", "convert", "from_pretrained", "save"]
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "load"]
 
 
 # format, which is the name of its reader in `_formats` -> the file that tells it, and one that must be beside it
@@ -312,7 +312,8 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         arrays["W_skip"] = np.ascontiguousarray(skip.T)
     if activation != "jumprelu":
         del arrays["threshold"]
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    temporary.mkdir()
     try:
         _write_saelens(temporary, config, arrays)
         os.rename(temporary, path)
@@ -331,16 +332,13 @@ def _check_expressible(format: str, threshold: np.ndarray, activation: str, norm
 
 
 def _write_saelens(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> None:
-    """Both files into a folder that is there, which then has the permissions of any new folder."""
+    """Both files into a folder that is there."""
     from safetensors.numpy import save as packed
 
     with replacing(folder / "sae_weights.safetensors") as file:
         file.write_bytes(packed(arrays))
     with replacing(folder / "cfg.json") as file:
         file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(folder, 0o777 & ~mask)
 
 
 def _saelens_config(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .._config import warnings_as
 from .._files import (
     LARGEST_JSON,
     ZIP_FAULTS,
@@ -112,8 +112,7 @@ def read_torch(path: Path) -> dict[str, Any]:
             f"{path}: torch {torch.__version__} loads pickles unsafely (CVE-2025-32434); needs 2.6"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings_as("ignore"):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its opcodes lead to
         raise ValueError(f"{path}: PyTorch's weights_only loader refuses it: {error}") from None

@@ -31,17 +31,17 @@ The files, each of which imports only from those above it::
 from typing import TYPE_CHECKING
 
 from .._old import old_names
-from ._coder import SparseCoder, code
-from ._coding import RecoveryInfo, RecoveryWarning, Status
+from ._coder import SparseCoder as SparseCoder
+from ._coder import code
+from ._coding import RecoveryInfo as RecoveryInfo  # what ``return_info=True`` gives
+from ._coding import RecoveryWarning, Status
 from ._dictionary import Dictionary, remake
 from ._lasso import lasso, lasso_path
 from ._pursuits import omp, threshold_interval
 
 __all__ = [
     "Dictionary",
-    "RecoveryInfo",
     "RecoveryWarning",
-    "SparseCoder",
     "Status",
     "code",
     "lasso",
@@ -67,4 +67,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "SparseCoder"]

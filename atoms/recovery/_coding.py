@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import enum
 import warnings
 from collections.abc import Callable, Iterator
@@ -186,8 +188,23 @@ def csr(counts: Array, parts: list[tuple[Array, Array]], shape: tuple[int, int],
     )
 
 
+_silent = contextvars.ContextVar("_silent", default=False)  # of one thread; the warnings' filters are of all
+
+
+@contextlib.contextmanager
+def without_complaints() -> Iterator[None]:
+    """For whoever codes many blocks and complains of all of them together."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
 def complain(name: str, status: Array) -> None:
     """Warn of the signals that were not coded as asked, if there are any."""
+    if _silent.get():
+        return
     said = []
     for s, text in _COMPLAINT.items():
         at = np.flatnonzero(status == s)

@@ -17,11 +17,12 @@ The files, each of which imports only from those above it::
     _autoencoder   SparseAutoencoder, which holds a Trained, and fit_many
 """
 
-from ._autoencoder import SparseAutoencoder, fit_many
-from ._training import TrainingDiverged
+from ._autoencoder import SparseAutoencoder as SparseAutoencoder
+from ._autoencoder import fit_many as fit_many
+from ._training import TrainingDiverged as TrainingDiverged
 
-__all__ = ["SparseAutoencoder", "TrainingDiverged", "fit_many"]
+__all__: list[str] = []  # they stand in that of `atoms`
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return ["SparseAutoencoder", "TrainingDiverged", "fit_many"]

@@ -10,23 +10,25 @@ The files, each of which imports only from those above it::
     _matching       agreement of two dictionaries
 """
 
-from ._certificates import DictionaryCertificate, SampleCertificates, babel, certificate, certify
-from ._coherence import Coherence, coherence, welch_bound
-from ._intervals import Interval, explained_variance_interval, stability_interval
-from ._matching import Matching, match_dictionaries, pairwise_mcc, subspace_overlap
-from ._stability import Stability, stability
-from ._variance import CONVENTIONS as CONVENTIONS  # not in __all__: `explained_variance` names them
-from ._variance import ExplainedVariance, ExplainedVarianceResult, explained_variance
+# `as` the same name: public, but in no `__all__`. They are classes of results, and conventions that
+# `explained_variance` names
+from ._certificates import DictionaryCertificate as DictionaryCertificate
+from ._certificates import SampleCertificates as SampleCertificates
+from ._certificates import babel, certificate, certify
+from ._coherence import Coherence as Coherence
+from ._coherence import coherence, welch_bound
+from ._intervals import Interval as Interval
+from ._intervals import explained_variance_interval, stability_interval
+from ._matching import Matching as Matching
+from ._matching import match_dictionaries, pairwise_mcc, subspace_overlap
+from ._stability import Stability as Stability
+from ._stability import stability
+from ._variance import CONVENTIONS as CONVENTIONS
+from ._variance import ExplainedVariance, explained_variance
+from ._variance import ExplainedVarianceResult as ExplainedVarianceResult
 
 __all__ = [
-    "Coherence",
-    "DictionaryCertificate",
     "ExplainedVariance",
-    "ExplainedVarianceResult",
-    "Interval",
-    "Matching",
-    "SampleCertificates",
-    "Stability",
     "babel",
     "certificate",
     "certify",

@@ -18,6 +18,7 @@ for path in map(Path, sys.argv[1:]):
         timeout=1800,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # what a cell prints bit by bit stands together
         resources={"metadata": {"path": path.parent}},
     ).execute()
     for cell in notebook.cells:

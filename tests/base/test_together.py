@@ -21,6 +21,12 @@ def company(code, **env):
     return run(code, timeout=300, strict=False, PYTHONPATH=HERE, **env)
 
 
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    """joblib and Dask leave their workers the threads that the environment says."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
 # ------------------------------------------------------------------ one process
 
 

@@ -127,6 +127,8 @@ def frontier(points: Sequence[Row], out: Path, config: Config) -> None:
     """Held-out explained variance against q* and against L0."""
     figure, axes = plot.new_figure(1, 2, size=(14, 6.4), sharey=True)
     shown = [p for p in points if p["R2_held_out"] >= -0.3]
+    far = 2 * len(shown) < len(points)  # most explain less than nothing: then these are what there is to see
+    shown = list(points) if far else shown
     for axis, field, label in (
         (axes[0], "q_star", "q*"),
         (axes[1], "l0", "active atoms per held-out token (L0)"),
@@ -139,6 +141,9 @@ def frontier(points: Sequence[Row], out: Path, config: Config) -> None:
             ylabel="held-out explained variance" if field == "q_star" else "",
             legend=field == "q_star",
         )
+    if far:
+        axes[0].set_yscale("symlog", linthresh=1)
+        axes[0].yaxis.set_major_formatter("{x:g}")
     axes[1].set_xscale("log", base=2)
     axes[1].xaxis.set_major_formatter("{x:g}")
     plot.titles(

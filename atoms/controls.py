@@ -10,6 +10,7 @@ atom here, which makes the controls a little stronger than an autoencoder of the
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -251,15 +252,15 @@ class _Dictionary(Scored):
 
 
 _COMMON = """metric : AtomicInnerProduct, optional
-        Correlations, unit norms and least squares are in this metric; Euclidean without.
-    center : bool
-        b_dec is the mean of X (in float32), else zero.
-    num_threads : int, optional"""
+    Correlations, unit norms and least squares are in this metric; Euclidean without.
+center : bool
+    b_dec is the mean of X (in float32), else zero.
+num_threads : int, optional"""
 
 
 def _document(cls: type) -> type:
-    """Put the parameters that all controls share into a docstring."""
-    cls.__doc__ = (cls.__doc__ or "").replace("{common}", _COMMON)
+    """Put the parameters that all controls share into a docstring, which Python indents only before 3.13."""
+    cls.__doc__ = inspect.cleandoc(cls.__doc__ or "").replace("{common}", _COMMON)
     return cls
 
 

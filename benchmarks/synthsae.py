@@ -1,6 +1,6 @@
 """SynthSAEBench-16k (arXiv 2602.14687) on a CPU: what is recovered of 16,384 features by 4,096 latents at L0 25.
 
-    python benchmarks/synthsae.py model|check|rows ... [--size 16k|2k] [--cache FOLDER]
+    python benchmarks/synthsae.py model|check|rows|learn|truth|probe ... [--size 16k|2k] [--cache FOLDER]
 
 The published model cannot be had here; this one is built by SAELens from the published configuration (768 dimensions, Zipfian firing
 from 0.4 with exponent 0.5 and at least 5e-4, 128 trees of depth 3 and branching 4 with mutually exclusive children, correlations of
@@ -13,12 +13,15 @@ with SAELens's own. `--size 2k` is the same recipe scaled down by eight, as benc
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 
 SIZES = {"16k": (16384, 768, 128, 4096), "2k": (2048, 256, 16, 512)}
+RESULTS = Path(__file__).parent / "results" / "synthsae.jsonl"
 CACHE = Path.home() / ".cache" / "atoms-bench"
 
 
@@ -188,6 +191,255 @@ def rows(size: str, n: int, cache: Path = CACHE, seed: int = 1):
     return np.load(path, mmap_mode="r")
 
 
+class Units:
+    """Unit atoms whose codes are independent spikes with normal heights, in white noise; nothing of it needs a label.
+
+    `code` is mean field: a sample's candidates are the `K` atoms that correlate most, with it and then with what is left of it,
+    and each in turn takes its posterior mean given the others'. `step` is one of expectation maximisation, the atoms as in
+    `atoms.DictionaryLearning` (`_core.fit_atoms`). Atoms that fire together in nearly every sample can be mixed with each other
+    at hardly any loss; of all those mixtures the least coherent one is taken (`part`).
+    """
+
+    def __init__(self, sae, X: np.ndarray, weight: float) -> None:
+        """From a trained autoencoder: its atoms, and how often and how high they fire on X; worth `weight` samples."""
+        size = np.linalg.norm(sae.W_dec, axis=1)
+        self.D, self.b = np.asarray(sae.W_dec / size[:, None], np.float32), sae.b_dec.astype(np.float32)
+        z = sae.transform(X).tocsc()
+        fired = np.diff(z.indptr)
+        total = (
+            np.add.reduceat(np.append(z.data, 0), np.minimum(z.indptr[:-1], len(z.data))) * (fired > 0) * size
+        )
+        self.n, self.usual = float(weight), float((total.sum()) / fired.sum())
+        self.rate = np.clip((fired + 0.5) / (len(X) + 500), 2e-4, 0.7)
+        self.height = (total + 10 * self.usual) / (fired + 10)
+        self.spread, self.noise = np.full(len(self.D), 1.2), 0.75
+        self.count = self.rate * weight
+        self.hits, self.first = self.count.copy(), self.count * self.height
+        self.second = self.count * (self.height**2 + 1.4)
+        self.energy = self.second.copy()
+
+    def code(self, X: np.ndarray, K: int = 40, rounds: int = 2, sweeps: int = 2):
+        """Candidates, posterior means, and probabilities of firing, (n, K) each."""
+        parts = [self._code(X[i : i + 512] - self.b, K, rounds, sweeps) for i in range(0, len(X), 512)]
+        return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+    def _code(self, X, K, rounds, sweeps):
+        D, v = self.D, np.float32(self.noise**2)
+        mean, var = self.height.astype(np.float32), (self.spread**2).astype(np.float32)
+        odds = (np.log(self.rate / (1 - self.rate)) - 0.5 * np.log((var + v) / v)).astype(np.float32)
+        first = score = X @ D.T
+        Z = np.where(score > 2, 0.7 * score, 0)
+        for r in range(rounds):
+            which = np.argpartition(-score, K, axis=1)[:, :K]
+            b, z = np.take_along_axis(first, which, 1), np.take_along_axis(Z, which, 1)
+            d = D[which]
+            G, on = d @ d.transpose(0, 2, 1), np.zeros_like(z)
+            m, s, o = mean[which], var[which], odds[which]
+            for k in [*range(K)] * sweeps:
+                h = b[:, k] - np.einsum("nl,nl->n", G[:, k], z) + z[:, k]
+                log = o[:, k] - 0.5 * (h - m[:, k]) ** 2 / (v + s[:, k]) + 0.5 * h * h / v
+                on[:, k] = np.where(h > 0, 1 / (1 + np.exp(-np.clip(log, -30, 30))), 0)
+                z[:, k] = on[:, k] * np.maximum((h * s[:, k] + m[:, k] * v) / (v + s[:, k]), 0)
+            if r < rounds - 1:
+                Z = np.zeros_like(first)
+                np.put_along_axis(Z, which, z, 1)
+                score = (X - Z @ D) @ D.T + Z
+        return which, z, on
+
+    def sparse(self, which, values, mask):
+        import scipy.sparse as sp
+
+        indptr = np.concatenate([[0], np.cumsum(mask.sum(1))])
+        return sp.csr_matrix((values[mask], which[mask], indptr), shape=(len(which), len(self.D)))
+
+    def step(self, X: np.ndarray, keep: float, replace: bool, rng) -> None:
+        from atoms import _core
+        from atoms._config import context
+
+        which, z, on = self.code(X)
+        soft, hard = self.sparse(which, z, on > 0.02), self.sparse(which, z, on > 0.5)
+        T = X - self.b
+        left = T - soft @ self.D
+        self.noise = max(0.45, 1.1 * float(np.sqrt((left**2).mean())))
+        square, ones = hard.copy(), hard.copy()
+        square.data, ones.data = hard.data**2, np.ones_like(hard.data)
+        new = {
+            "count": self.sparse(which, on, on > 0.02).sum(0),
+            "hits": ones.sum(0),
+            "first": hard.sum(0),
+            "second": square.sum(0),
+        }
+        for name, value in new.items():
+            setattr(self, name, keep * getattr(self, name) + np.asarray(value).ravel())
+        self.n = keep * self.n + len(X)
+        self.rate = np.clip((self.count + 0.5) / (self.n + 1000), 2e-4, 0.7)
+        self.height = (self.first + 20 * self.usual) / (self.hits + 20)
+        self.spread = np.sqrt(
+            np.maximum((self.second + 20 * (self.usual**2 + 1)) / (self.hits + 20) - self.height**2, 0.25)
+        )
+        _core.fit_atoms(
+            context(None), X=np.ascontiguousarray(T), indptr=soft.indptr.astype(np.int64), indices=soft.indices.astype(np.int32),
+            values=soft.data.astype(np.float32), keep=keep, sweeps=2, atoms=self.D, energy=self.energy,
+        )  # fmt: skip
+        self.b = self.b + 0.5 * left.mean(0)
+        self.part()
+        if replace:
+            self._replace(np.flatnonzero(self.rate < 4e-4), left, rng)
+
+    def part(self, least: float = 0.1, times: int = 2) -> None:
+        """Of two atoms with |cos| > `least`, each loses half of its share of the other, the less used one the more."""
+        for _ in range(times):
+            H = self.D @ self.D.T
+            H[np.abs(H) < least] = 0
+            np.fill_diagonal(H, 0)
+            used = self.energy.astype(np.float32) + 1
+            H *= used[None, :] / (used[None, :] + used[:, None])
+            D = self.D - 0.5 * H @ self.D
+            norm = np.linalg.norm(D, axis=1, keepdims=True)
+            self.D = np.where(norm > 0.3, D / norm, self.D).astype(np.float32)
+
+    def _replace(self, gone, left, rng) -> None:
+        """Atoms that (nearly) never fire take directions of what is left over."""
+        weight = (left**2).sum(1)
+        gone = gone[: len(left)]
+        chosen = left[rng.choice(len(left), len(gone), replace=False, p=weight / weight.sum())]
+        self.D[gone] = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
+        self.rate[gone], self.height[gone], self.spread[gone], self.energy[gone] = 0.003, self.usual, 1.2, 0
+        self.count[gone], self.hits[gone] = 0.0003 * self.n, 0.003 * self.n
+        self.first[gone], self.second[gone] = (
+            0.003 * self.n * self.usual,
+            0.003 * self.n * (self.usual**2 + 1.4),
+        )
+
+
+class Judged:
+    """What SAELens's scorer asks of an autoencoder: `W_dec`, `eval`, `encode`, `decode`."""
+
+    def __init__(self, W_dec, b_dec, encode) -> None:
+        import torch
+
+        self.W_dec, self.b_dec, self._encode = torch.tensor(W_dec), torch.tensor(b_dec), encode
+
+    def eval(self) -> None:
+        """Nothing here differs between training and inference."""
+
+    def encode(self, x):
+        import torch
+
+        return torch.from_numpy(np.asarray(self._encode(x.detach().numpy()), np.float32))
+
+    def decode(self, z):
+        return z @ self.W_dec + self.b_dec
+
+
+def judged(what: str, sae, size: str, cache: Path, n: int, more: dict) -> None:
+    """SAELens's scorer, its own samples."""
+    import torch
+    from sae_lens.synthetic import eval_sae_on_synthetic_data
+
+    model = saelens_model(size, cache)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        e = eval_sae_on_synthetic_data(
+            sae, model.feature_dict, model.activation_generator, num_samples=n, batch_size=2048
+        )
+    c = e.classification
+    print(
+        f"| {what} | {more['seed']} | {more['cpu']:.0f} | {e.mcc:.4f} | {c.f1_score:.4f} | {c.precision:.4f} | {c.recall:.4f} "
+        f"| {e.uniqueness:.3f} | {e.explained_variance:.4f} | {e.sae_l0:.1f} | {e.dead_latents} |",
+        flush=True,
+    )
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "a") as file:
+        file.write(json.dumps({"what": what, "size": size, "judged_on": n, **more, **e.to_dict()}) + "\n")
+
+
+def learn(o) -> None:
+    """The tied autoencoder, then expectation maximisation from it; both judged."""
+    import atoms
+
+    print(
+        "| what | seed | CPU s | MCC | F1 | precision | recall | uniqueness | EV | L0 | dead |\n|"
+        + "---|" * 11
+    )
+    X, latents = rows(o.size, o.samples, o.cache), SIZES[o.size][3]
+    for seed in o.seeds:
+        start, more = time.process_time(), {"seed": seed, "samples": o.steps * 1024, "em_samples": 0}
+        sae = atoms.SparseAutoencoder(
+            latents, target_l0=o.l0, tied=True, batch_size=1024, max_steps=o.steps, learning_rate=3e-3, random_state=seed,
+            num_threads=1, verbose=False,
+        ).fit(X)  # fmt: skip
+        more["cpu"] = time.process_time() - start
+        judge = functools.partial(judged, size=o.size, cache=o.cache, n=o.judge)
+        judge(
+            "tied autoencoder",
+            Judged(sae.W_dec, sae.b_dec, lambda x, s=sae: s.transform(x).toarray()),
+            more=more,
+        )
+        start, rng = time.process_time(), np.random.default_rng(seed)
+        units, spent = Units(sae, np.asarray(X[:8192], np.float32), o.weight), more["cpu"]
+        encode = functools.partial(fires, units)
+        judge("its atoms, mean field", Judged(units.D, units.b, encode), more=more)
+        for step in range(o.em_steps):
+            start = time.process_time()
+            at = step * 8192 % (len(X) - 8192)
+            units.step(X[at : at + 8192].astype(np.float32), 0.97, step < 0.7 * o.em_steps, rng)
+            spent += time.process_time() - start
+            if step == o.em_steps - 1 or (step + 1) % o.every == 0:
+                more |= {"cpu": spent, "em_samples": 8192 * (step + 1)}
+                judge(f"EM, {step + 1} steps", Judged(units.D, units.b, encode), more=more)
+
+
+def frequent(o):
+    """The features that a perfect dictionary has, by how often our generator fires them in 40,960 samples; and how often."""
+    generator, rng = Generator(o.size, o.cache), np.random.default_rng(7)
+    rate = (
+        sum(np.bincount(generator.codes(4096, rng)[1], minlength=generator.n_features) for _ in range(10))
+        / 40_960
+    )
+    return generator, rate, np.argsort(-rate)[: SIZES[o.size][3]]
+
+
+def truth(o) -> None:
+    """Mean field over the true features, their true rates and heights: what the code alone leaves to be wished."""
+    g, rate, top = frequent(o)
+    units = Units.__new__(Units)
+    units.D, units.b, units.rate, units.height = g.features[top], g.bias, rate[top], g.mean[top]
+    units.spread, units.noise = np.sqrt(g.std[top] ** 2 + 0.49 * (g.depth[top] > 0)), 0.6
+    for rounds in (1, 2, 3):
+        encode = functools.partial(fires, units, rounds=rounds)
+        judged(
+            f"true features, mean field of {rounds} rounds",
+            Judged(units.D, units.b, encode),
+            o.size,
+            o.cache,
+            o.judge,
+            {"seed": 0, "cpu": 0},
+        )
+
+
+def probe(o, n: int = 40_000, most: int = 32) -> None:
+    """F1 of logistic regressions on rows, for features evenly spaced among the frequent: half to fit, half to judge."""
+    from sklearn.linear_model import LogisticRegression
+
+    g, rate, top = frequent(o)
+    X, codes = g.sample(n, np.random.default_rng(8))
+    codes, half, scores = codes.tocsc(), n // 2, []
+    for j in top[:: len(top) // most]:
+        y = np.zeros(n, bool)
+        y[codes.indices[codes.indptr[j] : codes.indptr[j + 1]]] = True
+        said = LogisticRegression(C=0.1, max_iter=200).fit(X[:half], y[:half]).predict(X[half:])
+        scores.append(2 * (said & y[half:]).sum() / max(1, said.sum() + y[half:].sum()))
+    print(
+        f"{o.size}: F1 of probes on {len(scores)} features, {half:,} rows each to fit and to judge: {np.mean(scores):.4f}"
+    )
+
+
+def fires(units, x, rounds: int = 2):
+    which, z, on = units.code(x, K=min(64, len(units.D) - 1), rounds=rounds)
+    return units.sparse(which, z, on > 0.5).toarray()
+
+
 def check(size: str, cache: Path, n: int = 20_000) -> None:
     """Our features and our generator beside SAELens's own, in standard errors of the difference."""
     import torch
@@ -249,14 +501,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["model", "check", "rows"])
+    parser.add_argument("part", choices=["model", "check", "rows", "learn", "truth", "probe"])
     parser.add_argument("--size", default="16k", choices=SIZES)
     parser.add_argument("--samples", type=int, default=2_000_000)
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--steps", type=int, default=4000, help="of the autoencoder, 1,024 samples each")
+    parser.add_argument(
+        "--em-steps", type=int, default=24, help="of expectation maximisation, 8,192 samples each"
+    )
+    parser.add_argument("--weight", type=float, default=60_000, help="of the start, in samples")
+    parser.add_argument("--every", type=int, default=8, help="judge after so many of these")
+    parser.add_argument("--judge", type=int, default=50_000, help="samples to judge on")
+    parser.add_argument("--l0", type=float, default=25.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     start = time.perf_counter()
     if options.part == "model":
         export(options.size, options.cache)
+    elif options.part in ("learn", "truth", "probe"):
+        {"learn": learn, "truth": truth, "probe": probe}[options.part](options)
     elif options.part == "check":
         check(options.size, options.cache)
     else:

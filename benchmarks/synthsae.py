@@ -1,6 +1,6 @@
 """SynthSAEBench-16k (arXiv 2602.14687) on a CPU: what is recovered of 16,384 features by 4,096 latents at L0 25.
 
-    python benchmarks/synthsae.py model|check|rows|learn|truth|probe ... [--size 16k|2k] [--cache FOLDER]
+    python benchmarks/synthsae.py model|check|rows|learn|rivals|truth|probe ... [--size 16k|2k] [--cache FOLDER]
 
 The published model cannot be had here; this one is built by SAELens from the published configuration (768 dimensions, Zipfian firing
 from 0.4 with exponent 0.5 and at least 5e-4, 128 trees of depth 3 and branching 4 with mutually exclusive children, correlations of
@@ -286,11 +286,11 @@ class Units:
         if replace:
             self._replace(np.flatnonzero(self.rate < 4e-4), left, rng)
 
-    def part(self, least: float = 0.1, times: int = 2) -> None:
-        """Of two atoms with |cos| > `least`, each loses half of its share of the other, the less used one the more."""
+    def part(self, times: int = 2) -> None:
+        """Of two atoms nearer than random ones come, each loses half its share of the other, the less used one the more."""
         for _ in range(times):
             H = self.D @ self.D.T
-            H[np.abs(H) < least] = 0
+            H[np.abs(H) < 3 / np.sqrt(self.D.shape[1])] = 0
             np.fill_diagonal(H, 0)
             used = self.energy.astype(np.float32) + 1
             H *= used[None, :] / (used[None, :] + used[:, None])
@@ -388,6 +388,36 @@ def learn(o) -> None:
             if step == o.em_steps - 1 or (step + 1) % o.every == 0:
                 more |= {"cpu": spent, "em_samples": 8192 * (step + 1)}
                 judge(f"EM, {step + 1} steps", Judged(units.D, units.b, encode), more=more)
+
+
+def rivals(o) -> None:
+    """SAELens's trainers, as many steps on the same rows, each with the settings that benchmarks/README.md found best at 2k."""
+    import peers
+    import torch
+
+    X, latents = rows(o.size, o.samples, o.cache), SIZES[o.size][3]
+    tuned = {
+        "saelens-jumprelu": (1e-2, {"mode": "tanh", "coefficient": 1.5}),
+        "saelens-batchtopk": (3e-3, {}),
+        "saelens-matryoshka": (3e-3, {}),
+    }
+    for seed in o.seeds:
+        for name, (lr, options) in tuned.items():
+            start, rng = time.process_time(), np.random.default_rng(seed)
+            peer = peers.make(
+                name, X.shape[1], latents, o.l0, batch_size=1024, steps=o.steps, lr=lr, seed=seed, **options
+            )
+            peer.prepare(torch.from_numpy(X[:8192].astype(np.float32)))
+            for _ in range(o.steps):
+                at = rng.integers(len(X) - 1024)
+                peer.step(torch.from_numpy(X[at : at + 1024].astype(np.float32)))
+            more = {
+                "seed": seed,
+                "cpu": time.process_time() - start,
+                "samples": o.steps * 1024,
+                "em_samples": 0,
+            }
+            judged(name, peer.for_inference(), o.size, o.cache, o.judge, more)
 
 
 def frequent(o):
@@ -501,7 +531,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["model", "check", "rows", "learn", "truth", "probe"])
+    parser.add_argument("part", choices=["model", "check", "rows", "learn", "rivals", "truth", "probe"])
     parser.add_argument("--size", default="16k", choices=SIZES)
     parser.add_argument("--samples", type=int, default=2_000_000)
     parser.add_argument("--cache", type=Path, default=CACHE)
@@ -518,8 +548,8 @@ def main() -> None:
     start = time.perf_counter()
     if options.part == "model":
         export(options.size, options.cache)
-    elif options.part in ("learn", "truth", "probe"):
-        {"learn": learn, "truth": truth, "probe": probe}[options.part](options)
+    elif options.part in ("learn", "rivals", "truth", "probe"):
+        {"learn": learn, "rivals": rivals, "truth": truth, "probe": probe}[options.part](options)
     elif options.part == "check":
         check(options.size, options.cache)
     else:

@@ -1,6 +1,7 @@
 """What a notebook shows: tables of estimators and results, one kind of progress bar, and pictures."""
 
 import html.parser
+import os
 import subprocess
 import sys
 
@@ -159,6 +160,7 @@ def test_bars_do_not_warn_where_there_are_no_widgets(verbose, strict):
         ],
         capture_output=True,
         text=True,
+        env={k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"},  # which a test may have set
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr and "IProgress" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -11,28 +12,34 @@ from ._rows import MASSIVE, BlockRows, BlockSource, ReadBlocks, Rows, RowSampler
 _PART = 8192  # rows looked at together
 
 
-def check_massive(massive: Any) -> bool:
-    """Whether to drop; ValueError for what is neither "keep" nor "drop"."""
-    if massive not in ("keep", "drop"):
-        raise ValueError(f"massive: expected 'keep' or 'drop', got {massive!r}")
-    return bool(massive == "drop")
+def check_massive(massive: Any) -> float:
+    """How many times the median norm a row may have; ValueError for what is none of "keep", "drop" and such a number."""
+    if isinstance(massive, str) and massive in ("keep", "drop"):
+        return np.inf if massive == "keep" else MASSIVE
+    if (
+        isinstance(massive, (bool, np.bool_))
+        or not isinstance(massive, numbers.Real)
+        or not float(massive) > 1
+    ):
+        raise ValueError(f"massive: expected 'keep', 'drop' or a number above 1, got {massive!r}")
+    return float(massive)
 
 
-def without_massive(rows: Any) -> tuple[Any, int, float]:
-    """The rows whose norm is at most ten times the median of all, how many others there were, and that limit.
+def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
+    """The rows whose norm is at most so many times the median of all, how many others there were, and that limit.
 
     The rows are gone through once before (a stream's model runs over all tokens); a store knows its norms. 8 bytes for
     each row are held meanwhile.
     """
     if rows.n is None:
         raise ValueError(
-            "massive: 'drop' needs rows that can be gone through twice; pass an array, a list or a store"
+            "massive: dropping rows needs those that can be gone through twice; pass an array, a list or a store"
         )
     norms = _norms(rows)
     middle = float(np.median(norms))
     if not 0 < middle < np.inf:  # NaN and infinity are for others to name
         return rows, 0, np.inf
-    limit = MASSIVE * middle
+    limit = multiple * middle
     massive = np.flatnonzero(norms > limit)
     return leave_out(rows, massive), len(massive), limit
 
@@ -44,7 +51,7 @@ def within(rows: np.ndarray, limit: float, name: str) -> np.ndarray:
     kept = np.asarray(rows[np.sqrt(squared_norms(rows)) <= limit])
     if not len(kept):
         raise ValueError(
-            f"{name}: all rows have a norm above ten times the median of X's ({limit:.3g}), and are dropped"
+            f"{name}: all rows have a norm above {limit:.3g}, the limit of `massive` for X, and are dropped"
         )
     return kept
 

@@ -162,7 +162,7 @@ class DictionaryLearning(Scored, Routed):
         y: Any = None,
         *,
         X_val: Any = None,
-        massive: str = "keep",
+        massive: str | float = "keep",
         callback: Callable[[DictionaryLearning, dict[str, Any]], None] | None = None,
         init: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -179,8 +179,9 @@ class DictionaryLearning(Scored, Routed):
             For scikit-learn's pipelines.
         X_val : array (m, d_in), optional
             Held out; its explained variance is recorded twenty times.
-        massive : {"keep", "drop"}
-            "drop" leaves out rows whose norm is more than ten times the median of X's, here and of `X_val`.
+        massive : {"keep", "drop"} or float
+            "drop" leaves out rows whose norm is more than ten times the median of X's, a number those of more than so
+            many times it, here and of `X_val`.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : array (n_atoms, d_in), model with W_dec, or "k-means++", optional
@@ -203,8 +204,8 @@ class DictionaryLearning(Scored, Routed):
         Warns
         -----
         UserWarning
-            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more; rows
-            ended before `max_steps`.
+            Rows whose norm is more than ten times the median, or from five to ten times it, make a twentieth of the sum
+            of squares or more; rows ended before `max_steps`.
         """
         check_labels(y, X)
         parameters = checked(self, None if checkpoint is None else seed_in(checkpoint))

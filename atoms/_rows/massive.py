@@ -9,6 +9,7 @@ import numpy as np
 from .numbered import Rows
 
 MASSIVE = 10.0  # times the median norm
+_LARGE = 5.0  # so many times it: what is said where such rows, too, decide
 _MATTER = 0.05  # share of the sum of squares from which massive rows decide what is fitted
 
 
@@ -49,19 +50,22 @@ class SomeNorms:
 
 def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int) -> None:
     """The warning, from squared norms of all n rows or of some of them."""
-    middle = np.median(squares)
-    massive = squares > MASSIVE**2 * middle
-    if not 0 < middle < np.inf or not np.isfinite(squares).all() or not massive.any():
+    middle, total = np.median(squares), squares.sum()
+    if not 0 < middle < np.inf or not np.isfinite(squares).all():
         return
-    share = squares[massive].sum() / squares.sum()
+    large, massive = squares > _LARGE**2 * middle, squares > MASSIVE**2 * middle
+    multiple, remedy = MASSIVE, "'drop'"
+    if squares[large & ~massive].sum() >= _MATTER * total:
+        massive, multiple, remedy = large, _LARGE, f"{_LARGE:g}"
+    share = squares[massive].sum() / total
     if share < _MATTER:
         return
     count = round(massive.mean() * n)
     warnings.warn(
-        f"X: {'about ' if n > len(squares) else ''}{count:,} of {n:,} rows have a norm above {MASSIVE:g} times the "
+        f"X: {'about ' if n > len(squares) else ''}{count:,} of {n:,} rows have a norm above {multiple:g} times the "
         f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
         "explained variance says little about the others. Often they are the first token of each context. "
-        "fit(..., massive='drop') leaves them out, wherever the rows are",
+        f"fit(..., massive={remedy}) leaves them out, wherever the rows are",
         UserWarning,
         stacklevel=stacklevel,
     )

@@ -136,7 +136,7 @@ class AtomicInnerProduct(Routed):
 
     # ------------------------------------------------------------------ fitting
 
-    def fit(self, X: Any, y: Any = None, *, massive: str = "keep") -> AtomicInnerProduct:
+    def fit(self, X: Any, y: Any = None, *, massive: str | float = "keep") -> AtomicInnerProduct:
         """Estimate the metric from activations, forgetting any seen before.
 
         Where X is rejected, what was fitted before stays as it was.
@@ -148,9 +148,9 @@ class AtomicInnerProduct(Routed):
             stores, files and streams are read block by block, once.
         y : ignored
             For scikit-learn's pipelines.
-        massive : {"keep", "drop"}
-            "drop" leaves out rows whose norm is more than ten times the median, for which all are gone through
-            once before: `n_dropped_massive_` says how many.
+        massive : {"keep", "drop"} or float
+            "drop" leaves out rows whose norm is more than ten times the median, a number those of more than so many
+            times it, for which all are gone through once before: `n_dropped_massive_` says how many.
 
         Raises
         ------
@@ -161,21 +161,22 @@ class AtomicInnerProduct(Routed):
         Warns
         -----
         UserWarning
-            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
+            Rows whose norm is more than ten times the median, or from five to ten times it, make a twentieth of the sum
+            of squares or more.
             Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
         """
         self._check_parameters()
         with self._unchanged_on_error():
-            drop, rows, norms = check_massive(massive), self._check_rows(X, reset=True), SomeNorms()
+            multiple, rows, norms = check_massive(massive), self._check_rows(X, reset=True), SomeNorms()
             dropped = 0
-            if drop:
-                rows, dropped, _ = without_massive(rows)
+            if multiple < np.inf:
+                rows, dropped, _ = without_massive(rows, multiple)
             self._see(self._sums(rows, norms=norms))
             self._spectrum()
             self.n_dropped_massive_ = dropped
-            if norms.n and not drop:
+            if norms.n:
                 norms.complain(stacklevel=3)
-            elif not drop:
+            else:
                 warn_of_massive(rows, stacklevel=3)
         return self
 

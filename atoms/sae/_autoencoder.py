@@ -236,7 +236,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         *,
         X_val: Any = None,
         calibrate: bool = True,
-        massive: str = "keep",
+        massive: str | float = "keep",
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
         init: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -265,8 +265,9 @@ class SparseAutoencoder(InModel, Scored, Routed):
             Whether ``"jumprelu"`` and ``"batchtopk"`` end with all thresholds multiplied by the one factor at
             which L0 on `X_val` is `target_l0`, see `calibrate`. The last held-out figures in ``history_`` are
             those of the result. One number from thousands of rows: their explained variance stays a held-out one.
-        massive : {"keep", "drop"}
-            "drop" leaves out rows whose norm is more than ten times the median of X's, here and of `X_val`:
+        massive : {"keep", "drop"} or float
+            "drop" leaves out rows whose norm is more than ten times the median of X's, a number those of more than so
+            many times it, here and of `X_val`:
             `n_dropped_massive_` says how many of X. It goes through X once before: a store knows its norms, but a
             stream's model runs over all tokens once more.
         callback : callable, optional
@@ -297,7 +298,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
         Warns
         -----
         UserWarning
-            Rows whose norm is more than ten times the median make a twentieth of the sum of squares or more.
+            Rows whose norm is more than ten times the median, or from five to ten times it, make a twentieth of the sum
+            of squares or more.
             Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
         The last batch is explained worse than by its mean.
 
@@ -767,7 +769,7 @@ def fit_many(
     X_val: Any = None,
     *,
     calibrate: bool = True,
-    massive: str = "keep",
+    massive: str | float = "keep",
     callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
     init: Any = None,
     checkpoints: Sequence[Any] | None = None,
@@ -789,8 +791,8 @@ def fit_many(
         Held out.
     calibrate : bool
         Whether thresholds are brought to each one's L0 on `X_val` at the end.
-    massive : {"keep", "drop"}
-        Whether rows of massive norm are left out.
+    massive : {"keep", "drop"} or float
+        Which rows of massive norm are left out, see `SparseAutoencoder.fit`.
     callback : callable, optional
         Called after each step of each autoencoder, with it and the step's figures.
     init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional

@@ -189,19 +189,19 @@ class Run:
 
 
 def training_rows(
-    X: Any, X_val: Any, massive: str
+    X: Any, X_val: Any, massive: str | float
 ) -> tuple[Rows | BlockRows | StreamRows, np.ndarray | None, int]:
     """The rows to train on, those held out, and how many massive ones of X were dropped.
 
     ValueError where there are too few, or they differ.
     """
-    drop, rows = check_massive(massive), rows_of(X)
+    multiple, rows = check_massive(massive), rows_of(X)
     if rows.n is not None and rows.n < 2:
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
     val = None if X_val is None else held_out(X_val, rows)
-    if not drop:
+    if multiple == np.inf:
         return rows, val, 0
-    rows, dropped, limit = without_massive(rows)
+    rows, dropped, limit = without_massive(rows, multiple)
     return rows, None if val is None else within(val, limit, "X_val"), dropped
 
 

@@ -413,6 +413,27 @@ def test_massive_rows_are_said(fit, X):
     fitted(one)
 
 
+@pytest.mark.parametrize("fit", ["metric", "autoencoder", "dictionary"])
+def test_rows_of_large_norm_are_said_and_left_out(fit, X):
+    """As in SmolLM2's layers 2 to 8, where tokens of five to ten times the median make up to half of the sum of squares."""
+    rows = X.copy()
+    norms = np.linalg.norm(rows, axis=1)
+    rows[::60] *= (7 * np.median(norms) / norms[::60])[:, None]
+    models = {
+        "metric": atoms.AtomicInnerProduct(),
+        "autoencoder": quick(max_steps=2),
+        "dictionary": atoms.DictionaryLearning(8, 2, max_steps=2, verbose=False),
+    }
+    for massive in ("keep", "drop"):  # none of them is above ten
+        with pytest.warns(
+            UserWarning, match=r"50 of 3,000 rows have a norm above 5 times .* fit\(\.\.\., massive=5\)"
+        ):
+            models[fit].fit(rows, massive=massive)
+    assert models[fit].fit(rows, massive=5).n_dropped_massive_ == 50
+    with pytest.raises(ValueError, match="massive: expected 'keep', 'drop' or a number above 1, got 1"):
+        models[fit].fit(rows, massive=1)
+
+
 def with_massive(X):
     rows = X.copy()
     rows[5::97] *= np.linspace(30, 300, len(rows[5::97]), dtype=np.float32)[:, None]
@@ -485,11 +506,13 @@ def test_massive_rows_of_streams_larger_than_their_buffer(X):
 
 
 def test_massive_rows_cannot_be_dropped_from_what_has_none_others(X):
-    with pytest.raises(ValueError, match="massive: expected 'keep' or 'drop', got True"):
+    with pytest.raises(ValueError, match="massive: expected 'keep', 'drop' or a number above 1, got True"):
         quick().fit(X, massive=True)
-    with pytest.raises(ValueError, match="massive: expected 'keep' or 'drop', got 'no'"):
+    with pytest.raises(ValueError, match="massive: expected 'keep', 'drop' or a number above 1, got 'no'"):
         atoms.AtomicInnerProduct().fit(X, massive="no")
-    with pytest.raises(ValueError, match="X_val: all rows have a norm above ten times the median of X's"):
+    with pytest.raises(
+        ValueError, match="X_val: all rows have a norm above .*, the limit of `massive` for X"
+    ):
         quick().fit(X, X_val=1000 * X[:9], massive="drop")
     bad = X.copy()
     bad[77, 3] = np.nan

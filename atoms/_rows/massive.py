@@ -9,7 +9,8 @@ import numpy as np
 from .numbered import Rows
 
 MASSIVE = 10.0  # times the median norm
-_LARGE = 5.0  # so many times it: what is said where such rows, too, decide
+_LARGE = 5.0  # so many times it: what is said where such rows, too, decide,
+_APART = 3.0  # and so many times the norm that a tenth of the rows exceeds
 _MATTER = 0.05  # share of the sum of squares from which massive rows decide what is fitted
 
 
@@ -53,7 +54,9 @@ def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int) -> None:
     middle, total = np.median(squares), squares.sum()
     if not 0 < middle < np.inf or not np.isfinite(squares).all():
         return
-    large, massive = squares > _LARGE**2 * middle, squares > MASSIVE**2 * middle
+    massive = squares > MASSIVE**2 * middle
+    # norms of rows of few features are that far apart by nature
+    large = squares > max(_LARGE**2 * middle, _APART**2 * np.quantile(squares, 0.9))
     multiple, remedy = MASSIVE, "'drop'"
     if squares[large & ~massive].sum() >= _MATTER * total:
         massive, multiple, remedy = large, _LARGE, f"{_LARGE:g}"

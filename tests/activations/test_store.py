@@ -896,8 +896,8 @@ def test_smollm2_stream_and_store(smollm2, tmp_path):
     store = capture(model, contexts, [3, 4], store=tmp_path, tokenizer=tokenizer, verbose=False, **options)
     sae = {"d_sae": 64, "target_l0": 4, "max_steps": 12, "batch_size": 128, "verbose": False}
     stream = ActivationStream(model, contexts, 3, buffer_rows=400, **options)
-    with pytest.warns(UserWarning, match="2 of .* rows have a norm above 10 times the median"):
+    with pytest.warns(UserWarning, match="10 of .* rows have a norm above 5 times the median"):
         a = atoms.SparseAutoencoder(**sae).fit(store.rows(3, buffer_rows=400))
-    with pytest.warns(UserWarning, match="2 of .* rows have a norm above 10 times the median"):
+    with pytest.warns(UserWarning, match="10 of .* rows have a norm above 5 times the median"):
         b = atoms.SparseAutoencoder(**sae).fit(stream)
     same(a, b)

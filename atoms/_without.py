@@ -29,8 +29,10 @@ def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
     """The rows whose norm is at most so many times the median of all, how many others there were, and that limit.
 
     The rows are gone through once before (a stream's model runs over all tokens); a store knows its norms. 8 bytes for
-    each row are held meanwhile.
+    each row are held meanwhile. An infinite multiple leaves out none, and looks at none.
     """
+    if multiple == np.inf:
+        return rows, 0, np.inf
     if rows.n is None:
         raise ValueError(
             "massive: dropping rows needs those that can be gone through twice; pass an array, a list or a store"

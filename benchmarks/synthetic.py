@@ -18,46 +18,18 @@ from pathlib import Path
 
 import data
 import numpy as np
+import synthsae
 import torch
 
 RESULTS = Path(__file__).parent / "results" / "synthetic.jsonl"
-FEATURES, D_IN, D_SAE, BATCH = 2048, 256, 512, 1024
+(FEATURES, D_IN, _, D_SAE), BATCH = synthsae.SIZES["2k"], 1024
 PEERS = ["saelens-batchtopk", "saelens-topk", "saelens-matryoshka", "saelens-jumprelu"]
 
 
 def model():
-    from sae_lens.synthetic import (
-        FoldedNormalMagnitudeConfig,
-        HierarchyConfig,
-        LinearMagnitudeConfig,
-        LowRankCorrelationConfig,
-        OrthogonalizationConfig,
-        SyntheticModel,
-        SyntheticModelConfig,
-        ZipfianFiringProbabilityConfig,
-    )
+    from sae_lens.synthetic import SyntheticModel
 
-    config = SyntheticModelConfig(
-        num_features=FEATURES,
-        hidden_dim=D_IN,
-        firing_probability=ZipfianFiringProbabilityConfig(exponent=0.5, max_prob=0.4, min_prob=5e-4),
-        hierarchy=HierarchyConfig(
-            total_root_nodes=16,
-            branching_factor=4,
-            max_depth=3,
-            mutually_exclusive_portion=1.0,
-            mutually_exclusive_min_depth=0,
-            compensate_probabilities=True,
-            scale_children_by_parent=True,
-        ),
-        orthogonalization=OrthogonalizationConfig(num_steps=100, lr=3e-4),
-        correlation=LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
-        mean_firing_magnitudes=LinearMagnitudeConfig(start=5.0, end=4.0),
-        std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
-        bias=0.5,
-        seed=42,
-    )
-    return SyntheticModel(config)
+    return SyntheticModel(synthsae.config("2k"))
 
 
 def rows(synthetic, folder: Path, samples: int) -> tuple[np.ndarray, float]:

@@ -391,18 +391,18 @@ def learn(o) -> None:
 
 
 def rivals(o) -> None:
-    """SAELens's trainers, as many steps on the same rows, each with the settings that benchmarks/README.md found best at 2k."""
+    """SAELens's trainers, as many steps on the same rows: JumpReLU as benchmarks/README.md has it, the others at one rate of its grid."""
     import peers
     import torch
 
     X, latents = rows(o.size, o.samples, o.cache), SIZES[o.size][3]
-    tuned = {
+    fixed = {
         "saelens-jumprelu": (1e-2, {"mode": "tanh", "coefficient": 1.5}),
         "saelens-batchtopk": (3e-3, {}),
         "saelens-matryoshka": (3e-3, {}),
     }
     for seed in o.seeds:
-        for name, (lr, options) in tuned.items():
+        for name, (lr, options) in fixed.items():
             start, rng = time.process_time(), np.random.default_rng(seed)
             peer = peers.make(
                 name, X.shape[1], latents, o.l0, batch_size=1024, steps=o.steps, lr=lr, seed=seed, **options

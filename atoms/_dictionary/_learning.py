@@ -106,7 +106,7 @@ class DictionaryLearning(Scored, Routed):
     -----
     The cost is that of the coder (`atoms.recovery.omp`, `atoms.recovery.lasso`), and ``4 d_in sweeps`` operations for
     each nonzero. Memory beside theirs: three times the atoms, a batch in float32, and
-    ``256 (batch_size + n_atoms)`` bytes a thread.
+    ``256 (batch_size + n_atoms)`` bytes a thread; `fit` keeps whitened rows as `SparseAutoencoder` does.
 
     References
     ----------

@@ -106,6 +106,9 @@ def _build(
     kind = KINDS[name]
     d_sae = max(1, round(params["width"] * d_in))
     kept = min(l0, d_in) if kind.codes == "l0" else None  # None: all
+    steps: dict[str, Any] = {"batch_size": params["batch_size"], "random_state": seed, "verbose": False}
+    if kind.iterative:
+        steps["max_steps"] = max(1, round(params["samples"] / params["batch_size"]))
     if kind.activation is not None:
         return SparseAutoencoder(
             d_sae,
@@ -113,21 +116,15 @@ def _build(
             metric if kind.in_metric else None,
             params["l0"],
             tied=params["tied"],
-            batch_size=params["batch_size"],
-            max_steps=max(1, round(params["samples"] / params["batch_size"])),
-            random_state=seed,
-            verbose=False,
+            **steps,
         )
     if kind.coder is not None:
         return DictionaryLearning(
             d_sae,
-            min(l0, d_in),
+            kept,
             metric=metric if kind.in_metric else None,
             coder=kind.coder,
-            batch_size=params["batch_size"],
-            max_steps=max(1, round(params["samples"] / params["batch_size"])),
-            random_state=seed,
-            verbose=False,
+            **steps,
         )
     if name == "random":
         return controls.RandomDictionary(d_sae, min(l0, d_in), reference, random_state=seed)

@@ -126,9 +126,9 @@ def capacity(arrays: Mapping[str, np.ndarray], out: Path) -> None:
 def frontier(points: Sequence[Row], out: Path, config: Config) -> None:
     """Held-out explained variance against q* and against L0."""
     figure, axes = plot.new_figure(1, 2, size=(14, 6.4), sharey=True)
-    shown = [p for p in points if p["R2_held_out"] >= -0.3]
-    far = 2 * len(shown) < len(points)  # most explain less than nothing: then these are what there is to see
-    shown = list(points) if far else shown
+    above = [p for p in points if p["R2_held_out"] >= -0.3]
+    far = 2 * len(above) < len(points)  # most explain less than nothing: then these are what there is to see
+    shown = points if far else above
     for axis, field, label in (
         (axes[0], "q_star", "q*"),
         (axes[1], "l0", "active atoms per held-out token (L0)"),

@@ -249,11 +249,8 @@ def _without_encoder(rows: Sequence[Row], mean: Rows) -> str:
         return ""
     atoms, learned = mean["atoms"], mean["learned"]
     wins, n = _wins(rows, "learned", "atoms", "R2_held_out")
-    coded = (
-        ""
-        if atoms["pursuit"] is None
-        else f" ({percent(atoms['pursuit'])} where matching pursuit codes them)"
-    )
+    by_pursuit = atoms["pursuit"]
+    coded = "" if by_pursuit is None else f" ({percent(by_pursuit)} where matching pursuit codes them)"
     return (
         f"Atoms learned without an encoder, over exact codes of at most {learned['l0_mean_held_out']:.1f} atoms, explain "
         f"{percent(learned['R2_held_out'])} of held-out activations, the autoencoder's {percent(atoms['R2_held_out'])}{coded}; "

@@ -162,15 +162,12 @@ class AtomicInnerProduct(Routed):
         -----
         UserWarning
             Rows whose norm is more than ten times the median, or from five to ten times it, make a twentieth of the sum
-            of squares or more.
-            Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
+            of squares or more. Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
         """
         self._check_parameters()
         with self._unchanged_on_error():
             multiple, rows, norms = check_massive(massive), self._check_rows(X, reset=True), SomeNorms()
-            dropped = 0
-            if multiple < np.inf:
-                rows, dropped, _ = without_massive(rows, multiple)
+            rows, dropped, _ = without_massive(rows, multiple)
             self._see(self._sums(rows, norms=norms))
             self._spectrum()
             self.n_dropped_massive_ = dropped

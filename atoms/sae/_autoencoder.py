@@ -267,9 +267,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
             those of the result. One number from thousands of rows: their explained variance stays a held-out one.
         massive : {"keep", "drop"} or float
             "drop" leaves out rows whose norm is more than ten times the median of X's, a number those of more than so
-            many times it, here and of `X_val`:
-            `n_dropped_massive_` says how many of X. It goes through X once before: a store knows its norms, but a
-            stream's model runs over all tokens once more.
+            many times it, here and of `X_val`: `n_dropped_massive_` says how many of X. It goes through X once before:
+            a store knows its norms, but a stream's model runs over all tokens once more.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
@@ -299,8 +298,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         -----
         UserWarning
             Rows whose norm is more than ten times the median, or from five to ten times it, make a twentieth of the sum
-            of squares or more.
-            Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
+            of squares or more. Up to 8,192 rows are looked at, of a store or a stream those of the first buffer.
         The last batch is explained worse than by its mean.
 
         Notes

@@ -199,8 +199,6 @@ def training_rows(
     if rows.n is not None and rows.n < 2:
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
     val = None if X_val is None else held_out(X_val, rows)
-    if multiple == np.inf:
-        return rows, val, 0
     rows, dropped, limit = without_massive(rows, multiple)
     return rows, None if val is None else within(val, limit, "X_val"), dropped
 

@@ -218,6 +218,8 @@ def statistics(X, D, aip):
     yield "babel", digest(theory.babel(D[:300]))
     m = theory.match_dictionaries(D[:200], D[100:300])
     yield "match", digest(np.array([m.mcc, m.mmcs]))
+    c = theory.consensus([D[:200], D[100:300], D[50:250] + np.float32(0.3) * D[:200]], aip)
+    yield "consensus", digest(c.atoms, c.cosine, c.members)
 
 
 def stores(folder):

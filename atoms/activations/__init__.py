@@ -27,7 +27,8 @@ from ._hooks import Pass as Pass
 from ._hooks import check_shape as check_shape
 from ._models import decoder_blocks as decoder_blocks
 from ._models import import_torch as import_torch
-from ._models import language_reference, load_model, read_text, smollm2, tokenize
+from ._models import language_reference, load_model, smollm2, tokenize
+from ._models import read_text as read_text
 from ._store import ActivationStore
 from ._store import StoredRows as StoredRows  # what a store gives
 from ._stream import ActivationStream
@@ -43,7 +44,6 @@ __all__ = [
     "capture",
     "language_reference",
     "load_model",
-    "read_text",
     "smollm2",
     "tokenize",
 ]

@@ -8,6 +8,7 @@ The files, each of which imports only from those above it::
     _stability      the paper's q*, its curve and its ceilings
     _intervals      bootstrap intervals
     _matching       agreement of two dictionaries
+    _consensus      what several agree on
 """
 
 # `as` the same name: public, but in no `__all__`. They are classes of results, and conventions that
@@ -17,6 +18,8 @@ from ._certificates import SampleCertificates as SampleCertificates
 from ._certificates import babel, certificate, certify
 from ._coherence import Coherence as Coherence
 from ._coherence import coherence, welch_bound
+from ._consensus import Consensus as Consensus
+from ._consensus import consensus
 from ._intervals import Interval as Interval
 from ._intervals import explained_variance_interval, stability_interval
 from ._matching import Matching as Matching
@@ -33,6 +36,7 @@ __all__ = [
     "certificate",
     "certify",
     "coherence",
+    "consensus",
     "explained_variance",
     "explained_variance_interval",
     "match_dictionaries",

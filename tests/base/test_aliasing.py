@@ -52,6 +52,7 @@ def use_everything():
     atoms.DictionaryLearning(16, n_nonzero=2, max_steps=1, verbose=False).fit(X)
     theory.coherence(D)
     theory.match_dictionaries(D, D[:5])
+    theory.consensus([D, D[:5]])
     theory.ExplainedVariance(metric=metric).update(X, X)
 
 

@@ -75,6 +75,7 @@ def everything(rows, metric, sae):
         )),
         metric.angles(rows), recovery.omp(rows, sae, 3, return_info=True)[1], coherence, theory.stability(coherence, codes),
         theory.certificate(coherence), theory.certify(coherence, codes), theory.match_dictionaries(sae, sae),
+        theory.consensus([sae, sae]),
         theory.explained_variance(rows, sae.inverse_transform(codes)), theory.stability_interval(coherence, codes, n_boot=9),
         atoms.io.PretrainedSAE(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec),
     ]  # fmt: skip

@@ -366,6 +366,7 @@ def judge(rng):
     theory.coherence(D).histogram()
     theory.certificate(D)
     theory.match_dictionaries(D, rows(rng, d=D.shape[1]))
+    theory.consensus([D, rows(rng, d=D.shape[1]), D[::-1]])
 
 
 def control(rng):

@@ -69,9 +69,10 @@ CSOURCES := $(CORE) $(wildcard csrc/tests/*.c)
 # clang knows no `#pragma GCC target`: it is told for each file instead, as setup.py does.
 AVX512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
 CLANG_avx2 := -mavx2 -mfma
+CLANG_avx2_vnni := $(CLANG_avx2)
+CLANG_avx2_vnni_evex := $(CLANG_avx2)
 CLANG_avx512 := $(AVX512)
 CLANG_vnni := $(AVX512) -mavx512vnni
-CLANG_short_rows := $(AVX512) -mavx512vnni
 CLANG_rows_f16c := -mavx -mf16c
 for_clang = $(if $(findstring clang,$(1)),-Wno-unknown-pragmas -Wno-unused-command-line-argument $(CLANG_$(2)))
 CFLAGS_ALL := -std=c11 -g -fopenmp -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno -Icsrc/include -Icsrc/core

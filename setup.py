@@ -59,12 +59,14 @@ from setuptools.command.build_ext import build_ext  # noqa: E402
 from setuptools.errors import PlatformError  # noqa: E402
 
 # clang knows no `#pragma GCC target`: it is told for each file instead.
+AVX2 = ["-mavx2", "-mfma"]
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma".split()
 CLANG = {
-    "avx2.c": ["-mavx2", "-mfma"],
+    "avx2.c": AVX2,
+    "avx2_vnni.c": AVX2,
+    "avx2_vnni_evex.c": AVX2,
     "avx512.c": AVX512,
     "vnni.c": [*AVX512, "-mavx512vnni"],
-    "short_rows.c": [*AVX512, "-mavx512vnni"],
     "rows_f16c.c": ["-mavx", "-mf16c"],
 }
 

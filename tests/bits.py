@@ -24,7 +24,7 @@ import atoms
 from atoms import _core, recovery, theory
 from atoms._report import load as load_config
 
-ISAS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+ISAS = ("portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16")
 TIMED = re.compile(r"second|cpu|cost|memory|wall|version|bytes", re.IGNORECASE)
 
 
@@ -314,7 +314,7 @@ def reports(folder):
 def main(wanted):
     warnings.simplefilter("ignore")
     X, D, S = data()
-    isas = ISAS[: ISAS.index(_core.build_info()["cpu_isa"]) + 1]
+    isas = [isa for isa in ISAS if _core.Context(1, _core.ISAS.index(isa)).isa == isa]
     kinds = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
 
     def show(label, results):

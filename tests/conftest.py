@@ -59,7 +59,7 @@ def contexts():
         yield [
             _core.Context(threads, isa, blas)
             for blas in BLAS
-            for isa in range(len(ISAS))
+            for isa in map(_core.ISAS.index, ISAS)
             for threads in (1, 2, 3)
         ]
 

@@ -13,7 +13,7 @@ from atoms import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng
-ISAS = _core.ISAS[: _core.ISAS.index(_core.build_info()["cpu_isa"]) + 1]  # of this CPU
+ISAS = [name for i, name in enumerate(_core.ISAS) if _core.Context(1, i).isa == name]  # of this CPU
 BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]  # of this build
 
 # ------------------------------------------------------------------ processes

@@ -69,7 +69,7 @@ def lasso(
     Correlations of all atoms with the residuals are taken for up to 32 signals at once, two or three times in all:
     ``n_atoms * d_in`` multiplications a signal each time. In between, the distance that the residual has moved
     bounds the change of every correlation; only atoms that may have reached the penalty are evaluated, and no others
-    enter the duality gap. In float32 with AVX-512 VNNI these correlations are 16-bit products, with an error bound
+    enter the duality gap. In float32 with VNNI these correlations are 16-bit products, with an error bound
     that is added to that distance; what enters code and gap is evaluated in float32. This takes the atoms once more
     in 16 bits and no Gram matrix. Other CPUs and float64 hold the Gram matrix where it fits and bring correlations
     up to date from it, at ``n_atoms`` multiplications for each coefficient that changed. Each thread holds 32

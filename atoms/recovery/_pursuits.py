@@ -83,7 +83,7 @@ def omp(
     With t atoms chosen a step costs ``n_atoms * t`` multiplications a signal where the Gram matrix
     fits, ``n_atoms * d_in`` where it does not. In float32 the search runs on 16-bit integers
     with an error bound; every atom that could win within the bound is evaluated again at full
-    precision, so selections are those of float32. With AVX-512 VNNI and 64 signals or more the
+    precision, so selections are those of float32. With VNNI (AVX-512 or AVX) and 64 signals or more the
     correlations are 16-bit products too, and the search reads the Gram matrix rounded to 16 bits (4 + 2 bytes
     an element); for at most 16 nonzeros over 1,024 atoms or more, few of them with near neighbours, a
     Gram matrix of 16-bit products alone (2 bytes) takes its place. An atom counts as dependent when

@@ -61,13 +61,15 @@ typedef struct {
 
 /* --------------------------------------------------------------- context */
 
-/* Instruction sets, weakest first: each has all that the one before it has. */
+/* Instruction sets, weakest first. A machine that runs one runs those before it, but for AVX2_VNNI, which older machines
+ * with AVX-512 lack. */
 typedef enum {
     ATOMS_ISA_PORTABLE = 0,    /* what every machine has */
     ATOMS_ISA_AVX2 = 1,        /* with fused multiply-add */
-    ATOMS_ISA_AVX512 = 2,      /* F, BW, DQ and VL */
-    ATOMS_ISA_AVX512_VNNI = 3, /* products of 8 and 16 bits */
-    ATOMS_ISA_AVX512_BF16 = 4
+    ATOMS_ISA_AVX2_VNNI = 2,   /* products of 8 and 16 bits in 256-bit vectors: AVX-VNNI, or AVX-512's */
+    ATOMS_ISA_AVX512 = 3,      /* F, BW, DQ and VL */
+    ATOMS_ISA_AVX512_VNNI = 4, /* those products in 512-bit vectors */
+    ATOMS_ISA_AVX512_BF16 = 5
 } atoms_isa;
 
 ATOMS_API atoms_isa atoms_cpu_isa(void);             /* the best that this machine can run */
@@ -185,7 +187,7 @@ typedef enum {
 
 /* How pre-activations are screened. Any kind runs anywhere; results are the same. */
 typedef enum {
-    ATOMS_SCREEN_AUTO = 0, /* INT8 where the CPU has VNNI, INT16 where AVX2 is the best it has, else F32 */
+    ATOMS_SCREEN_AUTO = 0, /* INT8 where VNNI is used, INT16 where AVX2 is the best it has, else F32 */
     ATOMS_SCREEN_F32 = 1,  /* products by BLAS */
     ATOMS_SCREEN_INT8 = 2, /* products of 8-bit integers */
     ATOMS_SCREEN_INT16 = 3 /* of 16-bit ones */
@@ -373,7 +375,7 @@ ATOMS_API atoms_status atoms_dict_gram(const atoms_ctx *ctx, atoms_dict *dict);
 ATOMS_API int atoms_dict_has_gram(const atoms_dict *dict);
 
 /* The other three make what lets solvers screen atoms at a lower precision, and change no code beyond rounding: only
- * where the CPU has AVX-512 VNNI and the precision is float32. Elsewhere they do nothing and return ATOMS_OK. */
+ * with VNNI in float32. Elsewhere they do nothing and return ATOMS_OK. */
 
 /* The atoms once more in 16 bits, from which OMP and lasso take the correlations that they screen atoms by. */
 ATOMS_API atoms_status atoms_dict_units(const atoms_ctx *ctx, atoms_dict *dict);

@@ -22,9 +22,14 @@ TEST(base_status_messages)
 TEST(base_isa_names)
 {
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_PORTABLE), "portable"));
+    CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX2_VNNI), "avx2_vnni"));
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX512_BF16), "avx512_bf16"));
     CHECK(!strcmp(atoms_isa_name((atoms_isa)99), "unknown"));
     CHECK(atoms_cpu_isa() >= ATOMS_ISA_PORTABLE && atoms_cpu_isa() <= ATOMS_ISA_AVX512_BF16);
+    CHECK(atoms_cpu_isa_up_to(ATOMS_ISA_PORTABLE) == ATOMS_ISA_PORTABLE);
+    CHECK(atoms_cpu_isa_up_to(ATOMS_ISA_AVX512_BF16) == atoms_cpu_isa());
+    for (int isa = 0; isa <= ATOMS_ISA_AVX512_BF16; isa++)
+        CHECK(atoms_cpu_isa_up_to((atoms_isa)isa) <= (atoms_isa)isa);
 }
 
 TEST(base_context_arguments)

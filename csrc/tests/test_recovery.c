@@ -188,13 +188,12 @@ static double product(int64_t d, const float *a, const float *b)
     return sum;
 }
 
-TEST(recovery_short_products_keep_their_bounds)
+static void short_products_keep_their_bounds(const atoms_ctx *ctx)
 {
     enum { M = 7, NP = 2 * PANEL_ATOMS, MOST = 400 };
     static float x[M * MOST], atoms[NP * MOST], out[M * NP], exact[NP * NP], units[M * CHUNKS(MOST)];
     static int16_t rows[M * MOST], gram[NP * NP], fine[NP * NP];
     uint64_t seed = 3;
-    atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
     const int64_t sizes[] = {1, 2, 33, CHUNK - 1, CHUNK, CHUNK + 1, MOST};
     for (int k = 0; k < 7 && ctx->kernels->short_rows; k++) {
         int64_t d = sizes[k];
@@ -230,7 +229,15 @@ TEST(recovery_short_products_keep_their_bounds)
             CHECK(fabs((double)fine[i] / SHORT_ONE - (double)exact[i]) <= SHORT_ERROR);
         dict_units_free(&u);
     }
-    atoms_ctx_free(ctx);
+}
+
+TEST(recovery_short_products_keep_their_bounds)
+{
+    for (int k = 0; k < atoms_test_contexts(); k++) {
+        atoms_ctx *ctx = atoms_test_context(k);
+        short_products_keep_their_bounds(ctx);
+        atoms_ctx_free(ctx);
+    }
 }
 
 static atoms_status short_matrices(const atoms_ctx *ctx, atoms_dict *dict, int coarse)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import BLAS, run
+from support import BLAS, ISAS, run
 
 import atoms
 from atoms import _config, _core
@@ -61,7 +61,14 @@ def test_context(isa, blas):
     assert (ctx.isa, ctx.blas, ctx.num_threads) == (isa, blas, 2)
 
 
-@pytest.mark.parametrize("args", [(0,), (1, -1), (1, 5)])
+def test_a_context_has_what_the_cpu_has_up_to_what_is_asked():
+    for number, name in enumerate(_core.ISAS):
+        found = _core.ISAS.index(_core.Context(1, number).isa)
+        assert found == number if name in ISAS else found < number
+    assert ISAS[-1] == _core.build_info()["cpu_isa"]
+
+
+@pytest.mark.parametrize("args", [(0,), (1, -1), (1, len(_core.ISAS))])
 def test_context_rejects(args):
     with pytest.raises(ValueError, match="expected"):
         _core.Context(*args)

@@ -325,6 +325,7 @@ def test_a_progress_bar_and_no_warning_for_good_signals(capsys):
     assert "omp" in capsys.readouterr().err
 
 
+VNNI = [isa for isa in ISAS if isa.endswith("_vnni")] or ISAS[-1:]  # or what does without
 SCREENS = {"none": (1 << 40, 1 << 40), "correlations": (1, 1 << 40), "coarse Gram": (1, 1)}
 
 
@@ -349,7 +350,9 @@ def screened(monkeypatch, kind, X, D, k, **options):
         (700, 97, 40, 0.5),
     ],
 )
-def test_screens_of_16_bits_choose_what_float32_chooses(monkeypatch, selection, n_atoms, d, k, noise):
+@pytest.mark.parametrize("isa", VNNI)
+def test_screens_of_16_bits_choose_what_float32_chooses(monkeypatch, isa, selection, n_atoms, d, k, noise):
+    monkeypatch.setenv("ATOMS_ISA", isa)
     X, D, _ = planted(130, n_atoms, d, k, seed=d, noise=noise, dtype=np.float32)
     X[3], X[4, 0], X[5], X[6] = 0, np.nan, X[5] * np.float32(1e-20), X[6] * np.float32(1e18)
     with warnings.catch_warnings():
@@ -369,8 +372,10 @@ def test_screens_of_16_bits_choose_what_float32_chooses(monkeypatch, selection, 
 
 @pytest.mark.parametrize("selection", ["omp", "ols"])
 @pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-4, 1e-3, 1e-2, 0.3])
-def test_screens_of_16_bits_over_nearly_dependent_atoms(monkeypatch, selection, apart):
+@pytest.mark.parametrize("isa", VNNI)
+def test_screens_of_16_bits_over_nearly_dependent_atoms(monkeypatch, isa, selection, apart):
     """Copies at any distance, sums of atoms, zero atoms, signals explained before k: no worse than without."""
+    monkeypatch.setenv("ATOMS_ISA", isa)
     g = RNG(7)
     D = g.standard_normal((600, 100))
     D = np.vstack(
@@ -409,9 +414,11 @@ def test_signals_explained_early_stop():
     assert explained.sum() > 10 and (np.diff(codes.indptr)[explained] < 16).all()
 
 
-def test_coarse_gram_is_left_alone_where_atoms_crowd(monkeypatch):
-    if _core.build_info()["cpu_isa"] not in ("avx512_vnni", "avx512_bf16"):
-        pytest.skip("needs AVX-512 VNNI")
+@pytest.mark.parametrize("isa", VNNI)
+def test_coarse_gram_is_left_alone_where_atoms_crowd(monkeypatch, isa):
+    if "avx2_vnni" not in ISAS:
+        pytest.skip("needs VNNI")
+    monkeypatch.setenv("ATOMS_ISA", isa)
     g = RNG(1)
     few = g.standard_normal((600, 100)).astype(np.float32)
     X = few[:200]

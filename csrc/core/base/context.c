@@ -41,7 +41,7 @@ atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx)
         return ATOMS_ERR_MEMORY;
     c->memory_limited = atoms_memory_limited();
     c->p = *params;
-    c->isa = ATOMS_MIN(params->max_isa, atoms_cpu_isa());
+    c->isa = atoms_cpu_isa_up_to(params->max_isa);
     c->kernels = atoms_instances_for(c->isa);
     *ctx = c;
     return ATOMS_OK;

@@ -22,26 +22,31 @@ static const atoms_instances portable = {ROOMS(portable), .screens = &atoms_scre
 #if defined(__x86_64__)
 DECLARE(avx2)
 DECLARE(avx512)
-extern const struct sae_screens atoms_screens_avx2, atoms_screens_vnni;
-extern const struct omp_kernels atoms_omp_vnni_f32;
-extern const struct short_kernels atoms_short_rows_vnni;
+extern const struct sae_screens atoms_screens_avx2, atoms_screens_avx512;
 
 static const atoms_instances avx2 = {ROOMS(avx2), .screens = &atoms_screens_avx2};
-static const atoms_instances avx512 = {ROOMS(avx512), .screens = &atoms_screens_avx2};
+static const atoms_instances avx512 = {ROOMS(avx512), .screens = &atoms_screens_avx512};
 
-/* of float32's OMP and of the integer screen alone there is a version with VNNI, and 16-bit rows are nothing else */
-static const atoms_instances vnni = {
-    .metric = &atoms_metric_avx512,
-    .theory = &atoms_theory_avx512,
-    .omp_f32 = &atoms_omp_vnni_f32,
-    .omp_f64 = &atoms_omp_avx512_f64,
-    .codes_f32 = &atoms_codes_avx512_f32,
-    .codes_f64 = &atoms_codes_avx512_f64,
-    .short_rows = &atoms_short_rows_vnni,
-    .atoms = &atoms_atoms_avx512_f32,
-    .sae = &atoms_sae_avx512,
-    .screens = &atoms_screens_vnni,
-};
+/* of float32's OMP and of the integer screens alone there is a version with VNNI, and 16-bit rows are nothing else */
+#define WITH_VNNI(vnni, isa)                                                                                           \
+    extern const struct sae_screens atoms_screens_##vnni;                                                              \
+    extern const struct omp_kernels atoms_omp_##vnni##_f32;                                                            \
+    extern const struct short_kernels atoms_short_rows_##vnni;                                                         \
+    static const atoms_instances vnni = {                                                                              \
+        .metric = &atoms_metric_##isa,                                                                                 \
+        .theory = &atoms_theory_##isa,                                                                                 \
+        .omp_f32 = &atoms_omp_##vnni##_f32,                                                                            \
+        .omp_f64 = &atoms_omp_##isa##_f64,                                                                             \
+        .codes_f32 = &atoms_codes_##isa##_f32,                                                                         \
+        .codes_f64 = &atoms_codes_##isa##_f64,                                                                         \
+        .short_rows = &atoms_short_rows_##vnni,                                                                        \
+        .atoms = &atoms_atoms_##isa##_f32,                                                                             \
+        .sae = &atoms_sae_##isa,                                                                                       \
+        .screens = &atoms_screens_##vnni,                                                                              \
+    };
+WITH_VNNI(vnni, avx512)
+WITH_VNNI(avx2_vnni, avx2)
+WITH_VNNI(avx2_vnni_evex, avx2)
 #endif
 
 const atoms_instances *atoms_instances_for(atoms_isa isa)
@@ -51,6 +56,8 @@ const atoms_instances *atoms_instances_for(atoms_isa isa)
         return &vnni;
     if (isa >= ATOMS_ISA_AVX512)
         return &avx512;
+    if (isa >= ATOMS_ISA_AVX2_VNNI)
+        return atoms_cpu_avx_vnni() ? &avx2_vnni : &avx2_vnni_evex;
     if (isa >= ATOMS_ISA_AVX2)
         return &avx2;
 #endif

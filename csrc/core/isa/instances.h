@@ -1,11 +1,13 @@
 /* instances.h: the kernels of every room, compiled once for each instruction set.
  *
- * A room's kernels.h says what its kernels are, its *.inc file is the template, and portable.c, avx2.c, avx512.c and
- * vnni.c compile that for one instruction set each. This table is the one place that says which of them a context uses. */
+ * A room's kernels.h says what its kernels are, its *.inc file is the template, and portable.c, avx2.c, avx2_vnni.c,
+ * avx512.c and vnni.c compile that for one instruction set each. This table is the one place that says which of them a context uses. */
 #ifndef ATOMS_INSTANCES_H
 #define ATOMS_INSTANCES_H
 
 #include "atoms.h"
+
+#include <stdbool.h>
 
 typedef struct {
     const struct metric_kernels *metric;
@@ -18,7 +20,13 @@ typedef struct {
     const struct sae_screens *screens;
 } atoms_instances;
 
-/* The best that may be used up to this instruction set. */
+/* The best instruction set that this machine can run, of those up to `most`. */
+atoms_isa atoms_cpu_isa_up_to(atoms_isa most);
+#if defined(__x86_64__)
+bool atoms_cpu_avx_vnni(void); /* VNNI in AVX2's encoding */
+#endif
+
+/* The kernels for it. */
 const atoms_instances *atoms_instances_for(atoms_isa isa);
 
 #endif

@@ -7,6 +7,7 @@
  *     vmax_f32(a, b), vmin_f32(a, b)  lane by lane
  *     vrcp_f32(a)                     1 / a; of floats in vectors of 256 bits and more to a relative error of 4e-4 only
  *     vge_f32(a, b)                   bit k: a[k] >= b[k]
+ *     vnlt_f32(a, b)                  bit k: not a[k] < b[k], which it is where either is NaN; of floats, with PAIRS
  *     vsum_f32(a), vtop_f32(a), vlow_f32(a)   over the lanes: sum, largest, smallest
  *
  * and all of it for double, f64, vrcp_f64 exact. With PAIRS 1 there are products of 16-bit integers too, two to a 32-bit
@@ -15,7 +16,13 @@
  *     pset(w)                    the word w in every lane
  *     pmadd(sum, a, b)           sum + low a low b + high a high b, in 32 bits
  *     pfloat(a), pround(v)       words to floats, floats to the nearest words
- *     plow(a), pjoin(low, high)  the low halves alone; them with other words as high halves */
+ *     plow(a), pjoin(low, high)  the low halves alone; them with other words as high halves
+ *     pshorts(from)              words from 16-bit integers in memory
+ *     pstore(to, a)              words to 16-bit integers in memory, what is beyond them saturated
+ *
+ * and with BYTES 1 of 8-bit integers, four to a word:
+ *
+ *     bmadd(sum, a, b)           sum + the products of a's bytes, unsigned, with b's, signed, in 32 bits */
 #ifndef ATOMS_VECTORS_H
 #define ATOMS_VECTORS_H
 

@@ -43,6 +43,10 @@ VECTOR_FN unsigned vge_f32(vec_f32 a, vec_f32 b)
 {
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ);
 }
+VECTOR_FN unsigned vnlt_f32(vec_f32 a, vec_f32 b)
+{
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ);
+}
 VECTOR_FN unsigned vge_f64(vec_f64 a, vec_f64 b)
 {
     return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GE_OQ);
@@ -94,6 +98,14 @@ VECTOR_FN vec_pairs plow(vec_pairs a)
 VECTOR_FN vec_pairs pjoin(vec_pairs low, vec_pairs high)
 {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+VECTOR_FN vec_pairs pshorts(const int16_t *from)
+{
+    return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)from));
+}
+VECTOR_FN void pstore(int16_t *to, vec_pairs a)
+{
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtsepi32_epi16(a));
 }
 
 #endif

@@ -7,10 +7,17 @@
 
 #include "vectors512.h"
 
-/* As assembly, for gcc 12 spills the accumulators of the intrinsic. */
+/* As assembly, for gcc 12 spills the accumulators of the intrinsics. */
 VECTOR_FN vec_pairs pmadd(vec_pairs sum, vec_pairs a, vec_pairs b)
 {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+}
+
+#define BYTES 1
+VECTOR_FN vec_pairs bmadd(vec_pairs sum, vec_pairs a, vec_pairs b)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
 }
 

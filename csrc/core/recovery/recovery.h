@@ -7,7 +7,7 @@
 /* Atoms are handled in panels of this many; every per-atom array is padded to whole panels. */
 #define PANEL_ATOMS 64
 
-/* ----------------------------------------------------- 16-bit rows (short_rows.c) */
+/* ----------------------------------------------------- 16-bit rows (short_rows.inc) */
 
 /* Unit rows as 16-bit integers, for products at twice float32's rate. A run of CHUNK coordinates has one unit for all
  * rows of a panel. */

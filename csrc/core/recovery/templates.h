@@ -58,7 +58,7 @@ typedef double number_f64;
 #define QUANTISED_f64 0
 #define STORED_ROWS(steps) ((steps) / (1 + QUANTISED)) /* of a panel of u; an even number of steps */
 
-/* 1 where 16-bit correlations and Gram matrices will do for OMP: load_units(row) reads VLEN values of such a matrix. */
+/* 1 where 16-bit correlations and Gram matrices will do for OMP. */
 #ifndef UNITS
 #define UNITS 0
 #endif

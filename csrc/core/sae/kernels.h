@@ -93,12 +93,10 @@ typedef void sae_screen(int64_t width, int64_t n_latents, const void *x, const s
 
 typedef struct sae_screens {
     sae_screen *int8, *int16;
+    atoms_screen best; /* what ATOMS_SCREEN_AUTO means */
 } sae_screens;
 
-/* The screens that serve more than one instruction set. */
+/* It serves instruction sets without products of bytes too. */
 sae_screen sae_screen_int8_portable;
-#if defined(__x86_64__)
-sae_screen sae_screen_int16_avx2;
-#endif
 
 #endif

@@ -37,4 +37,4 @@ static uint64_t reached(const int32_t *sum, const sae_screen_samples *s, const s
 SCREEN(sae_screen_int8_portable, uint8_t, int8_t, 4)
 SCREEN(sae_screen_int16_portable, int16_t, int16_t, 2)
 
-const sae_screens atoms_screens_portable = {sae_screen_int8_portable, sae_screen_int16_portable};
+const sae_screens atoms_screens_portable = {sae_screen_int8_portable, sae_screen_int16_portable, ATOMS_SCREEN_F32};

@@ -5,11 +5,7 @@
 
 atoms_screen sae_screen_kind(const atoms_ctx *ctx, atoms_screen asked)
 {
-    if (asked != ATOMS_SCREEN_AUTO)
-        return asked;
-    return ctx->isa >= ATOMS_ISA_AVX512_VNNI ? ATOMS_SCREEN_INT8
-           : ctx->isa == ATOMS_ISA_AVX2      ? ATOMS_SCREEN_INT16
-                                             : ATOMS_SCREEN_F32;
+    return asked == ATOMS_SCREEN_AUTO ? ctx->kernels->screens->best : asked;
 }
 
 /* NULL for F32. */

@@ -48,7 +48,14 @@ def read(sae, params):
 
 
 # n, d_in, d_sae, d_out; the last by strips and past the caches
-SHAPES = [(1, 1, 1, 2), (15, 17, 33, 9), (97, 33, 97, 64), (130, 64, 15, 64), (64, 15, 400, 100), (3300, 650, 33, 330)]
+SHAPES = [
+    (1, 1, 1, 2),
+    (15, 17, 33, 9),
+    (97, 33, 97, 64),
+    (130, 64, 15, 64),
+    (64, 15, 400, 100),
+    (3300, 650, 33, 330),
+]
 
 
 @pytest.mark.parametrize("n,d,s,out", SHAPES)
@@ -61,7 +68,9 @@ def test_ten_steps_equal_the_twin(activation, n, d, s, out, skip, extras):
     prefixes = sorted({max(1, s // 5), max(1, s // 2), s}) if "prefixes" in extras else []
     wide = np.array(prefixes, np.int64) if prefixes else None
     sae = core_model(params, activation, k, bandwidth=0.3, prefixes=wide)
-    arrays = [params[name] for name in list(FIELDS)[:2]] + [params[x] for x in ("b_enc", "b_dec", "threshold")]
+    arrays = [params[name] for name in list(FIELDS)[:2]] + [
+        params[x] for x in ("b_enc", "b_dec", "threshold")
+    ]
     twin = reference.SparseAutoencoderTwin(
         *arrays, activation=activation, bandwidth=0.3, prefixes=prefixes, transcoder=True,
         W_skip=params.get("W_skip"),
@@ -150,7 +159,9 @@ def test_steps_are_the_same_bits_for_any_number_of_threads(activation):
     for threads in (1, 3):
         sae = core_model(params, activation, 5)
         for _ in range(4):
-            _core.sae_step(_core.Context(threads), sae, x, 1e-3, 1e-3, 0.01, 0.01, 0.0, 5, 6, 100, 0.3, target=y)
+            _core.sae_step(
+                _core.Context(threads), sae, x, 1e-3, 1e-3, 0.01, 0.01, 0.0, 5, 6, 100, 0.3, target=y
+            )
         results.append(read(sae, params))
     for name in params:
         np.testing.assert_array_equal(results[0][name], results[1][name])
@@ -185,7 +196,12 @@ def test_moments_and_resets_of_a_transcoder():
     ctx, sae = _core.Context(1), core_model(params, "relu")
     x, y = (np.random.default_rng(0).standard_normal((50, w)).astype(np.float32) for w in (4, 3))
     _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.0, 0.0, 0.0, 1, target=y)
-    for field, shape in ((_core.W_SKIP_M, (4, 3)), (_core.W_SKIP_V, (4, 3)), (_core.W_DEC_M, (6, 3)), (_core.W_ENC_V, (6, 4))):
+    for field, shape in (
+        (_core.W_SKIP_M, (4, 3)),
+        (_core.W_SKIP_V, (4, 3)),
+        (_core.W_DEC_M, (6, 3)),
+        (_core.W_ENC_V, (6, 4)),
+    ):
         first, again = np.empty(shape, np.float32), np.empty(shape, np.float32)
         _core.sae_get(sae, field, first)
         assert first.any()

@@ -73,6 +73,9 @@ B_DEC_V: int
 THRESHOLD_V: int
 LAST_FIRED: int
 COUNTERS: int
+W_SKIP: int
+W_SKIP_M: int
+W_SKIP_V: int
 
 def sae_new(
     ctx: Context,
@@ -88,6 +91,8 @@ def sae_new(
     clip: float = ...,
     screen: int = ...,
     prefixes: NDArray[np.int64] | None = ...,
+    d_out: int = ...,
+    skip: bool = ...,
 ) -> Any: ...
 def sae_get(sae: Any, field: int, out: NDArray[Any], /) -> None: ...
 def sae_set(sae: Any, field: int, values: NDArray[Any], /) -> None: ...
@@ -99,6 +104,7 @@ def sae_reset(
     rows: NDArray[np.float32],
     scales: NDArray[np.float32],
     thresholds: NDArray[np.float32],
+    readers: NDArray[np.float32] | None = ...,
 ) -> None: ...
 def sae_step(
     ctx: Context,
@@ -117,6 +123,10 @@ def sae_step(
     index: NDArray[np.int64] | None = ...,
     shift: NDArray[np.float32] | None = ...,
     scale: float = ...,
+    target: NDArray[Any] | None = ...,
+    target_index: NDArray[np.int64] | None = ...,
+    target_shift: NDArray[np.float32] | None = ...,
+    target_scale: float = ...,
 ) -> dict[str, Any]: ...
 def sae_encode(
     ctx: Context,

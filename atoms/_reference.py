@@ -210,13 +210,17 @@ def fit_atoms(
     return D, energies
 
 
-def rounded_moments(m: Array, v: Array, step: int, decoder: bool) -> tuple[Array, Array]:
+def rounded_moments(
+    m: Array, v: Array, step: int, decoder: bool, first: int | None = None
+) -> tuple[Array, Array]:
     """A matrix' Adam moments as the core keeps them after its update number `step`: bfloat16, rounded at random.
 
     The lower 16 bits of a number are the chance in 65,536 of rounding up. The random bits are a hash
-    of step, row and column, so that they are the same for any number of threads.
+    of step, row and column, so that they are the same for any number of threads. A skip connection's rows are numbered
+    from `first` on, behind those of decoder and encoder.
     """
-    row = 2 * np.arange(len(m), dtype=np.uint64) + np.uint64(not decoder)
+    row = np.arange(len(m), dtype=np.uint64)
+    row = 2 * row + np.uint64(not decoder) if first is None else row + np.uint64(first)
     h = np.uint64(step - 1) << np.uint64(32) ^ row
     h = (h ^ h >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ h >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -236,19 +240,24 @@ class SparseAutoencoderTwin:
     """One training step of the core's autoencoder in float64, every latent computed.
 
     Parameters are arrays in the training space: W_enc, W_dec (d_sae, d_in), b_enc, threshold
-    (d_sae,), b_dec (d_in,). With `tied`, W_enc is W_dec.
+    (d_sae,), b_dec (d_in,). With `tied`, W_enc is W_dec. With `transcoder`, W_dec is (d_sae, d_out), b_dec (d_out,),
+    W_skip (d_in, d_out) or None, and steps have a target.
     """
 
     def __init__(
         self, W_enc: Array, W_dec: Array, b_enc: Array, b_dec: Array, threshold: Array, *,
         activation: str = "jumprelu", tied: bool = False, bandwidth: float = 0.1, prefixes: Sequence[int] = (),
         beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, clip: float = 1.0,
+        transcoder: bool = False, W_skip: Array | None = None,
     ) -> None:  # fmt: skip
         names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
         arrays = (W_enc, W_dec, b_enc, b_dec, threshold)
         self.p = {n: np.array(a, np.float64) for n, a in zip(names, arrays, strict=True)}
         if tied:
             self.p["W_enc"] = self.p["W_dec"]
+        if W_skip is not None:
+            self.p["W_skip"] = np.array(W_skip, np.float64)
+        self.transcoder = transcoder
         self.m = {n: np.zeros_like(a) for n, a in self.p.items()}
         self.v = {n: np.zeros_like(a) for n, a in self.p.items()}
         self.activation, self.tied, self.bandwidth = activation, tied, bandwidth
@@ -260,7 +269,11 @@ class SparseAutoencoderTwin:
     def pre_activations(self, x: Array) -> Array:
         """z of every latent, for each row of x."""
         p = self.p
-        return np.asarray((x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"])
+        return np.asarray(self.centred(x) @ p["W_enc"].T + p["b_enc"])
+
+    def centred(self, x: Array) -> Array:
+        """What the encoder reads of rows."""
+        return x if self.transcoder else np.asarray(x - self.p["b_dec"])
 
     def active(self, z: Array, k: int = 0) -> Array:
         """Boolean mask of active latents; ties to the lower sample, then the lower latent."""
@@ -280,13 +293,16 @@ class SparseAutoencoderTwin:
     def gradients(
         self, x: Array, *, l0_coefficient: float = 0.0, l1_coefficient: float = 0.0, k: int = 0,
         aux_k: int = 0, dead_after: int = 0, aux_coefficient: float = 0.0, row_limit: float = 0.0,
+        target: Array | None = None,
     ) -> tuple[Any, Any, Any, dict[str, Array]]:  # fmt: skip
         """(squared error, penalty, l0, gradients of their sum, in which no row's errors count beyond `row_limit`)."""
         p, n = self.p, len(x)
         z = self.pre_activations(x)
         on = self.active(z, k)
         a = np.where(on, z, 0.0)
-        err, start = p["b_dec"] - x, 0
+        err, start = p["b_dec"] - (x if target is None else target), 0
+        if "W_skip" in p:
+            err = err + x @ p["W_skip"]
         penalty: Any = 0.0
         errors, weights = [], np.zeros((len(p["b_enc"]), len(self.prefixes)))
         for group, width in enumerate(self.prefixes):  # each wider prefix begins with the narrower one's sum
@@ -295,7 +311,7 @@ class SparseAutoencoderTwin:
             weights[:width, group] = 1
             start = width
         penalty += sum((e**2).sum() for e in errors[:-1]) / n
-        size = np.linalg.norm(err, axis=1) * np.linalg.norm(x - p["b_dec"], axis=1)
+        size = np.linalg.norm(err, axis=1) * np.linalg.norm(self.centred(x), axis=1)
         row = np.minimum(1, row_limit / np.maximum(size, 1e-300)) if row_limit else np.ones(n)
         errors = [e * row[:, None] for e in errors]
         summed = np.einsum("jg,gnd->jnd", weights, np.array(errors))  # latent j's share of the errors
@@ -315,11 +331,15 @@ class SparseAutoencoderTwin:
             gz = gz + np.where(zd > 0, weight * 2 / n * rest @ p["W_dec"].T, 0.0)
         g = {
             "W_dec": 2 / n * np.einsum("nj,jnd->jd", a, summed) + aux_g,
-            "W_enc": gz.T @ (x - p["b_dec"]),
+            "W_enc": gz.T @ self.centred(x),
             "b_enc": gz.sum(0),
-            "b_dec": 2 / n * np.sum(errors, axis=(0, 1)) - gz.sum(0) @ p["W_enc"],
+            "b_dec": 2 / n * np.sum(errors, axis=(0, 1)),
             "threshold": np.zeros_like(p["threshold"]),
         }
+        if not self.transcoder:
+            g["b_dec"] = g["b_dec"] - gz.sum(0) @ p["W_enc"]
+        if "W_skip" in p:
+            g["W_skip"] = 2 / n * x.T @ np.sum(errors, axis=0)
         if self.activation == "jumprelu":
             # what the objective would change by if the threshold rose by the bandwidth: activations in between
             # would be switched off
@@ -341,7 +361,8 @@ class SparseAutoencoderTwin:
         v = self.v[name] / (1 - self.beta2**self.step_count)
         u = m / (np.sqrt(v) + self.epsilon)
         if g.ndim == 2:
-            kept = rounded_moments(self.m[name], self.v[name], self.step_count, name == "W_dec")
+            first = 2 * len(self.p["b_enc"]) if name == "W_skip" else None
+            kept = rounded_moments(self.m[name], self.v[name], self.step_count, name == "W_dec", first)
             self.m[name], self.v[name] = kept
         if self.clip:
             rms = np.sqrt((u * u).mean(axis=1, keepdims=True)) if u.ndim == 2 else np.abs(u)
@@ -363,7 +384,8 @@ class SparseAutoencoderTwin:
         self.step_count += 1
         along = (g["W_dec"] * p["W_dec"]).sum(1, keepdims=True)
         u = {"W_dec": self._direction("W_dec", g["W_dec"] - along * p["W_dec"])}
-        for name in ("b_enc", "b_dec") + (() if self.tied else ("W_enc",)):
+        names = ("b_enc", "b_dec") + (() if self.tied else ("W_enc",))
+        for name in names + (("W_skip",) if "W_skip" in p else ()):
             u[name] = self._direction(name, g[name])
         if self.activation == "jumprelu":
             u["threshold"] = self._direction("threshold", g["threshold"])

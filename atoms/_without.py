@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from ._rows import MASSIVE, BlockRows, BlockSource, ReadBlocks, Rows, RowSampler, squared_norms
+from ._rows import (
+    MASSIVE,
+    BlockRows,
+    BlockSource,
+    Pair,
+    PairedRows,
+    ReadBlocks,
+    Rows,
+    RowSampler,
+    read_side,
+    squared_norms,
+)
 
 _PART = 8192  # rows looked at together
 
@@ -29,7 +40,8 @@ def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
     """The rows whose norm is at most so many times the median of all, how many others there were, and that limit.
 
     The rows are gone through once before (a stream's model runs over all tokens); a store knows its norms. 8 bytes for
-    each row are held meanwhile. An infinite multiple leaves out none, and looks at none.
+    each row are held meanwhile. An infinite multiple leaves out none, and looks at none. Of two sides, it is the rows that
+    are read whose norm counts.
     """
     if multiple == np.inf:
         return rows, 0, np.inf
@@ -37,7 +49,7 @@ def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
         raise ValueError(
             "massive: dropping rows needs those that can be gone through twice; pass an array, a list or a store"
         )
-    norms = _norms(rows)
+    norms = _norms(read_side(rows))
     middle = float(np.median(norms))
     if not 0 < middle < np.inf:  # NaN and infinity are for others to name
         return rows, 0, np.inf
@@ -46,11 +58,11 @@ def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
     return leave_out(rows, massive), len(massive), limit
 
 
-def within(rows: np.ndarray, limit: float, name: str) -> np.ndarray:
+def within(rows: Any, limit: float, name: str) -> Any:
     """Those rows in memory whose norm is at most `limit`."""
     if limit == np.inf:
         return rows
-    kept = np.asarray(rows[np.sqrt(squared_norms(rows)) <= limit])
+    kept = rows[np.sqrt(squared_norms(rows.x if isinstance(rows, Pair) else rows)) <= limit]
     if not len(kept):
         raise ValueError(
             f"{name}: all rows have a norm above {limit:.3g}, the limit of `massive` for X, and are dropped"
@@ -62,6 +74,8 @@ def leave_out(rows: Any, out: np.ndarray) -> Any:
     """These rows without those of the numbers `out`, which ascend; nothing is copied."""
     if not len(out):
         return rows
+    if isinstance(rows, PairedRows):
+        return PairedRows(leave_out(rows.x, out), leave_out(rows.y, out))
     if isinstance(rows, Rows) and not rows.read:
         return _RowsWithout(rows, out)
     source = rows.source if isinstance(rows, BlockRows) else ReadBlocks(rows)

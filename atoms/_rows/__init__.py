@@ -9,6 +9,7 @@ The files, each of which imports only from those above it::
 
     numbered   Rows, BlockSource: tables, what gives blocks, and the samplers that draw batches of them
     streams    StreamRows: batches that come one by one
+    paired     PairedRows: two sides, what a transcoder reads and what it rebuilds
     massive    rows whose norm decides every sum of squares
 """
 
@@ -32,6 +33,7 @@ from .numbered import (
     RowSampler,
     Sampler,
 )
+from .paired import Pair, PairedRows, read_side
 from .streams import StreamRows, StreamSampler
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "BlockRows",
     "BlockSampler",
     "BlockSource",
+    "Pair",
+    "PairedRows",
     "ReadBlocks",
     "RowSampler",
     "Rows",
@@ -49,6 +53,7 @@ __all__ = [
     "StreamSampler",
     "finite_blocks",
     "held_out",
+    "read_side",
     "rows_of",
     "squared_norms",
     "table",
@@ -82,25 +87,29 @@ def table(X: Any, name: str = "X", min_rows: int = 1) -> Any:
     return rows if rows.array is None else rows.array
 
 
-def finite_blocks(rows: Rows | BlockRows | StreamRows, size: int = PASS_ROWS) -> Iterator[np.ndarray]:
+def finite_blocks(rows: Rows | BlockRows | StreamRows | PairedRows, size: int = PASS_ROWS) -> Iterator[Any]:
     """All rows once, so many at a time; a ValueError where the next ones hold NaN or infinity, which names the row."""
     at = 0
     for block in rows.blocks(size):
-        if (bad := first_nonfinite_row(block)) >= 0:
-            raise nonfinite_error(block, "X", at + bad)
+        sides = (("X", block.x), ("target", block.y)) if isinstance(block, Pair) else (("X", block),)
+        for name, side in sides:
+            if (bad := first_nonfinite_row(side)) >= 0:
+                raise nonfinite_error(side, name, at + bad)
         yield block
         at += len(block)
 
 
-def held_out(X_val: Any, rows: Rows | BlockRows | StreamRows) -> np.ndarray:
+def held_out(
+    X_val: Any, rows: Rows | BlockRows | StreamRows, name: str = "X_val", of: str = "X"
+) -> np.ndarray:
     """Rows beside those to train on: as many columns, of the same names, and finite numbers."""
-    val = rows_of(X_val, "X_val")
+    val = rows_of(X_val, name)
     if val.d != rows.d:
-        raise ValueError(f"X_val: expected {rows.d} features as in X, got {val.d}")
+        raise ValueError(f"{name}: expected {rows.d} features as in {of}, got {val.d}")
     names, ours = val.feature_names, rows.feature_names
     if names is not None and ours is not None and list(names) != list(ours):
-        raise ValueError("X_val: its columns have other names than those of X, or another order")
+        raise ValueError(f"{name}: its columns have other names than those of {of}, or another order")
     whole = val.slice(0, val.n) if isinstance(val, Rows) else np.concatenate(list(val.blocks()))
     if (row := first_nonfinite_row(whole)) >= 0:
-        raise nonfinite_error(whole, "X_val", row)
+        raise nonfinite_error(whole, name, row)
     return whole

@@ -20,27 +20,28 @@ from .._files import load_tensors, reading
 from .._frames import framed
 from .._rows import (
     BlockRows,
-    BlockSampler,
+    Pair,
+    PairedRows,
     Rows,
-    RowSampler,
     StreamRows,
-    StreamSampler,
     finite_blocks,
+    read_side,
     rows_of,
     warn_of_massive,
 )
 from .._scored import Scored, as_codes
+from ..theory import ExplainedVariance
 from . import _calibration, _checkpoints, _hub, _saving
 from ._in_model import InModel
 from ._model import BLOCK, Model, decode, stacked
 from ._rate import SCHEDULES, LastingRate
 from ._revival import FEWEST_JUDGES, judging_rows
 from ._saving import HISTORY, Trained
-from ._settings import Settings, as_json, check_same_parameters, k_of
+from ._settings import Settings, as_json, check_no_target, check_same_parameters, check_target, k_of
 from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
-from ._training import PART, Run, check_labels, shuffled_batches, train, training_rows
+from ._training import PART, Run, check_labels, paired, shuffled_batches, train, training_rows
 
 
 class SparseAutoencoder(InModel, Scored, Routed):
@@ -73,6 +74,13 @@ class SparseAutoencoder(InModel, Scored, Routed):
     `aux_k`, AuxK (Gao et al. 2024, arXiv 2406.04093, section 2.4, scaled as in SAELens): the `aux_k`
     largest positive z of dead latents reconstruct what is left over, and
     ``aux_coefficient min(1, n_dead / aux_k) mean_i |sum_j z_ij W_dec_j - (t_i - t_hat_i)|^2`` is added.
+
+    ``fit(X, target=Y)`` makes a **transcoder**: codes of X rebuild the rows of Y, such as the input and the output of an
+    MLP. Y too is mapped to mean zero and coordinates of mean square 1, ``u(y) = c' (y - mean')``, and
+
+    * ``z = t W_enc + b_enc``, ``u_hat = a W_dec + b_dec``, plus ``t W_skip`` with `skip_connection`;
+
+    in all else u stands in the place of t. It has neither `metric` nor `tied`.
 
     Parameters
     ----------
@@ -120,6 +128,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
         0, or AuxK takes the place of the new directions for dead latents; d_in / 2 is usual.
     aux_coefficient : float
         Weight of AuxK in the objective.
+    skip_connection : bool
+        Of a transcoder: a linear map of X beside the latents, which rebuild what it leaves.
     screen : {"auto", "float32", "int8", "int16"}
         How the core finds the latents that may be active: products of 8 bits where the CPU has them
         (AVX-512 VNNI or AVX-VNNI), of 16 bits on AVX2, else float32's. The result is the same.
@@ -136,6 +146,11 @@ class SparseAutoencoder(InModel, Scored, Routed):
     W_enc : ndarray (d_in, d_sae) float32
         With ``b_enc (d_sae,)``, ``W_dec (d_sae, d_in)``, ``b_dec (d_in,)``, ``threshold (d_sae,)``: the
         autoencoder folded to raw activations, ``z = x W_enc + b_enc``, ``x_hat = a W_dec + b_dec``.
+    W_skip : ndarray (d_in, d_out) float32 or None
+        The skip connection. A transcoder's ``W_dec (d_sae, d_out)`` and ``b_dec (d_out,)`` give the target's activations,
+        ``y_hat = a W_dec + b_dec + x W_skip``.
+    is_transcoder : bool
+        Fitted with a target.
     metric_ : AtomicInnerProduct or None
         A copy of the metric that it was fitted under.
     history_ : dict of lists
@@ -174,6 +189,13 @@ class SparseAutoencoder(InModel, Scored, Routed):
     >>> codes = sae.transform(X)
     >>> codes.shape, sae.inverse_transform(codes).shape
     ((2000, 32), (2000, 16))
+
+    A transcoder, from those activations to others:
+
+    >>> Y = np.maximum(X @ np.random.default_rng(1).standard_normal((16, 24)).astype("float32"), 0)
+    >>> coder = atoms.SparseAutoencoder(64, target_l0=8, max_steps=50, verbose=False).fit(X, target=Y)
+    >>> coder.transform(X).shape, coder.reconstruct(X).shape
+    ((2000, 64), (2000, 24))
     """
 
     def __init__(
@@ -198,6 +220,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         matryoshka_widths: Sequence[int] | None = None,
         aux_k: int = 0,
         aux_coefficient: float = 1.0,
+        skip_connection: bool = False,
         screen: str = "auto",
         random_state: Any = 0,
         num_threads: int | None = None,
@@ -222,6 +245,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         self.matryoshka_widths = matryoshka_widths
         self.aux_k = aux_k
         self.aux_coefficient = aux_coefficient
+        self.skip_connection = skip_connection
         self.screen = screen
         self.random_state = random_state
         self.num_threads = num_threads
@@ -234,7 +258,9 @@ class SparseAutoencoder(InModel, Scored, Routed):
         X: Any,
         y: Any = None,
         *,
+        target: Any = None,
         X_val: Any = None,
+        target_val: Any = None,
         calibrate: bool = True,
         massive: str | float = "keep",
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
@@ -258,9 +284,14 @@ class SparseAutoencoder(InModel, Scored, Routed):
             ends before `max_steps` ends training; the function that makes it is called for another pass.
         y : ignored
             For scikit-learn's pipelines.
+        target : array (n, d_out), tensor, memory map, ``store[layer]``, ..., optional
+            What a transcoder rebuilds: a row for each row of X, in whatever `X` may be in. Where one of the two is read block
+            by block or a stream, the two are shuffled through one buffer of rows side by side.
         X_val : array (m, d_in), optional
             Held out: its explained variance and L0 are shown and recorded twenty times, and after the last
             step thresholds are calibrated on it.
+        target_val : array (m, d_out), optional
+            With a target, what is to be rebuilt of `X_val`: the explained variance is its.
         calibrate : bool
             Whether ``"jumprelu"`` and ``"batchtopk"`` end with all thresholds multiplied by the one factor at
             which L0 on `X_val` is `target_l0`, see `calibrate`. The last held-out figures in ``history_`` are
@@ -272,8 +303,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
-            Start from these weights (of raw activations, as this class gives them) instead of afresh. Not a
-            transcoder; with ``tied=True``, one whose encoder is its decoder's transpose in the training space.
+            Start from these weights (of raw activations, as this class gives them) instead of afresh. A transcoder with a
+            target and only then; with ``tied=True``, one whose encoder is its decoder's transpose in the training space.
         checkpoint : path, optional
             File to write every now and then and at the end, first beside itself, then renamed. Where it is
             there already, training goes on from it, and ends with the same bits as if it had never stopped. It
@@ -310,13 +341,15 @@ class SparseAutoencoder(InModel, Scored, Routed):
         """
         check_labels(y, X)
         fit_many(
-            [self], X, X_val, calibrate=calibrate, massive=massive, callback=callback, init=init,
-            checkpoints=[checkpoint],
+            [self], X, X_val, target=target, target_val=target_val, calibrate=calibrate, massive=massive,
+            callback=callback, init=init, checkpoints=[checkpoint],
             checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
         )  # fmt: skip
         return self
 
-    def partial_fit(self, X: Any, y: Any = None, *, schedule: str = "inverse_sqrt") -> SparseAutoencoder:
+    def partial_fit(
+        self, X: Any, y: Any = None, *, target: Any = None, schedule: str = "inverse_sqrt"
+    ) -> SparseAutoencoder:
         """Train on one batch after the other, as hooks give them; nobody needs to know how many there will be.
 
         The engine and the control of L0 are those of `fit`; dead latents are revived in calls of 1,024 rows or more,
@@ -331,6 +364,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
             shuffles them through a buffer.
         y : ignored
             For scikit-learn's pipelines.
+        target : (n, d_out) array or tensor, or whatever else X may be, optional
+            What a transcoder rebuilds of X, in each call or in none.
         schedule : {"inverse_sqrt", "constant"}
             The learning rate rises over ``warmup * max_steps`` steps; from ``max_steps / 4`` on it falls with the
             root of the steps, or it stays. `max_steps` ends nothing here.
@@ -366,8 +401,15 @@ class SparseAutoencoder(InModel, Scored, Routed):
             raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
         fitted = "_fitted" in vars(self)
         settings = self._settings(self._fitted.parameters["random_state"] if fitted else None)
-        parameters, rows = self._parameters(settings), rows_of(X)
+        parameters, rows = self._parameters(settings), paired(X, target)
+        _check_sides([self], [settings], rows)
         if fitted:
+            if self.is_transcoder != isinstance(rows, PairedRows):
+                raise ValueError(
+                    "target: the calls before had one, and this is a transcoder; pass what it is to rebuild of X"
+                    if self.is_transcoder
+                    else "target: this is an autoencoder already; fit(X, target=...) makes a transcoder"
+                )
             check_same_parameters(parameters, self._fitted.parameters, "learning_rate")
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
             self._fitted = self._fitted._replace(parameters=parameters)
@@ -379,24 +421,24 @@ class SparseAutoencoder(InModel, Scored, Routed):
         return self
 
     def _begin_partial(
-        self, rows: Any, part: np.ndarray, settings: Settings, parameters: dict[str, Any]
+        self, rows: Any, part: np.ndarray | Pair, settings: Settings, parameters: dict[str, Any]
     ) -> None:
         """An autoencoder that starts from the first rows it is given."""
         if len(part) < 2:
             raise ValueError(f"X: expected at least 2 samples in the first call, got {len(part)}")
         check_metric(self.metric, rows.d)
         metric, ctx = metrics.frozen(self.metric), context(self.num_threads)
-        space, model = _start(ctx, Rows(part), settings, metric, None)
+        space, model = _start(ctx, _as_rows(part), settings, metric, None)
         history: dict[str, list[Any]] = {name: [] for name in HISTORY}
         self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
         control = Control(l1=settings.l1_coefficient or 0.0)
         self._take(Trained(space, model, control, history, parameters, None))
-        warn_of_massive(Rows(part), stacklevel=4)
+        warn_of_massive(read_side(_as_rows(part)), stacklevel=4)
 
-    def _steps(self, part: np.ndarray, settings: Settings, rate: LastingRate) -> None:
+    def _steps(self, part: np.ndarray | Pair, settings: Settings, rate: LastingRate) -> None:
         """Steps over these rows, each of at most `batch_size`."""
         trained = self._fitted
-        judges = _judges(settings, trained.space, Rows(part)) if len(part) >= FEWEST_JUDGES else None
+        judges = _judges(settings, trained.space, _as_rows(part)) if len(part) >= FEWEST_JUDGES else None
         run = Run(
             settings,
             trained,
@@ -438,8 +480,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
     def _begin(
         self,
         settings: Settings,
-        rows: Rows | BlockRows | StreamRows,
-        sampler: RowSampler | BlockSampler | StreamSampler,
+        rows: Rows | BlockRows | StreamRows | PairedRows,
+        sampler: Any,
         init: Any,
         checkpoint: Any,
         metric: Any,
@@ -540,14 +582,75 @@ class SparseAutoencoder(InModel, Scored, Routed):
         return self._model.d_sae
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
-        """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
+        """Raw activations (n, d_in), a transcoder's (n, d_out), float32 from codes (n, d_sae), sparse or dense.
+
+        Raises
+        ------
+        ValueError
+            With a skip connection they do not determine the output: use `reconstruct`.
+        """
         self._check_fitted()
+        if self._model.skip:
+            raise ValueError(
+                "codes: with a skip connection they do not determine the output; use reconstruct(X)"
+            )
         codes = sp.csr_array(as_codes(codes))
         folded = self._fold()
         W, b = folded["W_dec"], folded["b_dec"]
         if codes.shape[1] != len(W):
             raise ValueError(f"codes: expected {len(W)} columns (d_sae), got {codes.shape[1]}")
         return decode(context(self.num_threads), codes, W, b)
+
+    def _rebuilt(self, X: np.ndarray) -> np.ndarray:
+        """Of checked rows; with a skip connection in the training space, where a large mean costs no digits."""
+        space, model = self._fitted.space, self._fitted.model
+        if not model.skip or space.target is None:
+            return self.inverse_transform(self._codes(X))
+        out = model.rebuild(context(self.num_threads), space.to_space(X))
+        return (out / space.target.scale + space.target.mean).astype(np.float32)
+
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """What its atoms make of activations: (n, d_in), ``inverse_transform(transform(X))``.
+
+        A transcoder gives the activations at its target's place, (n, d_out), not a copy of X.
+        """
+        self._check_fitted()
+        if not self._model.skip:
+            return super().reconstruct(X)
+        rows = self._check_rows(X, reset=False)
+        return np.concatenate([self._rebuilt(np.asarray(block)) for block in rows.blocks(BLOCK)])
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Share of the variance of X, of a transcoder that of y, that is explained: pass rows that `fit` has not seen.
+
+        ``1 - sum |x_hat - x|^2 / sum |x - mean|^2``, the mean that of X, norms in `metric_` where there is one. It is
+        what `atoms.theory.explained_variance` calls ``"metric_centered"``, without a metric ``"centered"``, and what
+        ``history_["explained_variance_val"]`` records. 1 is perfect, 0 no better than the mean.
+
+        Parameters
+        ----------
+        X : (n, d_in) array, tensor or memory map, or whatever else `transform` takes
+            Activations. They are read once, block by block.
+        y : (n, d_out) of the same kinds
+            What a transcoder is to rebuild of X. An autoencoder ignores it, for scikit-learn's pipelines.
+
+        Notes
+        -----
+        More active latents explain more: a search that maximises this takes the largest `target_l0` it is offered. Compare
+        at one L0, or search by what the codes are for. Figures under different metrics are in different units.
+        """
+        self._check_fitted()
+        if not self.is_transcoder:
+            return super().score(X)
+        if y is None:
+            raise ValueError("y: a transcoder is scored by what it rebuilds; call score(X, Y)")
+        rows = PairedRows(self._check_rows(X, reset=False), rows_of(y, "y"))
+        if rows.y.d != self._model.d_out:
+            raise ValueError(f"y: expected {self._model.d_out} features as of the target, got {rows.y.d}")
+        found = ExplainedVariance("centered", num_threads=self.num_threads)
+        for block in finite_blocks(rows):
+            found.update(block.y, self._rebuilt(block.x))
+        return float(found.result().total)
 
     # ---------------------------------------------------------- folded weights
 
@@ -575,13 +678,27 @@ class SparseAutoencoder(InModel, Scored, Routed):
 
     @property
     def W_dec(self) -> np.ndarray:
-        """Decoder to raw activations (d_sae, d_in): the atoms, of unit norm under the metric."""
+        """Decoder to raw activations (d_sae, d_in): the atoms, of unit norm under the metric.
+
+        A transcoder's (d_sae, d_out): of one norm, to its target's activations.
+        """
         return self._fold()["W_dec"]
 
     @property
     def b_dec(self) -> np.ndarray:
-        """Decoder bias in raw activations (d_in,)."""
+        """Decoder bias in raw activations (d_in,), a transcoder's (d_out,)."""
         return self._fold()["b_dec"]
+
+    @property
+    def W_skip(self) -> np.ndarray | None:
+        """Skip connection between raw activations (d_in, d_out); None where there is none."""
+        return self._fold().get("W_skip")
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it was fitted with a target: what it gives is not a copy of X."""
+        self._check_fitted()
+        return self._model.transcodes
 
     @property
     def threshold(self) -> np.ndarray:
@@ -591,7 +708,12 @@ class SparseAutoencoder(InModel, Scored, Routed):
     def _portable(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         weights, model = self._fold(), self._model
         k = k_of(self._fitted.parameters["target_l0"]) if model.activation == "topk" else None
-        rule = {"activation": model.activation, "k": k, "input_norm": "none", "is_transcoder": False}
+        rule = {
+            "activation": model.activation,
+            "k": k,
+            "input_norm": "none",
+            "is_transcoder": model.transcodes,
+        }
         return weights, rule, {}
 
     # ---------------------------------------------------------- in a notebook
@@ -615,8 +737,10 @@ class SparseAutoencoder(InModel, Scored, Routed):
         space, model, _, history, parameters, _ = self._fitted
         metric, last = space.metric, {name: values[-1] for name, values in history.items() if values}
         tied = ", tied" if parameters["tied"] else ""
+        skip = ", with a skip connection" if model.skip else ""
+        to = f", to {model.d_out:,} of a target{skip}" if model.transcodes else ""
         rows: list[tuple[str, Any]] = [
-            ("latents", f"{model.d_sae:,} {parameters['activation']}{tied}, of {model.d_in:,} features"),
+            ("latents", f"{model.d_sae:,} {parameters['activation']}{tied}, of {model.d_in:,} features{to}"),
             (
                 "metric",
                 "none: Euclidean" if metric is None else f"{metric!r} of {metric.n_samples_seen_:,} rows",
@@ -742,19 +866,34 @@ def _unsaved(path: Any) -> None:
     """Nothing writes checkpoints by itself between calls of `partial_fit`."""
 
 
-def _start(ctx: Any, rows: Rows, settings: Settings, metric: Any, init: Any) -> tuple[TrainingSpace, Model]:
+def _as_rows(part: np.ndarray | Pair) -> Any:
+    return PairedRows.of(part) if isinstance(part, Pair) else Rows(part)
+
+
+def _check_sides(saes: Sequence[SparseAutoencoder], settings: Sequence[Settings], rows: Any) -> None:
+    """ValueError where these cannot be trained on rows with a target, or without one."""
+    for sae, own in zip(saes, settings):
+        if isinstance(rows, PairedRows):
+            check_target(own, sae.metric)
+        else:
+            check_no_target(own)
+
+
+def _start(
+    ctx: Any, rows: Rows | PairedRows, settings: Settings, metric: Any, init: Any
+) -> tuple[TrainingSpace, Model]:
     """A model that has not been trained: `init`'s weights, or directions of these rows."""
     space = TrainingSpace.fit(rows, metric)
-    model = Model.of(ctx, rows.d, settings)
+    model = Model.of(ctx, rows.d, settings, None if space.target is None else space.target.d)
     if init is not None:
-        for name, value in space.unfold(init, settings.d_sae, bool(settings.tied)).items():
+        for name, value in space.unfold(init, settings.d_sae, bool(settings.tied), model.skip).items():
             model.set(name, value)
     else:
         initialise(ctx, model, settings, space.to_space(starting_rows(settings, rows)))
     return space, model
 
 
-def _judges(settings: Settings, space: TrainingSpace, rows: Any) -> np.ndarray | None:
+def _judges(settings: Settings, space: TrainingSpace, rows: Any) -> Any:
     """Rows by which dead latents are revived; None where none is to be."""
     if not settings.dead_after or settings.aux_k:
         return None
@@ -766,6 +905,8 @@ def fit_many(
     X: Any,
     X_val: Any = None,
     *,
+    target: Any = None,
+    target_val: Any = None,
     calibrate: bool = True,
     massive: str | float = "keep",
     callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
@@ -787,6 +928,10 @@ def fit_many(
         As in `SparseAutoencoder.fit`, and so all that follows.
     X_val : array (m, d_in), optional
         Held out.
+    target : array (n, d_out), optional
+        What transcoders rebuild of X, all of them the same.
+    target_val : array (m, d_out), optional
+        And of `X_val`.
     calibrate : bool
         Whether thresholds are brought to each one's L0 on `X_val` at the end.
     massive : {"keep", "drop"} or float
@@ -814,10 +959,11 @@ def fit_many(
     """
     paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
     _check_together(saes, paths)
-    rows, val, dropped = training_rows(X, X_val, massive)
+    rows, val, dropped = training_rows(X, X_val, massive, target, target_val)
     settings = [
         sae._settings(None if path is None else _saving.seed_in(path)) for sae, path in zip(saes, paths)
     ]
+    _check_sides(saes, settings, rows)
     metric_of = _own_metrics(saes, rows)
     with contextlib.ExitStack() as held:
         held.enter_context(_checkpoints.held(paths))
@@ -828,7 +974,7 @@ def fit_many(
             for sae, own, path in zip(saes, settings, paths)
         ]
         if any(run.steps == 0 for run in runs):
-            warn_of_massive(sampler.first(), stacklevel=3)
+            warn_of_massive(read_side(sampler.first()), stacklevel=3)
         for sae, run in zip(saes, runs):
             run.callback = None if callback is None else functools.partial(callback, sae)
         with _taking(saes, runs, rows, dropped):
@@ -875,7 +1021,7 @@ def _warn_of_the_end(
             )
 
 
-def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows | StreamRows) -> dict[int, Any]:
+def _own_metrics(saes: list[SparseAutoencoder], rows: Any) -> dict[int, Any]:
     """A copy of each different metric, by the metric's id, fitted where it is not: for these autoencoders alone."""
     own = {}
     for metric in {id(sae.metric): sae.metric for sae in saes}.values():
@@ -886,9 +1032,7 @@ def _own_metrics(saes: list[SparseAutoencoder], rows: Rows | BlockRows | StreamR
 
 
 @contextlib.contextmanager
-def _taking(
-    saes: list[SparseAutoencoder], runs: list[Run], rows: Rows | BlockRows | StreamRows, dropped: int
-) -> Iterator[None]:
+def _taking(saes: list[SparseAutoencoder], runs: list[Run], rows: Any, dropped: int) -> Iterator[None]:
     """Inside, the autoencoders are what is being trained; an error brings back what they were before."""
     with restored(saes, SparseAutoencoder._FITTED):
         for sae, run in zip(saes, runs):

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from .. import _core
 from .._checks import narrow
+from .._config import one_blas_thread
 from ._settings import ACTIVATIONS, SCREENS, Settings
 
 WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
@@ -25,17 +26,22 @@ FIELDS = (
     "last_fired",
     "counters",
 )
-_NUMBER = {name: getattr(_core, name.upper()) for name in FIELDS}  # the core's number of each
+SKIP = ("W_skip", "W_skip_m", "W_skip_v")  # a transcoder's with a skip connection
+_NUMBER = {name: getattr(_core, name.upper()) for name in (*FIELDS, *SKIP)}  # the core's number of each
 BLOCK = 8192  # rows encoded at a time
 
 
 class Batch(NamedTuple):
-    """Rows in the training space as references, not copies: ``scale (X[rows] - shift)``, which the core computes."""
+    """Rows in the training space as references, not copies: ``scale (X[rows] - shift)``, which the core computes.
+
+    `target`: those that a transcoder's step rebuilds.
+    """
 
     X: np.ndarray
     rows: np.ndarray | None = None
     shift: np.ndarray | None = None
     scale: float = 1.0
+    target: Any = None  # Batch
 
     def __len__(self) -> int:
         return len(self.X if self.rows is None else self.rows)
@@ -45,19 +51,24 @@ class Batch(NamedTuple):
         x = (self.X if self.rows is None else self.X[self.rows]).astype(np.float32, copy=False)
         return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
 
+    def finite(self) -> bool:
+        """Whether all numbers are, those of the target too."""
+        return bool(np.isfinite(self.dense()).all()) and (self.target is None or self.target.finite())
+
 
 def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
     """Slices that cut n rows into blocks."""
     return (slice(start, start + size) for start in range(0, n, size))
 
 
-def layout(name: str, d_in: int, d_sae: int) -> tuple[tuple[int, ...], Any]:
-    """Shape and type of one of `FIELDS`. The core keeps W_enc transposed: a row for each latent."""
+def layout(name: str, d_in: int, d_sae: int, d_out: int | None = None) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of one of `FIELDS` or `SKIP`. The core keeps W_enc transposed: a row for each latent."""
+    d_out = d_in if d_out is None else d_out
     if name in ("last_fired", "counters"):
         return (2,) if name == "counters" else (d_sae,), np.int64
     weight = name.removesuffix("_m").removesuffix("_v")
-    matrix = (d_sae, d_in)
-    return {"W_enc": matrix, "W_dec": matrix, "b_dec": (d_in,)}.get(weight, (d_sae,)), np.float32
+    shapes = {"W_enc": (d_sae, d_in), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "W_skip": (d_in, d_out)}
+    return shapes.get(weight, (d_sae,)), np.float32
 
 
 class Turns:
@@ -132,8 +143,10 @@ class Model:
         Features of a row, and latents.
     activation : one of ACTIVATIONS
         Which latents are active.
+    d_out : int, optional
+        Of a transcoder: features of a row that it rebuilds.
     **options
-        The core's others: k, tied, bandwidth, ...
+        The core's others: k, tied, bandwidth, skip, ...
 
     Attributes
     ----------
@@ -143,13 +156,18 @@ class Model:
         Each method below takes its turn; whoever uses several at once, or `handle`, takes one for all of it.
     """
 
-    def __init__(self, ctx: Any, d_in: int, d_sae: int, activation: str, **options: Any) -> None:
+    def __init__(
+        self, ctx: Any, d_in: int, d_sae: int, activation: str, d_out: int | None = None, **options: Any
+    ) -> None:
         self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
+        self.transcodes, self.d_out = d_out is not None, d_in if d_out is None else d_out
+        self.skip = bool(options.get("skip"))
         self.turns = Turns()
-        self.handle = _core.sae_new(ctx, d_in, d_sae, activation=ACTIVATIONS[activation], **options)
+        number = ACTIVATIONS[activation]
+        self.handle = _core.sae_new(ctx, d_in, d_sae, activation=number, d_out=d_out or 0, **options)
 
     @classmethod
-    def of(cls, ctx: Any, d_in: int, settings: Settings) -> Model:
+    def of(cls, ctx: Any, d_in: int, settings: Settings, d_out: int | None = None) -> Model:
         """A model to be trained with these settings, all its arrays zero."""
         s = settings
         return cls(
@@ -157,6 +175,8 @@ class Model:
             d_in,
             s.d_sae,
             s.activation,
+            d_out,
+            skip=d_out is not None and bool(s.skip_connection),
             k=s.k if s.activation in ("topk", "batchtopk") else 0,
             tied=bool(s.tied),
             bandwidth=float(s.bandwidth),
@@ -168,16 +188,26 @@ class Model:
             prefixes=None if s.matryoshka_widths is None else np.array(s.matryoshka_widths, np.int64),
         )
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of all its arrays."""
+        return (*FIELDS, *SKIP) if self.skip else FIELDS
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of those that its results depend on."""
+        return (*WEIGHTS, SKIP[0]) if self.skip else WEIGHTS
+
     def get(self, name: str) -> np.ndarray:
-        """A copy of one of `FIELDS`."""
-        out: np.ndarray = np.empty(*layout(name, self.d_in, self.d_sae))
+        """A copy of one of `fields`."""
+        out: np.ndarray = np.empty(*layout(name, self.d_in, self.d_sae, self.d_out))
         with self.turns.reading():
             _core.sae_get(self.handle, _NUMBER[name], out)
         return out
 
     def set(self, name: str, value: np.ndarray) -> None:
-        """Overwrite one of `FIELDS`."""
-        _, dtype = layout(name, self.d_in, self.d_sae)
+        """Overwrite one of `fields`."""
+        _, dtype = layout(name, self.d_in, self.d_sae, self.d_out)
         with self.turns.writing():
             _core.sae_set(self.handle, _NUMBER[name], np.ascontiguousarray(value, dtype))
 
@@ -205,8 +235,14 @@ class Model:
         return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
 
     def decode(self, ctx: Any, codes: sp.csr_array) -> np.ndarray:
-        """Reconstructions (n, d_in)."""
+        """Reconstructions (n, d_out), less a skip connection's part."""
         return decode(ctx, codes, self.get("W_dec"), self.get("b_dec"))
+
+    @one_blas_thread
+    def rebuild(self, ctx: Any, x: np.ndarray, codes: sp.csr_array | None = None) -> np.ndarray:
+        """Reconstructions (n, d_out) of rows of the training space, float32; `codes` are theirs."""
+        out = self.decode(ctx, self.encode(ctx, Batch(x)) if codes is None else codes)
+        return out + x @ self.get("W_skip") if self.skip else out
 
 
 def decode(ctx: Any, codes: sp.csr_array, W: np.ndarray, b: np.ndarray) -> np.ndarray:

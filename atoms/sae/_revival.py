@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from .. import _core
 from .._config import serial_blas
-from .._rows import Rows
+from .._rows import Pair, PairedRows, Rows
 from ._model import Batch, Model
 from ._settings import Settings
 
@@ -21,9 +21,10 @@ NEAR = 8  # residuals whose mean a direction begins as
 MARGIN = 0.25
 
 
-def judging_rows(settings: Settings, rows: Rows) -> np.ndarray:
+def judging_rows(settings: Settings, rows: Rows | PairedRows) -> Any:
     """Raw rows for `Revival`, at random."""
     rng = np.random.default_rng([*settings.seed, 4])
+    assert rows.n is not None
     return rows.take(np.sort(rng.choice(rows.n, min(rows.n, 2 * JUDGES), replace=False)))
 
 
@@ -56,15 +57,17 @@ def worth(a: np.ndarray, D: np.ndarray, rest: np.ndarray, price: Any = 0.0) -> n
 
 
 class _Latents(NamedTuple):
-    """Where x.D exceeds `start`, an activation is ``scale x.D + bias``. D (n, d) is of unit norm."""
+    """Where x.E exceeds `start`, an activation is ``scale x.E + bias``. D (n, d_out) is of unit norm; an autoencoder's
+    E is D."""
 
     D: np.ndarray
+    E: np.ndarray
     start: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
 
     def activations(self, x: np.ndarray) -> np.ndarray:
-        p = x @ self.D.T
+        p = x @ self.E.T
         return np.where(p > self.start, np.maximum(self.scale * p + self.bias, 0), 0)
 
 
@@ -81,11 +84,11 @@ class Revival:
 
     Parameters
     ----------
-    rows : ndarray (n, d_in)
-        Of the training space. Each time some are taken to find directions, and others to judge them.
+    rows : ndarray (n, d_in) or Pair
+        Of the training space, a transcoder's of both sides. Each time some are taken to find directions, and others to judge them.
     """
 
-    def __init__(self, settings: Settings, model: Model, rows: np.ndarray) -> None:
+    def __init__(self, settings: Settings, model: Model, rows: np.ndarray | Pair) -> None:
         self.settings, self.model, self.rows = settings, model, rows
 
     def __call__(self, ctx: Any, step: int, dead: np.ndarray, l1: float) -> float:
@@ -103,7 +106,7 @@ class Revival:
                 return 0.0
             others, judged, codes = self._unexplained(ctx, np.sort(order[half : 2 * half]))
             cost = self._cost(others, judged, codes, l1)
-            new = self._fitted(x, rest, _directions(rng, rest, n), cost.floor)
+            new = self._fitted(x, rest, self._readers(x, rest, _neighbours(rng, rest, n)), cost.floor)
             a = new.activations(others)
             price = MARGIN * cost.each * np.count_nonzero(a, axis=0) + cost.unit * a.sum(axis=0)
             gain = (a * (2 * judged @ new.D.T - a)).sum(axis=0) - price
@@ -113,10 +116,18 @@ class Revival:
         return len(kept) / n
 
     def _unexplained(self, ctx: Any, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, sp.csr_array]:
-        """Rows less the decoder's bias, what is unexplained of them, and their codes."""
+        """Rows less the decoder's bias, what is unexplained of them, and their codes; a transcoder's rows as they are."""
+        if isinstance(self.rows, Pair):
+            both = self.rows[index]
+            codes = self.model.encode(ctx, Batch(both.x))
+            return both.x, both.y - self.model.rebuild(ctx, both.x, codes), codes
         x = self.rows[index]
         codes = self.model.encode(ctx, Batch(x))
         return x - self.model.get("b_dec"), x - self.model.decode(ctx, codes), codes
+
+    def _readers(self, x: np.ndarray, rest: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """Directions to begin from: the mean of some residuals, a transcoder's that of their rows."""
+        return _unit((x if self.model.transcodes else _unit(rest))[near].mean(axis=1))
 
     def _cost(self, x: np.ndarray, rest: np.ndarray, codes: sp.csr_array, l1: float) -> _Cost:
         """By the least active latent of each sample, which a new one takes the place of; ReLU: by its penalty."""
@@ -131,13 +142,15 @@ class Revival:
         gain = float((z * (z + 2 * np.einsum("ij,ij->i", rest[full], D))).mean())
         return _Cost(max(gain, 0.0), 0.0, 0.0 if self.settings.activation == "jumprelu" else float(z.mean()))
 
-    def _fitted(self, x: np.ndarray, rest: np.ndarray, D: np.ndarray, floor: float) -> _Latents:
+    def _fitted(self, x: np.ndarray, rest: np.ndarray, E: np.ndarray, floor: float) -> _Latents:
         """Thresholds at which each fires as often as the average latent; from there on what explains most."""
         s = self.settings
         share = 1 - s.target_l0 / s.d_sae
-        p = x @ D.T
+        p = x @ E.T
         D = _unit((p > np.quantile(p, share, axis=0)).T.astype(np.float32) @ rest)  # of where it would fire
-        p = x @ D.T
+        if not self.model.transcodes:
+            E = D
+            p = x @ E.T
         start = np.quantile(p, share, axis=0).clip(min=0).astype(np.float32)
         on = p > start
         n = np.maximum(on.sum(axis=0), 1)
@@ -152,28 +165,36 @@ class Revival:
         if not s.tied:
             scale = np.clip((p * want).sum(axis=0) / np.maximum((p * p).sum(axis=0), 1e-30), 0.01, 1)
             bias = np.zeros_like(start) if s.activation == "jumprelu" else floor - scale * start
-        return _Latents(D, start, scale.astype(np.float32), bias.astype(np.float32))
+        return _Latents(D, E, start, scale.astype(np.float32), bias.astype(np.float32))
 
     def _reset(self, ctx: Any, latents: np.ndarray, new: _Latents) -> None:
         thresholds = (
             new.scale * new.start + new.bias if self.settings.activation == "jumprelu" else 0 * new.start
         )
-        rows, scales, thresholds = (
-            np.ascontiguousarray(a, np.float32) for a in (new.D, new.scale, thresholds)
+        rows, readers, scales, thresholds = (
+            np.ascontiguousarray(a, np.float32) for a in (new.D, new.E, new.scale, thresholds)
         )
-        _core.sae_reset(ctx, self.model.handle, idx=latents, rows=rows, scales=scales, thresholds=thresholds)
+        _core.sae_reset(
+            ctx,
+            self.model.handle,
+            idx=latents,
+            rows=rows,
+            scales=scales,
+            thresholds=thresholds,
+            readers=readers if self.model.transcodes else None,
+        )
         biases = self.model.get("b_enc")
         biases[latents] = new.bias
         self.model.set("b_enc", biases)
 
 
-def _directions(rng: np.random.Generator, rest: np.ndarray, n: int) -> np.ndarray:
-    """The mean residual of the nearest neighbours of each of n samples', so that several samples will use it."""
+def _neighbours(rng: np.random.Generator, rest: np.ndarray, n: int) -> np.ndarray:
+    """The nearest neighbours, by their residuals, of each of n samples: several will use a direction of them all."""
     norm = np.linalg.norm(rest, axis=1)
     chosen = rng.choice(len(rest), n, replace=False, p=norm / norm.sum())
     unit = _unit(rest)
     near, m = unit[chosen] @ unit.T, min(NEAR, len(unit))
-    return _unit(unit[np.argpartition(-near, m - 1, axis=1)[:, :m]].mean(axis=1))
+    return np.argpartition(-near, m - 1, axis=1)[:, :m]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

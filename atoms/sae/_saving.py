@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from .. import metric as metrics
 from .._files import check_tensor, load_tensors, reading, save_tensors
-from ._model import FIELDS, WEIGHTS, Model, layout
-from ._settings import Settings
+from ._model import FIELDS, SKIP, WEIGHTS, Model, layout
+from ._settings import Settings, differing
 from ._space import TrainingSpace
 from ._steering import Control
 
@@ -44,7 +44,7 @@ def write(
 ) -> None:
     """A safetensors file; `training_state` adds what `resume` needs."""
     space, model, control, history, parameters, data = trained
-    names = FIELDS if training_state else (*WEIGHTS, "counters")
+    names = model.fields if training_state else (*model.weights, "counters")
     twins = ("W_enc", "W_enc_m", "W_enc_v") if parameters["tied"] else ()  # tied: the same arrays as W_dec's
     with model.turns.writing():  # all arrays of one step
         control.publish_cut(model)
@@ -58,6 +58,8 @@ def write(
     if training_state and data is not None:
         meta["data"] = data
     write_space(space, tensors, meta)
+    if space.target is not None:
+        tensors["target_mean"], meta["target_scale"] = space.target.mean, float(space.target.scale)
     save_tensors(path, kind, tensors, meta)
 
 
@@ -77,9 +79,15 @@ def read_space(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any
         if metric.n_features_in_ != d:
             raise ValueError(f"its metric has {metric.n_features_in_} features, b_dec {d}")
         return TrainingSpace(d, metric)
-    space = TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), float(meta["scale"]))
+    return _scaled(tensors, meta, d)
+
+
+def _scaled(tensors: dict[str, np.ndarray], meta: dict[str, Any], d: int, side: str = "") -> TrainingSpace:
+    """The space of a mean and a number."""
+    mean = check_tensor(tensors, f"{side}mean", (d,), np.float64)
+    space = TrainingSpace(d, None, mean, float(meta[f"{side}scale"]))
     if not 0 < space.scale < np.inf:
-        raise ValueError(f"scale is {space.scale}")
+        raise ValueError(f"{side}scale is {space.scale}")
     return space
 
 
@@ -95,19 +103,25 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
     """What `write` was given, from what it wrote."""
     parameters, data = dict(meta["parameters"]), meta.get("data")
     settings = Settings.of_json(parameters)
-    d, s = len(tensors["b_dec"]), settings.d_sae
+    d, s, out = len(tensors["b_dec"]), settings.d_sae, None
+    if "target_scale" in meta:  # a transcoder
+        d, out = len(tensors["mean"]), d
     if meta["n_features_in"] != d:
-        raise ValueError(f"n_features_in is {meta['n_features_in']!r}, b_dec has {d}")
+        raise ValueError(f"n_features_in is {meta['n_features_in']!r}, the weights have {d}")
     required = {*WEIGHTS, "counters"} - ({"W_enc"} if settings.tied else set())
+    fields = (*FIELDS, *SKIP) if settings.skip_connection else FIELDS
+    required |= {SKIP[0]} if settings.skip_connection else set()
     # first: the settings may promise more than the file holds, and nothing of that size is to be allocated
-    for name in FIELDS:
+    for name in fields:
         if name in tensors or name in required:
-            check_tensor(tensors, name, *layout(name, d, s))
+            check_tensor(tensors, name, *layout(name, d, s, out))
     history = _complete({str(name): list(values) for name, values in meta["history"].items()})
     control = _control(meta["control"])
     space = read_space(tensors, meta, metric, d)
-    model = Model.of(ctx, d, settings)
-    for name in FIELDS:
+    if out is not None:
+        space.target = _scaled(tensors, meta, out, "target_")
+    model = Model.of(ctx, d, settings, out)
+    for name in fields:
         if name in tensors:
             model.set(name, tensors[name])
     return Trained(space, model, control, history, parameters, data)
@@ -151,9 +165,10 @@ def check_resumed(
 ) -> None:
     """ValueError where a checkpoint is of other parameters, another metric or other data, or cannot go on."""
     d_in = data["columns"]
-    differing = [k for k, v in meta["parameters"].items() if parameters.get(k) != v]
-    if differing or meta["n_features_in"] != d_in or ("metric" in meta) != (metric is not None):
-        what = ", ".join(differing) or ("d_in" if meta["n_features_in"] != d_in else "metric")
+    others = differing(parameters, meta["parameters"])
+    others += ["target"] * (("target_scale" in meta) != ("target" in data))
+    if others or meta["n_features_in"] != d_in or ("metric" in meta) != (metric is not None):
+        what = ", ".join(others) or ("d_in" if meta["n_features_in"] != d_in else "metric")
         raise ValueError(
             f"checkpoint: {os.fspath(path)} was written with other settings ({what}); "
             "use those, or another path"
@@ -172,10 +187,10 @@ def _check_data(path: Any, known: Any, data: dict[str, Any]) -> None:
     if known is None:
         return
     with reading(path, "SparseAutoencoder"):
-        differing = {k: f"{known.get(k)}, now {v}" for k, v in data.items() if known.get(k) != v}
-    rows = differing.pop("sha256", None)
-    if differing or rows:
-        what = ", ".join(f"{k} {v}" for k, v in differing.items()) or "of the same shape, but its rows differ"
+        others = {k: f"{known.get(k)}, now {v}" for k, v in data.items() if known.get(k) != v}
+    rows = others.pop("sha256", None)
+    if others or rows:
+        what = ", ".join(f"{k} {v}" for k, v in others.items()) or "of the same shape, but its rows differ"
         raise ValueError(
             f"checkpoint: {os.fspath(path)} was trained on other data ({what}); give it that data, or name "
             "another path"
@@ -206,14 +221,17 @@ def as_state(trained: Trained) -> dict[str, Any]:
     space, model, control, _, parameters, data = trained
     with model.turns.reading():
         state: dict[str, Any] = {
-            "_arrays": [model.get(name) for name in FIELDS],
+            "_arrays": [model.get(name) for name in model.fields],
             "_control": dict(vars(control)),
         }
     state = {**state, "_parameters": parameters, "_data": data, "_metric": space.metric}
+    if space.target is not None:
+        state["_target"] = (space.target.mean, space.target.scale)
     return state if space.metric is not None else state | {"_mean": space.mean, "_scale": space.scale}
 
 
-STATE = ("_arrays", "_control", "_parameters", "_data", "_metric", "_mean", "_scale")  # `as_state`'s names
+# `as_state`'s names
+STATE = ("_arrays", "_control", "_parameters", "_data", "_metric", "_mean", "_scale", "_target")
 
 
 def from_state(state: dict[str, Any], parameters: dict[str, Any], ctx: Any) -> Trained:
@@ -224,8 +242,12 @@ def from_state(state: dict[str, Any], parameters: dict[str, Any], ctx: Any) -> T
     d, parameters = state["n_features_in_"], state.get("_parameters", parameters)
     metric = state["_metric"] if "_metric" in state else metrics.frozen(state["metric"])
     where = {} if metric is not None else {"mean": state["_mean"], "scale": state["_scale"]}
-    model = Model.of(ctx, d, Settings.of_json(parameters))
-    for name, value in zip(FIELDS, state["_arrays"], strict=True):
-        model.set(name, value)
     space, control = TrainingSpace(d, metric, **where), Control(**state["_control"])
+    if "_target" in state:
+        mean, scale = state["_target"]
+        space.target = TrainingSpace(len(mean), None, mean, scale)
+    out = None if space.target is None else space.target.d
+    model = Model.of(ctx, d, Settings.of_json(parameters), out)
+    for name, value in zip(model.fields, state["_arrays"], strict=True):
+        model.set(name, value)
     return Trained(space, model, control, _complete(state["history_"]), parameters, state.get("_data"))

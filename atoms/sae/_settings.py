@@ -50,6 +50,7 @@ class Settings:
     aux_k: int
     aux_coefficient: float
     screen: str
+    skip_connection: bool
     random_state: int
 
     @classmethod
@@ -68,7 +69,9 @@ class Settings:
         if parameters.l1_coefficient is not None and parameters.activation != "relu":
             raise ValueError("l1_coefficient: only activation='relu' has an L1 penalty; leave it None")
         seed = seed_of(parameters.random_state if seed is None else seed)
-        values: dict[str, Any] = {f.name: getattr(parameters, f.name) for f in dataclasses.fields(cls)}
+        # a file has no word of a skip connection where there is none
+        own = {"skip_connection": False, **vars(parameters)}
+        values: dict[str, Any] = {f.name: own[f.name] for f in dataclasses.fields(cls)}
         for name in ("d_sae", "batch_size", "max_steps", "aux_k"):
             values[name] = int(values[name])
         values |= {"matryoshka_widths": widths, "random_state": seed}
@@ -107,18 +110,46 @@ def k_of(target_l0: float) -> int:
 def as_json(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters that a file keeps, as JSON has them."""
     plain = {k: v for k, v in parameters.items() if k not in ("metric", "num_threads", "verbose")}
+    if not plain.get("skip_connection"):  # files of autoencoders are as they always were
+        plain.pop("skip_connection", None)
     if plain["matryoshka_widths"] is not None:
         plain["matryoshka_widths"] = [int(w) for w in plain["matryoshka_widths"]]
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
 
 
+def differing(now: dict[str, Any], before: dict[str, Any], free: str = "") -> list[str]:
+    """Names of the parameters, as `as_json` gives them, that are others than before."""
+    return [k for k in {**before, "skip_connection": None} if k != free and now.get(k) != before.get(k)]
+
+
+def check_target(settings: Settings, metric: Any) -> None:
+    """ValueError where a transcoder cannot be trained with these settings."""
+    if settings.tied:
+        raise ValueError(
+            "tied: a transcoder's decoder has rows of another place than its encoder's; set tied=False with a target"
+        )
+    if metric is not None:
+        raise ValueError(
+            "metric: a transcoder is trained in Euclidean geometry on both sides, each scaled by one number; set "
+            "metric=None with a target"
+        )
+
+
+def check_no_target(settings: Settings) -> None:
+    """ValueError where an autoencoder cannot be trained with these settings."""
+    if settings.skip_connection:
+        raise ValueError(
+            "skip_connection: an autoencoder would pass X through; pass target=, or set skip_connection=False"
+        )
+
+
 def check_same_parameters(now: dict[str, Any], before: dict[str, Any], free: str = "") -> None:
     """ValueError where more than `free` has changed between calls of partial_fit."""
-    changed = [k for k, v in before.items() if k != free and now.get(k) != v]
+    changed = differing(now, before, free)
     if changed:
         only = f"only {free} may change" if free else "nothing may change"
         raise ValueError(
-            f"{changed[0]}: was {before[changed[0]]!r} in the calls before, now {now.get(changed[0])!r}; {only} "
+            f"{changed[0]}: was {before.get(changed[0])!r} in the calls before, now {now.get(changed[0])!r}; {only} "
             "between calls of partial_fit. Set it back, or call fit"
         )
 
@@ -157,6 +188,8 @@ def _check_ranges(p: Any) -> None:
 def _check_aux(p: Any) -> None:
     if not isinstance(p.aux_k, (int, np.integer)):
         raise ValueError(f"aux_k: expected an integer, got {p.aux_k!r}")
+    if not isinstance(getattr(p, "skip_connection", False), (bool, np.bool_)):
+        raise ValueError(f"skip_connection: expected True or False, got {p.skip_connection!r}")
     if p.aux_k and not p.dead_after:
         raise ValueError("aux_k: dead_after=0 counts no latent as dead; leave dead_after at its default")
 

@@ -9,7 +9,7 @@ import numpy as np
 from .._arrays import as_array
 from .._config import one_blas_thread
 from .._frames import without_frames
-from .._rows import Rows
+from .._rows import Pair, PairedRows, Rows
 from ._model import WEIGHTS, Batch, Model, blocks
 
 
@@ -40,16 +40,27 @@ class TrainingSpace:
         float32 subtracts exactly this mean.
     scale : float
         Multiplied with where there is no metric; rounded to float32 too.
+
+    Attributes
+    ----------
+    target : TrainingSpace or None
+        A transcoder's, for the rows that it rebuilds.
     """
 
     def __init__(self, d: int, metric: Any, mean: np.ndarray | None = None, scale: float = 1.0) -> None:
         self.d, self.metric, self.scale = d, metric, scale
+        self.target: TrainingSpace | None = None
         self.mean: np.ndarray = np.zeros(d) if mean is None else mean
 
     @classmethod
     @one_blas_thread
-    def fit(cls, rows: Rows, metric: Any) -> TrainingSpace:
+    def fit(cls, rows: Rows | PairedRows, metric: Any, name: str = "X") -> TrainingSpace:
         """The metric's, or the one in which the mean square of a coordinate of these rows is 1."""
+        if isinstance(rows, PairedRows):
+            assert isinstance(rows.x, Rows) and isinstance(rows.y, Rows)
+            space = cls.fit(rows.x, metric)
+            space.target = cls.fit(rows.y, None, "target")
+            return space
         if metric is not None:
             return cls(rows.d, metric)
         mean, square = np.zeros(rows.d), 0.0
@@ -57,7 +68,7 @@ class TrainingSpace:
             block = rows.slice(part.start, part.stop).astype(np.float64)
             if not np.isfinite(block).all():
                 row = part.start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise ValueError(f"X: row {row} holds NaN or infinity; drop it first")
+                raise ValueError(f"{name}: row {row} holds NaN or infinity; drop it first")
             mean += block.sum(axis=0)
             square += float((block * block).sum())
         mean /= rows.n
@@ -66,19 +77,26 @@ class TrainingSpace:
         scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * float(mean @ mean) else 1.0
         if not 1e-36 < scale < 1e36:
             raise ValueError(
-                f"X: a coordinate's root mean square about the mean is {1 / scale:.3g}, beyond what float32 can "
-                "scale to 1; multiply X by a number that brings it nearer to 1"
+                f"{name}: a coordinate's root mean square about the mean is {1 / scale:.3g}, beyond what float32 can "
+                f"scale to 1; multiply {name} by a number that brings it nearer to 1"
             )
         return cls(rows.d, None, mean.astype(np.float32).astype(np.float64), float(np.float32(scale)))
 
-    def batch(self, x: np.ndarray, index: np.ndarray | None = None) -> Batch:
+    def batch(self, x: np.ndarray | Pair, index: np.ndarray | None = None) -> Batch:
         """Raw activations as the core takes them: whitened here under a metric, else mapped by the core as it reads."""
+        if isinstance(x, Pair):
+            assert self.target is not None
+            read = self.batch(x.x, index)
+            return Batch(read.X, read.rows, read.shift, read.scale, self.target.batch(x.y, index))
         if self.metric is not None:
             return Batch(without_frames(self.metric, "whiten")(x if index is None else x[index]))
         return Batch(x, index, self.mean.astype(np.float32), self.scale)
 
-    def to_space(self, x: np.ndarray) -> np.ndarray:
-        """Raw activations to the training space, float32."""
+    def to_space(self, x: Any) -> Any:
+        """Raw activations, of one side or a `Pair`, to the training space, float32."""
+        if isinstance(x, Pair):
+            assert self.target is not None
+            return Pair(self.to_space(x.x), self.target.to_space(x.y))
         return self.batch(x).dense()
 
     def maps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,6 +114,8 @@ class TrainingSpace:
         That is also ``(x - center) W_enc + bias``, which loses nothing where the mean is large; center is that of the
         rows, whether the metric subtracts it or not.
         """
+        if self.target is not None:
+            return self._fold_transcoder(model, self.target)
         shift, forward, back = self.maps()
         center = (self.mean if self.metric is None else self.metric.mean_).astype(np.float32)
         W, D, b_enc = model.get("W_enc"), model.get("W_dec"), model.get("b_enc")
@@ -118,15 +138,45 @@ class TrainingSpace:
             "bias": bias,
         }
 
+    def _fold_transcoder(self, model: Model, target: TrainingSpace) -> dict[str, np.ndarray]:
+        """The same, to raw activations of the target; without a metric both maps are a number and a mean."""
+        bias, b_dec = model.get("b_enc"), model.get("b_dec").astype(np.float64)
+        W_enc = np.ascontiguousarray(model.get("W_enc").T) * np.float32(self.scale)
+        b_enc = np.concatenate(
+            [self.mean @ W_enc[:, block].astype(np.float64) for block in blocks(len(bias), 1024)]
+        )
+        skip = {}
+        if model.skip:
+            W_skip = model.get("W_skip").astype(np.float64) * (self.scale / target.scale)
+            b_dec -= target.scale * (self.mean @ W_skip)
+            skip = {"W_skip": W_skip.astype(np.float32)}
+        return {
+            "W_enc": W_enc,
+            "b_enc": (bias - b_enc).astype(np.float32),
+            "W_dec": model.get("W_dec") / np.float32(target.scale),
+            "b_dec": (b_dec / target.scale + target.mean).astype(np.float32),
+            "threshold": model.get("threshold"),
+            "center": self.mean.astype(np.float32),
+            "bias": bias,
+            **skip,
+        }
+
     @one_blas_thread
-    def unfold(self, other: Any, d_sae: int, tied: bool) -> dict[str, np.ndarray]:
-        """Weights in this space, from an autoencoder's for raw activations; decoder rows get unit norm."""
+    def unfold(self, other: Any, d_sae: int, tied: bool, skip: bool = False) -> dict[str, np.ndarray]:
+        """Weights in this space, from an autoencoder's for raw activations; decoder rows get unit norm.
+
+        A transcoder's from a transcoder's, with a skip connection or without.
+        """
         d, n = self.d, d_sae
-        shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,), "threshold": (n,)}
-        missing = [name for name in shapes if not hasattr(other, name)]
+        out = d if self.target is None else self.target.d
+        shapes = {"W_enc": (d, n), "W_dec": (n, out), "b_enc": (n,), "b_dec": (out,), "threshold": (n,)}
+        if skip:
+            shapes["W_skip"] = (d, out)
+        missing = [name for name in shapes if getattr(other, name, None) is None]
         if missing:
             raise ValueError(
-                f"init: expected an autoencoder, got {type(other).__name__} without {missing[0]}"
+                f"init: expected {'an autoencoder' if self.target is None else 'a transcoder'}, got "
+                f"{type(other).__name__} without {missing[0]}"
             )
         w = {k: np.asarray(as_array(getattr(other, k), f"init: {k}"), np.float64) for k in shapes}
         for name, shape in shapes.items():
@@ -134,7 +184,9 @@ class TrainingSpace:
                 raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")
             if not np.isfinite(w[name]).all():
                 raise ValueError(f"init: {name} holds NaN or infinity")
-        _check_kind(other)
+        _check_kind(other, self.target is not None, skip)
+        if self.target is not None:
+            return self._unfold_transcoder(w, self.target)
         shift, forward, back = self.maps()
         D = w["W_dec"] @ forward
         norm = np.linalg.norm(D, axis=1)
@@ -151,12 +203,39 @@ class TrainingSpace:
         b_enc = w["b_enc"] * norm + E @ (shift @ forward + b_dec)
         return dict(zip(WEIGHTS, (E, D / norm[:, None], b_enc, b_dec, w["threshold"] * norm), strict=True))
 
+    def _unfold_transcoder(self, w: dict[str, np.ndarray], target: TrainingSpace) -> dict[str, np.ndarray]:
+        D = w["W_dec"] * target.scale
+        norm = np.linalg.norm(D, axis=1)
+        norm[norm == 0] = 1
+        b_dec = w["b_dec"]
+        skip = {}
+        if "W_skip" in w:
+            b_dec = b_dec + self.mean @ w["W_skip"]
+            skip = {"W_skip": w["W_skip"] * (target.scale / self.scale)}
+        return {
+            "W_enc": w["W_enc"].T * (norm[:, None] / self.scale),
+            "W_dec": D / norm[:, None],
+            "b_enc": (w["b_enc"] + self.mean @ w["W_enc"]) * norm,
+            "b_dec": (b_dec - target.mean) * target.scale,
+            "threshold": w["threshold"] * norm,
+            **skip,
+        }
 
-def _check_kind(other: Any) -> None:
-    """ValueError for a model that has more than an autoencoder's weights: it would be another without."""
+
+def _check_kind(other: Any, transcodes: bool, skip: bool) -> None:
+    """ValueError for a model that has more than an autoencoder's weights, or a transcoder's: it would be another without."""
     if getattr(other, "input_norm", "none") != "none":
         raise ValueError(f"init: normalises each sample ({other.input_norm}), which this class does not")
-    if getattr(other, "is_transcoder", False) or getattr(other, "W_skip", None) is not None:
+    skips = getattr(other, "W_skip", None) is not None
+    if transcodes:
+        if not getattr(other, "is_transcoder", False):
+            raise ValueError(
+                "init: is an autoencoder; with a target start from a transcoder, or leave init out"
+            )
+        if skips and not skip:
+            raise ValueError("init: has a skip connection; set skip_connection=True, or leave init out")
+        return
+    if getattr(other, "is_transcoder", False) or skips:
         what = (
             "a transcoder"
             if getattr(other, "W_skip", None) is None

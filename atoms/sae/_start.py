@@ -7,31 +7,35 @@ from typing import Any
 import numpy as np
 
 from .._config import one_blas_thread, serial_blas
-from .._rows import Rows
+from .._rows import Pair, PairedRows, Rows
 from ._model import Batch, Model, blocks
 from ._revival import worth
 from ._settings import Settings
 
 
-def starting_rows(settings: Settings, rows: Rows) -> np.ndarray:
+def starting_rows(settings: Settings, rows: Rows | PairedRows) -> Any:
     """Raw rows to begin from, at random."""
     return some_rows(rows, settings.d_sae, settings.seed)
 
 
-def some_rows(rows: Rows, latents: int, seed: list[int]) -> np.ndarray:
+def some_rows(rows: Rows | PairedRows, latents: int, seed: list[int]) -> Any:
     """Raw rows at random, as many as so many latents begin from."""
     rng = np.random.default_rng([*seed, 2])
+    assert rows.n is not None
     n = min(rows.n, max(4096, min(2 * latents, 16384)))
     return rows.take(np.sort(rng.choice(rows.n, n, replace=False)))
 
 
-def initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) -> None:
+def initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray | Pair) -> None:
     """Decoder rows are directions of samples; thresholds start where L0 is on target.
 
-    `sample` has rows in the training space.
+    `sample` has rows in the training space; a transcoder's has both sides.
     """
     with serial_blas():  # the same bits for any number of threads
-        _initialise(ctx, model, settings, sample)
+        if isinstance(sample, Pair):
+            _initialise_transcoder(ctx, model, settings, sample)
+        else:
+            _initialise(ctx, model, settings, sample)
 
 
 def _initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) -> None:
@@ -50,6 +54,61 @@ def _initialise(ctx: Any, model: Model, settings: Settings, sample: np.ndarray) 
     else:  # without these biases the k largest z are, in every sample, those along the few strongest directions
         model.set("b_enc", -start)
     _scale_encoder(ctx, model, sample, centred)
+
+
+def _initialise_transcoder(ctx: Any, model: Model, settings: Settings, sample: Pair) -> None:
+    """Encoder rows are directions of samples, decoder rows what is to be rebuilt where they fire.
+
+    A skip connection begins as the regression on the samples, and latents with what it leaves.
+    """
+    x, b_dec = sample.x, sample.y.mean(axis=0, dtype=np.float64)
+    rest = sample.y - b_dec.astype(np.float32)
+    if model.skip:
+        W = _regression(x, rest)
+        rest -= x @ W
+        shift = rest.mean(axis=0, dtype=np.float64)
+        b_dec, rest = b_dec + shift, rest - shift.astype(np.float32)
+        model.set("W_skip", W)
+    E = _directions(x - x.mean(axis=0, dtype=np.float64).astype(np.float32), settings)
+    start = np.maximum(_starting_thresholds(x, E, settings.target_l0), 0)
+    D, scale = _decoders(x, rest, E, start, settings)
+    model.set("W_enc", scale[:, None] * E)
+    model.set("W_dec", D)
+    model.set("b_dec", b_dec)
+    if settings.activation == "jumprelu":
+        model.set("threshold", scale * start)
+    else:
+        model.set("b_enc", -scale * start)
+    _scale_encoder(ctx, model, x, rest)
+
+
+@one_blas_thread
+def _regression(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The ridge regression of y on x, of a penalty that a hundredth as many rows more would be."""
+    x64 = x.astype(np.float64)
+    gram = x64.T @ x64
+    gram[np.diag_indices_from(gram)] += 0.01 * len(x)
+    return np.linalg.solve(gram, x64.T @ y).astype(np.float32)
+
+
+def _decoders(
+    x: np.ndarray, rest: np.ndarray, E: np.ndarray, start: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each encoder row the direction of what is to be rebuilt where it fires, and the scale at which it does best."""
+    jump = settings.activation == "jumprelu"
+    D, scale = np.empty((len(E), rest.shape[1]), np.float32), np.ones(len(E), np.float32)
+    rng = np.random.default_rng([*settings.seed, 7])
+    for block in blocks(len(E), 1024):
+        p = x @ E[block].T
+        a = np.where(p > start[block], p if jump else p - start[block], 0)
+        sums, power = a.T @ rest, np.einsum("ij,ij->j", a, a)
+        norm = np.linalg.norm(sums, axis=1)
+        silent = norm <= 1e-6 * power + 1e-30  # explains nothing yet: any direction
+        sums[silent] = rng.standard_normal((int(silent.sum()), rest.shape[1]))
+        D[block] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        best = norm / np.maximum(power, 1e-30)
+        scale[block] = np.where(silent, 0.01, best.clip(0.01, 100))
+    return D, scale
 
 
 def _directions(centred: np.ndarray, settings: Settings) -> np.ndarray:

@@ -65,6 +65,7 @@ class Steering:
             dead_after=self._dead_window(),
             aux_coefficient=float(s.aux_coefficient),
             row_limit=ROW_LIMIT * c.row,
+            **_target(batch),
         )
         c.row = stats["row_scale"] if c.row == 0 else 0.95 * c.row + 0.05 * stats["row_scale"]
         self._steer(stats)
@@ -127,3 +128,11 @@ class Steering:
             share = self.revival(ctx, step, dead, c.l1)
             c.pause = 1.0 if share > 0.05 else 2 * c.pause
         c.revive = step + c.pause * wait
+
+
+def _target(batch: Batch) -> dict[str, Any]:
+    """What a transcoder's step rebuilds, as the core asks for it."""
+    y = batch.target
+    if y is None:
+        return {}
+    return {"target": y.X, "target_index": y.rows, "target_shift": y.shift, "target_scale": y.scale}

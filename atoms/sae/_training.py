@@ -13,7 +13,18 @@ import numpy as np
 
 from .._config import context
 from .._progress import progress_bar
-from .._rows import BlockRows, BlockSampler, Rows, RowSampler, StreamRows, StreamSampler, held_out, rows_of
+from .._rows import (
+    BlockRows,
+    BlockSampler,
+    Pair,
+    PairedRows,
+    Rows,
+    RowSampler,
+    StreamRows,
+    StreamSampler,
+    held_out,
+    rows_of,
+)
 from .._without import check_massive, within, without_massive
 from ._calibration import calibrate
 from ._checkpoints import write
@@ -42,7 +53,7 @@ class Training(Protocol):
     def save(self) -> Callable[[Any], None]: ...  # writes it
     @property
     def steps(self) -> int: ...  # done
-    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None: ...
+    def advance(self, step: int, batch: Batch, val: Any, calibrated: bool = False) -> None: ...
     def end(self, seen: int, last: int) -> None: ...
     def check_model(self, step: int) -> None: ...
     def progress(self) -> dict[str, str]: ...
@@ -63,7 +74,9 @@ class Run:
     path: str | os.PathLike[str] | None  # of the checkpoint
     save: Callable[[Any], None]  # writes it
     rate: Rate | None = None  # None: fit's
-    judges: np.ndarray | None = None  # rows of the training space for `Revival`; None: no latent is revived
+    judges: np.ndarray | Pair | None = (
+        None  # rows of the training space for `Revival`; None: no latent is revived
+    )
 
     def __post_init__(self) -> None:
         self.space, self.model, self.control, self.history = self.trained[:4]
@@ -71,14 +84,14 @@ class Run:
         revival = None if self.judges is None else Revival(self.settings, self.model, self.judges)
         self.steering = Steering(self.settings, self.model, self.control, self.rate, revival)
 
-    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None:
+    def advance(self, step: int, batch: Batch, val: Any, calibrated: bool = False) -> None:
         """One step and its record. `val` has held-out rows in the training space; the last step may calibrate on it."""
         ctx, started = context(self.num_threads), time.perf_counter()
         try:
             with self.model.turns.writing():
                 stats = self.steering.step(ctx, step, batch)
         except ValueError as error:
-            if not np.isfinite(batch.dense()).all():
+            if not batch.finite():
                 raise
             stats = {"squared_error": np.inf}  # x is finite, so b_dec is what diverged
             cause: ValueError | None = error
@@ -97,7 +110,7 @@ class Run:
         if self.callback is not None:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
 
-    def _look(self, ctx: Any, step: int, stats: dict[str, Any], val: np.ndarray | None, last: bool) -> None:
+    def _look(self, ctx: Any, step: int, stats: dict[str, Any], val: Any, last: bool) -> None:
         """The record of a step; of held-out rows, every tenth time."""
         held_out = np.nan, np.nan
         self.control.publish_cut(self.model)
@@ -111,11 +124,12 @@ class Run:
         if name is not None:
             raise self._diverged(step, f"{name} became non-finite")
 
-    def _calibrate(self, ctx: Any, val: np.ndarray) -> None:
+    def _calibrate(self, ctx: Any, val: np.ndarray | Pair) -> None:
         """Thresholds for L0 on held-out rows of the training space; their figures are then those of the result."""
         if self.model.activation not in ("jumprelu", "batchtopk"):
             return
-        batches = lambda: (Batch(val[rows]) for rows in blocks(len(val)))
+        x = val.x if isinstance(val, Pair) else val
+        batches = lambda: (Batch(x[rows]) for rows in blocks(len(x)))
         try:
             calibrate(ctx, self.model, self.control, batches, len(val), float(self.settings.target_l0))
         except ValueError as error:
@@ -175,32 +189,56 @@ class Run:
         for key, value in values.items():
             self.history[key].append(value)
 
-    def _held_out(self, ctx: Any, t: np.ndarray) -> tuple[float, float]:
-        """Explained variance, centred, and L0 of rows t of the training space."""
+    def _held_out(self, ctx: Any, val: np.ndarray | Pair) -> tuple[float, float]:
+        """Explained variance, centred, and L0 of rows of the training space."""
         residual, active = 0.0, 0
+        x, t = (val.x, val.y) if isinstance(val, Pair) else (val, val)
         for rows in blocks(len(t)):
-            block = t[rows]
-            codes = self.model.encode(ctx, Batch(block))
-            e = block.astype(np.float64) - self.model.decode(ctx, codes)
+            codes = self.model.encode(ctx, Batch(x[rows]))
+            e = t[rows].astype(np.float64) - self.model.rebuild(ctx, x[rows], codes)
             residual += float((e * e).sum())
             active += codes.nnz
         total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
         return 1 - residual / total if total > 0 else np.nan, active / len(t)
 
 
+def paired(X: Any, target: Any = None) -> Rows | BlockRows | StreamRows | PairedRows:
+    """Rows to train on, with those of the target beside them where there is one."""
+    rows = rows_of(X)
+    return rows if target is None else PairedRows(rows, rows_of(target, "target"))
+
+
 def training_rows(
-    X: Any, X_val: Any, massive: str | float
-) -> tuple[Rows | BlockRows | StreamRows, np.ndarray | None, int]:
+    X: Any, X_val: Any, massive: str | float, target: Any = None, target_val: Any = None
+) -> tuple[Rows | BlockRows | StreamRows | PairedRows, Any, int]:
     """The rows to train on, those held out, and how many massive ones of X were dropped.
 
     ValueError where there are too few, or they differ.
     """
-    multiple, rows = check_massive(massive), rows_of(X)
+    multiple, rows = check_massive(massive), paired(X, target)
     if rows.n is not None and rows.n < 2:
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
-    val = None if X_val is None else held_out(X_val, rows)
+    val = _held_out_rows(rows, X_val, target_val)
     rows, dropped, limit = without_massive(rows, multiple)
     return rows, None if val is None else within(val, limit, "X_val"), dropped
+
+
+def _held_out_rows(rows: Any, X_val: Any, target_val: Any) -> np.ndarray | Pair | None:
+    both = isinstance(rows, PairedRows)
+    if target_val is not None and (X_val is None or not both):
+        raise ValueError(f"target_val: needs {'X_val' if both else 'target'} beside it")
+    if X_val is None:
+        return None
+    if not isinstance(rows, PairedRows):
+        return held_out(X_val, rows)
+    if target_val is None:
+        raise ValueError("X_val: with a target, pass what is to be rebuilt of it as target_val")
+    val = Pair(held_out(X_val, rows.x), held_out(target_val, rows.y, "target_val", "target"))
+    if len(val.x) != len(val.y):
+        raise ValueError(
+            f"target_val: expected a row for each of the {len(val.x)} of X_val, got {len(val.y)}"
+        )
+    return val
 
 
 def shuffled_batches(n: int, batch_size: int, seed: Sequence[int]) -> list[np.ndarray | None]:
@@ -227,8 +265,8 @@ def check_labels(y: Any, X: Any) -> None:
 
 def train(
     runs: Sequence[Training],
-    sampler: RowSampler | BlockSampler | StreamSampler,
-    val: np.ndarray | None,
+    sampler: Any,  # of rows, of one side or of two
+    val: np.ndarray | Pair | None,
     *,
     calibrated: bool,
     verbose: bool,

@@ -172,6 +172,11 @@ ATOMS_API atoms_status atoms_angles(const atoms_ctx *ctx, atoms_rows x, const at
  *   aux_coefficient min(1, n_dead / aux_k) mean_i |sum_j z_ij W_dec_j - (x_i - xhat_i)|^2,
  * x - xhat taken as given.
  *
+ * A transcoder rebuilds other rows y than it reads, of d_out values each:
+ *   z_ij = x_i . W_enc_j + b_enc_j
+ *   yhat_i = b_dec + sum_j a_ij W_dec_j  (+ x_i W_skip with a skip connection)
+ * and y, yhat stand in the place of x, xhat in all that follows. Each prefix has the whole skip connection.
+ *
  * Every z is one canonical float32 dot product (64 lanes, fused multiply-add, fixed order of
  * reduction) plus b_enc, whichever kernel screened the latents: low-precision screens carry a rigorous
  * error bound and only choose which z are computed. */
@@ -208,6 +213,8 @@ typedef struct {
     atoms_screen screen;                /* how pre-activations are screened */
     int64_t n_prefixes;                 /* 0, or Matryoshka: so many */
     int64_t prefix[ATOMS_MAX_PREFIXES]; /* ascending widths, the last one d_sae */
+    int64_t d_out;                      /* 0: an autoencoder; else a transcoder, to rows of so many values; not tied */
+    int skip;                           /* a transcoder's: with a skip connection */
 } atoms_sae_params;
 
 /* JUMPRELU, bandwidth 0.1, Adam's 0.9, 0.999 and 1e-8, clip 1, AUTO; sizes zero. */
@@ -219,13 +226,13 @@ ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);
 
 /* ---- its arrays */
 
-/* float32 unless said. Matrices are (d_sae, d_in), row-major; their moments are kept in bfloat16, to which `set`
- * rounds. _M and _V are Adam's first and second moments of the parameter. */
+/* float32 unless said. Matrices are row-major; their moments are kept in bfloat16, to which `set` rounds. d_out is d_in
+ * but for transcoders. _M and _V are Adam's first and second moments of the parameter. */
 typedef enum {
     ATOMS_W_ENC = 0, /* (d_sae, d_in); tied: the same as W_DEC */
-    ATOMS_W_DEC,     /* (d_sae, d_in) */
+    ATOMS_W_DEC,     /* (d_sae, d_out) */
     ATOMS_B_ENC,     /* (d_sae,) */
-    ATOMS_B_DEC,     /* (d_in,) */
+    ATOMS_B_DEC,     /* (d_out,) */
     ATOMS_THRESHOLD, /* (d_sae,) */
     ATOMS_W_ENC_M,
     ATOMS_W_DEC_M,
@@ -238,7 +245,10 @@ typedef enum {
     ATOMS_B_DEC_V,
     ATOMS_THRESHOLD_V,
     ATOMS_LAST_FIRED, /* (d_sae,) int64: value of the sample counter when it last fired */
-    ATOMS_COUNTERS    /* (2,) int64: optimiser steps, samples seen */
+    ATOMS_COUNTERS,   /* (2,) int64: optimiser steps, samples seen */
+    ATOMS_W_SKIP,     /* (d_in, d_out); without a skip connection (0, d_out) */
+    ATOMS_W_SKIP_M,
+    ATOMS_W_SKIP_V
 } atoms_sae_field;
 
 /* Rows and columns (1 for vectors) of a field; returns the number of its dimensions, 1 or 2. */
@@ -246,24 +256,26 @@ ATOMS_API int atoms_sae_shape(const atoms_sae *sae, atoms_sae_field field, int64
 /* Copies a whole field, of that shape and its type, out of the model and into it. */
 ATOMS_API void atoms_sae_get(const atoms_sae *sae, atoms_sae_field field, void *out);
 ATOMS_API void atoms_sae_set(atoms_sae *sae, atoms_sae_field field, const void *values);
-/* The first of ATOMS_W_ENC .. ATOMS_THRESHOLD that holds NaN or infinity, or -1. */
+/* The first of ATOMS_W_ENC .. ATOMS_THRESHOLD, ATOMS_W_SKIP that holds NaN or infinity, or -1. */
 ATOMS_API int atoms_sae_nonfinite(const atoms_sae *sae);
-/* Re-initialises latents idx (k,), distinct and in range: decoder rows := rows (k, d_in), unit norm;
- * encoder rows := scales (k,) times them (tied: the same rows); b_enc := 0; threshold := thresholds
- * (k,); optimiser state := 0; fired now. */
+/* Re-initialises latents idx (k,), distinct and in range: decoder rows := rows (k, d_out), unit norm; encoder
+ * rows := scales (k,) times readers (k, d_in), or where that is NULL, not for transcoders, times the same rows (tied:
+ * the rows); b_enc := 0; threshold := thresholds (k,); optimiser state := 0; fired now. */
 ATOMS_API atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, const int64_t *idx,
-                                       const float *rows, const float *scales, const float *thresholds);
+                                       const float *rows, const float *readers, const float *scales,
+                                       const float *thresholds);
 
 /* ---- rows, as encoding and training take them */
 
 /* Rows as the caller holds them, which of them, and how they come into the model's space; they are read and converted
  * panel by panel. Row i of the batch is scale (x[index[i]] - shift), in float32. */
-typedef struct {
-    atoms_rows x;         /* of d_in values each */
-    const int64_t *index; /* (n,) row numbers, in range, or NULL: 0, 1, ... */
-    int64_t n;            /* rows in the batch */
-    const float *shift;   /* (d_in,), or NULL: neither shift nor scale */
-    float scale;          /* counts only with a shift */
+typedef struct atoms_batch {
+    atoms_rows x;                     /* of d_in values each */
+    const int64_t *index;             /* (n,) row numbers, in range, or NULL: 0, 1, ... */
+    int64_t n;                        /* rows in the batch */
+    const float *shift;               /* (d_in,), or NULL: neither shift nor scale */
+    float scale;                      /* counts only with a shift */
+    const struct atoms_batch *target; /* a transcoder's step: y, n rows of d_out values; else NULL */
 } atoms_batch;
 
 /* ---- figures, as both give them */
@@ -281,7 +293,7 @@ typedef struct {
 /* Of this batch. Encoding sets l0, candidates, bad_row and the first three times, and the rest to zero. */
 typedef struct {
     double squared_error;  /* mean over samples of |xhat - x|^2 */
-    double total_variance; /* mean over samples of |x - mean(x)|^2 */
+    double total_variance; /* mean over samples of |x - mean(x)|^2, a transcoder's of y */
     double penalty;        /* mean over samples */
     double l0;             /* mean number of active latents */
     double band;           /* mean number of active latents within bandwidth of their threshold */
@@ -290,6 +302,7 @@ typedef struct {
     double candidates;     /* mean number of z computed exactly */
     double row_scale;      /* square of the mean over rows of sqrt(|xhat - x| |x - b_dec|), none above row_limit */
     int64_t bad_row;       /* a row of x with NaN or infinity, with ATOMS_ERR_NONFINITE; else -1 */
+    int bad_target;        /* that row is one of the target */
     atoms_sae_seconds seconds;
 } atoms_sae_stats;
 
@@ -340,7 +353,7 @@ typedef struct {
 } atoms_sae_step_params;
 
 /* One optimiser step on n >= 1 rows. On any error the model is unchanged. Memory beyond the model: about 9 bytes x n x d_in (4 more for
- * each inner prefix and for AuxK) and 24 bytes for each active latent of each sample, kept for the next step;
+ * each inner prefix and for AuxK, 8 more x n x d_out for a transcoder) and 24 bytes for each active latent of each sample, kept for the next step;
  * samples x latents is never held. */
 ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
                                       const atoms_sae_step_params *params, atoms_sae_stats *stats);

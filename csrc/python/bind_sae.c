@@ -63,21 +63,22 @@ static int read_prefixes(PyObject *obj, atoms_sae_params *p)
 static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"ctx",   "d_in",  "d_sae",   "activation", "k",      "tied",     "bandwidth",
-                            "beta1", "beta2", "epsilon", "clip",       "screen", "prefixes", NULL};
+    static char *names[] = {"ctx",   "d_in",    "d_sae", "activation", "k",        "tied",  "bandwidth", "beta1",
+                            "beta2", "epsilon", "clip",  "screen",     "prefixes", "d_out", "skip",      NULL};
     atoms_sae_params p;
     atoms_sae_params_init(&p);
-    long long d_in, d_sae, k = 0;
+    long long d_in, d_sae, k = 0, d_out = 0;
     int activation = ATOMS_JUMPRELU, screen = ATOMS_SCREEN_AUTO;
     const atoms_ctx *ctx;
     PyObject *o_ctx, *o_prefixes = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiO:sae_new", names, &o_ctx, &d_in, &d_sae, &activation,
-                                     &k, &p.tied, &p.bandwidth, &p.beta1, &p.beta2, &p.epsilon, &p.clip, &screen,
-                                     &o_prefixes) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiOLp:sae_new", names, &o_ctx, &d_in, &d_sae,
+                                     &activation, &k, &p.tied, &p.bandwidth, &p.beta1, &p.beta2, &p.epsilon, &p.clip,
+                                     &screen, &o_prefixes, &d_out, &p.skip) ||
         atoms_get_ctx(o_ctx, &ctx) < 0 || read_prefixes(o_prefixes, &p) < 0)
         return NULL;
     p.d_in = d_in;
     p.d_sae = d_sae;
+    p.d_out = d_out;
     p.k = k;
     p.activation = (atoms_activation)activation;
     p.screen = (atoms_screen)screen;
@@ -104,12 +105,13 @@ static PyObject *access_field(PyObject *args, bool set)
     int field;
     if (!PyArg_ParseTuple(args, "OiO", &capsule, &field, &array))
         return NULL;
-    if (field < 0 || field > ATOMS_COUNTERS)
-        return PyErr_Format(PyExc_ValueError, "field: expected 0 to %d, got %d", (int)ATOMS_COUNTERS, field);
+    if (field < 0 || field > ATOMS_W_SKIP_V)
+        return PyErr_Format(PyExc_ValueError, "field: expected 0 to %d, got %d", (int)ATOMS_W_SKIP_V, field);
     handle *h = enter(capsule, set);
     if (!h)
         return NULL;
-    array_spec spec = {set ? "values" : "out", field >= ATOMS_LAST_FIRED ? NPY_INT64 : NPY_FLOAT32, .written = !set};
+    bool counts = field == ATOMS_LAST_FIRED || field == ATOMS_COUNTERS;
+    array_spec spec = {set ? "values" : "out", counts ? NPY_INT64 : NPY_FLOAT32, .written = !set};
     spec.ndim = atoms_sae_shape(h->sae, (atoms_sae_field)field, spec.shape);
     arguments a = {0};
     void *data;
@@ -151,15 +153,15 @@ static PyObject *sae_nonfinite(PyObject *self, PyObject *capsule)
 static PyObject *sae_reset(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"ctx", "sae", "idx", "rows", "scales", "thresholds", NULL};
-    PyObject *o_ctx, *capsule, *o_idx, *o_rows, *o_scales, *o_thresholds, *result = NULL;
+    static char *names[] = {"ctx", "sae", "idx", "rows", "scales", "thresholds", "readers", NULL};
+    PyObject *o_ctx, *capsule, *o_idx, *o_rows, *o_scales, *o_thresholds, *o_readers = Py_None, *result = NULL;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO:sae_reset", names, &o_ctx, &capsule, &o_idx, &o_rows,
-                                     &o_scales, &o_thresholds) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|O:sae_reset", names, &o_ctx, &capsule, &o_idx, &o_rows,
+                                     &o_scales, &o_thresholds, &o_readers) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
     arguments a = {0};
-    void *idx, *rows, *scales, *thresholds;
+    void *idx, *rows, *readers, *scales, *thresholds;
     if (args_array(&a, o_idx, INPUT("idx", NPY_INT64, 1, -1), &idx) < 0)
         return NULL;
     handle *h = enter(capsule, true);
@@ -167,11 +169,14 @@ static PyObject *sae_reset(PyObject *self, PyObject *args, PyObject *kwargs)
         args_release(&a);
         return NULL;
     }
-    int64_t k = args_length(&a, 0), d = atoms_sae_get_params(h->sae)->d_in;
+    const atoms_sae_params *p = atoms_sae_get_params(h->sae);
+    int64_t k = args_length(&a, 0), d = p->d_out ? p->d_out : p->d_in;
+    array_spec of_readers = {"readers", NPY_FLOAT32, 2, {k, p->d_in}, .optional = !p->d_out};
     if (args_array(&a, o_rows, INPUT("rows", NPY_FLOAT32, 2, k, d), &rows) == 0 &&
+        args_array(&a, o_readers, of_readers, &readers) == 0 &&
         args_array(&a, o_scales, INPUT("scales", NPY_FLOAT32, 1, k), &scales) == 0 &&
         args_array(&a, o_thresholds, INPUT("thresholds", NPY_FLOAT32, 1, k), &thresholds) == 0)
-        result = atoms_raise(atoms_sae_reset(ctx, k, h->sae, idx, rows, scales, thresholds), "sae_reset");
+        result = atoms_raise(atoms_sae_reset(ctx, k, h->sae, idx, rows, readers, scales, thresholds), "sae_reset");
     args_release(&a);
     leave(h, true);
     return result;
@@ -181,9 +186,9 @@ static PyObject *raise_row(atoms_status status, const atoms_sae_stats *stats, co
 {
     if (status == ATOMS_ERR_NONFINITE)
         return PyErr_Format(PyExc_ValueError,
-                            "X: row %lld holds NaN or infinity (or overflows float32); drop it "
+                            "%s: row %lld holds NaN or infinity (or overflows float32); drop it "
                             "with X[numpy.isfinite(X).all(axis=1)]",
-                            (long long)stats->bad_row);
+                            stats->bad_target ? "target" : "X", (long long)stats->bad_row);
     return atoms_raise(status, where);
 }
 
@@ -198,32 +203,59 @@ static PyObject *stats_dict(const atoms_sae_stats *s)
                          s->row_scale, "seconds", seconds);
 }
 
-/* X of any float type and strides, an int64 vector of row numbers or None, a float32 vector or None: what the model
- * reads of them. batch->scale is the caller's. */
-static int take_batch(arguments *a, const handle *h, PyObject *x, PyObject *index, PyObject *shift, atoms_batch *batch)
+/* A batch as the caller gives it: rows of any float type and strides, an int64 vector of row numbers or None, a float32
+ * vector or None. */
+typedef struct {
+    const char *name, *index_name, *shift_name;
+    PyObject *rows, *index, *shift;
+} given_batch;
+
+/* What the model reads of them: d values of each row. batch->scale is the caller's. */
+static int take_batch(arguments *a, int64_t d, const given_batch *given, atoms_batch *batch)
 {
-    int64_t d = atoms_sae_get_params(h->sae)->d_in;
     void *at, *by;
-    if (args_rows(a, x, "X", &batch->x) < 0)
+    if (args_rows(a, given->rows, given->name, &batch->x) < 0)
         return -1;
     if (batch->x.d != d) {
-        PyErr_Format(PyExc_ValueError, "X: expected length %lld along axis 1, got %lld", (long long)d,
+        PyErr_Format(PyExc_ValueError, "%s: expected length %lld along axis 1, got %lld", given->name, (long long)d,
                      (long long)batch->x.d);
         return -1;
     }
-    if (args_array(a, index, (array_spec){"index", NPY_INT64, 1, {-1}, .optional = true}, &at) < 0)
+    if (args_array(a, given->index, (array_spec){given->index_name, NPY_INT64, 1, {-1}, .optional = true}, &at) < 0)
         return -1;
     batch->index = at;
     batch->n = at ? args_length(a, 0) : batch->x.n;
-    if (args_array(a, shift, (array_spec){"shift", NPY_FLOAT32, 1, {d}, .optional = true}, &by) < 0)
+    if (args_array(a, given->shift, (array_spec){given->shift_name, NPY_FLOAT32, 1, {d}, .optional = true}, &by) < 0)
         return -1;
     batch->shift = by;
     for (int64_t i = 0; batch->index && i < batch->n; i++)
         if (batch->index[i] < 0 || batch->index[i] >= batch->x.n) {
-            PyErr_Format(PyExc_IndexError, "index: row %lld lies outside X with %lld rows", (long long)batch->index[i],
-                         (long long)batch->x.n);
+            PyErr_Format(PyExc_IndexError, "%s: row %lld lies outside %s with %lld rows", given->index_name,
+                         (long long)batch->index[i], given->name, (long long)batch->x.n);
             return -1;
         }
+    return 0;
+}
+
+/* The same of what a transcoder's step rebuilds; an autoencoder has none. */
+static int take_target(arguments *a, const handle *h, const given_batch *given, atoms_batch *x, atoms_batch *y)
+{
+    int64_t d = atoms_sae_get_params(h->sae)->d_out;
+    if ((given->rows == Py_None) != (d == 0)) {
+        PyErr_SetString(PyExc_ValueError, d ? "target: a transcoder's step needs one"
+                                            : "target: this is an autoencoder, which rebuilds what it reads");
+        return -1;
+    }
+    if (d == 0)
+        return 0;
+    if (take_batch(a, d, given, y) < 0)
+        return -1;
+    if (y->n != x->n) {
+        PyErr_Format(PyExc_ValueError, "target: expected %lld rows as of X, got %lld", (long long)x->n,
+                     (long long)y->n);
+        return -1;
+    }
+    x->target = y;
     return 0;
 }
 
@@ -246,16 +278,22 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
                             "index",
                             "shift",
                             "scale",
+                            "target",
+                            "target_index",
+                            "target_shift",
+                            "target_scale",
                             NULL};
-    PyObject *o_ctx, *capsule, *o_x, *o_index = Py_None, *o_shift = Py_None, *result = NULL;
+    given_batch x = {"X", "index", "shift", Py_None, Py_None, Py_None};
+    given_batch y = {"target", "target_index", "target_shift", Py_None, Py_None, Py_None};
+    PyObject *o_ctx, *capsule, *result = NULL;
     atoms_sae_step_params p = {0};
-    atoms_batch batch = {.scale = 1};
+    atoms_batch batch = {.scale = 1}, target = {.scale = 1};
     long long k, aux_k = 0, dead_after = 0;
     const atoms_ctx *ctx;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOfffffL|LLfdOOf:sae_step", names, &o_ctx, &capsule, &o_x,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOfffffL|LLfdOOfOOOf:sae_step", names, &o_ctx, &capsule, &x.rows,
                                      &p.learning_rate, &p.threshold_rate, &p.l0_coefficient, &p.l1_coefficient,
                                      &p.threshold_shift, &k, &aux_k, &dead_after, &p.aux_coefficient, &p.row_limit,
-                                     &o_index, &o_shift, &batch.scale) ||
+                                     &x.index, &x.shift, &batch.scale, &y.rows, &y.index, &y.shift, &target.scale) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
     p.k = k;
@@ -265,7 +303,8 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!h)
         return NULL;
     arguments a = {0};
-    if (take_batch(&a, h, o_x, o_index, o_shift, &batch) == 0) {
+    if (take_batch(&a, atoms_sae_get_params(h->sae)->d_in, &x, &batch) == 0 &&
+        take_target(&a, h, &y, &batch, &target) == 0) {
         atoms_sae_stats stats;
         atoms_status status;
         WITHOUT_GIL(status = atoms_sae_step(ctx, h->sae, &batch, &p, &stats));
@@ -301,18 +340,19 @@ static PyObject *sae_encode(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
     static char *names[] = {"ctx", "sae", "X", "index", "shift", "scale", NULL};
-    PyObject *o_ctx, *capsule, *o_x, *o_index = Py_None, *o_shift = Py_None, *result = NULL;
+    given_batch x = {"X", "index", "shift", Py_None, Py_None, Py_None};
+    PyObject *o_ctx, *capsule, *result = NULL;
     const atoms_ctx *ctx;
     atoms_batch batch = {.scale = 1};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOf:sae_encode", names, &o_ctx, &capsule, &o_x, &o_index,
-                                     &o_shift, &batch.scale) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOf:sae_encode", names, &o_ctx, &capsule, &x.rows, &x.index,
+                                     &x.shift, &batch.scale) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
         return NULL;
     handle *h = enter(capsule, false);
     if (!h)
         return NULL;
     arguments a = {0};
-    if (take_batch(&a, h, o_x, o_index, o_shift, &batch) == 0) {
+    if (take_batch(&a, atoms_sae_get_params(h->sae)->d_in, &x, &batch) == 0) {
         atoms_csr *csr = NULL;
         atoms_sae_stats stats;
         atoms_status status;
@@ -382,22 +422,25 @@ const atoms_constant atoms_sae_constants[] = {
     {"THRESHOLD_V", ATOMS_THRESHOLD_V},
     {"LAST_FIRED", ATOMS_LAST_FIRED},
     {"COUNTERS", ATOMS_COUNTERS},
+    {"W_SKIP", ATOMS_W_SKIP},
+    {"W_SKIP_M", ATOMS_W_SKIP_M},
+    {"W_SKIP_V", ATOMS_W_SKIP_V},
     {NULL, 0},
 };
 
 PyMethodDef atoms_sae_methods[] = {
     ATOMS_NAMED("sae_new", sae_new,
                 "sae_new(ctx, d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen, "
-                "prefixes)"),
+                "prefixes, d_out=0, skip=0)"),
     {"sae_get", sae_get, METH_VARARGS, "sae_get(sae, field, out)"},
     {"sae_set", sae_set, METH_VARARGS, "sae_set(sae, field, values)"},
     {"sae_nonfinite", sae_nonfinite, METH_O,
      "sae_nonfinite(sae): number of the first parameter that holds NaN or infinity, or -1"},
-    ATOMS_NAMED("sae_reset", sae_reset, "sae_reset(ctx, sae, idx, rows, scales, thresholds)"),
+    ATOMS_NAMED("sae_reset", sae_reset, "sae_reset(ctx, sae, idx, rows, scales, thresholds, readers=None)"),
     ATOMS_NAMED("sae_step", sae_step,
                 "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
                 "threshold_shift, k, aux_k=0, dead_after=0, aux_coefficient=0, row_limit=0, index=None, "
-                "shift=None, scale=1)"),
+                "shift=None, scale=1, target=None, target_index=None, target_shift=None, target_scale=1)"),
     ATOMS_NAMED("sae_encode", sae_encode, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"),
     ATOMS_NAMED("decode", decode, "decode(ctx, indptr, indices, values, W_dec, bias, out)"),
     {NULL, NULL, 0, NULL}};

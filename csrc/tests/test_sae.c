@@ -133,9 +133,9 @@ TEST(sae_learns_on_every_context)
                 check_codes(ctx, sae);
                 int64_t idx[2] = {S - 1, 0};
                 float scales[2] = {0.5f, 1}, thresholds[2] = {0.1f, 0.2f};
-                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, scales, thresholds) == ATOMS_OK);
+                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, NULL, scales, thresholds) == ATOMS_OK);
                 idx[0] = S;
-                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, scales, thresholds) == ATOMS_ERR_ARGUMENT);
+                CHECK(atoms_sae_reset(ctx, 2, sae, idx, dec, NULL, scales, thresholds) == ATOMS_ERR_ARGUMENT);
                 atoms_sae_free(sae);
             }
         atoms_ctx_free(ctx);

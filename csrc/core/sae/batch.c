@@ -33,7 +33,7 @@ static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_
         ATOMS_TAKE(arena, s.codes, PANEL_SAMPLES * BLOCK_LATENTS);
     if (errors > sae->p.n_prefixes) {
         ATOMS_TAKE(arena, s.dead_z, 2 * sae->p.d_sae);
-        ATOMS_TAKE(arena, s.column, sae->ld);
+        ATOMS_TAKE(arena, s.column, sae->out.ld);
     }
     return s;
 }
@@ -43,14 +43,16 @@ static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_
  *     the samples:        xc | xq | scale, norm, residual | sums
  *     the latents:        floor | limit, rest, size
  *     what is listed:     list, aux | scratch | each thread's part of that
- *     for a step only:    err | err_sum, weight, partial, bands | dead (AuxK) | start, aux_start, at | g_bias
+ *     for a step only:    yc, y_sums (transcoders) | err | err_sum, weight, partial, bands | dead (AuxK)
+ *                         | start, aux_start, at | g_bias
  *
  * What grows with the number of active latents lies in blocks of its own: the lists by sample, the lists by latent, the
  * candidates, the gradients that threads hold. */
 static void lay_out(sae_batch *b, const atoms_sae *sae)
 {
     atoms_arena *arena = &b->arena;
-    int64_t panels = b->most_panels, samples = panels * PANEL_SAMPLES, s = sae->p.d_sae, ld = sae->ld;
+    int64_t panels = b->most_panels, samples = panels * PANEL_SAMPLES, s = sae->p.d_sae, ld = sae->ld,
+            out = sae->out.ld;
     ATOMS_TAKE(arena, b->xc, samples * ld);
     b->xq = atoms_take(arena, samples * sae->width, (size_t)sae_image_bytes(sae->image.kind));
     ATOMS_TAKE(arena, b->scale, samples);
@@ -72,10 +74,17 @@ static void lay_out(sae_batch *b, const atoms_sae *sae)
     if (b->errors == 0)
         return;
     int64_t parts = sae->rows / PART_LATENTS;
-    ATOMS_TAKE(arena, b->err, b->errors * samples * ld);
-    ATOMS_TAKE(arena, b->err_sum, ld);
+    if (sae->p.d_out) {
+        ATOMS_TAKE(arena, b->yc, samples * out);
+        ATOMS_TAKE(arena, b->y_sums, panels * (1 + sae->out.width));
+    } else {
+        b->yc = b->xc;
+        b->y_sums = b->sums;
+    }
+    ATOMS_TAKE(arena, b->err, b->errors * samples * out);
+    ATOMS_TAKE(arena, b->err_sum, out);
     ATOMS_TAKE(arena, b->weight, samples);
-    ATOMS_TAKE(arena, b->partial, ATOMS_MAX(panels, parts) * ld);
+    ATOMS_TAKE(arena, b->partial, ATOMS_MAX(panels, parts) * ATOMS_MAX(ld, out));
     ATOMS_TAKE(arena, b->bands, 2 * parts);
     if (b->errors > sae->p.n_prefixes)
         ATOMS_TAKE(arena, b->dead, s);

@@ -24,19 +24,30 @@ static void apply_weight(const sae_step *step, int64_t i, float *err, float *col
     float weight = step->batch->weight[i], less = weight - 1;
     if (less == 0)
         return;
-    step->kernels->add_rows(step->sae->width, 1, &less, err, 0, &(int32_t){0}, column);
-    for (int64_t c = 0; c < step->sae->width; c++)
+    step->kernels->add_rows(step->sae->out.width, 1, &less, err, 0, &(int32_t){0}, column);
+    for (int64_t c = 0; c < step->sae->out.width; c++)
         err[c] *= weight;
 }
 
+/* Panel p's errors as they are before any latent: b_dec, and the skip connection, less what is rebuilt. */
+static void begin_errors(const sae_step *step, int64_t p)
+{
+    const sae_batch *b = step->batch;
+    const sae_extent *out = &step->sae->out;
+    for (int64_t i = p * PANEL_SAMPLES; i < (p + 1) * PANEL_SAMPLES; i++)
+        step->kernels->negate(out->width, b->yc + i * out->ld, sae_error_row(b, out->ld, 0, i));
+    if (step->sae->p.skip)
+        sae_skip_decode(step, p);
+}
+
 /* The errors of all prefixes of sample i: each starts from the one before. Then each becomes the sum of its own and
- * those of the wider ones, which is what its latents' gradients need. column: (ld,), to which the errors are added. */
+ * those of the wider ones, which is what its latents' gradients need. column: (out.ld,), to which the errors are added. */
 static void sample_gradients(const sae_step *step, sae_list *l, int64_t i, float *column)
 {
     const atoms_sae *sae = step->sae;
     const sae_kernels *k = step->kernels;
     sae_batch *b = step->batch;
-    int64_t ld = sae->ld, width = sae->width, last = sae->p.n_prefixes - 1;
+    int64_t ld = sae->out.ld, width = sae->out.width, last = sae->p.n_prefixes - 1;
     int32_t end = l->start[i % PANEL_SAMPLES + 1], bound[ATOMS_MAX_PREFIXES + 1];
     bound[0] = l->start[i % PANEL_SAMPLES];
     for (int64_t g = 0; g <= last; g++) {
@@ -44,9 +55,9 @@ static void sample_gradients(const sae_step *step, sae_list *l, int64_t i, float
         bound[g + 1] = g < last ? bound[g] : end;
         while (g < last && bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
             bound[g + 1]++;
-        if (g == 0)
-            k->negate(width, b->xc + i * ld, err);
-        else
+        if (g == 0 && !sae->p.skip)
+            k->negate(width, b->yc + i * ld, err);
+        else if (g > 0)
             memcpy(err, sae_error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
         k->add_rows(width, bound[g + 1] - bound[g], l->z + bound[g], sae->dec.w, ld, l->latent + bound[g], err);
         double square = k->error_sums(width, err, column);
@@ -70,9 +81,8 @@ static void dense_gradients(const sae_step *step, int64_t p, float *column)
 {
     const sae_kernels *k = step->kernels;
     sae_batch *b = step->batch;
-    int64_t width = step->sae->width, ld = step->sae->ld, end = ATOMS_MIN(b->n, (p + 1) * PANEL_SAMPLES);
-    for (int64_t i = p * PANEL_SAMPLES; i < (p + 1) * PANEL_SAMPLES; i++)
-        k->negate(width, b->xc + i * ld, sae_error_row(b, ld, 0, i));
+    int64_t width = step->sae->out.width, ld = step->sae->out.ld, end = ATOMS_MIN(b->n, (p + 1) * PANEL_SAMPLES);
+    begin_errors(step, p);
     sae_dense_decode(step, p);
     for (int64_t i = p * PANEL_SAMPLES; i < end; i++) {
         double square = k->error_sums(width, sae_error_row(b, ld, 0, i), column);
@@ -89,12 +99,14 @@ static void panel_gradients(const sae_step *step, int64_t p)
     sae_batch *b = step->batch;
     sae_list *l = &b->list[p];
     int64_t end = ATOMS_MIN(b->n, (p + 1) * PANEL_SAMPLES);
-    float *column = b->partial + p * sae->ld;
+    float *column = b->partial + p * sae->out.ld;
     double t0 = sae_now();
-    memset(column, 0, (size_t)sae->ld * sizeof *column);
+    memset(column, 0, (size_t)sae->out.ld * sizeof *column);
     if (l->n)
         memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
     l->loss = l->penalty = l->roots = 0;
+    if (sae->p.skip && !b->dense)
+        begin_errors(step, p);
     if (b->dense)
         dense_gradients(step, p, column);
     else
@@ -140,21 +152,21 @@ static void aux_sample(const sae_step *step, sae_list *l, int64_t n_dead, int64_
     const sae_kernels *k = step->kernels;
     sae_batch *b = step->batch;
     const sae_scratch *s = &b->scratch[atoms_thread()];
-    int64_t ld = sae->ld, last = sae->p.n_prefixes - 1, from = l->n;
+    int64_t ld = sae->out.ld, width = sae->out.width, last = sae->p.n_prefixes - 1, from = l->n;
     for (int64_t j = 0; j < n_dead; j++)
         s->dead_z[j] = sae->b_enc.w[b->dead[j]];
-    k->dots(sae->width, n_dead, b->xc + i * ld, sae->enc.w, ld, b->dead, s->dead_z);
+    k->dots(sae->width, n_dead, b->xc + i * sae->ld, sae->enc.w, sae->ld, b->dead, s->dead_z);
     take_largest(b->dead, s->dead_z, s->dead_z + n_dead, n_dead, step->params->aux_k, l);
     float *err = sae_error_row(b, ld, last + 1, i);
     int64_t n = l->n - from;
     memcpy(err, sae_error_row(b, ld, last, i), (size_t)ld * sizeof *err);
-    for (int64_t c = 0; b->weight[i] < 1 && c < sae->width; c++)
+    for (int64_t c = 0; b->weight[i] < 1 && c < width; c++)
         err[c] /= b->weight[i];
-    k->add_rows(sae->width, n, l->z + from, sae->dec.w, ld, l->latent + from, err);
+    k->add_rows(width, n, l->z + from, sae->dec.w, ld, l->latent + from, err);
     memset(s->column, 0, (size_t)ld * sizeof *s->column); /* of no use: x - xhat is taken as given */
-    b->list[i / PANEL_SAMPLES].penalty += (double)weight * k->error_sums(sae->width, err, s->column);
+    b->list[i / PANEL_SAMPLES].penalty += (double)weight * k->error_sums(width, err, s->column);
     memset(l->ga + from, 0, (size_t)n * sizeof *l->ga);
-    k->dots(sae->width, n, err, sae->dec.w, ld, l->latent + from, l->ga + from);
+    k->dots(width, n, err, sae->dec.w, ld, l->latent + from, l->ga + from);
     weight *= b->weight[i];
     for (int64_t e = from; e < l->n; e++) {
         l->ga[e] *= weight * 2.0f / (float)b->n;
@@ -202,7 +214,7 @@ static atoms_status aux_gradients(const sae_step *step)
 atoms_status sae_gradients(const sae_step *step)
 {
     sae_batch *b = step->batch;
-    int64_t ld = step->sae->ld;
+    int64_t ld = step->sae->out.ld;
     b->dense = sae_is_dense(step);
 #pragma omp parallel for num_threads(step->ctx->p.num_threads) schedule(dynamic, 1)
     for (int64_t p = 0; p < b->panels; p++)

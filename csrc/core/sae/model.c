@@ -30,7 +30,7 @@ static bool in_range(const atoms_sae_params *p)
                  p->screen >= ATOMS_SCREEN_AUTO && p->screen <= ATOMS_SCREEN_INT16;
     bool adam = p->beta1 >= 0 && p->beta1 < 1 && p->beta2 >= 0 && p->beta2 < 1 && p->epsilon >= 0 && p->clip >= 0;
     return sizes && kinds && adam && p->bandwidth > 0 && (!topk || (p->k >= 1 && p->k <= p->d_sae)) &&
-           prefixes_ascend(p);
+           prefixes_ascend(p) && p->d_out >= 0 && p->d_out <= 32768 && (p->d_out ? !p->tied : !p->skip);
 }
 
 static void take_vector(atoms_arena *arena, sae_vector *v, int64_t n)
@@ -46,20 +46,31 @@ static void take_matrix(atoms_arena *arena, sae_matrix *a, int64_t n)
     ATOMS_TAKE(arena, a->mv, n);
 }
 
-/* The decoder and the encoder (tied: one), the vectors, then the encoder's image for the screen. */
+static sae_extent extent_of(int64_t d)
+{
+    int64_t width = atoms_whole(d, 16);
+    return (sae_extent){d, width, width / 16 % 2 ? width : width + 16};
+}
+
+/* The decoder and the encoder (tied: one), the skip connection, the vectors, then the encoder's image for the screen. */
 static void lay_out(atoms_sae *sae)
 {
     atoms_arena *arena = &sae->arena;
     sae_image *image = &sae->image;
     int64_t s = sae->rows;
-    take_matrix(arena, &sae->dec, s * sae->ld);
+    take_matrix(arena, &sae->dec, s * sae->out.ld);
     if (sae->p.tied)
         sae->enc = sae->dec;
     else
         take_matrix(arena, &sae->enc, s * sae->ld);
+    if (sae->p.skip)
+        take_matrix(arena, &sae->skip, sae->p.d_in * sae->out.ld);
     take_vector(arena, &sae->b_enc, s);
     take_vector(arena, &sae->thr, s);
-    take_vector(arena, &sae->b_dec, sae->ld);
+    take_vector(arena, &sae->b_dec, sae->out.ld);
+    sae->origin = sae->b_dec.w;
+    if (sae->p.d_out)
+        ATOMS_TAKE(arena, sae->origin, sae->ld);
     ATOMS_TAKE(arena, sae->last_fired, s);
     image->q = atoms_take(arena, s * sae->width, (size_t)sae_image_bytes(image->kind));
     ATOMS_TAKE(arena, image->offset, s);
@@ -81,8 +92,9 @@ atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *p, atom
         sae->p.prefix[0] = p->d_sae;
     }
     sae->image.kind = sae_screen_kind(ctx, p->screen);
-    sae->width = atoms_whole(p->d_in, 16);
-    sae->ld = sae->width / 16 % 2 ? sae->width : sae->width + 16;
+    sae->width = extent_of(p->d_in).width;
+    sae->ld = extent_of(p->d_in).ld;
+    sae->out = extent_of(p->d_out ? p->d_out : p->d_in);
     sae->rows = atoms_whole(p->d_sae, BLOCK_LATENTS);
     lay_out(sae);
     if (!atoms_arena_open(&sae->arena)) {

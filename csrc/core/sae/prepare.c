@@ -70,28 +70,37 @@ static void place_image(const sae_step *step, int64_t i, const float *xc, float 
     b->residual[i] = residual + gamma * (norm + residual);
 }
 
+/* Rows on their way into the workspace: the samples, or what a transcoder rebuilds, of which the screen needs none. */
+typedef struct {
+    const atoms_batch *from;
+    sae_extent side;
+    sae_origin origin;
+    float *to;    /* (samples, ld) */
+    double *sums; /* (panels, 1 + width) */
+    bool image;
+} incoming;
+
 /* One panel: centred rows, their images, their norms, the panel's column sums. Returns the first row that is not
  * finite, or -1. A large batch's rows are written past the caches: where those are shared with busy neighbours,
  * fetching lines only to overwrite them costs a tenth of a step. */
-static int64_t prepare_panel(const sae_step *step, const atoms_batch *x, int64_t p)
+static int64_t prepare_panel(const sae_step *step, const incoming *in, int64_t p)
 {
-    const atoms_sae *sae = step->sae;
+    const atoms_batch *x = in->from;
     const sae_kernels *k = step->kernels;
     sae_batch *b = step->batch;
-    int64_t width = sae->width, bad = -1;
-    const sae_origin origin = {x->shift, x->scale, sae->b_dec.w};
-    double *sums = b->sums + p * (1 + width);
+    int64_t width = in->side.width, ld = in->side.ld, bad = -1;
+    double *sums = in->sums + p * (1 + width);
     memset(sums, 0, (size_t)(1 + width) * sizeof *sums);
-    bool past = b->n * sae->ld >= (int64_t)1 << 21;
+    bool past = b->n * ld >= (int64_t)1 << 21;
     float copy[width] __attribute__((aligned(64))), row[width] __attribute__((aligned(64)));
     int16_t q[width] __attribute__((aligned(64)));
     for (int64_t i = p * PANEL_SAMPLES; i < (p + 1) * PANEL_SAMPLES; i++) {
-        float *xc = past ? row : b->xc + i * sae->ld, norm = 0;
+        float *xc = past ? row : in->to + i * ld, norm = 0;
         if (i < b->n) {
             double square;
             if (i + 2 < b->n)
                 ask_for_row(x, i + 2);
-            float top = k->centre(width, sae->p.d_in, read_row(x, i, copy), &origin, xc, &square, sums + 1);
+            float top = k->centre(width, in->side.d, read_row(x, i, copy), &in->origin, xc, &square, sums + 1);
             if (!(top <= 3e38f) || !isfinite(square)) {
                 bad = bad < 0 ? i : bad;
                 continue;
@@ -101,26 +110,43 @@ static int64_t prepare_panel(const sae_step *step, const atoms_batch *x, int64_t
         } else {
             memset(xc, 0, (size_t)width * sizeof *xc);
         }
-        place_image(step, i, xc, norm, q);
+        if (in->image)
+            place_image(step, i, xc, norm, q);
         if (past)
-            k->stream(width, row, b->xc + i * sae->ld);
+            k->stream(width, row, in->to + i * ld);
     }
     atomic_thread_fence(memory_order_seq_cst);
     return bad;
 }
 
-atoms_status sae_prepare(const sae_step *step, const atoms_batch *x, atoms_sae_stats *stats)
+/* All panels; stats->bad_row is a row that is not finite, or -1. */
+static void prepare_rows(const sae_step *step, const incoming *in, atoms_sae_stats *stats)
 {
-    sae_batch *b = step->batch;
-    double t0 = sae_now();
+    const sae_batch *b = step->batch;
     int64_t bad = b->n;
 #pragma omp parallel for num_threads(step->ctx->p.num_threads) schedule(static) reduction(min : bad)
     for (int64_t p = 0; p < b->panels; p++) {
-        int64_t row = prepare_panel(step, x, p);
+        int64_t row = prepare_panel(step, in, p);
         if (row >= 0 && row < bad)
             bad = row;
     }
-    stats->bad_row = bad == b->n ? -1 : x->index ? x->index[bad] : bad;
+    stats->bad_row = bad == b->n ? -1 : in->from->index ? in->from->index[bad] : bad;
+}
+
+atoms_status sae_prepare(const sae_step *step, const atoms_batch *x, atoms_sae_stats *stats)
+{
+    const atoms_sae *sae = step->sae;
+    sae_batch *b = step->batch;
+    const atoms_batch *y = step->params && sae->p.d_out ? x->target : NULL;
+    double t0 = sae_now();
+    const incoming rows = {x,   {sae->p.d_in, sae->width, sae->ld}, {x->shift, x->scale, sae->origin}, b->xc, b->sums,
+                           true};
+    prepare_rows(step, &rows, stats);
+    if (y && stats->bad_row < 0) {
+        const incoming targets = {y, sae->out, {y->shift, y->scale, sae->b_dec.w}, b->yc, b->y_sums, false};
+        prepare_rows(step, &targets, stats);
+        stats->bad_target = stats->bad_row >= 0;
+    }
     stats->seconds.prepare = sae_now() - t0;
-    return bad < b->n ? ATOMS_ERR_NONFINITE : ATOMS_OK;
+    return stats->bad_row >= 0 ? ATOMS_ERR_NONFINITE : ATOMS_OK;
 }

@@ -9,7 +9,7 @@
  *     topk.c        the k largest of them, where that is the rule
  *     gradients.c   by sample: xhat - x, the loss, its gradient by each activation; AuxK
  *     update.c      by latent: the gradients of its rows, its bias and its threshold, and Adam; the decoder's bias
- *     dense.c       both of these as matrix products, where most latents are active
+ *     dense.c       both of these as matrix products, where most latents are active; a transcoder's skip connection
  *
  * model.c makes and frees the autoencoder, fields.c reads and writes its arrays. */
 #ifndef ATOMS_SAE_H
@@ -45,6 +45,11 @@ typedef struct {
     float *residual, *norm; /* (rows,) norms of the row less scale q (F32: 0), and of the row */
 } sae_image;
 
+/* Rows on one side of the model: d values, `width` floats with the zeros behind them, ld from row to row. */
+typedef struct {
+    int64_t d, width, ld;
+} sae_extent;
+
 /* ----------------------------------------------------------------- batch */
 
 /* Memory that grows with the data, in which lists of equal length lie side by side. */
@@ -78,7 +83,7 @@ typedef struct {
     sae_room room;   /* where these two lie */
     float *codes;    /* (PANEL_SAMPLES, BLOCK_LATENTS), or their gradients; for a step only */
     float *dead_z;   /* (2, d_sae) z of dead latents, and room to sort them; with AuxK only */
-    float *column;   /* (ld,) sums of no use; with AuxK only */
+    float *column;   /* (out.ld,) sums of no use; with AuxK only */
 } sae_scratch;
 
 /* The workspace of a step. It is kept for the next one: large blocks that are freed go back to the system, and a
@@ -94,6 +99,8 @@ typedef struct {
                                        (panels, width / 2, PANEL_SAMPLES, 2) */
     float *scale, *norm, *residual; /* (samples,) of that image, as sae_screen_samples has them */
     double *sums;                   /* (panels, 1 + width): |xc|^2, column sums */
+    float *yc;                      /* (samples, out.ld) what is rebuilt, less b_dec; not a transcoder's: xc */
+    double *y_sums;                 /* (panels, 1 + out.width) as sums; not a transcoder's: sums */
     float *floor;                   /* (rows,) what z has to exceed */
     float *limit, *rest, *size;     /* (rows,) limit, residual and norm of sae_screen_latents */
     sae_list *list, *aux;           /* (panels,) active latents; AuxK's */
@@ -101,10 +108,10 @@ typedef struct {
     float topk_floor;               /* the next batch's floor, TOPK and BATCHTOPK */
 
     /* from here on for a step only */
-    float *err;     /* (errors, samples, ld) xhat - x: a block for each prefix, and one for AuxK if it is in use */
-    float *err_sum; /* (ld,) over all samples and prefixes */
+    float *err;     /* (errors, samples, out.ld) xhat - x: a block for each prefix, and one for AuxK if in use */
+    float *err_sum; /* (out.ld,) over all samples and prefixes */
     float *weight;  /* (samples,) of each sample's gradients */
-    float *partial; /* (panels, ld) the parts of err_sum; then (parts, ld) of the decoder bias' other gradient */
+    float *partial; /* (panels, out.ld) the parts of err_sum; then (parts, ld) of the decoder bias' other gradient */
     double *bands;  /* (parts, 2): active latents in their band, what they gain; parts of PART_LATENTS */
     int32_t *dead;  /* (d_sae,) with AuxK only */
     bool dense;     /* so many entries that their sums are matrix products */
@@ -129,9 +136,12 @@ struct atoms_sae {
     int64_t rows;          /* d_sae rounded up to BLOCK_LATENTS */
     int64_t ld;            /* floats from row to row: an odd number of cache lines, so that a strip of many rows spreads
                               over all sets of a cache */
-    sae_matrix enc, dec;   /* (rows, ld); tied: one and the same */
+    sae_extent out;        /* of what it rebuilds: d_in, width and ld, but for a transcoder */
+    sae_matrix enc, dec;   /* (rows, ld) and (rows, out.ld); tied: one and the same */
+    sae_matrix skip;       /* (d_in, out.ld), with a skip connection only */
     sae_vector b_enc, thr; /* (rows,) */
-    sae_vector b_dec;      /* (ld,) */
+    sae_vector b_dec;      /* (out.ld,) */
+    float *origin;         /* (ld,) what x is less: b_dec, a transcoder's x zeros */
     int64_t *last_fired;   /* (rows,) */
     int64_t counters[2];   /* steps, samples */
     sae_image image;
@@ -161,10 +171,10 @@ typedef struct {
     int64_t from, to;
     int64_t strip;    /* columns at a time */
     float *codes;     /* (PART_LATENTS, BLOCK_SAMPLES) of work */
-    float *dec, *enc; /* (to - from, ld) the gradients; one and the same where tied */
+    float *dec, *enc; /* (to - from, out.ld) and (to - from, ld) the gradients; one and the same where tied */
 } sae_rows;
 
-/* x_hat - x of sample i, of the prefix `block` (the one after the last: AuxK's). */
+/* x_hat - x of sample i, of the prefix `block` (the one after the last: AuxK's). ld: the model's out.ld */
 static inline float *sae_error_row(const sae_batch *b, int64_t ld, int64_t block, int64_t i)
 {
     return b->err + (block * b->panels * PANEL_SAMPLES + i) * ld;
@@ -203,7 +213,7 @@ bool sae_room_reserve(sae_room *room, int64_t n, int32_t **of, float **z, float 
 
 /* ------------------------------------------------------------- prepare.c */
 
-/* Fills xc and what the screen needs of it. stats->bad_row on ATOMS_ERR_NONFINITE. */
+/* Fills xc and what the screen needs of it, and a transcoder's yc. stats->bad_row on ATOMS_ERR_NONFINITE. */
 atoms_status sae_prepare(const sae_step *step, const atoms_batch *x, atoms_sae_stats *stats);
 
 /* -------------------------------------------------------------- screen.c */
@@ -257,7 +267,12 @@ void sae_dense_decode(const sae_step *step, int64_t p);
 /* Panel p: writes the gradients of half the squared error by the listed activations into ga. */
 void sae_dense_gradients(const sae_step *step, int64_t p);
 /* Adds sum factor[e] base[row[e]] over the entries e of latent j, AuxK's left out, to row j - from of out, for the
- * latents of r, at most PART_LATENTS. */
-void sae_dense_rows(const sae_step *step, const sae_rows *r, const float *factor, const float *base, float *out);
+ * latents of r, at most PART_LATENTS. side: of base's rows and out's. */
+void sae_dense_rows(const sae_step *step, const sae_rows *r, const float *factor, const float *base,
+                    const sae_extent *side, float *out);
+/* Panel p: adds the skip connection's part to its rows of err, of the first prefix. */
+void sae_skip_decode(const sae_step *step, int64_t p);
+/* The gradients of its rows from .. to, at most PART_LATENTS: out (to - from, out.ld). */
+void sae_skip_gradients(const sae_step *step, int64_t from, int64_t to, float *out);
 
 #endif

@@ -15,11 +15,11 @@ static void set_floors(const sae_step *step)
 static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
 {
     const sae_batch *b = step->batch;
-    int64_t width = step->sae->width;
+    int64_t width = step->sae->out.width;
     double n = (double)b->n, square = 0, mean = 0, roots = 0;
     for (int64_t p = 0; p < b->panels; p++) {
         const sae_list *l = &b->list[p];
-        square += b->sums[p * (1 + width)];
+        square += b->y_sums[p * (1 + width)];
         stats->squared_error += l->loss / n;
         stats->penalty += l->penalty / n;
         roots += l->roots / n;
@@ -29,10 +29,10 @@ static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
         stats->seconds.exact += l->exact;
         stats->seconds.decode += l->decode;
     }
-    for (int64_t c = 0; c < step->sae->p.d_in; c++) {
+    for (int64_t c = 0; c < step->sae->out.d; c++) {
         double column = 0;
         for (int64_t p = 0; p < b->panels; p++)
-            column += b->sums[p * (1 + width) + 1 + c];
+            column += b->y_sums[p * (1 + width) + 1 + c];
         mean += column / n * (column / n);
     }
     stats->total_variance = square / n - mean;
@@ -62,6 +62,9 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_ba
 {
     *stats = (atoms_sae_stats){.bad_row = -1};
     bool topk = sae->p.activation >= ATOMS_TOPK;
+    const atoms_batch *y = x->target;
+    if (sae->p.d_out ? !y || y->n != x->n || y->x.d != sae->p.d_out : y != NULL)
+        return ATOMS_ERR_ARGUMENT;
     if (x->n < 1 || x->x.d != sae->p.d_in || (topk && (params->k < 1 || params->k > sae->p.d_sae)) || params->aux_k < 0)
         return ATOMS_ERR_ARGUMENT;
     sae_step step = {ctx, ctx->kernels->sae, sae, &sae->batch, params};

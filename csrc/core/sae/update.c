@@ -134,34 +134,35 @@ static latent_cut cut_latents(const sae_step *step)
 {
     const atoms_sae *sae = step->sae;
     const sae_batch *b = step->batch;
-    int64_t s = sae->p.d_sae;
+    int64_t s = sae->p.d_sae, width = ATOMS_MAX(sae->width, sae->out.width);
     if (b->dense)
-        return (latent_cut){PART_LATENTS, PART_LATENTS, sae->width};
-    if (b->start[s] < 64 * s || b->n * sae->ld < (int64_t)3 << 19)
-        return (latent_cut){PART_LATENTS, PART_LATENTS / 4, sae->width};
+        return (latent_cut){PART_LATENTS, PART_LATENTS, width};
+    int64_t ld = ATOMS_MAX(sae->ld, sae->out.ld);
+    if (b->start[s] < 64 * s || b->n * ld < (int64_t)3 << 19)
+        return (latent_cut){PART_LATENTS, PART_LATENTS / 4, width};
     /* a thread's strips come into the cache once for each task; prefixes' latents are of unequal use */
     int64_t tasks = (sae->p.n_prefixes > 1 ? 2 : 1) * (int64_t)step->ctx->p.num_threads;
-    int64_t most = ((int64_t)1 << 21) / sae->ld; /* two times 8 MB */
+    int64_t most = ((int64_t)1 << 21) / ld; /* two times 8 MB */
     int64_t task = ATOMS_MIN(atoms_ceil_div(s, tasks), most) / PART_LATENTS * PART_LATENTS;
     int64_t strip = ((int64_t)1 << 18) / b->n / 16 * 16;
     task = ATOMS_MAX(task, PART_LATENTS);
-    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), sae->width)};
+    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), width)};
 }
 
 static void dense_row_gradients(const sae_step *step, const sae_rows *r)
 {
     const sae_batch *b = step->batch;
     const sae_kernels *k = step->kernels;
-    int64_t ld = step->sae->ld, width = step->sae->width;
-    const float *err = sae_error_row(b, ld, 0, 0), *aux_err = sae_error_row(b, ld, 1, 0);
-    sae_dense_rows(step, r, b->z, err, r->dec);
-    sae_dense_rows(step, r, b->ga, b->xc, r->enc);
+    const sae_extent *out = &step->sae->out, in = {step->sae->p.d_in, step->sae->width, step->sae->ld};
+    const float *err = sae_error_row(b, out->ld, 0, 0), *aux_err = sae_error_row(b, out->ld, 1, 0);
+    sae_dense_rows(step, r, b->z, err, out, r->dec);
+    sae_dense_rows(step, r, b->ga, b->xc, &in, r->enc);
     for (int64_t j = r->from; j < r->to; j++) {
         int64_t aux = b->aux_start[j], n = b->start[j + 1] - aux;
         if (n < 1)
             continue;
-        k->add_rows(width, n, b->z + aux, aux_err, ld, b->row + aux, r->dec + (j - r->from) * ld);
-        k->add_rows(width, n, b->ga + aux, b->xc, ld, b->row + aux, r->enc + (j - r->from) * ld);
+        k->add_rows(out->width, n, b->z + aux, aux_err, out->ld, b->row + aux, r->dec + (j - r->from) * out->ld);
+        k->add_rows(in.width, n, b->ga + aux, b->xc, in.ld, b->row + aux, r->enc + (j - r->from) * in.ld);
     }
 }
 
@@ -179,9 +180,9 @@ static void add_errors(const sae_step *step, const sae_rows *r, int64_t c, int64
     const atoms_sae *sae = step->sae;
     const sae_batch *b = step->batch;
     const sae_kernels *k = step->kernels;
-    int64_t ld = sae->ld;
+    int64_t ld = sae->out.ld;
     const float *aux_err = sae_error_row(b, ld, sae->p.n_prefixes, 0) + c;
-    if (columns < sae->width)
+    if (columns < sae->out.width)
         fetch_strip(b->n, columns, sae_error_row(b, ld, 0, 0) + c, ld);
     for (int64_t j = r->from; j < r->to; j++) {
         const float *err = sae_error_row(b, ld, sae_prefix_of(sae, j), 0) + c;
@@ -209,17 +210,16 @@ static void add_samples(const sae_step *step, const sae_rows *r, int64_t c, int6
 /* Both gradients of the latents of r (one where tied). */
 static void row_gradients(const sae_step *step, const sae_rows *r)
 {
-    int64_t width = step->sae->width;
-    size_t size = (size_t)((r->to - r->from) * step->sae->ld) * sizeof *r->dec;
-    memset(r->dec, 0, size);
+    int64_t width = step->sae->width, out = step->sae->out.width, n = r->to - r->from;
+    memset(r->dec, 0, (size_t)(n * step->sae->out.ld) * sizeof *r->dec);
     if (r->enc != r->dec)
-        memset(r->enc, 0, size);
+        memset(r->enc, 0, (size_t)(n * step->sae->ld) * sizeof *r->enc);
     if (step->batch->dense) {
         dense_row_gradients(step, r);
         return;
     }
-    for (int64_t c = 0; c < width; c += r->strip)
-        add_errors(step, r, c, ATOMS_MIN(r->strip, width - c));
+    for (int64_t c = 0; c < out; c += r->strip)
+        add_errors(step, r, c, ATOMS_MIN(r->strip, out - c));
     for (int64_t c = 0; c < width; c += r->strip)
         add_samples(step, r, c, ATOMS_MIN(r->strip, width - c));
 }
@@ -242,11 +242,13 @@ static void update_latent(const update *u, const sae_rows *r, int64_t j)
     sae_batch *b = u->step->batch;
     const sae_kernels *k = u->step->kernels;
     int64_t ld = sae->ld, at = j * ld, width = sae->width, d = sae->p.d_in;
+    const sae_extent *out = &sae->out;
     const sae_matrix *dec = &sae->dec, *enc = &sae->enc;
-    float *g_dec = r->dec + (j - r->from) * ld, *g_enc = r->enc + (j - r->from) * ld, g_bias = b->g_bias[j];
-    if (g_bias != 0)
+    float *g_dec = r->dec + (j - r->from) * out->ld, *g_enc = r->enc + (j - r->from) * ld, g_bias = b->g_bias[j];
+    if (g_bias != 0 && !sae->p.d_out)
         k->add_rows(width, 1, &g_bias, enc->w + at, 0, &(int32_t){0}, b->partial + j / PART_LATENTS * ld);
-    k->adam_row(width, d, &u->adam, true, rounding_seed(sae, 2 * j), g_dec, dec->mv + at, dec->w + at);
+    k->adam_row(out->width, out->d, &u->adam, true, rounding_seed(sae, 2 * j), g_dec, dec->mv + j * out->ld,
+                dec->w + j * out->ld);
     if (!sae->p.tied)
         k->adam_row(width, d, &u->adam, false, rounding_seed(sae, 2 * j + 1), g_enc, enc->mv + at, enc->w + at);
     adam_scalar(&u->adam, &sae->b_enc, j, g_bias);
@@ -262,8 +264,8 @@ static atoms_status update_latents(const update *u)
     latent_cut cut = cut_latents(u->step);
     int threads = u->step->ctx->p.num_threads;
     /* a thread's share of b->rows: codes, then the block's rows of the decoder and, unless tied, the encoder */
-    int64_t codes = PART_LATENTS * BLOCK_SAMPLES, other = sae->p.tied ? 0 : cut.block * ld;
-    int64_t share = codes + cut.block * ld + other;
+    int64_t codes = PART_LATENTS * BLOCK_SAMPLES, own = cut.block * sae->out.ld;
+    int64_t share = codes + own + (sae->p.tied ? 0 : cut.block * ld);
     if (!atoms_grow((void **)&b->rows, &b->rows_cap, threads * share, sizeof *b->rows))
         return ATOMS_ERR_MEMORY;
     memset(b->bands, 0, (size_t)(2 * parts) * sizeof *b->bands);
@@ -273,7 +275,7 @@ static atoms_status update_latents(const update *u)
         float *room = b->rows + atoms_thread() * share, *dec = room + codes;
         int64_t end = ATOMS_MIN(first + cut.task, s);
         for (int64_t from = first; from < end; from += cut.block) {
-            sae_rows r = {from, ATOMS_MIN(from + cut.block, end), cut.strip, room, dec, dec + other};
+            sae_rows r = {from, ATOMS_MIN(from + cut.block, end), cut.strip, room, dec, dec + (sae->p.tied ? 0 : own)};
             for (int64_t j = r.from; j < r.to; j++)
                 b->g_bias[j] = scalar_gradients(u, j, b->bands + 2 * (j / PART_LATENTS));
             row_gradients(u->step, &r);
@@ -284,14 +286,32 @@ static atoms_status update_latents(const update *u)
     return ATOMS_OK;
 }
 
-/* The decoder's bias: g = 2/n sum err - sum_j g_bias_j W_enc_j */
+/* A transcoder's skip connection, in the room of the latents' gradients: a thread's holds as many rows of the decoder. */
+static void update_skip(const update *u)
+{
+    const atoms_sae *sae = u->sae;
+    const sae_extent *out = &sae->out;
+    const sae_kernels *k = u->step->kernels;
+    int64_t d = sae->p.skip ? sae->p.d_in : 0, rows = PART_LATENTS / 4;
+#pragma omp parallel for num_threads(u->step->ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t from = 0; from < d; from += rows) {
+        float *g = u->step->batch->rows + atoms_thread() * rows * out->ld;
+        int64_t to = ATOMS_MIN(from + rows, d);
+        sae_skip_gradients(u->step, from, to, g);
+        for (int64_t j = from; j < to; j++)
+            k->adam_row(out->width, out->d, &u->adam, false, rounding_seed(sae, 2 * sae->p.d_sae + j),
+                        g + (j - from) * out->ld, sae->skip.mv + j * out->ld, sae->skip.w + j * out->ld);
+    }
+}
+
+/* The decoder's bias: g = 2/n sum err - sum_j g_bias_j W_enc_j, the second part not of a transcoder */
 static void update_bias(const update *u)
 {
     const sae_batch *b = u->step->batch;
     int64_t parts = atoms_ceil_div(u->sae->p.d_sae, PART_LATENTS);
-    for (int64_t c = 0; c < u->sae->p.d_in; c++) {
+    for (int64_t c = 0; c < u->sae->out.d; c++) {
         float g = 2.0f / (float)b->n * b->err_sum[c];
-        for (int64_t t = 0; t < parts; t++)
+        for (int64_t t = 0; t < (u->sae->p.d_out ? 0 : parts); t++)
             g -= b->partial[t * u->sae->ld + c];
         adam_scalar(&u->adam, &u->sae->b_dec, c, g);
     }
@@ -306,6 +326,7 @@ atoms_status sae_update(const sae_step *step, atoms_sae *sae, atoms_sae_stats *s
     atoms_status status = update_latents(&u);
     if (status != ATOMS_OK)
         return status;
+    update_skip(&u);
     update_bias(&u);
     sae->counters[0] = number;
     sae->counters[1] += b->n;

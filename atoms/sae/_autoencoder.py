@@ -766,6 +766,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
     # what fit leaves behind; all but the last two are public
     _FITTED = ("history_", "n_features_in_", "feature_names_in_", "n_dropped_massive_", "_fitted", "_folded")
     n_dropped_massive_ = 0
+    skip_connection: bool = False  # pickles of before have none
     _fitted: Trained
     _folded: tuple[Model, int, dict[str, np.ndarray]] | None = None
 

@@ -126,7 +126,13 @@ def transcoders(out, activations=("jumprelu", "relu", "batchtopk")):
     for activation in activations:
         for skip in (False, True):
             yield atoms.SparseAutoencoder(
-                peers.S, activation, target_l0=5, max_steps=100, batch_size=256, skip_connection=skip, verbose=False
+                peers.S,
+                activation,
+                target_l0=5,
+                max_steps=100,
+                batch_size=256,
+                skip_connection=skip,
+                verbose=False,
             ).fit(X, target=Y)
 
 
@@ -154,7 +160,9 @@ def test_exports_load_in_sparsify(tmp_path):
             found = owner(torch.from_numpy(x))
         codes = np.zeros((len(x), peers.S))
         np.put_along_axis(codes, found.latent_indices.numpy(), found.latent_acts.numpy(), axis=1)
-        np.testing.assert_allclose(sae.transform(x).toarray(), codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max())
+        np.testing.assert_allclose(
+            sae.transform(x).toarray(), codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max()
+        )
         out = found.sae_out.numpy()
         np.testing.assert_allclose(sae.reconstruct(x), out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
 

@@ -333,13 +333,9 @@ class SparseAutoencoderTwin:
             "W_dec": 2 / n * np.einsum("nj,jnd->jd", a, summed) + aux_g,
             "W_enc": gz.T @ self.centred(x),
             "b_enc": gz.sum(0),
-            "b_dec": 2 / n * np.sum(errors, axis=(0, 1)),
             "threshold": np.zeros_like(p["threshold"]),
+            **self._sides(x, np.sum(errors, axis=0), gz),
         }
-        if not self.transcoder:
-            g["b_dec"] = g["b_dec"] - gz.sum(0) @ p["W_enc"]
-        if "W_skip" in p:
-            g["W_skip"] = 2 / n * x.T @ np.sum(errors, axis=0)
         if self.activation == "jumprelu":
             # what the objective would change by if the threshold rose by the bandwidth: activations in between
             # would be switched off
@@ -353,6 +349,16 @@ class SparseAutoencoderTwin:
         if self.tied:
             g["W_dec"] = g["W_enc"] = g["W_dec"] + g["W_enc"]
         return (err**2).sum() / n, penalty, on.sum() / n, g
+
+    def _sides(self, x: Array, errors: Array, gz: Array) -> dict[str, Array]:
+        """Gradients of what autoencoders and transcoders differ in; `errors` are the sum over the prefixes."""
+        p, share = self.p, 2 / len(x)
+        g = {"b_dec": share * errors.sum(0)}
+        if not self.transcoder:
+            g["b_dec"] = g["b_dec"] - gz.sum(0) @ p["W_enc"]
+        if "W_skip" in p:
+            g["W_skip"] = share * x.T @ errors
+        return g
 
     def _direction(self, name: str, g: Array) -> Array:
         self.m[name] = self.beta1 * self.m[name] + (1 - self.beta1) * g

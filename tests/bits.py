@@ -121,6 +121,13 @@ def autoencoders(X, aip, folder):
     yield "fit_many", digest(*[s.W_dec for s in atoms.fit_many(seeds, [X[:400], X[400:]])])
     warm = atoms.SparseAutoencoder(150, metric=aip, **settings).fit(X, init=seeds[0])
     yield "fit/init", digest(warm.W_enc, warm.W_dec)
+    for activation in ("jumprelu", "relu", "topk", "batchtopk"):
+        sae = atoms.SparseAutoencoder(150, activation, skip_connection=activation != "relu", **settings)
+        sae.fit(X, target=np.abs(X[:, ::2]))
+        yield (
+            f"transcoder/{activation}",
+            digest(sae.W_enc, sae.W_dec, sae.b_dec, sae.threshold, sae.reconstruct(X)),
+        )
     yield from checkpoints(X, aip, folder, settings)
     yield from exports(seeds[0], X, folder)
 
@@ -337,6 +344,7 @@ def main(wanted):
                     if of_this(
                         (
                             "sae",
+                            "transcoder",
                             "calibrate",
                             "screen",
                             "fit",

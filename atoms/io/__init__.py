@@ -7,7 +7,7 @@ SAELens (6 and before)    ``cfg.json``, ``sae_weights.safetensors``     yes, ``"
 Gemma Scope               ``params.npz``                                yes, ``"npz"``
 Gemma Scope 2             ``params.safetensors``, ``config.json``
 dictionary_learning       ``ae.pt``, ``config.json``
-sparsify                  ``cfg.json``, ``sae.safetensors``
+sparsify                  ``cfg.json``, ``sae.safetensors``             yes, TopK: ``"sparsify"``
 atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`, ``push_to_hub``
 ========================  ============================================  =========================================
 
@@ -272,9 +272,9 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         Fitted. Its metric or input scaling is folded into the weights, BatchTopK becomes JumpReLU with one
         threshold, as SAELens does itself.
     path : path
-        A new folder (``"saelens"``: ``cfg.json`` and ``sae_weights.safetensors``) or file (``"npz"``: Gemma
-        Scope's five arrays). Written beside itself and renamed.
-    format : {"saelens", "npz"}
+        A new folder (``"saelens"``: ``cfg.json`` and ``sae_weights.safetensors``, ``"sparsify"``: ``cfg.json`` and
+        ``sae.safetensors``) or file (``"npz"``: Gemma Scope's five arrays). Written beside itself and renamed.
+    format : {"saelens", "npz", "sparsify"}
         See `path`.
     **metadata
         Into SAELens's ``metadata``: ``model_name``, ``hook_name``, ``context_size`` and what else its tools use.
@@ -285,16 +285,21 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     FileExistsError
         `path` is there already.
     ValueError
-        The format cannot express the model: ``"npz"`` has no TopK, no input norm and no skip connection.
+        The format cannot express the model: ``"npz"`` has no TopK, no input norm and no skip connection, ``"saelens"`` no
+        TopK transcoder, ``"sparsify"`` nothing but TopK, without input norm and to as many features as from.
     """
-    if format not in ("saelens", "npz"):
-        raise ValueError(f"format: expected 'saelens' or 'npz', got {format!r}")
+    if format not in ("saelens", "npz", "sparsify"):
+        raise ValueError(f"format: expected 'saelens', 'npz' or 'sparsify', got {format!r}")
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")
     sae = as_fitted(sae)
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     arrays: dict[str, Any] = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
+    if format == "sparsify":
+        tensors, said = _as_sparsify(sae, arrays)
+        _write_folder(path, "sae.safetensors", said, tensors)
+        return
     norm, skip = getattr(sae, "input_norm", "none"), getattr(sae, "W_skip", None)
     transcoder = getattr(sae, "is_transcoder", False)
     activation = "jumprelu" if sae.activation == "batchtopk" else sae.activation
@@ -312,14 +317,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         arrays["W_skip"] = np.ascontiguousarray(skip.T)
     if activation != "jumprelu":
         del arrays["threshold"]
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    temporary.mkdir()
-    try:
-        _write_saelens(temporary, config, arrays)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _write_folder(path, "sae_weights.safetensors", config, arrays)
 
 
 def _check_expressible(format: str, threshold: np.ndarray, activation: str, norm: str, skip: Any) -> None:
@@ -331,14 +329,47 @@ def _check_expressible(format: str, threshold: np.ndarray, activation: str, norm
         raise ValueError(f"format: 'npz' has no place for {what}; use 'saelens'")
 
 
-def _write_saelens(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> None:
-    """Both files into a folder that is there."""
+def _write_folder(path: Path, weights: str, config: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """A new folder of two files, written beside itself and renamed."""
     from safetensors.numpy import save as packed
 
-    with replacing(folder / "sae_weights.safetensors") as file:
-        file.write_bytes(packed(arrays))
-    with replacing(folder / "cfg.json") as file:
-        file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        with replacing(folder / weights) as file:
+            file.write_bytes(packed(arrays))
+        with replacing(folder / "cfg.json") as file:
+            file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        os.rename(folder, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_sparsify(sae: Any, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """sparsify's tensors and configuration."""
+    (d_in, d_sae), d_out = arrays["W_enc"].shape, arrays["W_dec"].shape[1]
+    norm, transcoder = getattr(sae, "input_norm", "none"), getattr(sae, "is_transcoder", False)
+    if sae.activation != "topk" or norm != "none" or d_in != d_out:
+        what = norm if norm != "none" else f"{d_in} features to {d_out}" if d_in != d_out else sae.activation
+        raise ValueError(
+            f"format: 'sparsify' has TopK alone, to as many features as from, not {what}; use 'saelens'"
+        )
+    skip, bias = getattr(sae, "W_skip", None), arrays["b_enc"].astype(np.float64)
+    if not transcoder:  # it subtracts the decoder's bias first
+        bias = bias + arrays["b_dec"].astype(np.float64) @ arrays["W_enc"]
+    tensors = {
+        "encoder.weight": np.ascontiguousarray(arrays["W_enc"].T), "encoder.bias": bias.astype(np.float32),
+        "W_dec": arrays["W_dec"], "b_dec": arrays["b_dec"],
+    }  # fmt: skip
+    if skip is not None:
+        tensors["W_skip"] = np.ascontiguousarray(skip.T, np.float32)
+    k = getattr(sae, "k", None)
+    return tensors, {
+        "activation": "topk", "num_latents": d_sae, "k": int(k_of(sae.target_l0) if k is None else k), "d_in": d_in,
+        "normalize_decoder": True, "multi_topk": False, "skip_connection": skip is not None, "transcode": transcoder,
+    }  # fmt: skip
 
 
 def _saelens_config(
@@ -348,7 +379,7 @@ def _saelens_config(
     architecture = {"relu": "standard"}.get(activation, activation)
     if transcoder:
         if activation == "topk":
-            raise ValueError("format: SAELens has no TopK transcoders")
+            raise ValueError("format: SAELens has no TopK transcoders; use 'sparsify'")
         architecture = (
             ("jumprelu_" if activation == "jumprelu" else "") + ("skip_" if skip else "") + "transcoder"
         )
@@ -373,7 +404,8 @@ def _saelens_config(
 def convert(
     source: str | os.PathLike[str], target: str | os.PathLike[str], *, is_transcoder: bool | None = None
 ) -> str:
-    """Read any known format and write another: ``.npz`` by that ending, else a SAELens folder.
+    """Read any known format and write another: ``.npz`` by that ending, else a SAELens folder; TopK transcoders, which SAELens
+    has not, one of sparsify.
 
     ``python -m atoms convert IN OUT`` does this.
 
@@ -394,7 +426,8 @@ def convert(
     sae = load(source, is_transcoder=is_transcoder)
     if not hasattr(sae, "W_enc"):
         raise ValueError(f"{source}: holds no autoencoder but a {type(sae).__name__}")
-    format = "npz" if Path(target).suffix == ".npz" else "saelens"
+    topk = getattr(sae, "is_transcoder", False) and sae.activation == "topk"
+    format = "npz" if Path(target).suffix == ".npz" else "sparsify" if topk else "saelens"
     save(sae, target, format)
     return f"{source}: {sae!r}, written to {target} ({format})"
 

@@ -402,7 +402,6 @@ class SparseAutoencoder(InModel, Scored, Routed):
         fitted = "_fitted" in vars(self)
         settings = self._settings(self._fitted.parameters["random_state"] if fitted else None)
         parameters, rows = self._parameters(settings), paired(X, target)
-        _check_sides([self], [settings], rows)
         if fitted:
             if self.is_transcoder != isinstance(rows, PairedRows):
                 raise ValueError(
@@ -410,9 +409,14 @@ class SparseAutoencoder(InModel, Scored, Routed):
                     if self.is_transcoder
                     else "target: this is an autoencoder already; fit(X, target=...) makes a transcoder"
                 )
+            if isinstance(rows, PairedRows) and rows.y.d != self._model.d_out:
+                raise ValueError(
+                    f"target: expected {self._model.d_out} features as in the calls before, got {rows.y.d}"
+                )
             check_same_parameters(parameters, self._fitted.parameters, "learning_rate")
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
             self._fitted = self._fitted._replace(parameters=parameters)
+        _check_sides([self], [settings], rows)
         for part in finite_blocks(rows, PART):
             if "_fitted" not in vars(self):
                 self._begin_partial(rows, part, settings, parameters)
@@ -607,7 +611,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         if not model.skip or space.target is None:
             return self.inverse_transform(self._codes(X))
         out = model.rebuild(context(self.num_threads), space.to_space(X))
-        return (out / space.target.scale + space.target.mean).astype(np.float32)
+        return np.asarray(out / space.target.scale + space.target.mean, np.float32)
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """What its atoms make of activations: (n, d_in), ``inverse_transform(transform(X))``.
@@ -762,6 +766,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
     # what fit leaves behind; all but the last two are public
     _FITTED = ("history_", "n_features_in_", "feature_names_in_", "n_dropped_massive_", "_fitted", "_folded")
     n_dropped_massive_ = 0
+    skip_connection: bool = False  # pickles of before have none
     _fitted: Trained
     _folded: tuple[Model, int, dict[str, np.ndarray]] | None = None
 

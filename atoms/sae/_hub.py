@@ -23,7 +23,7 @@ _CARD = """\
 {header}
 ---
 
-# A sparse autoencoder{of}
+# A {what}{of}
 
 {about}
 
@@ -38,7 +38,7 @@ import atoms  # pip install llm-atoms[hub]
 
 sae = atoms.load("{address}")
 codes = sae.transform(X)  # activations (n, {d_in}) to a SciPy CSR array (n, {d_sae})
-module = sae.to_torch()  # encode, decode and forward for PyTorch
+{rebuilt}module = sae.to_torch()  # encode, decode and forward for PyTorch
 ```
 
 The weights (`W_enc`, `b_enc`, `W_dec`, `b_dec`, `threshold`) are for raw activations. `atoms.io.save(sae, "folder")` writes
@@ -91,8 +91,13 @@ def card(kind: str, trained: Trained, address: str, metadata: dict[str, Any]) ->
     return _CARD.format(
         header="\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items()),  # JSON is YAML
         of=of,
-        about=f"`{kind}` of {model.d_sae:,} {model.activation} latents for {model.d_in:,} features, "
-        f"trained with atoms {__version__} (`pip install llm-atoms`).",
+        what="transcoder" if model.transcodes else "sparse autoencoder",
+        rebuilt=f"outputs = sae.reconstruct(X)  # (n, {model.d_out}), of the target's place\n"
+        if model.transcodes
+        else "",
+        about=f"`{kind}` of {model.d_sae:,} {model.activation} latents for {model.d_in:,} features"
+        + (f", which rebuild {model.d_out:,} of another place, " if model.transcodes else ", ")
+        + f"trained with atoms {__version__} (`pip install llm-atoms`).",
         figures=_markdown(_figures(trained, others)),
         conventions=_conventions(trained),
         address=address,
@@ -137,10 +142,11 @@ def _conventions(trained: Trained) -> str:
     where = "the coordinates of its own: raw activations less their mean, times one number"
     if space.metric is not None:
         where = "the metric's coordinates, in which every direction of the training data weighs alike"
+    x = "X" if space.target is None else "Y"
     convention = "metric_centered" if space.metric is not None else "centered"
     return (
         f"Explained variance is `1 - sum |x - x_hat|^2 / sum |x - mean|^2` in {where} "
-        f'(`atoms.theory.explained_variance(X, sae.reconstruct(X), "{convention}"'
+        f'(`atoms.theory.explained_variance({x}, sae.reconstruct(X), "{convention}"'
         + (", metric=sae.metric_" if space.metric is not None else "")
         + ")`). It is of raw activations only where it says so: another convention gives another number. Held-out rows "
         "took no part in training but for the one factor that brings all thresholds to the L0 asked for. L0 is the "

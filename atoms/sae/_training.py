@@ -210,7 +210,7 @@ def paired(X: Any, target: Any = None) -> Rows | BlockRows | StreamRows | Paired
 
 def training_rows(
     X: Any, X_val: Any, massive: str | float, target: Any = None, target_val: Any = None
-) -> tuple[Rows | BlockRows | StreamRows | PairedRows, Any, int]:
+) -> tuple[Any, Any, int]:
     """The rows to train on, those held out, and how many massive ones of X were dropped.
 
     ValueError where there are too few, or they differ.

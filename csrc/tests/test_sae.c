@@ -223,6 +223,68 @@ TEST(sae_workspace_fits_every_step)
     atoms_ctx_free(three);
 }
 
+/* A transcoder to W values, with a skip connection. */
+enum { W = 37 };
+
+static atoms_sae *new_transcoder(const atoms_ctx *ctx, atoms_activation activation)
+{
+    static float rows[S * W];
+    atoms_sae_params p;
+    atoms_sae *sae = NULL;
+    atoms_sae_params_init(&p);
+    p.d_in = D;
+    p.d_out = W;
+    p.skip = 1;
+    p.d_sae = S;
+    p.k = K;
+    p.activation = activation;
+    CHECK(atoms_sae_new(ctx, &p, &sae) == ATOMS_OK);
+    for (int j = 0; j < S; j++)
+        rows[j * W + j % W] = 1;
+    atoms_sae_set(sae, ATOMS_W_ENC, enc);
+    atoms_sae_set(sae, ATOMS_W_DEC, rows);
+    return sae;
+}
+
+TEST(transcoders_rebuild_a_target)
+{
+    fill();
+    static float y[N * W];
+    for (int i = 0; i < N; i++)
+        for (int c = 0; c < W; c++)
+            y[i * W + c] = x[i * D + c % D] + (x[i * D] > 0 ? 1 : 0);
+    for (int activation = ATOMS_JUMPRELU; activation <= ATOMS_BATCHTOPK; activation++) {
+        atoms_ctx *ctx = atoms_test_context(0);
+        atoms_sae *sae = new_transcoder(ctx, (atoms_activation)activation);
+        atoms_batch target = {.x = {y, ATOMS_F32, N, W, W, 1}, .n = N}, from = batch_of(x, N);
+        atoms_sae_stats stats;
+        CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_ERR_ARGUMENT); /* no target */
+        from.target = &target;
+        double first = 0;
+        for (int step = 0; step < 40; step++) {
+            CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_OK);
+            first = step ? first : stats.squared_error;
+        }
+        CHECK(stats.squared_error < first);
+        int64_t shape[2];
+        CHECK(atoms_sae_shape(sae, ATOMS_W_SKIP_M, shape) == 2 && shape[0] == D && shape[1] == W);
+        CHECK(atoms_sae_shape(sae, ATOMS_B_DEC, shape) == 1 && shape[0] == W);
+        int64_t idx[1] = {3};
+        float one[1] = {1};
+        CHECK(atoms_sae_reset(ctx, 1, sae, idx, y, NULL, one, one) == ATOMS_ERR_ARGUMENT); /* no readers */
+        CHECK(atoms_sae_reset(ctx, 1, sae, idx, y, x, one, one) == ATOMS_OK);
+        target.n = N - 1;
+        CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_ERR_ARGUMENT);
+        target.n = N;
+        y[70 * W + 2] = NAN;
+        CHECK(atoms_sae_step(ctx, sae, &from, &step_params, &stats) == ATOMS_ERR_NONFINITE);
+        CHECK(stats.bad_row == 70 && stats.bad_target);
+        y[70 * W + 2] = 0;
+        atoms_sae_free(sae);
+        atoms_ctx_free(ctx);
+    }
+}
+
 TEST(sae_survives_running_out_of_memory)
 {
     fill();

@@ -120,6 +120,53 @@ def trained():
             yield sae.fit(X)
 
 
+def transcoders(out, activations=("jumprelu", "relu", "batchtopk")):
+    X = peers.activations()
+    Y = np.maximum(X @ np.random.default_rng(3).standard_normal((peers.D, out)), 0).astype(np.float32)
+    for activation in activations:
+        for skip in (False, True):
+            yield atoms.SparseAutoencoder(
+                peers.S,
+                activation,
+                target_l0=5,
+                max_steps=100,
+                batch_size=256,
+                skip_connection=skip,
+                verbose=False,
+            ).fit(X, target=Y)
+
+
+@pytest.mark.filterwarnings("default")
+def test_transcoders_load_in_saelens(tmp_path):
+    need("saelens")
+    x = peers.activations(64, 1)
+    for i, sae in enumerate(transcoders(12)):
+        compare_in_saelens(sae, tmp_path / str(i), x)
+
+
+@pytest.mark.filterwarnings("default")
+def test_exports_load_in_sparsify(tmp_path):
+    need("sparsify")
+    import torch
+    from sparsify import SparseCoder
+
+    x = peers.activations(64, 1)
+    plain = [sae for sae in trained() if sae.activation == "topk" and sae.metric is None]
+    imported = [load(folder_of(DATA / name)) for name in peers.MODELS if name.startswith("sparsify")]
+    for i, sae in enumerate([*transcoders(peers.D, ("topk",)), *plain, *imported]):
+        save(sae, tmp_path / str(i), "sparsify")
+        owner = SparseCoder.load_from_disk(tmp_path / str(i))  # strict: unknown or missing weights raise
+        with torch.no_grad():
+            found = owner(torch.from_numpy(x))
+        codes = np.zeros((len(x), peers.S))
+        np.put_along_axis(codes, found.latent_indices.numpy(), found.latent_acts.numpy(), axis=1)
+        np.testing.assert_allclose(
+            sae.transform(x).toarray(), codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max()
+        )
+        out = found.sae_out.numpy()
+        np.testing.assert_allclose(sae.reconstruct(x), out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
+
+
 def compare_in_saelens(sae, path, x):
     import torch
     from sae_lens import SAE

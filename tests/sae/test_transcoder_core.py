@@ -63,6 +63,10 @@ SHAPES = [
 @pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
 @pytest.mark.parametrize("extras", ["", "aux", "aux and prefixes"])
 def test_ten_steps_equal_the_twin(activation, n, d, s, out, skip, extras):
+    if n > 1000 and (
+        activation not in ("jumprelu", "batchtopk") or "prefixes" in extras or skip != bool(extras)
+    ):
+        pytest.skip("the twin is slow")
     params = start(d, s, out, 1, skip)
     k = min(3, s)
     prefixes = sorted({max(1, s // 5), max(1, s // 2), s}) if "prefixes" in extras else []

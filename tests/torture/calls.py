@@ -33,8 +33,9 @@ SHAPES = {
     "angles": {"X": "nd", "first": "m", "second": "m", "counts": "c", "sums": "3"},
     "sae_get": {"out": "*"},
     "sae_set": {"values": "*"},
-    "sae_reset": {"idx": "m", "rows": "md", "scales": "m", "thresholds": "m"},
-    "sae_step": {"X": "nd", "index": "n", "shift": "d"},
+    "sae_reset": {"idx": "m", "rows": "md", "readers": "md", "scales": "m", "thresholds": "m"},
+    "sae_step": {"X": "nd", "index": "n", "shift": "d"}
+    | {"target": "nd", "target_index": "n", "target_shift": "d"},
     "sae_encode": {"X": "nd", "index": "n", "shift": "d"},
     "decode": {"indptr": "N", "indices": "c", "values": "c", "W_dec": "kd", "bias": "d", "out": "nd"},
     "lasso": {"alphas": "c", "indices": "Cr", "values": "Cr", "counts": "C", "status": "C", "steps": "C"}
@@ -70,15 +71,36 @@ TYPES = {
     "support": "i4",
     "slot": "i4",
 }
-TYPES |= {"index": "i8", "idx": "i8", "first": "i8", "second": "i8", "prefixes": "i8", "out_indices": "i4"}
+TYPES |= {
+    "index": "i8",
+    "target_index": "i8",
+    "idx": "i8",
+    "first": "i8",
+    "second": "i8",
+    "prefixes": "i8",
+    "out_indices": "i4",
+}
 OTHER_TYPES = {
     ("moments", "second"): "f8", ("product", "out"): "f4", ("angles", "counts"): "i8", ("cosine_histogram", "counts"): "i8",
     ("cosine_refine", "counts"): "i8", ("decode", "values"): "f4", ("sae_get", "out"): "f4", ("sae_set", "values"): "f4",
     ("pack_codes", "out_values"): "f4", ("decode", "out"): "f4", ("pack_codes", "values"): "f4",
     ("fit_atoms", "values"): "f4", ("fit_atoms", "atoms"): "f4",
 }  # fmt: skip
-ANY_FLOAT = {"X", "X_hat", "D", "atoms"}
-FLOAT32 = {"unit", "A", "B", "value", "W_dec", "bias", "rows", "scales", "thresholds", "shift"}
+ANY_FLOAT = {"X", "X_hat", "D", "atoms", "target"}
+FLOAT32 = {
+    "unit",
+    "A",
+    "B",
+    "value",
+    "W_dec",
+    "bias",
+    "rows",
+    "readers",
+    "scales",
+    "thresholds",
+    "shift",
+    "target_shift",
+}
 
 
 # Drawn once: a call takes a piece of them, for drawing and converting was three quarters of its time.
@@ -269,7 +291,11 @@ def handles_of(rng):
     while len(found["sae"]) < 8:
         k, d = (int(s) for s in rng.choice(SIZES[1:], 2))
         kind = int(rng.integers(4))
-        sae = _core.sae_new(ctx[0], d, k, kind, k=int(rng.integers(1, k + 1)), tied=bool(rng.integers(2)))
+        out = d if len(found["sae"]) % 3 == 2 else 0  # a transcoder, with a skip connection
+        tied = bool(rng.integers(2)) and not out
+        sae = _core.sae_new(
+            ctx[0], d, k, kind, k=int(rng.integers(1, k + 1)), tied=tied, d_out=out, skip=bool(out)
+        )
         for field, shape in ((_core.W_ENC, (k, d)), (_core.W_DEC, (k, d)), (_core.B_ENC, (k,))):
             try:
                 _core.sae_set(sae, field, rng.standard_normal(shape).astype("f4"))

@@ -197,7 +197,8 @@ class Units:
     `code` is mean field: a sample's candidates are the `K` atoms that correlate most, with it and then with what is left of it,
     and each in turn takes its posterior mean given the others'. `step` is one of expectation maximisation, the atoms as in
     `atoms.DictionaryLearning` (`_core.fit_atoms`). Atoms that fire together in nearly every sample can be mixed with each other
-    at hardly any loss; of all those mixtures the least coherent one is taken (`part`).
+    at hardly any loss; of all those mixtures the least coherent one is taken (`part`). Atoms that never come to fire for sure
+    (the posterior's mean square is under three quarters of its mean) have found no feature, and begin anew.
     """
 
     def __init__(self, sae, X: np.ndarray, weight: float) -> None:
@@ -217,6 +218,7 @@ class Units:
         self.hits, self.first = self.count.copy(), self.count * self.height
         self.second = self.count * (self.height**2 + 1.4)
         self.energy = self.second.copy()
+        self.sure, self.doubt, self.age = np.zeros(len(self.D)), np.zeros(len(self.D)), np.zeros(len(self.D))
 
     def code(self, X: np.ndarray, K: int = 40, rounds: int = 2, sweeps: int = 2):
         """Candidates, posterior means, and probabilities of firing, (n, K) each."""
@@ -283,8 +285,11 @@ class Units:
         )  # fmt: skip
         self.b = self.b + 0.5 * left.mean(0)
         self.part()
+        self.age += 1
+        self.sure = 0.9 * self.sure + np.bincount(which.ravel(), (on * on).ravel(), len(self.D))
+        self.doubt = 0.9 * self.doubt + np.bincount(which.ravel(), on.ravel(), len(self.D))
         if replace:
-            self._replace(np.flatnonzero(self.rate < 4e-4), left, rng)
+            self._replace(left, rng)
 
     def part(self, times: int = 2) -> None:
         """Of two atoms nearer than random ones come, each loses half its share of the other, the less used one the more."""
@@ -298,18 +303,43 @@ class Units:
             norm = np.linalg.norm(D, axis=1, keepdims=True)
             self.D = np.where(norm > 0.3, D / norm, self.D).astype(np.float32)
 
-    def _replace(self, gone, left, rng) -> None:
-        """Atoms that (nearly) never fire take directions of what is left over."""
-        weight = (left**2).sum(1)
-        gone = gone[: len(left)]
-        chosen = left[rng.choice(len(left), len(gone), replace=False, p=weight / weight.sum())]
-        self.D[gone] = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
-        self.rate[gone], self.height[gone], self.spread[gone], self.energy[gone] = 0.003, self.usual, 1.2, 0
-        self.count[gone], self.hits[gone] = 0.0003 * self.n, 0.003 * self.n
-        self.first[gone], self.second[gone] = (
-            0.003 * self.n * self.usual,
-            0.003 * self.n * (self.usual**2 + 1.4),
-        )
+    def _replace(self, left, rng) -> None:
+        """Atoms whose firing stays doubtful, or hardly ever fire, take what residuals share, where that is something new."""
+        doubtful = (self.sure < 0.75 * self.doubt) | (self.rate < 3e-4)
+        gone = np.flatnonzero(doubtful & (self.age > 5))
+        gone = gone[np.argsort(self.sure[gone] / np.maximum(self.doubt[gone], 1e-3))][:400]
+        if not len(gone):
+            return
+        found, rate, height = self._shared(left, min(len(left), 2 * len(gone)), rng)
+        known, chosen = np.abs(found @ self.D.T).max(1), []
+        for i in np.argsort(-rate):
+            if rate[i] * len(left) >= 4 and known[i] < 0.7:
+                if not chosen or np.abs(found[chosen] @ found[i]).max() < 0.5:
+                    chosen.append(i)
+        k = min(len(chosen), len(gone))
+        gone, chosen = gone[:k], chosen[:k]
+        r, h = np.clip(rate[chosen], 5e-4, 0.05), height[chosen]
+        self.D[gone], self.rate[gone], self.height[gone], self.spread[gone] = found[chosen], r, h, 1.2
+        self.count[gone], self.hits[gone] = r * self.n, 0.1 * r * self.n
+        self.first[gone], self.second[gone] = self.hits[gone] * h, self.hits[gone] * (h**2 + 1.4)
+        self.energy[gone] = self.second[gone]
+        self.sure[gone] = self.doubt[gone] = self.age[gone] = 0
+
+    def _shared(self, left, n: int, rng, rounds: int = 6):
+        """Directions that some residuals share, and how often and how high: from n of them, each round's direction is the
+        mean of those that lie far along the last one's, weighed by how far."""
+        v = left[rng.choice(len(left), n, replace=False)]
+        v, noise = v / np.linalg.norm(v, axis=1, keepdims=True), np.sqrt((left**2).mean())
+        for _ in range(rounds):
+            s = left @ v.T
+            v = (
+                np.maximum(s - np.maximum(2.5 * noise, np.partition(s, -20, axis=0)[-20]), 0).T @ left
+                + 1e-6 * v
+            )
+            v /= np.linalg.norm(v, axis=1, keepdims=True)
+        s = left @ v.T
+        far = s > 3
+        return v, far.mean(0), (s * far).sum(0) / np.maximum(1, far.sum(0))
 
 
 class Judged:
@@ -383,7 +413,8 @@ def learn(o) -> None:
         for step in range(o.em_steps):
             start = time.process_time()
             at = step * 8192 % (len(X) - 8192)
-            units.step(X[at : at + 8192].astype(np.float32), 0.97, step < 0.7 * o.em_steps, rng)
+            replace = step % 3 == 2 and step < 0.75 * o.em_steps
+            units.step(X[at : at + 8192].astype(np.float32), 0.97, replace, rng)
             spent += time.process_time() - start
             if step == o.em_steps - 1 or (step + 1) % o.every == 0:
                 more |= {"cpu": spent, "em_samples": 8192 * (step + 1)}

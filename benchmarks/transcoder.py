@@ -162,13 +162,13 @@ def table(options) -> None:
     groups: dict[tuple, list[dict]] = {}
     for line in options.results.read_text().splitlines():
         r = json.loads(line)
-        groups.setdefault((r["skip"], r["name"], r["activation"], r["optimizer"]), []).append(r)
-    print(f"{'':44} {'rate':>8} {'held-out EV':>12} {'L0':>6} {'wall s':>8} {'CPU s':>8}")
-    for (skip, name, activation, optimizer), records in sorted(groups.items()):
+        groups.setdefault((r["skip"], r["name"], r["activation"], r["optimizer"], r["samples"]), []).append(r)
+    print(f"{'':48} {'rate':>8} {'held-out EV':>12} {'L0':>6} {'wall s':>8} {'CPU s':>8}")
+    for (skip, name, activation, optimizer, samples), records in sorted(groups.items()):
         best = max(records, key=lambda r: r["explained_variance_tune"])
-        what = f"{name} ({activation if name == 'atoms' else optimizer}{', skip' if skip else ''})"
+        what = f"{name} ({activation if name == 'atoms' else optimizer}{', skip' if skip else ''}), {samples:,} samples"
         figures = f"{best['lr']:8g} {best['explained_variance']:12.4f} {best['l0_held_out']:6.1f}"
-        print(f"{what:44} {figures} {best['wall_seconds']:8.1f} {best['cpu_seconds']:8.1f}")
+        print(f"{what:48} {figures} {best['wall_seconds']:8.1f} {best['cpu_seconds']:8.1f}")
 
 
 def main() -> None:

@@ -289,7 +289,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         TopK transcoder, ``"sparsify"`` nothing but TopK, without input norm and to as many features as from.
     """
     if format not in ("saelens", "npz", "sparsify"):
-        raise ValueError(f"format: expected 'saelens', 'npz' or 'sparsify', got {format!r}")
+        raise ValueError(f"format: expected 'saelens' or 'npz', or 'sparsify', got {format!r}")
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")

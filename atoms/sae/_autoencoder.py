@@ -258,11 +258,11 @@ class SparseAutoencoder(InModel, Scored, Routed):
         X: Any,
         y: Any = None,
         *,
-        target: Any = None,
         X_val: Any = None,
-        target_val: Any = None,
         calibrate: bool = True,
         massive: str | float = "keep",
+        target: Any = None,
+        target_val: Any = None,
         callback: Callable[[SparseAutoencoder, dict[str, Any]], None] | None = None,
         init: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -284,14 +284,9 @@ class SparseAutoencoder(InModel, Scored, Routed):
             ends before `max_steps` ends training; the function that makes it is called for another pass.
         y : ignored
             For scikit-learn's pipelines.
-        target : array (n, d_out), tensor, memory map, ``store[layer]``, ..., optional
-            What a transcoder rebuilds: a row for each row of X, in whatever `X` may be in. Where one of the two is read block
-            by block or a stream, the two are shuffled through one buffer of rows side by side.
         X_val : array (m, d_in), optional
             Held out: its explained variance and L0 are shown and recorded twenty times, and after the last
             step thresholds are calibrated on it.
-        target_val : array (m, d_out), optional
-            With a target, what is to be rebuilt of `X_val`: the explained variance is its.
         calibrate : bool
             Whether ``"jumprelu"`` and ``"batchtopk"`` end with all thresholds multiplied by the one factor at
             which L0 on `X_val` is `target_l0`, see `calibrate`. The last held-out figures in ``history_`` are
@@ -300,6 +295,11 @@ class SparseAutoencoder(InModel, Scored, Routed):
             "drop" leaves out rows whose norm is more than ten times the median of X's, a number those of more than so
             many times it, here and of `X_val`: `n_dropped_massive_` says how many of X. It goes through X once before:
             a store knows its norms, but a stream's model runs over all tokens once more.
+        target : array (n, d_out), tensor, memory map, ``store[layer]``, ..., optional
+            What a transcoder rebuilds: a row for each row of X, in whatever `X` may be in. Where one of the two is read block
+            by block or a stream, the two are shuffled through one buffer of rows side by side.
+        target_val : array (m, d_out), optional
+            With a target, what is to be rebuilt of `X_val`: the explained variance is its.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional

@@ -88,22 +88,29 @@ def card(kind: str, trained: Trained, address: str, metadata: dict[str, Any]) ->
         else " of " + ", ".join(f"`{x}`" for x in (name, hook) if x is not None)
     )
     others = {k: v for k, v in metadata.items() if k not in (*_HEADER, "model_name", "hook_name")}
+    what, rebuilds, rebuilt = _transcoder(model) if model.transcodes else ("sparse autoencoder", "", "")
     return _CARD.format(
+        what=what,
+        rebuilt=rebuilt,
         header="\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items()),  # JSON is YAML
         of=of,
-        what="transcoder" if model.transcodes else "sparse autoencoder",
-        rebuilt=f"outputs = sae.reconstruct(X)  # (n, {model.d_out}), of the target's place\n"
-        if model.transcodes
-        else "",
-        about=f"`{kind}` of {model.d_sae:,} {model.activation} latents for {model.d_in:,} features"
-        + (f", which rebuild {model.d_out:,} of another place, " if model.transcodes else ", ")
-        + f"trained with atoms {__version__} (`pip install llm-atoms`).",
+        about=f"`{kind}` of {model.d_sae:,} {model.activation} latents for {model.d_in:,} features{rebuilds}, "
+        f"trained with atoms {__version__} (`pip install llm-atoms`).",
         figures=_markdown(_figures(trained, others)),
         conventions=_conventions(trained),
         address=address,
         d_in=model.d_in,
         d_sae=model.d_sae,
         file=FILE,
+    )
+
+
+def _transcoder(model: Any) -> tuple[str, str, str]:
+    """What the card calls it, what it says of the target, and a line of the example."""
+    return (
+        "transcoder",
+        f", which rebuild {model.d_out:,} of another place",
+        f"outputs = sae.reconstruct(X)  # (n, {model.d_out}), of that place\n",
     )
 
 

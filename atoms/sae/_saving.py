@@ -107,7 +107,9 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
     if "target_scale" in meta:  # a transcoder
         d, out = len(tensors["mean"]), d
     if meta["n_features_in"] != d:
-        raise ValueError(f"n_features_in is {meta['n_features_in']!r}, the weights have {d}")
+        raise ValueError(
+            f"n_features_in is {meta['n_features_in']!r}, {'b_dec' if out is None else 'mean'} has {d}"
+        )
     required = {*WEIGHTS, "counters"} - ({"W_enc"} if settings.tied else set())
     fields = (*FIELDS, *SKIP) if settings.skip_connection else FIELDS
     required |= {SKIP[0]} if settings.skip_connection else set()

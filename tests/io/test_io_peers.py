@@ -167,6 +167,31 @@ def test_exports_load_in_sparsify(tmp_path):
         np.testing.assert_allclose(sae.reconstruct(x), out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
+def test_transcoders_explain_what_sparsifys_do(skip, monkeypatch):
+    """A small benchmarks/transcoder.py: equal L0 and samples, sparsify's better rate of two."""
+    need("sparsify")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import transcoder
+
+    rng = np.random.default_rng(3)
+    X, x = peers.activations(), peers.activations(512, 1)
+    hidden, out = rng.standard_normal((peers.D, 32)) / 4, rng.standard_normal((32, peers.D)) / 4
+    Y, y = (np.maximum(rows @ hidden, 0).astype(np.float32) @ out.astype(np.float32) for rows in (X, x))
+    task = {
+        "d_sae": peers.S, "l0": 5, "batch_size": 256, "samples": 80_000, "seed": 0, "skip": skip, "threads": 1,
+        "activation": "topk", "optimizer": "adam", "options": {},
+    }  # fmt: skip
+    found = {}
+    for make, rates in ((transcoder.train_atoms, (3e-3,)), (transcoder.train_sparsify, (3e-3, 1e-2))):
+        for lr in rates:
+            fit, rebuild, _ = make({**task, "lr": lr}, X, Y)
+            fit()
+            found[make] = max(found.get(make, -1), transcoder.explained(y, rebuild(x)))
+    assert found[transcoder.train_atoms] > found[transcoder.train_sparsify] - 0.01, found
+
+
 def compare_in_saelens(sae, path, x):
     import torch
     from sae_lens import SAE

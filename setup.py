@@ -61,7 +61,7 @@ from setuptools.errors import PlatformError  # noqa: E402
 # clang knows no `#pragma GCC target`: it is told for each file instead.
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma".split()
-CLANG = {
+X86 = {
     "avx2.c": AVX2,
     "avx2_vnni.c": AVX2,
     "avx2_vnni_evex.c": AVX2,
@@ -69,6 +69,8 @@ CLANG = {
     "vnni.c": [*AVX512, "-mavx512vnni"],
     "rows_f16c.c": ["-mavx", "-mf16c"],
 }
+ARM = {"neon_dot.c": ["-march=armv8.2-a+dotprod"]}
+CLANG = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 
 
 class Build(build_ext):
@@ -92,10 +94,10 @@ class Build(build_ext):
         version = subprocess.run(
             [*self.compiler.compiler_so[:1], "--version"], capture_output=True, text=True
         )
-        clang = "clang" in version.stdout and platform.machine().lower() in ("x86_64", "amd64")
+        flags = CLANG.get(platform.machine().lower(), {}) if "clang" in version.stdout else None
 
         def compiled(file, extra_postargs, **options):
-            own = ["-Wno-unknown-pragmas", *CLANG.get(os.path.basename(file), [])] if clang else []
+            own = [] if flags is None else ["-Wno-unknown-pragmas", *flags.get(os.path.basename(file), [])]
             return one_by_one([file], extra_postargs=[*extra_postargs, *own], **options)
 
         def at_once(sources, **options):

@@ -8,7 +8,10 @@ table says, and set again (outside the timed part) should it drift by more than 
 
     python benchmarks/train_step.py                      all shapes, L0 16 and 48
     python benchmarks/train_step.py --shapes 576x2304 --l0 48 --names atoms torch-f32 --seconds 1
+    python benchmarks/train_step.py --isa avx2 avx2_vnni --names atoms torch-f32     as on CPUs without more
 
+With --isa everybody is held to an instruction set: ours by ATOMS_ISA, PyTorch by its own setting and those of oneDNN and MKL.
+Rates are by the clock, or with --cpu by the CPU's seconds, on a machine with other work.
 The limit is the encoder's product, 2 d_in d_sae operations a sample, at this machine's peak of float32, bfloat16 and
 8-bit integers (benchmarks/machine.py). Ours finds the active latents by 8-bit products and computes only those, so it
 can pass the first two; what the libraries' own products reach is printed beside them.
@@ -18,6 +21,7 @@ Results also go to benchmarks/results/train_step.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,6 +41,13 @@ OURS = {  # name: environment
     "atoms": {},
     "atoms-blis": {"ATOMS_ISA": "avx512"},  # no low-precision products: BLIS finds the active latents
     "atoms-portable": {"ATOMS_ISA": "portable"},  # nor vector code of our own
+}
+# what holds PyTorch to each level: ATen's own loops, oneDNN's and MKL's products
+TORCH = {
+    "avx2": ("avx2", "AVX2", "AVX2"),
+    "avx2_vnni": ("avx2", "AVX2_VNNI", "AVX2"),
+    "avx512": ("avx512", "AVX512_CORE", "AVX512"),
+    "avx512_vnni": ("avx512", "AVX512_CORE_VNNI", "AVX512"),
 }
 NAMES = [
     "atoms", "atoms-blis", "atoms-portable", "saelens-jumprelu", "saelens-jumprelu-bf16", "saelens-topk", "saelens-batchtopk",
@@ -75,18 +86,30 @@ def reset_peak() -> float:
     return status("VmRSS")
 
 
-def repeat(work, seconds: float, samples: int) -> dict:
+def repeat(work, seconds: float, samples: int, clock) -> dict:
     """Call work() for so long; samples for each second."""
-    done, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds or done == 0:
+    done, start = 0, clock()
+    while (spent := clock() - start) < seconds or done == 0:
         work()
         done += samples
     return {"rate": done / spent}
 
 
-def work_peer(pipe, task: dict) -> None:
-    import itertools
+def clock_of(task: dict):
+    """Seconds: by the clock, or of CPU over the threads that work."""
+    return (lambda: time.process_time() / task["threads"]) if task["cpu"] else time.perf_counter
 
+
+def hold(isa: str | None) -> None:
+    """Before PyTorch is imported: nobody goes beyond this instruction set."""
+    if isa:
+        aten, onednn, mkl = TORCH[isa]
+        os.environ.update(
+            ATOMS_ISA=isa, ATEN_CPU_CAPABILITY=aten, ONEDNN_MAX_CPU_ISA=onednn, MKL_ENABLE_INSTRUCTIONS=mkl
+        )
+
+
+def work_peer(pipe, task: dict) -> None:
     import peers
     import torch
 
@@ -102,6 +125,7 @@ def work_peer(pipe, task: dict) -> None:
     )
     peer.prepare(X[:batch])
     rows = itertools.cycle(X.split(batch))
+    clock = clock_of(task)
     for _ in range(2):
         peer.step(next(rows))
     pipe.send({"ready": True})
@@ -113,10 +137,10 @@ def work_peer(pipe, task: dict) -> None:
             l0 = peer.l0_now(X[:batch])
         if what == "train":
             reset_peak()
-            result = repeat(lambda: peer.step(next(rows)), seconds, batch)
+            result = repeat(lambda: peer.step(next(rows)), seconds, batch, clock)
             result["peak_mb"] = status("VmHWM") - base
         else:
-            result = repeat(lambda: peer.encode(next(rows)), seconds, batch)
+            result = repeat(lambda: peer.encode(next(rows)), seconds, batch, clock)
         pipe.send({**result, "l0": l0})
 
 
@@ -132,6 +156,7 @@ def work_ours(pipe, task: dict) -> None:
     X = np.load(task["data"])
     atoms.SparseAutoencoder(16, target_l0=2, max_steps=2, batch_size=32, verbose=False).fit(X[:64])
     base = reset_peak()
+    clock = clock_of(task)
     state = {"start": None, "samples": 0, "l0": [], "split": {}}
 
     def wait(sae):
@@ -139,10 +164,10 @@ def work_ours(pipe, task: dict) -> None:
             what, seconds = command
             if what == "train":
                 reset_peak()
-                state.update(start=time.perf_counter(), seconds=seconds, samples=0, l0=[], split={})
+                state.update(start=clock(), seconds=seconds, samples=0, l0=[], split={})
                 return
             block = X[: task["batch"]]
-            pipe.send({**repeat(lambda: sae.transform(block), seconds, len(block)), "l0": task["l0"]})
+            pipe.send({**repeat(lambda: sae.transform(block), seconds, len(block), clock), "l0": task["l0"]})
         raise Stop
 
     def callback(sae, stats):
@@ -152,10 +177,10 @@ def work_ours(pipe, task: dict) -> None:
                 pipe.send({"ready": True})
                 wait(sae)
             return
-        spent = time.perf_counter() - state["start"]
+        spent = clock() - state["start"]
         state["samples"] += task["batch"]
         state["l0"].append(stats["l0"])
-        for name, value in stats["seconds"].items():
+        for name, value in () if task["cpu"] else stats["seconds"].items():  # which are by the clock
             state["split"][name] = state["split"].get(name, 0.0) + value
         if spent >= state["seconds"]:
             pipe.send({
@@ -175,6 +200,7 @@ def work_ours(pipe, task: dict) -> None:
 
 
 def worker(pipe, task: dict) -> None:
+    hold(task["isa"])
     try:
         (work_ours if task["name"] in OURS else work_peer)(pipe, task)
     except Exception as error:  # the parent reports it and goes on with the others
@@ -313,14 +339,14 @@ def measure(context, tasks: list[dict], rounds: int, seconds: float) -> dict[str
     return results
 
 
-def markdown(shape: str, batch: int, l0: int, results: dict, peak: dict) -> str:
+def markdown(shape: str, batch: int, l0: int, isa: str | None, results: dict, peak: dict) -> str:
     d_in, d_sae = map(int, shape.split("x"))
     share = lambda work, kind: f"{work / peak[kind]:.0%}" if kind in peak else ""
     ours = results.get("atoms", {}).get("train")
     ours_encode = results.get("atoms", {}).get("encode")
     ratio = lambda mine, theirs: f"{mine / theirs:.1f}x" if mine else ""
     lines = [
-        f"### {d_in} to {d_sae}, batch {batch}, L0 {l0}",
+        f"### {d_in} to {d_sae}, batch {batch}, L0 {l0}" + (f", {isa}" if isa else ""),
         "",
         "| | steps: samples/s | ours is | of the f32 limit | of the bf16 limit | of the int8 limit | peak MB | L0 | encode: samples/s | ours is |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -349,6 +375,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="d_in x d_sae, e.g. 576x2304")
     parser.add_argument("--l0", type=int, nargs="+", default=[16, 48])
     parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--isa", nargs="+", default=[None], choices=list(TORCH), help="levels to hold all to")
+    parser.add_argument("--cpu", action="store_true", help="rates by CPU seconds, not by the clock")
     parser.add_argument("--batch", type=int, help="override the shape's batch size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of training in each round")
@@ -368,8 +396,9 @@ def main() -> None:
     process, pipe = launch(context, products, options.threads)
     blas = receive(pipe)
     process.join()
-    peak = machine.peaks(options.threads)
-    print(f"{options.threads} threads; {machine.said(options.threads)}")
+    peak = {} if options.cpu else machine.peaks(options.threads)  # by the clock, too
+    said = "rates by CPU seconds" if options.cpu else machine.said(options.threads)
+    print(f"{options.threads} threads; {said}")
     print(
         "products of 1536 x 1536:",
         ", ".join(f"{key} {value / 1e9:.0f} G/s" for key, value in blas.items()),
@@ -377,7 +406,10 @@ def main() -> None:
     )
     runs = {}  # an earlier run of other shapes or names in the same file is kept
     if options.results.exists():
-        runs = {(r["shape"], r["batch"], r["l0"]): r for r in json.loads(options.results.read_text())["runs"]}
+        runs = {
+            (r["shape"], r["batch"], r["l0"], r.get("isa")): r
+            for r in json.loads(options.results.read_text())["runs"]
+        }
     with tempfile.TemporaryDirectory() as folder:
         for shape in options.shapes:
             d_in, d_sae = map(int, shape.split("x"))
@@ -388,27 +420,25 @@ def main() -> None:
                 X = np.array(captured[: 8 * batch]) if captured.shape[1] == d_in else None
             path = Path(folder) / "X.npy"
             np.save(path, planted(8 * batch, d_in) if X is None else X)
-            for l0 in options.l0:
+            for l0, isa in itertools.product(options.l0, options.isa):
                 tasks = [
                     {"name": name, "d_in": d_in, "d_sae": d_sae, "l0": l0, "batch": batch, "threads": options.threads,
-                     "data": str(path), "ours": options.ours}
+                     "data": str(path), "ours": options.ours, "isa": isa, "cpu": options.cpu}
                     for name in options.names
                 ]  # fmt: skip
                 results = measure(context, tasks, options.rounds, options.seconds)
-                merged = {**runs.get((shape, batch, l0), {}).get("results", {}), **results}
+                key = shape, batch, l0, isa
+                merged = {**runs.get(key, {}).get("results", {}), **results}
                 kind = "planted" if X is None else "captured"
-                runs[shape, batch, l0] = {
-                    "shape": shape,
-                    "batch": batch,
-                    "l0": l0,
-                    "data": kind,
-                    "results": merged,
-                }
-                print(markdown(shape, batch, l0, results, peak), flush=True)
+                runs[key] = {"shape": shape, "batch": batch, "l0": l0, "data": kind, "results": merged}
+                if isa:
+                    runs[key]["isa"] = isa
+                print(markdown(shape, batch, l0, isa, results, peak), flush=True)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": cpu_model(),
         "threads": options.threads,
+        "seconds": "of CPU" if options.cpu else "by the clock",
         "peaks": peak,
         "products": blas,
         "runs": list(runs.values()),

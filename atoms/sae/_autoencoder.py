@@ -132,7 +132,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         Of a transcoder: a linear map of X beside the latents, which rebuild what it leaves.
     screen : {"auto", "float32", "int8", "int16"}
         How the core finds the latents that may be active: products of 8 bits where the CPU has them
-        (AVX-512 VNNI or AVX-VNNI), of 16 bits on AVX2, else float32's. The result is the same.
+        (VNNI, ARM's dot products), of 16 bits on AVX2, else float32's. The result is the same.
     random_state : int or None
         Seeds everything; equal seeds give equal bits, for any number of threads. None: another seed in each `fit`, see
         `random_state_`. One of NumPy's generators gives its next number.

@@ -22,6 +22,7 @@ TEST(base_status_messages)
 TEST(base_isa_names)
 {
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_PORTABLE), "portable"));
+    CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_NEON_DOT), "neon_dot"));
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX2_VNNI), "avx2_vnni"));
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX512_BF16), "avx512_bf16"));
     CHECK(!strcmp(atoms_isa_name((atoms_isa)99), "unknown"));

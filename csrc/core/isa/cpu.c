@@ -19,6 +19,7 @@ static bool runs(atoms_isa isa)
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     switch (isa) {
     case ATOMS_ISA_PORTABLE: return true;
+    case ATOMS_ISA_NEON_DOT: return false;
     case ATOMS_ISA_AVX2: return avx2;
     case ATOMS_ISA_AVX2_VNNI: return vnni || (avx2 && atoms_cpu_avx_vnni());
     case ATOMS_ISA_AVX512: return avx512;
@@ -28,9 +29,32 @@ static bool runs(atoms_isa isa)
     return false;
 }
 #else
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static bool dot_products(void)
+{
+    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static bool dot_products(void)
+{
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, NULL, 0) == 0 && found;
+}
+#else
+static bool dot_products(void)
+{
+    return false;
+}
+#endif
+
 static bool runs(atoms_isa isa)
 {
-    return isa == ATOMS_ISA_PORTABLE;
+    return isa == ATOMS_ISA_PORTABLE || (isa == ATOMS_ISA_NEON_DOT && dot_products());
 }
 #endif
 
@@ -48,6 +72,7 @@ atoms_isa atoms_cpu_isa(void)
 
 const char *atoms_isa_name(atoms_isa isa)
 {
-    static const char *const names[] = {"portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"};
+    static const char *const names[] = {"portable", "neon_dot",    "avx2",       "avx2_vnni",
+                                        "avx512",   "avx512_vnni", "avx512_bf16"};
     return (unsigned)isa <= ATOMS_ISA_AVX512_BF16 ? names[isa] : "unknown";
 }

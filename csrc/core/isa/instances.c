@@ -49,6 +49,11 @@ WITH_VNNI(avx2_vnni, avx2)
 WITH_VNNI(avx2_vnni_evex, avx2)
 #endif
 
+#if defined(__aarch64__)
+extern const struct sae_screens atoms_screens_neon_dot;
+static const atoms_instances neon_dot = {ROOMS(portable), .screens = &atoms_screens_neon_dot};
+#endif
+
 const atoms_instances *atoms_instances_for(atoms_isa isa)
 {
 #if defined(__x86_64__)
@@ -60,6 +65,9 @@ const atoms_instances *atoms_instances_for(atoms_isa isa)
         return atoms_cpu_avx_vnni() ? &avx2_vnni : &avx2_vnni_evex;
     if (isa >= ATOMS_ISA_AVX2)
         return &avx2;
+#elif defined(__aarch64__)
+    if (isa >= ATOMS_ISA_NEON_DOT)
+        return &neon_dot;
 #endif
     (void)isa;
     return &portable;

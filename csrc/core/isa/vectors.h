@@ -22,7 +22,10 @@
  *
  * and with BYTES 1 of 8-bit integers, four to a word:
  *
- *     bmadd(sum, a, b)           sum + the products of a's bytes, unsigned, with b's, signed, in 32 bits */
+ *     bmadd(sum, a, b)           sum + the products of a's bytes, unsigned, with b's, signed, in 32 bits
+ *
+ * unless BYTES_SIGNED says that a's are signed too: bsigned(a) then takes 128 from each, and b is bload(from), a word in
+ * memory. */
 #ifndef ATOMS_VECTORS_H
 #define ATOMS_VECTORS_H
 

@@ -96,7 +96,7 @@ typedef struct sae_screens {
     atoms_screen best; /* what ATOMS_SCREEN_AUTO means */
 } sae_screens;
 
-/* It serves instruction sets without products of bytes too. */
-sae_screen sae_screen_int8_portable;
+/* They serve instruction sets without such products of their own too. */
+sae_screen sae_screen_int8_portable, sae_screen_int16_portable;
 
 #endif

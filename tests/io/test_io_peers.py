@@ -170,7 +170,7 @@ def test_exports_load_in_sparsify(tmp_path):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
 def test_transcoders_explain_what_sparsifys_do(skip, monkeypatch):
-    """A small benchmarks/transcoder.py: equal L0 and samples, sparsify's better rate of two."""
+    """A small benchmarks/transcoder.py: equal L0 and samples, each at the better rate of two."""
     need("sparsify")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import transcoder
@@ -184,8 +184,8 @@ def test_transcoders_explain_what_sparsifys_do(skip, monkeypatch):
         "activation": "topk", "optimizer": "adam", "options": {},
     }  # fmt: skip
     found = {}
-    for make, rates in ((transcoder.train_atoms, (3e-3,)), (transcoder.train_sparsify, (3e-3, 1e-2))):
-        for lr in rates:
+    for make in (transcoder.train_atoms, transcoder.train_sparsify):
+        for lr in (3e-3, 1e-2):
             fit, rebuild, _ = make({**task, "lr": lr}, X, Y)
             fit()
             found[make] = max(found.get(make, -1), transcoder.explained(y, rebuild(x)))

@@ -10,6 +10,7 @@ The files, each of which imports only from those above it::
     numbered   Rows, BlockSource: tables, what gives blocks, and the samplers that draw batches of them
     streams    StreamRows: batches that come one by one
     massive    rows whose norm decides every sum of squares
+    clusters   arrays and bags of Dask, where what is asked of rows goes to them, not they to whoever asks
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from .._arrays import is_stream
 from .._checks import check_array, first_nonfinite_row, nonfinite_error
+from .clusters import Blocks, by_blocks, is_dask, told
 from .massive import MASSIVE, SomeNorms, squared_norms, warn_of_massive
 from .numbered import (
     PASS_ROWS,
@@ -40,6 +42,7 @@ __all__ = [
     "BlockRows",
     "BlockSampler",
     "BlockSource",
+    "Blocks",
     "ReadBlocks",
     "RowSampler",
     "Rows",
@@ -47,11 +50,14 @@ __all__ = [
     "SomeNorms",
     "StreamRows",
     "StreamSampler",
+    "by_blocks",
     "finite_blocks",
     "held_out",
+    "is_dask",
     "rows_of",
     "squared_norms",
     "table",
+    "told",
     "warn_of_massive",
 ]
 

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
+from .._checks import from_row
 from .._config import context
 from .._estimator import Routed, restored
 from .._files import load_tensors, reading
@@ -25,6 +26,7 @@ from .._rows import (
     RowSampler,
     StreamRows,
     StreamSampler,
+    by_blocks,
     finite_blocks,
     rows_of,
     warn_of_massive,
@@ -522,6 +524,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
     # --------------------------------------------------------------- inference
 
     @framed
+    @by_blocks
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations, all that `fit` takes: CSR array (n, d_sae) float32, in the units of the training space.
 
@@ -530,7 +533,12 @@ class SparseAutoencoder(InModel, Scored, Routed):
         self._check_fitted()
         rows, ctx = self._check_rows(X, reset=False), context(self.num_threads)
         space, model = self._fitted.space, self._fitted.model  # once: another thread may fit meanwhile
-        return stacked([model.encode(ctx, space.batch(block)) for block in rows.blocks(BLOCK)])
+        parts, at = [], 0
+        for block in rows.blocks(BLOCK):
+            with from_row(at):
+                parts.append(model.encode(ctx, space.batch(block)))
+            at += len(block)
+        return stacked(parts)
 
     def _codes(self, X: np.ndarray) -> sp.csr_array:
         return self._model.encode(context(self.num_threads), self._fitted.space.batch(X))
@@ -539,6 +547,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
     def _n_features_out(self) -> int:
         return self._model.d_sae
 
+    @by_blocks
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in) float32 from codes (n, d_sae), sparse or dense."""
         self._check_fitted()

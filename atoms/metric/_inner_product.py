@@ -145,7 +145,9 @@ class AtomicInnerProduct(Routed):
         ----------
         X : (n, d) array, tensor or memory map, or whatever else `SparseAutoencoder.fit` takes
             float32, float64, float16 or bfloat16, of any strides; other numbers are converted to float64. Shards,
-            stores, files and streams are read block by block, once.
+            stores, files and streams are read block by block, once. Of an array of Dask, or a bag of tables, the workers
+            sum each block where it is, and join the sums in the blocks' order: to the bit what `fit` makes of the
+            list of blocks.
         y : ignored
             For scikit-learn's pipelines.
         massive : {"keep", "drop"} or float
@@ -378,7 +380,8 @@ class AtomicInnerProduct(Routed):
         (n, d) float32
             ``(X - mean_ if centered else X) @ whitener_``, multiplied and summed in float64 and
             rounded once: right to float32 whatever the condition number. A row's result does not
-            depend on the other rows. 2 n d^2 operations.
+            depend on the other rows. 2 n d^2 operations. Of an array of Dask another one, of which nothing is
+            computed yet.
         """
         self._check_fitted()
         return self._whitened(self._check_rows(X, reset=False), out)
@@ -629,7 +632,8 @@ def _sums_and_squares(block: Array, none: Moments, num_threads: int | None) -> t
     centered, fourth = none.centered, none.norms is not None
     rows = check_array(block)
     found = moments_of(rows, centered=centered, norms=fourth, seen=none, num_threads=num_threads)
-    return found, squared_norms(rows)
+    parts = [squared_norms(rows[start : start + 1024]) for start in range(0, len(rows), 1024)]  # within the cache
+    return found, np.concatenate(parts)
 
 
 def _with_next(so_far: tuple[Moments, SomeNorms], found: tuple[Moments, Array]) -> tuple[Moments, SomeNorms]:

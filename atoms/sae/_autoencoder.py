@@ -529,6 +529,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         """Codes of activations, all that `fit` takes: CSR array (n, d_sae) float32, in the units of the training space.
 
         Strict inequality: ``a = z 1[z > threshold]``. Cost: 2 d_in d_sae operations for each sample.
+        Of an array of Dask another one of the autoencoder as it is now, whose blocks are CSR arrays; nothing is computed yet.
         """
         self._check_fitted()
         rows, ctx = self._check_rows(X, reset=False), context(self.num_threads)

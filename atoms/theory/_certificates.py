@@ -313,7 +313,8 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
     ----------
     D : array (d_sae, d_in) or Coherence
     codes : sparse (n, d_sae)
-        As `transform` gives them; stored zeros do not count. Amplitudes are |code| times the
+        As `transform` gives them, also those of an array of Dask, which are judged where their blocks are; stored
+        zeros do not count. Amplitudes are |code| times the
         norm of the atom in the metric (signs are kept for `threshold_exact`).
     metric : AtomicInnerProduct, optional
     num_threads : int, optional

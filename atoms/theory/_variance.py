@@ -382,7 +382,8 @@ def explained_variance(
     Parameters
     ----------
     X : array (n, d)
-        float32, float64, float16, bfloat16 or integers; memory maps and any strides.
+        float32, float64, float16, bfloat16 or integers; memory maps and any strides. An array of Dask is summed
+        where its blocks are, beside an `X_hat` that is another one, an array in memory or a callable.
     X_hat : array (n, d), callable, or iterable of blocks
         A callable gets blocks of X and returns their reconstructions; an iterable yields
         reconstructions of consecutive rows of X, n in all.

@@ -2,7 +2,12 @@
 what the blocks give locally; on a cluster of processes, some of which are killed."""
 
 import contextlib
+import copy
 import dataclasses
+import functools
+import os
+import signal
+import threading
 import time
 import warnings
 
@@ -393,3 +398,181 @@ def test_on_a_cluster(client, X, metric):
     with pytest.warns(recovery.RecoveryWarning):
         same_codes = recovery.omp(heavy, ATOMS, 2, metric=metric)
     assert (got != same_codes).nnz == 0
+
+
+@pytest.fixture(scope="module")
+def torch():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as workers have
+    yield torch
+    torch.set_num_threads(before)
+
+
+def language_model():
+    import torch
+
+    torch.manual_seed(0)
+    layers = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 20)
+    return torch.nn.Sequential(*layers)
+
+
+TOKENS = RNG(3).integers(0, 20, (60, 16))
+
+
+@pytest.mark.parametrize("model", [language_model, lambda: language_model()], ids=["model", "function"])
+def test_evaluate(torch, model):
+    rows = atoms.activations.capture(language_model(), TOKENS, "1", verbose=False)["1"]
+    metric = atoms.AtomicInnerProduct().fit(rows)
+    named = {
+        "pca": atoms.controls.PCADictionary().fit(rows),
+        "sae": atoms.SparseAutoencoder(24, target_l0=3, max_steps=30, metric=metric, verbose=False).fit(rows),
+    }
+    options = {"batch_tokens": 32, "verbose": False, "conventions": ("centered", "uncentered")}
+    mask = (np.arange(16) < RNG(4).integers(5, 17, 60)[:, None]).astype(int)
+    model = language_model() if model is language_model else language_model
+    for here in ({}, {"attention_mask": mask}):
+        want = atoms.evaluate(language_model(), TOKENS, named, "1", **options, **here).to_dict()
+        cut = {name: da.from_array(array, chunks=((8, 4, 0, 48), -1)) for name, array in here.items()}
+        far = da.from_array(TOKENS, chunks=((8, 4, 0, 48), 7))
+        got = atoms.evaluate(model, far, named, "1", **options, **cut).to_dict()
+        assert repr(got) == repr(want)
+    with pytest.raises(ValueError, match="expected one layer at one site, got 2"):
+        atoms.evaluate(model, far, named, ["1", "0"], **options)
+
+
+def same_stores(a, b):
+    ours, theirs = a.manifest, b.manifest
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}  # with SHA-256 of each file
+    a.verify()
+
+
+def test_stores_are_read_by_whoever_has_a_block(torch, tmp_path):
+    store = atoms.activations.capture(
+        language_model(), TOKENS, "1", store=tmp_path, batch_tokens=64, shard_mb=0.005, verbose=False
+    )
+    rows = da.from_array(store["1"], chunks=(200, -1))
+    parts = np.split(np.asarray(store["1"]), range(200, len(store), 200))
+    ours, theirs = (atoms.AtomicInnerProduct().fit(x) for x in (rows, parts))
+    np.testing.assert_array_equal(ours.whitener_, theirs.whitener_)
+    bag = db.from_sequence([store["1"]] * 2, npartitions=2)
+    both = atoms.AtomicInnerProduct().fit([np.asarray(store["1"])] * 2)
+    np.testing.assert_array_equal(atoms.AtomicInnerProduct().fit(bag).whitener_, both.whitener_)
+
+
+class Slow:
+    """A function that makes a model which takes its time, and says when it is at work."""
+
+    def __init__(self, folder, seconds):
+        self.folder, self.seconds = folder, seconds
+
+    def __call__(self, model, ids, mask):
+        time.sleep(self.seconds)
+        (self.folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        return model(ids)
+
+
+def kill_one(client, folder, count):
+    """SIGKILL for a worker once so many calls of a `Slow` have been made; waits for that in a thread."""
+    client.wait_for_workers(2)
+    pids = list(client.run(os.getpid).values())
+    assert len(set(pids)) == 2
+    killed = []
+
+    def wait():
+        while len(list(folder.iterdir())) < count:
+            time.sleep(0.01)
+        killed.append(os.kill(pids[0], signal.SIGKILL))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread, killed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the cluster whose worker is killed
+def test_capture_by_workers_one_of_which_is_killed(torch, client, tmp_path):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    options = {"batch_tokens": 64, "shard_mb": 0.005, "verbose": False}
+    slow = Slow(calls, 0.05)
+    want = atoms.activations.capture(
+        language_model(),
+        TOKENS,
+        ["0", "1"],
+        store=tmp_path / "here",
+        forward=Slow(tmp_path / "calls", 0),
+        **options,
+    )
+    assert len(want.manifest["shards"]) > 5
+    count = len(list(calls.iterdir()))
+    thread, killed = kill_one(client, calls, count + 8)
+    got = atoms.activations.capture(
+        language_model, TOKENS, ["0", "1"], store=tmp_path / "there", forward=slow, client=client, **options
+    )
+    thread.join()
+    assert killed
+    same_stores(got, want)
+    # and where the client was killed: shards that the manifest does not list are written again
+    atoms.activations.ActivationStore.discard(tmp_path / "there", 3)
+    again = atoms.activations.capture(
+        language_model(), TOKENS, ["0", "1"], store=tmp_path / "there", forward=slow, client=client, **options
+    )
+    same_stores(again, want)
+    with pytest.raises(ValueError, match="client: workers write into a store"):
+        atoms.activations.capture(language_model, TOKENS, "1", client=client)
+
+
+def slowly(block, folder):
+    time.sleep(0.05)
+    (folder / f"{time.monotonic_ns()}").touch()
+    return block
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_sums_and_rows_outlive_a_worker(client, X, metric, tmp_path):
+    rows = da.from_array(np.tile(X, (10, 1)), chunks=(500, -1)).map_blocks(slowly, tmp_path, dtype=X.dtype)
+    parts = np.split(np.tile(X, (10, 1)), range(500, 10 * N, 500))
+    thread, killed = kill_one(client, tmp_path, 10)
+    ours = atoms.AtomicInnerProduct(num_threads=1).fit(rows)
+    thread.join()
+    np.testing.assert_array_equal(
+        ours.whitener_, atoms.AtomicInnerProduct(num_threads=1).fit(parts).whitener_
+    )
+    client.wait_for_workers(2)
+    thread, again = kill_one(client, tmp_path, len(list(tmp_path.iterdir())) + 10)
+    same(metric.whiten(rows), metric.whiten(np.tile(X, (10, 1))))
+    thread.join()
+    assert killed and again
+
+
+def progress(sae, record, folder):
+    time.sleep(0.02)
+    (folder / f"{time.monotonic_ns()}").touch()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_autoencoders_as_tasks(client, X, tmp_path):
+    """Seeds and widths by `fit_many` in tasks, which go on from their checkpoints where another worker has begun."""
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    sets = [
+        [atoms.SparseAutoencoder(**{**SAE, "d_sae": d, "max_steps": 60}, random_state=s) for s in (0, 1)]
+        for d in (16, 24)
+    ]
+    want = [[one.W_dec for one in atoms.fit_many([*map(copy.copy, some)], X)] for some in sets]
+    thread, killed = kill_one(client, calls, 30)
+    futures = [
+        client.submit(
+            atoms.fit_many, some, X, callback=functools.partial(progress, folder=calls),
+            checkpoints=[tmp_path / f"{i}-{j}" for j in range(2)], checkpoint_steps=5,
+        )
+        for i, some in enumerate(sets)
+    ]  # fmt: skip
+    for some, theirs in zip(client.gather(futures), want, strict=True):
+        for one, W in zip(some, theirs, strict=True):
+            np.testing.assert_array_equal(one.W_dec, W)
+    thread.join()
+    assert killed

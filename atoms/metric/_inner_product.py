@@ -632,7 +632,7 @@ def _sums_and_squares(block: Array, none: Moments, num_threads: int | None) -> t
     centered, fourth = none.centered, none.norms is not None
     rows = check_array(block)
     found = moments_of(rows, centered=centered, norms=fourth, seen=none, num_threads=num_threads)
-    parts = [squared_norms(rows[start : start + 1024]) for start in range(0, len(rows), 1024)]  # within the cache
+    parts = [squared_norms(rows[start : start + 1024]) for start in range(0, len(rows), 1024)]
     return found, np.concatenate(parts)
 
 

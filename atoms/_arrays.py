@@ -230,6 +230,11 @@ def _chunks(X: Any, n: int) -> np.ndarray | None:
 
 def _lazy_array(X: Any, name: str) -> Lazy | None:
     """An array of another library that gives arrays by slices: zarr, h5py, dask, and what is like them."""
+    if any(isinstance(s, float) for s in X.shape):  # of dask
+        raise ValueError(
+            f"{name}: a dask array whose blocks are of unknown size, got shape {X.shape}; rows by number need "
+            f"{name}.compute_chunk_sizes() first"
+        )
     shape = tuple(int(s) for s in X.shape)
     if len(shape) != 2:
         return None  # the checks of arrays say what is wrong

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import dataclasses
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ import scipy.sparse
 from ._arrays import Lazy, as_array, check_bits, flatter, opened, refuse
 
 __all__ = [
+    "Place",
     "atoms_of",
     "check_array",
     "check_count",
@@ -19,9 +24,13 @@ __all__ = [
     "check_rows",
     "feature_names",
     "first_nonfinite_row",
+    "from_row",
     "narrow",
     "native",
     "nonfinite_error",
+    "numbered",
+    "row_name",
+    "rows_in_all",
     "seed_of",
     "whitener_of",
     "why_not_finite",
@@ -198,6 +207,60 @@ def narrow(codes: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array((codes.data, indices, indptr), shape=codes.shape)
 
 
+# ------------------------------------------------------------- a part of all rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a block lies among the blocks of all rows."""
+
+    first: int | None  #: number of its first row; None where the sizes of those before it are unknown
+    block: int  #: its own number
+    total: int | None  #: rows of all of them
+
+
+_place: contextvars.ContextVar[Place | None] = contextvars.ContextVar("_place", default=None)
+
+
+@contextlib.contextmanager
+def numbered(place: Place) -> Iterator[None]:
+    """Inside, arrays of rows are those of this block, and are spoken of as a part of all."""
+    token = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+_skipped: contextvars.ContextVar[int] = contextvars.ContextVar("_skipped", default=0)
+
+
+@contextlib.contextmanager
+def from_row(row: int) -> Iterator[None]:
+    """Inside, arrays of rows begin with this one of those there were."""
+    token = _skipped.set(_skipped.get() + row)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
+
+
+def row_name(row: int) -> str:
+    """A row of an array by its number among all rows."""
+    row, place = row + _skipped.get(), _place.get()
+    if place is None or place.first is not None:
+        return f"row {row if place is None else place.first + row}"  # type: ignore[operator]
+    return f"row {row} of block {place.block}"
+
+
+def rows_in_all(n: int) -> int:
+    """How many rows there are where these n may be a block of them; very many where nobody knows."""
+    place = _place.get()
+    if place is None:
+        return n
+    return sys.maxsize if place.total is None else place.total
+
+
 # --------------------------------------------------------------- NaN and infinity
 
 
@@ -217,7 +280,7 @@ def nonfinite_error(X: np.ndarray, name: str, row: int | None = None) -> ValueEr
     """The error for NaN or infinity in `X`, which names the first row that has one."""
     row = first_nonfinite_row(X) if row is None else row
     return ValueError(
-        f"{name}: contains NaN or infinity, first in row {row}; drop such rows, for example "
+        f"{name}: contains NaN or infinity, first in {row_name(row)}; drop such rows, for example "
         f"{name}[numpy.isfinite({name}).all(axis=1)]"
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ._checks import feature_names
 from ._frames import check_output
-from ._rows import rows_of, table
+from ._rows import Blocks, is_dask, rows_of, table
 from ._shown import Shown, Table
 
 __all__ = ["Estimator", "NotFittedError", "Routed", "restored"]
@@ -247,9 +247,12 @@ class Estimator(Shown):
             )
         return a
 
-    def _check_rows(self, X: Any, *, reset: bool) -> Any:
-        """All that holds activations, as `rows_of` reads it, streams too; features as in `_check_X`."""
-        rows = rows_of(X)
+    def _check_rows(self, X: Any, *, reset: bool, far: bool = False) -> Any:
+        """All that holds activations, as `rows_of` reads it, streams too; features as in `_check_X`.
+
+        With `far`, what Dask has stays where it is: `Blocks`.
+        """
+        rows = Blocks(X) if far and is_dask(X) else rows_of(X)
         # an array of so many columns: what is checked of a table and can be known before its rows are read
         self._check_X(rows.shards[0], reset=reset, names=rows.feature_names)
         return rows

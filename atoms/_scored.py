@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import scipy.sparse as sp
 from ._arrays import as_array
 from ._estimator import Estimator
 from ._frames import without_frames
-from ._rows import finite_blocks
+from ._rows import Blocks, finite_blocks, is_dask
 from .theory import ExplainedVariance
+from .theory._variance import seen_beside
 
 __all__ = ["Scored", "as_codes"]
 
@@ -66,6 +68,15 @@ class Scored(Estimator):
         metric = self.metric_
         convention = "centered" if metric is None else "metric_centered"
         found = ExplainedVariance(convention, metric, num_threads=self.num_threads)
+        if is_dask(X):
+            for part in Blocks(X).gathered(_explained, copy.copy(self), found):
+                found.merge(part)
+            return float(found.result().total)
         for block in finite_blocks(self._check_rows(X, reset=False)):
             found.update(block, self.inverse_transform(self._codes(block)))
         return float(found.result().total)
+
+
+def _explained(block: Any, estimator: Scored, empty: ExplainedVariance) -> ExplainedVariance:
+    """Of a block in a task: what the estimator's codes explain of its rows."""
+    return seen_beside(block, estimator.inverse_transform(without_frames(estimator)(block)), empty)

@@ -10,6 +10,7 @@ import numpy as np
 from ._rows import (
     MASSIVE,
     BlockRows,
+    Blocks,
     BlockSource,
     Pair,
     PairedRows,
@@ -45,16 +46,18 @@ def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
     """
     if multiple == np.inf:
         return rows, 0, np.inf
-    if rows.n is None:
+    if rows.n is None and not isinstance(rows, Blocks):
         raise ValueError(
             "massive: dropping rows needs those that can be gone through twice; pass an array, a list or a store"
         )
     norms = _norms(read_side(rows))
-    middle = float(np.median(norms))
+    middle = float(np.median(norms)) if len(norms) else 0.0
     if not 0 < middle < np.inf:  # NaN and infinity are for others to name
         return rows, 0, np.inf
     limit = multiple * middle
     massive = np.flatnonzero(norms > limit)
+    if isinstance(rows, Blocks):
+        return rows.within(limit) if len(massive) else rows, len(massive), limit
     return leave_out(rows, massive), len(massive), limit
 
 
@@ -85,6 +88,8 @@ def leave_out(rows: Any, out: np.ndarray) -> Any:
 
 
 def _norms(rows: Any) -> np.ndarray:
+    if isinstance(rows, Blocks):
+        return np.asarray(np.sqrt(np.concatenate([np.empty(0), *rows.gathered(squared_norms)])))
     known = rows.source.norms() if isinstance(rows, BlockRows) else None
     if known is not None:
         return np.asarray(known)

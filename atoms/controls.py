@@ -23,6 +23,7 @@ from ._arrays import as_array
 from ._checks import narrow, nonfinite_error, seed_of, whitener_of
 from ._config import context, one_blas_thread
 from ._frames import framed
+from ._rows import by_blocks
 from ._scored import Scored, as_codes
 from ._unit_rows import unit_rows
 
@@ -214,6 +215,7 @@ class _Dictionary(Scored):
         return self._encode, max(self._unit.shape[1] * (1 if self.l0_ == 1 else self.l0_), self.d_sae_)
 
     @framed
+    @by_blocks
     def transform(self, X: Any) -> scipy.sparse.csr_array:
         """Codes of X (n, d_in): (n, d_sae) CSR float32 with l0 entries in each row, or fewer where
         fewer are not zero."""
@@ -240,6 +242,7 @@ class _Dictionary(Scored):
         codes.eliminate_zeros()
         return narrow(codes)
 
+    @by_blocks
     @one_blas_thread
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """codes @ W_dec + b_dec, (n, d_in) float32."""

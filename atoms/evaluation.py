@@ -8,7 +8,7 @@ file of their own, ``_attribution.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ from ._describe import LatentDescription as LatentDescription
 from ._frames import without_frames
 from ._old import old_keyword
 from ._progress import progress_bar
+from ._rows import Blocks, is_dask
 from ._shown import Shown, Table
 from ._steering import steer as steer
-from .activations import Forward, Key, Model, Pass, check_shape
+from .activations import FarModel, Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
 from .theory import ExplainedVariance, Interval
 
@@ -289,9 +290,12 @@ def evaluate(
     ----------
     model : torch.nn.Module
         With its language-model head: ``smollm2(head=True)``, ``load_model(name, head=True)``, an
-        ``AutoModelForCausalLM``, or one with TransformerLens's interface that gives logits.
+        ``AutoModelForCausalLM``, or one with TransformerLens's interface that gives logits. With tokens in an
+        array of Dask it is sent to each worker, or is a function without arguments that loads it there.
     tokens : list of 1-D integer arrays, 2-D array or tensor, BatchEncoding, dict, or list of dicts
-        As `capture` takes them. Contexts of text that the dictionaries have not seen.
+        As `capture` takes them. Contexts of text that the dictionaries have not seen. An array of Dask (contexts,
+        positions) is evaluated block by block where its blocks are: to the bit as in memory where blocks hold whole
+        batches and workers have as many PyTorch threads.
     dictionaries : object, or mapping of name to object
         Each with ``transform`` and ``inverse_transform``: `SparseAutoencoder`, `PretrainedSAE` (no
         transcoders: their output belongs elsewhere), anything of `atoms.controls`. A single one is
@@ -359,24 +363,19 @@ def evaluate(
     named: dict[str, Any] = (
         dict(dictionaries) if isinstance(dictionaries, Mapping) else {"autoencoder": dictionaries}
     )
-    plan = Pass(model, tokens, layer, site, batch_tokens, drop_first, forward, attention_mask)
-    if len(plan.keys) != 1:
-        raise ValueError(f"layer: expected one layer at one site, got {len(plan.keys)}")
     _check_settings(dense_above, level, n_boot)
-    key = plan.keys[0]
     conventions = _conventions(named, conventions)
-    _check_head(plan)
-
-    with progress_bar("evaluate", 2 * plan.n, " tokens", verbose=verbose, keep=False) as bar:
-        mean = _mean(plan, key, bar)
-        _check_widths(named, len(mean))
-        tally = _Tally(named, conventions, mean)
-        spliced = _Spliced(plan.model, key)
-        with plan.model.evaluating():
-            for number, batch in enumerate(plan.batches):
-                tally.add("context", np.repeat(batch, plan.lengths[batch]))
-                _run(spliced, plan.padded(number), tally)
-                bar.update(int(plan.sizes[number]))
+    settings = layer, site, batch_tokens, drop_first, forward
+    if is_dask(tokens):
+        key, tally = _tallied_far(model, tokens, attention_mask, settings, named, conventions)
+    else:
+        plan = Pass(model, tokens, *settings, attention_mask)
+        key = _key(plan)
+        _check_head(plan)
+        with progress_bar("evaluate", 2 * plan.n, " tokens", verbose=verbose, keep=False) as bar:
+            total: Any = sum(_sums(plan, key, bar.update))
+            tally = _Tally(named, conventions, total / plan.n)
+            _run_all(plan, key, tally, bar.update)
     bootstrap = _Bootstrap(tally, level, n_boot, random_state)
     return Evaluation(
         dictionaries={name: bootstrap.judged(name, dense_above) for name in named},
@@ -437,13 +436,74 @@ def _check_head(plan: Pass) -> None:
         plan.model.logits(ids[:1], mask[:1])
 
 
-def _mean(plan: Pass, key: Key, bar: Any) -> np.ndarray:
-    total: Any = 0.0
+def _key(plan: Pass) -> Key:
+    if len(plan.keys) != 1:
+        raise ValueError(f"layer: expected one layer at one site, got {len(plan.keys)}")
+    return plan.keys[0]
+
+
+def _sums(plan: Pass, key: Key, advance: Callable[[int], Any]) -> Iterator[np.ndarray]:
+    """The sum of each batch's activations."""
     with plan.hooked() as run:
         for batch, n in enumerate(plan.sizes.tolist()):
-            total = total + run(batch)[key].sum(axis=0, dtype=np.float64)
-            bar.update(n)
-    return np.asarray(total / plan.n, np.float64)
+            yield run(batch)[key].sum(axis=0, dtype=np.float64)
+            advance(n)
+
+
+def _run_all(plan: Pass, key: Key, tally: _Tally, advance: Callable[[int], Any]) -> None:
+    """All batches, with what takes the activations' place, into the tally."""
+    spliced = _Spliced(plan.model, key)
+    with plan.model.evaluating():
+        for number, batch in enumerate(plan.batches):
+            tally.add("context", np.repeat(batch, plan.lengths[batch]))
+            _run(spliced, plan.padded(number), tally)
+            advance(int(plan.sizes[number]))
+
+
+# ------------------------------------------------------------------ by the workers of a cluster
+
+
+def _tallied_far(
+    model: Any,
+    tokens: Any,
+    attention_mask: Any,
+    settings: tuple[Any, ...],
+    named: Mapping[str, Any],
+    conventions: Sequence[str],
+) -> tuple[Key, _Tally]:
+    """The same of contexts in an array of Dask: each block is a worker's, and so is the model."""
+    rows, far = Blocks(tokens, "tokens"), FarModel(model)
+    beside = [] if attention_mask is None else [("attention_mask", attention_mask)]
+    found = rows.gathered(_sums_of_block, far, settings, beside=beside)
+    if not found:
+        raise ValueError("tokens: expected at least one context, got none")
+    key, n = found[0][0], sum(count for _, _, count in found)
+    mean = sum(one for _, sums, _ in found for one in sums) / n
+    tally, first = _Tally(named, conventions, mean), 0
+    for part, contexts in rows.gathered(
+        _tally_of_block, far, settings, dict(named), conventions, mean, beside=beside
+    ):
+        tally.merge(part, first)
+        first += contexts
+    return key, tally
+
+
+def _sums_of_block(block: np.ndarray, *rest: Any) -> tuple[Key, list[np.ndarray], int]:
+    *mask, far, settings = rest
+    with far.lock:
+        plan = far.plan(block, *settings, *mask)
+        _check_head(plan)
+        return _key(plan), list(_sums(plan, _key(plan), lambda n: None)), plan.n
+
+
+def _tally_of_block(block: np.ndarray, *rest: Any) -> tuple[_Tally, int]:
+    *mask, far, settings, named, conventions, mean = rest
+    tally = _Tally(named, conventions, mean)
+    with far.lock:
+        plan = far.plan(block, *settings, *mask)
+        _run_all(plan, _key(plan), tally, lambda n: None)
+    tally.named = {}  # who asked has them
+    return tally, len(plan.contexts)
 
 
 def _targets(ids: np.ndarray, mask: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -462,7 +522,8 @@ class _Tally:
     """
 
     def __init__(self, named: Mapping[str, Any], conventions: Sequence[str], mean: np.ndarray):
-        self.named, self.mean = named, mean
+        self.named, self.mean = named, np.asarray(mean, np.float64)
+        _check_widths(named, len(self.mean))
         fitted = {name: as_fitted(sae) for name, sae in named.items()}
         self.variances = {
             name: {c: ExplainedVariance(c, _metric_of(sae), mean=mean) for c in conventions}
@@ -475,6 +536,17 @@ class _Tally:
 
     def add(self, column: Any, values: np.ndarray) -> None:
         self.columns.setdefault(column, []).append(values)
+
+    def merge(self, other: _Tally, first: int) -> None:
+        """Add what was kept of later contexts, the first of which has that number."""
+        for column, values in other.columns.items():
+            self.columns.setdefault(column, []).extend(
+                v + first if column == "context" else v for v in values
+            )
+        for name, fired in other.fired.items():
+            self.fired[name] += fired
+            for convention, variance in other.variances[name].items():
+                self.variances[name][convention].merge(variance)
 
     def replacements(self, X: np.ndarray) -> dict[Any, np.ndarray]:
         """What takes X's place in turn: the ablations, and what each dictionary makes of X, which is counted."""

@@ -19,7 +19,7 @@ from .._config import context
 from .._estimator import Routed, restored
 from .._files import load_tensors, reading
 from .._frames import framed
-from .._rows import Rows, finite_blocks, rows_of, warn_of_massive
+from .._rows import Rows, by_blocks, finite_blocks, rows_of, warn_of_massive
 from .._scored import Scored, as_codes
 from ..recovery import Dictionary
 from ..recovery._coding import complain
@@ -305,6 +305,7 @@ class DictionaryLearning(Scored, Routed):
     # --------------------------------------------------------------- inference
 
     @framed
+    @by_blocks
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations, all that `fit` takes: CSR array (n, n_atoms) float32, in the units of the training space.
 
@@ -339,6 +340,7 @@ class DictionaryLearning(Scored, Routed):
     def _n_features_out(self) -> int:
         return len(self._learned.atoms)
 
+    @by_blocks
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in) float32 from codes (n, n_atoms), sparse or dense."""
         self._check_fitted()

@@ -11,6 +11,7 @@ The files, each of which imports only from those above it::
     streams    StreamRows: batches that come one by one
     paired     PairedRows: two sides, what a transcoder reads and what it rebuilds
     massive    rows whose norm decides every sum of squares
+    clusters   arrays and bags of Dask, where what is asked of rows goes to them, not they to whoever asks
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from .._arrays import is_stream
 from .._checks import check_array, first_nonfinite_row, nonfinite_error
+from .clusters import Blocks, by_blocks, is_dask, told
 from .massive import MASSIVE, SomeNorms, squared_norms, warn_of_massive
 from .numbered import (
     PASS_ROWS,
@@ -44,6 +46,7 @@ __all__ = [
     "BlockSource",
     "Pair",
     "PairedRows",
+    "Blocks",
     "ReadBlocks",
     "RowSampler",
     "Rows",
@@ -51,12 +54,15 @@ __all__ = [
     "SomeNorms",
     "StreamRows",
     "StreamSampler",
+    "by_blocks",
     "finite_blocks",
     "held_out",
     "read_side",
+    "is_dask",
     "rows_of",
     "squared_norms",
     "table",
+    "told",
     "warn_of_massive",
 ]
 

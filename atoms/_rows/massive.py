@@ -38,8 +38,12 @@ class SomeNorms:
         self._kept = np.empty((2, 0))  # a random number for each row, and its squared norm
 
     def see(self, rows: np.ndarray) -> None:
-        self.n += len(rows)
-        kept = np.concatenate([self._kept, [self._rng.random(len(rows)), squared_norms(rows)]], axis=1)
+        self.see_squares(squared_norms(rows))
+
+    def see_squares(self, squares: np.ndarray) -> None:
+        """Rows of these squared norms."""
+        self.n += len(squares)
+        kept = np.concatenate([self._kept, [self._rng.random(len(squares)), squares]], axis=1)
         if kept.shape[1] > 8192:  # the smallest numbers of all: each row is as likely
             kept = kept[:, np.argpartition(kept[0], 8191)[:8192]]
         self._kept = kept

@@ -78,6 +78,7 @@ class BlockSource(Shown, abc.ABC):
     d: int
     sizes: Any
     dtype: np.dtype = np.dtype(np.float32)
+    ndim = 2
     buffer_rows: int = 65536
 
     @functools.cached_property

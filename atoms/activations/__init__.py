@@ -12,6 +12,7 @@ The files, each of which imports only from those above it::
     _table      Activations: rows in memory, or mapped from a folder
     _contexts   what users give as tokens, without padding
     _hooks      Model, Pass: where a model's activations are, and how it is run over batches
+    _far        FarModel: a model that the workers of a cluster have each for themselves
     _store      ActivationStore, StoredRows: shards on disk
     _stream     ActivationStream: rows from the running model
     _capture    capture
@@ -21,6 +22,7 @@ from .._rows import BlockSource
 from ._capture import capture
 
 # `as` the same name: for other modules of the package, not for users, so not in __all__
+from ._far import FarModel as FarModel
 from ._hooks import Forward as Forward
 from ._hooks import Model as Model
 from ._hooks import Pass as Pass

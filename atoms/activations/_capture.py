@@ -15,8 +15,9 @@ import numpy as np
 from .._files import replacing
 from .._old import old_keyword
 from .._progress import progress_bar
+from ._far import FarPass
 from ._hooks import Forward, Pass
-from ._store import ActivationStore, write_store
+from ._store import ActivationStore, write_store, write_store_far
 from ._table import (
     INDEX,
     Activations,
@@ -165,6 +166,7 @@ def capture(
     attention_mask: Any = ...,
     tokenizer: Any = ...,
     shard_mb: float = ...,
+    client: Any = ...,
     verbose: bool = ...,
 ) -> ActivationStore: ...
 
@@ -187,6 +189,7 @@ def capture(
     attention_mask: Any = None,
     tokenizer: Any = None,
     shard_mb: float = 256.0,
+    client: Any = None,
     verbose: bool = True,
 ) -> Activations | ActivationStore:
     """Activations of a PyTorch model at some layers, one row per token.
@@ -247,6 +250,12 @@ def capture(
         set of Hugging Face, also streaming): `tokenize` with contexts of 512 tokens. Named in the store's manifest.
     shard_mb : float
         Megabytes of each layer's rows in a shard of the store: a killed run loses one shard at most.
+    client : dask.distributed.Client, optional
+        Its workers write the shards of `store`, a folder that all of them see, each with the model and its part of the
+        text. `model` may be a function without arguments, which each worker calls once to load its own; a model
+        itself is sent to them. A worker that dies loses the shard it was at, which another writes; a client that
+        dies goes on when it is called again. The bytes are those of a capture here by as many PyTorch threads as
+        a worker has.
     verbose : bool
         Show a progress bar, and a line of what was captured, on standard error.
 
@@ -278,20 +287,15 @@ def capture(
     >>> capture(model, [[1, 2, 3], [4, 5]], "1", drop_first=False, verbose=False)["1"].shape
     (5, 8)
     """
-    if massive not in ("keep", "drop"):
-        raise ValueError(f"massive: expected 'keep' or 'drop', got {massive!r}")
-    if not massive_multiple > 1:
-        raise ValueError(f"massive_multiple: expected a number above 1, got {massive_multiple}")
+    _check(massive, massive_multiple, out, store, client)
     row_type = row_dtype(dtype)
-    plan = Pass(model, tokens, layers, site, batch_tokens, drop_first, forward, attention_mask, tokenizer)
+    settings = layers, site, batch_tokens, drop_first, forward, attention_mask, tokenizer
+    if store is not None and client is not None:
+        far = FarPass(model, tokens, settings)
+        with _bar(0, verbose, drop_first) as bar:
+            return write_store_far(Path(store), far, row_type, tokenizer, shard_mb, client, bar)
+    plan = Pass(model, tokens, *settings)
     if store is not None:
-        if out is not None:
-            raise ValueError("out, store: give one of the two")
-        if massive == "drop":
-            raise ValueError(
-                "massive: 'drop' needs the norms of all rows before the first is written; a store keeps them, and "
-                "fit(store[layer], massive='drop') leaves massive rows out"
-            )
         with _bar(plan.n, verbose, drop_first) as bar:
             return write_store(Path(store), plan, row_type, tokenizer, shard_mb, bar.update)
 
@@ -315,6 +319,25 @@ def capture(
     if verbose:
         print(f"captured {result.summary()}", file=sys.stderr)
     return result
+
+
+def _check(massive: Any, massive_multiple: float, out: Any, store: Any, client: Any) -> None:
+    """ValueError for settings that do not go together."""
+    if massive not in ("keep", "drop"):
+        raise ValueError(f"massive: expected 'keep' or 'drop', got {massive!r}")
+    if not massive_multiple > 1:
+        raise ValueError(f"massive_multiple: expected a number above 1, got {massive_multiple}")
+    if client is not None and store is None:
+        raise ValueError("client: workers write into a store; pass store=, a folder that all of them see")
+    if store is None:
+        return
+    if out is not None:
+        raise ValueError("out, store: give one of the two")
+    if massive == "drop":
+        raise ValueError(
+            "massive: 'drop' needs the norms of all rows before the first is written; a store keeps them, and "
+            "fit(store[layer], massive='drop') leaves massive rows out"
+        )
 
 
 def _finished(plan: Pass, rows: _Rows, massive_multiple: float, drop: bool) -> Activations:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .._config import ForkedLock
 from .._files import only_user, plain_name, read_json, read_npz, reading, replacing
 from .._rows import BlockSource
 from .._shown import Shown, Table
+from ._far import FarPass
 from ._hooks import Pass
 from ._table import INDEX, Key, check_column, checked_norms, point_name, row_dtype, stored_dtype
 
@@ -37,32 +38,117 @@ def write_store(
     folder: Path, plan: Pass, dtype: np.dtype, tokenizer: Any, shard_mb: float, advance: Callable[[int], Any]
 ) -> ActivationStore:
     """Write what is missing of a store, shard by shard; a finished one is only opened."""
+    with _begun(folder, shard_mb, lambda: settings_of(plan, dtype, tokenizer)) as manifest:
+        done = _batches(manifest)
+        advance(int(plan.sizes[:done].sum()))
+        if not manifest["complete"]:
+            with plan.hooked() as run:
+                while done < len(plan.sizes):
+                    number = len(manifest["shards"])
+                    _add(
+                        folder,
+                        manifest,
+                        _write_shard(folder, plan, run, number, done, dtype, shard_mb, advance),
+                    )
+                    done = _batches(manifest)
+            _finish(folder, manifest)
+    return ActivationStore(folder)
+
+
+def write_store_far(
+    folder: Path, far: FarPass, dtype: np.dtype, tokenizer: Any, shard_mb: float, client: Any, bar: Any
+) -> ActivationStore:
+    """The same by the workers of a Dask client, a shard each at a time; the manifest is written here, in order."""
+    held = client.submit(
+        _same, far, pure=False
+    )  # a worker that has it not asks another, or has it made again
+    about = client.submit(_about, held, dtype, tokenizer, pure=False).result()
+    settings, sizes, widest, bar.total = about[0], about[1], about[2], int(about[1].sum())
+    with _begun(folder, shard_mb, lambda: settings) as manifest:
+        done = _batches(manifest)
+        bar.update(int(sizes[:done].sum()))
+        futures: list[Any] = []
+        while done < len(sizes):
+            number = len(manifest["shards"]) + len(futures)
+            task = held, str(folder.resolve()), number, done, dtype, shard_mb
+            futures.append(client.submit(_write_far, *task, pure=False))
+            done += _fitting(sizes[done:], widest, dtype, shard_mb)
+        try:
+            for future in futures:
+                _add(folder, manifest, future.result())
+                bar.update(manifest["shards"][-1]["rows"])
+        finally:
+            client.cancel(futures)
+        if not manifest["complete"]:
+            _finish(folder, manifest)
+    return ActivationStore(folder)
+
+
+def _same(far: FarPass) -> FarPass:
+    return far
+
+
+def _about(far: FarPass, dtype: np.dtype, tokenizer: Any) -> tuple[dict[str, Any], np.ndarray, int]:
+    """What a manifest says of a pass, the rows of each batch, and the most columns of a place."""
+    with far.lock:
+        plan = far.whole()
+        with plan.hooked() as run:
+            widest = max(rows.shape[1] for rows in run(0).values())
+        return settings_of(plan, dtype, tokenizer), plan.sizes, widest
+
+
+def _write_far(far: FarPass, folder: str, number: int, first: int, dtype: np.dtype, shard_mb: float) -> Any:
+    with far.lock:
+        plan = far.whole()
+        with plan.hooked() as run:
+            return _write_shard(Path(folder), plan, run, number, first, dtype, shard_mb, lambda n: None)
+
+
+@contextlib.contextmanager
+def _begun(folder: Path, shard_mb: float, settings: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The manifest of a store that is to have these settings, as far as it has been written; this run's alone."""
     if not shard_mb > 0:
         raise ValueError(f"shard_mb: expected a positive number, got {shard_mb}")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"store: {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(plan, dtype, tokenizer)
+    wanted = settings()
     with only_user(folder / MANIFEST, "store"):
-        path = folder / MANIFEST
-        if path.exists():
+        if (folder / MANIFEST).exists():
             manifest = _read_manifest(folder)
-            _check_same(folder, manifest, settings)
+            _check_same(folder, manifest, wanted)
             for shard in manifest["shards"]:
                 _check_files(folder, manifest, shard)
         else:
-            manifest = {**settings, "complete": False, "seconds": 0.0, "widths": {}, "shards": []}
+            manifest = {**wanted, "complete": False, "seconds": 0.0, "widths": {}, "shards": []}
         for leftover in folder.glob(".*.part"):
             leftover.unlink()
-        done = sum(len(shard["blocks"]) for shard in manifest["shards"])
-        advance(int(plan.sizes[:done].sum()))
-        if not manifest["complete"]:
-            with plan.hooked() as run:
-                while done < len(plan.sizes):
-                    done += _write_shard(folder, manifest, plan, run, done, dtype, shard_mb, advance)
-            manifest["complete"] = True
-            _write_manifest(folder, manifest)
-    return ActivationStore(folder)
+        yield manifest
+
+
+def _batches(manifest: dict[str, Any]) -> int:
+    """Batches in its shards."""
+    return sum(len(shard["blocks"]) for shard in manifest["shards"])
+
+
+def _add(
+    folder: Path, manifest: dict[str, Any], written: tuple[dict[str, Any], dict[str, int], float]
+) -> None:
+    shard, manifest["widths"], seconds = written
+    manifest["shards"].append(shard)
+    manifest["seconds"] += seconds
+    _write_manifest(folder, manifest)
+
+
+def _finish(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["complete"] = True
+    _write_manifest(folder, manifest)
+
+
+def _fitting(sizes: np.ndarray, widest: int, dtype: np.dtype, shard_mb: float) -> int:
+    """How many of these batches a shard holds, by its place of the most columns; one at least."""
+    limit = max(1, int(shard_mb * 1e6 / (widest * dtype.itemsize)))
+    return max(1, int(np.searchsorted(np.cumsum(sizes), limit, side="right")))
 
 
 def settings_of(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
@@ -146,26 +232,22 @@ def _check_same(folder: Path, manifest: dict[str, Any], settings: dict[str, Any]
 
 def _write_shard(
     folder: Path,
-    manifest: dict[str, Any],
     plan: Pass,
     run: Callable[[int], dict[Key, np.ndarray]],
+    number: int,
     first: int,
     dtype: np.dtype,
     shard_mb: float,
     advance: Callable[[int], Any],
-) -> int:
-    """Write the next shard of every place, from batch `first` on, then the manifest that lists it.
-
-    A shard holds whole batches: how many is returned.
+) -> tuple[dict[str, Any], dict[str, int], float]:
+    """Write the shard of that number of every place, whole batches from `first` on: what the manifest is to say of it,
+    the places' columns, and the seconds it took.
     """
     started = time.perf_counter()
-    number, start = len(manifest["shards"]), int(plan.sizes[:first].sum())
+    start = int(plan.sizes[:first].sum())
     found = run(first)  # its width says how many batches a shard takes
-    widest = max(rows.shape[1] for rows in found.values())
-    limit = max(1, int(shard_mb * 1e6 / (widest * dtype.itemsize)))
-    total = np.cumsum(plan.sizes[first:])
-    count = max(1, int(np.searchsorted(total, limit, side="right")))
-    n = int(total[count - 1])
+    count = _fitting(plan.sizes[first:], max(rows.shape[1] for rows in found.values()), dtype, shard_mb)
+    n = int(plan.sizes[first : first + count].sum())
     names = {key: point_name(key) for key in plan.keys}
     norms: dict[Key, list[np.ndarray]] = {key: [] for key in plan.keys}
     crc32: dict[str, list[int]] = {name: [] for name in names.values()}
@@ -192,11 +274,9 @@ def _write_shard(
         }
         written["index"] = _on_disk(beside, f"index-{number:05d}.npz")
     blocks = plan.sizes[first : first + count].tolist()
-    manifest["shards"].append({"rows": n, "blocks": blocks, "files": written, "crc32": crc32})
-    manifest["seconds"] += time.perf_counter() - started
-    manifest["widths"] = {name: int(found[key].shape[1]) for key, name in names.items()}
-    _write_manifest(folder, manifest)
-    return count
+    widths = {name: int(found[key].shape[1]) for key, name in names.items()}
+    shard = {"rows": n, "blocks": blocks, "files": written, "crc32": crc32}
+    return shard, widths, time.perf_counter() - started
 
 
 def _open_rows(stack: contextlib.ExitStack, path: Path, dtype: np.dtype, shape: tuple[int, int]) -> _Hashed:
@@ -558,7 +638,7 @@ class StoredRows(BlockSource):
 
     Attributes
     ----------
-    n, d, shape, dtype
+    n, d, shape, ndim, dtype
         Of the rows.
     sizes : ndarray of int64
         Rows of each block.
@@ -702,8 +782,11 @@ class StoredRows(BlockSource):
     def __getitem__(self, index: Any) -> np.ndarray:
         """Rows by number, slice, index array or mask, copied into memory.
 
-        The blocks that hold them are read whole and compared with their checksums.
+        The blocks that hold them are read whole and compared with their checksums. A second index is of columns.
         """
+        if isinstance(index, tuple):
+            rows, columns = index
+            return self[rows][..., columns]
         wanted = np.arange(self.n)[index]
         flat = np.atleast_1d(wanted)
         ends = np.cumsum(self.sizes)

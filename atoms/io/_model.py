@@ -10,8 +10,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._arrays import as_array
+from .._checks import from_row
 from .._config import context, one_blas_thread
-from .._rows import rows_of
+from .._rows import by_blocks, rows_of
 from .._shown import Shown, Table
 from ..sae._in_model import InModel
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
@@ -231,6 +232,7 @@ class PretrainedSAE(InModel, Shown):
             raise ValueError(f"X has {rows.d} features, but this model expects {self.n_features_in_}")
         yield from rows.blocks(BLOCK)
 
+    @by_blocks
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations (n, d_in): CSR array (n, d_sae) of float32.
 
@@ -239,8 +241,14 @@ class PretrainedSAE(InModel, Shown):
         ValueError
             Another number of features, NaN or infinity in X.
         """
-        return stacked([self._encode(self._normalised(x)[0]) for x in self._blocks(X)])
+        parts, at = [], 0
+        for x in self._blocks(X):
+            with from_row(at):
+                parts.append(self._encode(self._normalised(x)[0]))
+            at += len(x)
+        return stacked(parts)
 
+    @by_blocks
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """``codes W_dec + b_dec``, (n, d_out) float32, from codes (n, d_sae), sparse or dense.
 
@@ -257,16 +265,19 @@ class PretrainedSAE(InModel, Shown):
             raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
         return self._decode(codes)
 
+    @by_blocks
     @one_blas_thread
     def reconstruct(self, X: Any) -> np.ndarray:
         """What the model makes of activations (n, d_in): (n, d_out) float32.
 
         Transcoders give the activations at their output's place, not a copy of X.
         """
-        out = []
+        out, at = [], 0
         for x in self._blocks(X):
             n, factor, shift = self._normalised(x)
-            y = self._decode(self._encode(n))
+            with from_row(at):
+                y = self._decode(self._encode(n))
+            at += len(x)
             if factor is not None and not self.is_transcoder:
                 y = (y * factor + shift).astype(np.float32)
             if self.W_skip is not None:

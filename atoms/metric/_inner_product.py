@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import _plot as plot
-from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error
+from .._checks import check_array, check_count, first_nonfinite_row, from_row, nonfinite_error
 from .._config import one_blas_thread
 from .._estimator import Routed
 from .._files import load_tensors, reading, save_tensors
 from .._frames import framed
-from .._rows import Rows, SomeNorms, rows_of, table, warn_of_massive
+from .._rows import Blocks, Rows, SomeNorms, by_blocks, rows_of, squared_norms, table, warn_of_massive
 from .._without import check_massive, without_massive
 from ._errors import EigenvalueErrors, errors_of
 from ._geometry import AngleHistogram, angles_of, draw_pairs, product, product_of_rows, rows_in, squeeze, unit
-from ._moments import Array, Moments, moments_of
+from ._moments import SHIFT_ROWS, Array, Moments, moments_of, shift_of
 from ._saving import from_tensors, names_of_features, to_tensors
 from ._spectrum import Spectrum, check_shrinkage, shrinkage_of, spectrum_of
 
@@ -145,7 +145,9 @@ class AtomicInnerProduct(Routed):
         ----------
         X : (n, d) array, tensor or memory map, or whatever else `SparseAutoencoder.fit` takes
             float32, float64, float16 or bfloat16, of any strides; other numbers are converted to float64. Shards,
-            stores, files and streams are read block by block, once.
+            stores, files and streams are read block by block, once. Of an array of Dask, or a bag of tables, the workers
+            sum each block where it is, and join the sums in the blocks' order: to the bit what `fit` makes of the
+            list of blocks.
         y : ignored
             For scikit-learn's pipelines.
         massive : {"keep", "drop"} or float
@@ -166,7 +168,11 @@ class AtomicInnerProduct(Routed):
         """
         self._check_parameters()
         with self._unchanged_on_error():
-            multiple, rows, norms = check_massive(massive), self._check_rows(X, reset=True), SomeNorms()
+            multiple, rows, norms = (
+                check_massive(massive),
+                self._check_rows(X, reset=True, far=True),
+                SomeNorms(),
+            )
             rows, dropped, _ = without_massive(rows, multiple)
             self._see(self._sums(rows, norms=norms))
             self._spectrum()
@@ -185,7 +191,7 @@ class AtomicInnerProduct(Routed):
         self._check_parameters()
         first = not self.__sklearn_is_fitted__()
         with self._unchanged_on_error():
-            rows = self._check_rows(X, reset=first)
+            rows = self._check_rows(X, reset=first, far=True)
             self._see(self._sums(rows, None if first else self._moments))
         return self
 
@@ -241,6 +247,8 @@ class AtomicInnerProduct(Routed):
     def _sums(self, rows: Any, seen: Moments | None = None, norms: SomeNorms | None = None) -> Moments:
         """Sums over all rows, and those seen; `norms` sees rows that are read once and then gone."""
         fourth = self.shrinkage == "ledoit_wolf"
+        if isinstance(rows, Blocks):
+            return self._sums_of_blocks(rows, fourth, seen, norms)
         in_memory = isinstance(rows, Rows) and not rows.read
         at = 0
         for part in rows.shards if in_memory else rows.blocks():
@@ -252,6 +260,24 @@ class AtomicInnerProduct(Routed):
                 norms.see(part)
         assert seen is not None
         return seen
+
+    def _sums_of_blocks(
+        self, rows: Blocks, fourth: bool, seen: Moments | None, norms: SomeNorms | None
+    ) -> Moments:
+        """The same of rows that stay where they are: each block's sums, joined in the blocks' order."""
+        centered = bool(self.centered) if seen is None else seen.centered
+        if seen is not None:
+            shift = seen.shift
+        else:
+            shift = shift_of(rows.first(SHIFT_ROWS)) if centered else np.zeros(rows.d)
+        none = Moments.none(shift, centered, fourth)
+        start = seen or none, SomeNorms()
+        found, some = rows.folded(_sums_and_squares, _with_next, start, none, self.num_threads)
+        if not found.n:
+            rows.first(1)  # says that there are none
+        if norms is not None:
+            vars(norms).update(vars(some))
+        return found  # type: ignore[no-any-return]
 
     def _see(self, moments: Moments) -> None:
         """These are the rows seen; what was computed from others is forgotten."""
@@ -338,6 +364,7 @@ class AtomicInnerProduct(Routed):
     # ---------------------------------------------------------------- whitening
 
     @framed
+    @by_blocks
     def transform(self, X: Any, out: Array | None = None) -> Array:
         """Activations in coordinates where the atomic inner product is the dot product.
 
@@ -353,7 +380,8 @@ class AtomicInnerProduct(Routed):
         (n, d) float32
             ``(X - mean_ if centered else X) @ whitener_``, multiplied and summed in float64 and
             rounded once: right to float32 whatever the condition number. A row's result does not
-            depend on the other rows. 2 n d^2 operations.
+            depend on the other rows. 2 n d^2 operations. Of an array of Dask another one, of which nothing is
+            computed yet.
         """
         self._check_fitted()
         return self._whitened(self._check_rows(X, reset=False), out)
@@ -371,13 +399,15 @@ class AtomicInnerProduct(Routed):
         out = np.empty((rows.n, rows.d), np.float32) if out is None else out
         at = 0
         for part in rows.blocks():
-            self._product(part, out[at : at + len(part)])
+            with from_row(at):
+                self._product(part, out[at : at + len(part)])
             at += len(part)
         return out
 
     def _product(self, X: Array, out: Array | None = None) -> Array:
         return product(X, self.whitener_, center=self._center(), out=out, num_threads=self.num_threads)
 
+    @by_blocks
     def inverse_transform(self, Z: Any, out: Array | None = None) -> Array:
         """Activations (n, d) float32 whose whitened coordinates are Z: the inverse of `transform`."""
         self._check_fitted()
@@ -595,6 +625,21 @@ class AtomicInnerProduct(Routed):
             derived = state["_derived"].items()
             state["_derived"] = {k: Spectrum(*v) if k == "spectrum" else v for k, v in derived}
         vars(self).update(state)
+
+
+def _sums_and_squares(block: Array, none: Moments, num_threads: int | None) -> tuple[Moments, Array]:
+    """Of a block's rows their sums, about the shift of `none`, and their squared norms."""
+    centered, fourth = none.centered, none.norms is not None
+    rows = check_array(block)
+    found = moments_of(rows, centered=centered, norms=fourth, seen=none, num_threads=num_threads)
+    parts = [squared_norms(rows[start : start + 1024]) for start in range(0, len(rows), 1024)]
+    return found, np.concatenate(parts)
+
+
+def _with_next(so_far: tuple[Moments, SomeNorms], found: tuple[Moments, Array]) -> tuple[Moments, SomeNorms]:
+    norms = copy.deepcopy(so_far[1])  # a task may be done again
+    norms.see_squares(found[1])
+    return so_far[0].plus(found[0]), norms
 
 
 _PICKLED = {

@@ -14,7 +14,7 @@ from .._config import context, one_blas_thread
 
 Array = npt.NDArray[Any]
 
-_SHIFT_ROWS = 1024  # rows whose mean is subtracted before centred moments are summed
+SHIFT_ROWS = 1024  # rows whose mean is subtracted before centred moments are summed
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Moments:
     total: Array  #: (d,) sum y
     second: Array  #: (d, d) sum y y'
     norms: Array | None  #: (d + 1,) [sum |y|^2 y, sum |y|^4], for Ledoit and Wolf's shrinkage alone
+
+    @classmethod
+    def none(cls, shift: Array, centered: bool, norms: bool) -> Moments:
+        """Those of no rows, about that shift."""
+        d = len(shift)
+        return cls(0, centered, shift, np.zeros(d), np.zeros((d, d)), np.zeros(d + 1) if norms else None)
 
     @property
     def mean(self) -> Array:
@@ -69,6 +75,12 @@ class Moments:
         return Moments(n, self.centered, shift, total, second, norms)
 
 
+def shift_of(first: Array) -> Array:
+    """What is subtracted from all rows before centred moments are summed, from the first `SHIFT_ROWS`."""
+    shift: Array = np.asarray(first, dtype=np.float64).mean(axis=0)
+    return shift
+
+
 def moments_of(
     X: Array,
     *,
@@ -85,10 +97,8 @@ def moments_of(
     n, d = X.shape
     if seen is not None:
         centered, shift = seen.centered, seen.shift
-    elif centered:
-        shift = np.asarray(X[:_SHIFT_ROWS], dtype=np.float64).mean(axis=0)
     else:
-        shift = np.zeros(d)
+        shift = shift_of(X[:SHIFT_ROWS]) if centered else np.zeros(d)
     total, second = np.empty(d), np.empty((d, d))
     try:
         _core.moments(context(num_threads), X, shift if centered else None, total, second)

@@ -11,6 +11,10 @@ Nothing is dropped silently. Signals that cannot be coded give empty rows; ``ret
 returns a :class:`RecoveryInfo` with a status for each signal beside the codes, and a
 :class:`RecoveryWarning` counts the signals concerned.
 
+Of signals in an array of Dask codes are one, too, whose blocks are ``scipy.sparse.csr_array`` (``.compute()`` joins them,
+``.map_blocks`` goes on with them), and so are the fields of a :class:`RecoveryInfo`; a `support` or `tau` for each signal may be.
+Nothing is computed yet. Each worker makes the dictionary ready once, and codes are those of the signals in memory, to the bit.
+
 Signals are read in blocks, so memory maps of any length will do. Peak memory:
 
 - the dictionary, and its Gram matrix of ``n_atoms ** 2`` numbers, at most `gram_bytes`;

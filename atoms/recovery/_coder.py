@@ -12,6 +12,7 @@ import numpy as np
 from .._checks import atoms_of, check_array, first_nonfinite_row, nonfinite_error
 from .._config import one_blas_thread
 from .._frames import framed
+from .._rows import by_blocks
 from .._scored import Scored, as_codes
 from ._dictionary import Array, Dictionary, atoms_given, same_metric
 from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso
@@ -216,6 +217,7 @@ class SparseCoder(Scored):
         return self
 
     @framed
+    @by_blocks
     def transform(self, X: Any, return_info: bool = False) -> Any:
         """Codes of X as a csr_array (n_signals, n_atoms), and with `return_info` a RecoveryInfo.
 
@@ -256,6 +258,7 @@ class SparseCoder(Scored):
     def _n_features_out(self) -> int:
         return int(self.dictionary_.n_atoms)
 
+    @by_blocks
     @one_blas_thread
     def inverse_transform(self, codes: Any) -> Array:
         """``codes @ dictionary``, plus the mean where the metric is centred."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import enum
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.sparse
 
 from .. import _core
-from .._checks import outside
+from .._checks import outside, row_name
 from .._progress import progress_bar
+from .._rows import Blocks, is_dask, table, told
 from .._shown import Shown, Table
-from ._dictionary import Array, Dictionary, handle_of, whitened
+from ._dictionary import Array, Dictionary, dictionary_of, handle_of, whitened
 
 BLOCK_BYTES = 1 << 26  # of codes at full width that are held at a time
 
@@ -79,19 +82,22 @@ class RecoveryInfo(Shown):
 
     def counts(self) -> dict[str, int]:
         """Number of signals by status, those that occur."""
-        values, numbers = np.unique(self.status, return_counts=True)
+        values, numbers = np.unique(np.asarray(self.status), return_counts=True)
         return {Status(v).name: int(n) for v, n in zip(values, numbers, strict=True)}
 
     def __repr__(self) -> str:
+        if is_dask(self.status):  # nobody has asked for them yet
+            return f"RecoveryInfo(of {self.status!r})"
         counts = ", ".join(f"{n:,} {name}" for name, n in self.counts().items())
         return f"RecoveryInfo({len(self.status):,} signals: {counts or 'none'})"
 
     def _table(self) -> Table:
-        rows = [
-            (f"{name}: {_SAYS[Status[name]]}", n, n / len(self.status)) for name, n in self.counts().items()
-        ]
+        counts = self.counts()
+        total = sum(counts.values())
+        rows = [(f"{name}: {_SAYS[Status[name]]}", n, n / total) for name, n in counts.items()]
         spread = [("norm of the residual", self.residual), ("steps", self.steps), ("duality gap", self.gap)]
-        known = [(what, a[np.isfinite(a)]) for what, a in spread if a is not None]
+        found = [(what, np.asarray(a)) for what, a in spread if a is not None]
+        known = [(what, a[np.isfinite(a)]) for what, a in found]
         said = [f"{what}: median {np.median(a):.4g}, at most {a.max():.4g}" for what, a in known if len(a)]
         return Table("RecoveryInfo", rows, head=("", "signals", "share"), note="; ".join(said))
 
@@ -209,8 +215,44 @@ def complain(name: str, status: Array) -> None:
     for s, text in _COMPLAINT.items():
         at = np.flatnonzero(status == s)
         if at.size:
-            said.append(f"{at.size} {text}, first in row {at[0]}")
+            said.append(f"{at.size} {text}, first in {row_name(int(at[0]))}")
     if said:
-        warnings.warn(
-            f"{name}: of {status.size} signals " + "; ".join(said), RecoveryWarning, stacklevel=outside()
-        )
+        message = f"{name}: of {status.size} signals " + "; ".join(said)
+        if not told(message, RecoveryWarning):
+            warnings.warn(message, RecoveryWarning, stacklevel=outside())
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def by_blocks(dtype: Any = None) -> Callable[[_F], _F]:
+    """A solver that codes an array of Dask where its blocks are, as arrays of Dask; `dtype` is the one it works in."""
+
+    def decorated(solver: _F) -> _F:
+        signature = inspect.signature(solver)
+
+        @functools.wraps(solver)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            X = args[0] if args else options.get("X")
+            if not is_dask(X):
+                return solver(*args, **options)
+            given = signature.bind(*args, **options).arguments
+            rows, threads = Blocks(given.pop("X")), given.get("num_threads")
+            sample = table(rows.sample)
+            d = dictionary_of(given.pop("dictionary"), sample, given.pop("metric", None), threads, dtype)
+            given.pop("verbose", None)
+            if isinstance(given.get("tau"), (list, tuple)):
+                given["tau"] = np.asarray(given["tau"])
+            each = [name for name in ("support", "tau") if getattr(given.get(name), "ndim", 0)]
+            beside = [(name, given.pop(name)) for name in each]
+            return rows.mapped(_solved, wrapped, d, each, given, beside=beside)
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorated
+
+
+def _solved(block: Array, *rest: Any) -> Any:
+    """Codes of a block in a task."""
+    *beside, solver, d, names, options = rest
+    return solver(block, d, **dict(zip(names, beside)), **options)

@@ -9,13 +9,14 @@ import numpy as np
 from .. import _core
 from .._checks import check_count, check_number
 from .._config import context
-from .._rows import table
-from ._coding import BLOCK_BYTES, Codes, RecoveryInfo, code, complain, csr, packed
+from .._rows import Blocks, is_dask, table
+from ._coding import BLOCK_BYTES, Codes, RecoveryInfo, by_blocks, code, complain, csr, packed
 from ._dictionary import Array, Dictionary, dictionary_of, handle_of, hold_gram, hold_screen, whitened
 
 # ---------------------------------------------------------------------------- lasso
 
 
+@by_blocks()
 def lasso(
     X: Any,
     dictionary: Any,
@@ -145,16 +146,27 @@ def lasso_path(
     infos : list of RecoveryInfo
         Only with ``return_info=True``.
     """
-    X = table(X, min_rows=0)
-    d = dictionary_of(dictionary, X, metric, num_threads)
-    hold_screen(d)
-    if X.shape[1] != d.d_in:
-        raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {X.shape[1]}")
-    grid = _penalties(alphas, n_alphas, eps, X, d)
+    rows = Blocks(X) if is_dask(X) else table(X, min_rows=0)
+    some = table(rows.sample) if isinstance(rows, Blocks) else rows
+    d = dictionary_of(dictionary, some, metric, num_threads)
+    if some.shape[1] != d.d_in:
+        raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {some.shape[1]}")
+    grid = _penalties(alphas, n_alphas, eps, rows, d)
     stop, rounds = check_number(tol, "tol", 0, strict=True), check_count(max_iter, "max_iter")
+    settings = d, grid, positive, stop, rounds, num_threads
+    codes, infos = rows.mapped(_path, *settings) if isinstance(rows, Blocks) else _path(rows, *settings)
+    return (grid, codes, infos) if return_info else (grid, codes)
+
+
+def _path(
+    X: Array, d: Dictionary, grid: Array, positive: bool, stop: float, rounds: int, num_threads: int | None
+) -> tuple[list[Any], list[RecoveryInfo]]:
+    """Codes for each penalty, and what became of the signals."""
+    hold_screen(d)
     ctx, k, n = context(num_threads), grid.size, X.shape[0]
     status, steps = np.zeros((k, n), np.int8), np.zeros((k, n), np.int32)
     residual, gap, counts = np.zeros((k, n)), np.zeros((k, n)), np.zeros((k, n), np.int32)
+    wholes: Any = (counts, status, steps, residual, gap)
     parts: list[list[tuple[Array, Array]]] = [[] for _ in range(k)]
     size = max(1, min(1024, BLOCK_BYTES // (k * d.n_atoms * (4 + d.dtype.itemsize))))
     for start in range(0, n, size):
@@ -164,16 +176,14 @@ def lasso_path(
         out = [np.zeros(k * m, t) for t in (np.int32, np.int8, np.int32, np.float64, np.float64)]
         x = whitened(d, X[rows])
         _solve_lasso(ctx, handle_of(d), x, grid, positive, stop, rounds, Codes(indices, values, *out))
-        for whole, part in zip((counts, status, steps, residual, gap), out, strict=True):
+        for whole, part in zip(wholes, out, strict=True):
             whole[:, rows] = part.reshape(k, m)
         for a in range(k):  # the core gives all signals' codes for one penalty, then those for the next
             one = slice(a * m, (a + 1) * m)
             parts[a].append(packed(indices[one], values[one], out[0][one]))
     codes = [csr(counts[a], parts[a], (n, d.n_atoms), d.dtype) for a in range(k)]
     complain("lasso_path", status.max(axis=0) if n else status[0])
-    if not return_info:
-        return grid, codes
-    return grid, codes, [RecoveryInfo(status[a], residual[a], steps[a], gap[a]) for a in range(k)]
+    return codes, [RecoveryInfo(status[a], residual[a], steps[a], gap[a]) for a in range(k)]
 
 
 def _solve_lasso(
@@ -185,10 +195,13 @@ def _solve_lasso(
     )
 
 
-def _penalties(alphas: Any, n_alphas: int, eps: float, X: Array, d: Dictionary) -> Array:
+def _penalties(alphas: Any, n_alphas: int, eps: float, X: Array | Blocks, d: Dictionary) -> Array:
     """The penalties of a path, in decreasing order."""
     if alphas is None:
-        top = _largest_correlation(X, d) or 1.0
+        if isinstance(X, Blocks):
+            top = max([0.0, *X.gathered(_largest_correlation, d)]) or 1.0
+        else:
+            top = _largest_correlation(X, d) or 1.0
         low, count = check_number(eps, "eps", 0, strict=True), check_count(n_alphas, "n_alphas")
         return np.ascontiguousarray(np.geomspace(1, low, count) * top)
     grid = np.sort(np.atleast_1d(np.asarray(alphas, np.float64)))[::-1]
@@ -214,6 +227,7 @@ def _largest_correlation(X: Array, d: Dictionary) -> float:
 # -------------------------------------------------------------------- basis pursuit
 
 
+@by_blocks(np.float64)
 def basis_pursuit(
     X: Any,
     dictionary: Any,
@@ -260,6 +274,7 @@ def basis_pursuit(
     )
 
 
+@by_blocks(np.float64)
 def basis_pursuit_denoise(
     X: Any,
     dictionary: Any,

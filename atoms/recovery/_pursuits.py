@@ -9,10 +9,10 @@ import numpy as np
 import scipy.sparse
 
 from .. import _core
-from .._checks import check_count, check_number, outside
+from .._checks import check_count, check_number, outside, rows_in_all
 from .._config import context
 from .._rows import table
-from ._coding import Codes, RecoveryWarning, code
+from ._coding import Codes, RecoveryWarning, by_blocks, code
 from ._dictionary import Array, Dictionary, dictionary_of, hold_gram
 
 # From _UNITS_SIGNALS signals on OMP screens by 16-bit products. With at most _COARSE_NONZERO nonzeros over at least
@@ -23,6 +23,7 @@ _UNITS_SIGNALS, _COARSE_NONZERO, _COARSE_ATOMS = 64, 16, 1024
 # ------------------------------------------------------------------------------- OMP
 
 
+@by_blocks()
 def omp(
     X: Any,
     dictionary: Any,
@@ -117,9 +118,10 @@ def omp(
             RecoveryWarning,
             stacklevel=outside(),
         )
-    many = not nonnegative and X.shape[0] >= _UNITS_SIGNALS
+    n = rows_in_all(X.shape[0])
+    many = not nonnegative and n >= _UNITS_SIGNALS
     coarse = many and most <= _COARSE_NONZERO and d.n_atoms >= _COARSE_ATOMS
-    if d.n_atoms < 2 * max(1, X.shape[0]) * most:  # else the Gram matrix costs more than it saves
+    if d.n_atoms < 2 * max(1, n) * most:  # else the Gram matrix costs more than it saves
         hold_gram(d, many, coarse)
     ctx = context(num_threads)
 
@@ -212,6 +214,7 @@ def _pursuit(
     return code(name, X, d, most, solve, verbose=verbose, return_info=return_info)
 
 
+@by_blocks()
 def matching_pursuit(
     X: Any,
     dictionary: Any,
@@ -239,6 +242,7 @@ def matching_pursuit(
     )
 
 
+@by_blocks()
 def gradient_pursuit(
     X: Any,
     dictionary: Any,
@@ -268,6 +272,7 @@ def gradient_pursuit(
     )
 
 
+@by_blocks()
 def cosamp(
     X: Any,
     dictionary: Any,
@@ -295,6 +300,7 @@ def cosamp(
     )
 
 
+@by_blocks()
 def iht(
     X: Any,
     dictionary: Any,
@@ -362,6 +368,7 @@ def threshold_interval(codes: Any, coherence: float) -> tuple[Array, Array]:
     return mu * k * top, least - mu * np.maximum(k - 1, 0) * top
 
 
+@by_blocks()
 def threshold_code(
     X: Any,
     dictionary: Any,

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
+from .._checks import from_row
 from .._config import context
 from .._estimator import Routed, restored
 from .._files import load_tensors, reading
@@ -24,6 +25,7 @@ from .._rows import (
     PairedRows,
     Rows,
     StreamRows,
+    by_blocks,
     finite_blocks,
     read_side,
     rows_of,
@@ -568,15 +570,22 @@ class SparseAutoencoder(InModel, Scored, Routed):
     # --------------------------------------------------------------- inference
 
     @framed
+    @by_blocks
     def transform(self, X: Any) -> sp.csr_array:
         """Codes of activations, all that `fit` takes: CSR array (n, d_sae) float32, in the units of the training space.
 
         Strict inequality: ``a = z 1[z > threshold]``. Cost: 2 d_in d_sae operations for each sample.
+        Of an array of Dask another one of the autoencoder as it is now, whose blocks are CSR arrays; nothing is computed yet.
         """
         self._check_fitted()
         rows, ctx = self._check_rows(X, reset=False), context(self.num_threads)
         space, model = self._fitted.space, self._fitted.model  # once: another thread may fit meanwhile
-        return stacked([model.encode(ctx, space.batch(block)) for block in rows.blocks(BLOCK)])
+        parts, at = [], 0
+        for block in rows.blocks(BLOCK):
+            with from_row(at):
+                parts.append(model.encode(ctx, space.batch(block)))
+            at += len(block)
+        return stacked(parts)
 
     def _codes(self, X: np.ndarray) -> sp.csr_array:
         return self._model.encode(context(self.num_threads), self._fitted.space.batch(X))
@@ -585,6 +594,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
     def _n_features_out(self) -> int:
         return self._model.d_sae
 
+    @by_blocks
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Raw activations (n, d_in), a transcoder's (n, d_out), float32 from codes (n, d_sae), sparse or dense.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _core
-from .._checks import narrow
+from .._checks import narrow, row_name
 from .._config import one_blas_thread
 from ._settings import ACTIVATIONS, SCREENS, Settings
 
@@ -229,9 +230,13 @@ class Model:
 
     def encode(self, ctx: Any, batch: Batch) -> sp.csr_array:
         with self.turns.reading():
-            indptr, indices, values, _ = _core.sae_encode(
-                ctx, self.handle, batch.X, index=batch.rows, shift=batch.shift, scale=batch.scale
-            )
+            try:
+                indptr, indices, values, _ = _core.sae_encode(
+                    ctx, self.handle, batch.X, index=batch.rows, shift=batch.shift, scale=batch.scale
+                )
+            except ValueError as error:
+                named = re.sub(r"\brow (\d+)", lambda found: row_name(int(found[1])), str(error))
+                raise ValueError(named) from None
         return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
 
     def decode(self, ctx: Any, codes: sp.csr_array) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import scipy.sparse
 
 from .. import _core
 from .._config import context, one_blas_thread
+from .._rows import Blocks, is_dask
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 from ._coherence import Coherence, coherence, unit_of
@@ -312,7 +313,8 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
     ----------
     D : array (d_sae, d_in) or Coherence
     codes : sparse (n, d_sae)
-        As `transform` gives them; stored zeros do not count. Amplitudes are |code| times the
+        As `transform` gives them, also those of an array of Dask, which are judged where their blocks are; stored
+        zeros do not count. Amplitudes are |code| times the
         norm of the atom in the metric (signs are kept for `threshold_exact`).
     metric : AtomicInnerProduct, optional
     num_threads : int, optional
@@ -337,6 +339,16 @@ def certify(D: Any, codes: Any, metric: Any = None, *, num_threads: int | None =
     1.0
     """
     unit, norms = _unit_of(D, metric, num_threads)
+    if is_dask(codes):
+        parts = Blocks(codes, "codes").gathered(_certified, unit, norms)
+        columns = zip(*([getattr(one, f.name) for f in fields(SampleCertificates)] for one in parts))
+        if parts:
+            return SampleCertificates(*map(np.concatenate, columns))
+        codes = scipy.sparse.csr_array((0, len(norms)))
+    return _certified(codes, unit, norms)
+
+
+def _certified(codes: Any, unit: np.ndarray, norms: np.ndarray) -> SampleCertificates:
     delta = _amplitudes(codes, norms)
     n, s = delta.shape[0], _sums(unit, delta)
     l0 = np.diff(delta.indptr).astype(np.int64)

@@ -12,21 +12,31 @@ import scipy.sparse
 import scipy.special
 
 from .. import _plot as plot
+from .._rows import Blocks, is_dask
 from .._shown import Shown, Table
 from ._coherence import Coherence, check_q, coherence, inverse_cdf_ranks, welch_bound
 
 _PARALLEL = 1.0 - 2.0**-20  # cosines from here on are 1 up to the rounding of float32 products
 
 
+def _active(codes: Any) -> np.ndarray:
+    if not scipy.sparse.issparse(codes):
+        return np.asarray(np.count_nonzero(codes, axis=1))
+    given: Any = codes
+    codes = given.tocsr()
+    counts: np.ndarray = np.diff(codes.indptr)
+    if not codes.data.all():
+        zeros = np.concatenate([[0], np.cumsum(codes.data == 0)])
+        counts = counts - np.diff(zeros[codes.indptr])
+    return counts
+
+
 def active(l0: Any) -> np.ndarray:
     """Active latents of each sample from codes or from their numbers, int64."""
-    if scipy.sparse.issparse(l0):
-        codes: Any = l0
-        codes = codes.tocsr()
-        counts = np.diff(codes.indptr)
-        if not codes.data.all():
-            zeros = np.concatenate([[0], np.cumsum(codes.data == 0)])
-            counts = counts - np.diff(zeros[codes.indptr])
+    if is_dask(l0) and l0.ndim == 2:
+        counts = np.concatenate([np.empty(0, np.int64), *Blocks(l0, "l0").gathered(_active)])
+    elif scipy.sparse.issparse(l0):
+        counts = _active(l0)
     else:
         counts = np.atleast_1d(np.asarray(l0))
         if counts.ndim != 1:

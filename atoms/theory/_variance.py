@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import check_rows, native, whitener_of
+from .._checks import check_rows, native, row_name, whitener_of
 from .._config import context, one_blas_thread
-from .._rows import table
+from .._rows import Blocks, is_dask, table
 from .._shown import Shown, Table
 
 CONVENTIONS = (
@@ -241,7 +242,7 @@ class ExplainedVariance:
                     row = np.asarray(X[first + bad], dtype=np.float64)
                     name = "X_hat" if X_hat is not None and np.isfinite(row @ row) else "X"
                     raise ValueError(
-                        f"{name}: row {self.n_samples + first + bad} holds NaN, infinity or a "
+                        f"{name}: {row_name(self.n_samples + first + bad)} holds NaN, infinity or a "
                         "square beyond float64; drop or repair it"
                     )
         except BaseException:
@@ -381,7 +382,8 @@ def explained_variance(
     Parameters
     ----------
     X : array (n, d)
-        float32, float64, float16, bfloat16 or integers; memory maps and any strides.
+        float32, float64, float16, bfloat16 or integers; memory maps and any strides. An array of Dask is summed
+        where its blocks are, beside an `X_hat` that is another one, an array in memory or a callable.
     X_hat : array (n, d), callable, or iterable of blocks
         A callable gets blocks of X and returns their reconstructions; an iterable yields
         reconstructions of consecutive rows of X, n in all.
@@ -428,7 +430,10 @@ def explained_variance(
     >>> explained_variance(X, X).total
     1.0
     """
-    X = X if isinstance(X, np.ndarray) else table(X)  # blocks of integers are converted one by one
+    far = Blocks(X) if is_dask(X) else None
+    X = (
+        far.sample if far is not None else X if isinstance(X, np.ndarray) else table(X)
+    )  # blocks of integers are converted one by one
     X = check_rows(X, "X")
     convention = _convention(convention, metric)
     if X.shape[0] == 0:
@@ -439,10 +444,11 @@ def explained_variance(
     if not isinstance(step, int) or step < 1:
         raise ValueError(f"block_size: expected a positive integer or None, got {block_size!r}")
     first = ExplainedVariance("uncentered", num_threads=num_threads)
-    for start in range(0, X.shape[0], step):
-        first.update(X[start : start + step], None)
-    assert first._sums is not None
-    mean = (first._sums[0, 0] + first._sums[0, 1]) / X.shape[0]
+    rows = X if far is None else far
+    _see_alone(first, rows, step)
+    if first._sums is None:
+        raise ValueError(f"X: expected at least one sample, got shape {(0, X.shape[1])}")
+    mean = (first._sums[0, 0] + first._sums[0, 1]) / first.n_samples
     norms = np.sqrt(np.concatenate(first._tokens)[:, 0])
     second = ExplainedVariance(
         convention,
@@ -451,6 +457,50 @@ def explained_variance(
         massive_norm=massive_multiple * float(np.median(norms)),
         num_threads=num_threads,
     )
-    for block, block_hat in _reconstructions(X, X_hat, step):
-        second.update(block, block_hat)
+    _see_beside(second, rows, X_hat, step)
     return second.result()
+
+
+def _see_alone(found: ExplainedVariance, X: Any, step: int) -> None:
+    if isinstance(X, Blocks):
+        for part in X.gathered(_seen, found):
+            found.merge(part)
+        return
+    for start in range(0, X.shape[0], step):
+        found.update(X[start : start + step], None)
+
+
+def _see_beside(found: ExplainedVariance, X: Any, X_hat: Any, step: int) -> None:
+    if isinstance(X, Blocks):
+        for part in _explained_far(X, X_hat, found):
+            found.merge(part)
+        return
+    for block, block_hat in _reconstructions(X, X_hat, step):
+        found.update(block, block_hat)
+
+
+def _explained_far(rows: Blocks, X_hat: Any, empty: ExplainedVariance) -> list[ExplainedVariance]:
+    """What `empty` becomes by the rows of each block, beside their reconstructions."""
+    if callable(X_hat):
+        return rows.gathered(_seen, empty, X_hat)
+    if not (is_dask(X_hat) or isinstance(X_hat, np.ndarray)):
+        raise TypeError(
+            "X_hat: beside a dask array expected another, an array in memory, or a function that maps a block of X to its "
+            f"reconstruction, got {type(X_hat).__name__}"
+        )
+    if len(X_hat.shape) != 2 or X_hat.shape[1] != rows.d:
+        raise ValueError(f"X_hat: expected {rows.d} columns as X has, got shape {X_hat.shape}")
+    return rows.gathered(seen_beside, empty, beside=[("X_hat", X_hat)])
+
+
+def _seen(
+    block: np.ndarray, empty: ExplainedVariance, function: Callable[..., Any] | None = None
+) -> ExplainedVariance:
+    return seen_beside(block, None if function is None else function(block), empty)
+
+
+def seen_beside(block: np.ndarray, block_hat: Any, empty: ExplainedVariance) -> ExplainedVariance:
+    """An accumulator of the settings of `empty`, which several tasks share, that has seen these rows."""
+    found = copy.copy(empty)
+    found._tokens = []
+    return found.update(block, block_hat)

@@ -478,7 +478,7 @@ def _tallied_far(
     if not found:
         raise ValueError("tokens: expected at least one context, got none")
     key, n = found[0][0], sum(count for _, _, count in found)
-    mean = sum(one for _, sums, _ in found for one in sums) / n
+    mean = np.asarray(sum(one for _, sums, _ in found for one in sums)) / n
     tally, first = _Tally(named, conventions, mean), 0
     for part, contexts in rows.gathered(
         _tally_of_block, far, settings, dict(named), conventions, mean, beside=beside

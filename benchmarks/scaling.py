@@ -145,7 +145,7 @@ def draw_simulated(record: dict[str, dict[str, dict]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = 5
+    columns = min(5, len(record))
     rows = -(-len(record) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 3 * rows), squeeze=False, sharey=True)
     for axis in axes.flat[len(record) :]:

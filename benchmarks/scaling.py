@@ -5,10 +5,14 @@ slope in a plot with both axes logarithmic: 1 for d_in, d_sae and batch, -1 for 
 from 0 (the encoder decides) to at most 1 (decoding and gradients do, 8 d_in L0 operations a sample).
 
     python benchmarks/scaling.py [--vary d_sae d_in l0 batch threads] [--seconds 1.5]
+    python benchmarks/scaling.py --simulate [--workloads omp lasso ...] [--bandwidth GB/s]
 
 On a machine that is not idle, --processor-time measures processor seconds of one thread instead.
 Writes benchmarks/results/scaling.json, in which what is varied now takes the place of what was measured
 before, and, where matplotlib is installed, scaling.png beside it.
+
+--simulate measures the tasks of each parallel region on one thread and works out what 1 to 128 threads would take
+(simulate.py), into many_threads.json and .png.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import simulate
 from train_step import planted
 
 FOLDER = Path(__file__).parent / "results"
@@ -97,6 +102,98 @@ def plot(record: dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+# --------------------------------------------------------- more threads than there are here
+
+THREADS = [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+def simulated(name: str, runs: int, meeting: float, bandwidth: float) -> dict:
+    """Seconds of a run with so many threads; what remains serial; each region's share of the threads' time at 64."""
+    bytes_of = simulate.traffic(simulate.SHAPES[name]) if name in simulate.SHAPES else {}
+    record: dict = {
+        "workload": name,
+        "threads": THREADS,
+        "seconds": [],
+        "from_memory": [],
+        "as_recorded": [],
+        "regions": {},
+    }
+    for threads in THREADS:
+        worker = simulate.Worker(name, threads, True)
+        every = worker.runs(runs)
+        recorded = simulate.typical(every)
+        worker.close()
+        cost = meeting * threads / 2 if threads > 1 else 0.0
+        least = {region: size / bandwidth for region, size in bytes_of.items()}
+        record["seconds"].append(simulate.makespan(recorded, threads, cost))
+        record["from_memory"].append(simulate.makespan(recorded, threads, cost, least))
+        record["as_recorded"].append(
+            statistics.median(simulate.makespan(run, threads, cost) for run in every)
+        )
+        record["regions"][threads] = {"serial": recorded.serial, **simulate.region_spans(recorded, threads)}
+    return record
+
+
+def efficiency(record: dict, of: str) -> list[float]:
+    return [record[of][0] / t / n for n, t in zip(record["threads"], record[of])]
+
+
+def draw_simulated(record: dict[str, dict[str, dict]], path: Path) -> None:
+    """A panel for each workload; lines: what was recorded under each label."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(5, len(record))
+    rows = -(-len(record) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 3 * rows), squeeze=False, sharey=True)
+    for axis in axes.flat[len(record) :]:
+        axis.set_visible(False)
+    for axis, (name, lines) in zip(axes.flat, record.items()):
+        for label, colour in zip(lines, ("#bbbbbb", "#1f4e79", "#a33b20")):
+            part = lines[label]
+            axis.semilogx(part["threads"], [100 * e for e in efficiency(part, "seconds")], "o-", color=colour, label=label, base=2)  # fmt: skip
+            if part["from_memory"] != part["seconds"]:
+                axis.semilogx(part["threads"], [100 * e for e in efficiency(part, "from_memory")], ":", color=colour, base=2)  # fmt: skip
+        axis.set_title(name, fontsize=9)
+        axis.set_xticks(THREADS, [str(n) for n in THREADS])
+        axis.set_ylim(0, 105)
+        axis.grid(True, alpha=0.3)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("% of threads used well")
+    for axis in axes[-1]:
+        axis.set_xlabel("threads")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def simulate_all(options: argparse.Namespace) -> None:
+    meeting = simulate.meeting_of_two()
+    print(f"two threads start and end in {1e6 * meeting:.2f} us; n are taken to need n / 2 times that")
+    results = options.results.with_name("many_threads.json")
+    record = json.loads(results.read_text()) if results.exists() else {}
+    print(
+        "| workload | ms, one thread | "
+        + " | ".join(map(str, THREADS[1:]))
+        + " |\n|---"
+        + "|---" * len(THREADS)
+        + "|"
+    )
+    for name in options.workloads:
+        part = simulated(name, options.runs, meeting, 1e9 * options.bandwidth)
+        record.setdefault(name, {})[options.label] = part
+        shares = " | ".join(f"{100 * e:.0f}%" for e in efficiency(part, "seconds")[1:])
+        print(f"| {name} | {1e3 * part['seconds'][0]:.1f} | {shares} |", flush=True)
+        record = {key: record[key] for key in simulate.WORKLOADS if key in record}
+        results.write_text(json.dumps(record, indent=1) + "\n")
+    try:
+        draw_simulated(record, results.with_suffix(".png"))
+    except ImportError:
+        print("matplotlib is not installed: no plot")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -105,7 +202,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--processor-time", action="store_true", help="processor seconds of one thread")
     parser.add_argument("--results", type=Path, default=FOLDER / "scaling.json")
+    parser.add_argument("--simulate", action="store_true", help="1 to 128 threads, from tasks timed on one")
+    parser.add_argument(
+        "--workloads", nargs="+", default=list(simulate.WORKLOADS), choices=list(simulate.WORKLOADS)
+    )
+    parser.add_argument(
+        "--runs", type=int, default=11, help="steps or calls recorded for each number of threads"
+    )
+    parser.add_argument("--bandwidth", type=float, default=300.0, help="GB/s at most from memory")
+    parser.add_argument("--label", default="now", help="what these lines are called in the picture")
     options = parser.parse_args()
+    if options.simulate:
+        return simulate_all(options)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     clock = time.process_time if options.processor_time else time.perf_counter
     centre = {**CENTRE, "threads": 1} if options.processor_time else CENTRE

@@ -36,6 +36,11 @@ class Control:
             model.set("threshold", np.full(model.d_sae, self.cut, np.float32))
 
 
+def _within(value: float, most: float) -> float:
+    """np.clip, which for one number takes as long as a region of sixteen threads."""
+    return min(max(value, -most), most)
+
+
 class Steering:
     """Takes a model through its steps, and changes its control by each step's figures."""
 
@@ -58,7 +63,7 @@ class Steering:
             learning_rate=rate,
             threshold_rate=rate,
             l0_coefficient=c.price,
-            l1_coefficient=c.l1 * float(np.exp(c.press)),
+            l1_coefficient=c.l1 * float(np.exp(c.press)) if c.l1 else 0.0,
             threshold_shift=c.shift,
             k=s.k,
             aux_k=s.aux_k,
@@ -84,8 +89,8 @@ class Steering:
                 c.l1 = 0.01 * max(stats["squared_error"], 1e-12) / s.target_l0
             excess = stats["l0"] / s.target_l0 - 1
             # L0 drifts for as long as the coefficient is off: by the sum over all steps alone, it would swing for ever
-            c.press = float(np.clip(3 * excess, -2, 2))
-            c.l1 *= float(np.exp(np.clip(0.1 * excess, -0.05, 0.05)))
+            c.press = _within(3 * excess, 2.0)
+            c.l1 *= float(np.exp(_within(0.1 * excess, 0.05)))
             # beyond 2 |error| it shrinks every activation, and only has further to come back
             c.l1 = min(c.l1, 2 * float(np.sqrt(stats["squared_error"])))
         elif s.activation == "batchtopk":
@@ -99,7 +104,7 @@ class Steering:
             gain = max(stats["band_gain"], 0.0)
             c.price = gain if c.price == 0 else 0.95 * c.price + 0.05 * gain
             density = stats["band"] / s.bandwidth
-            c.shift = float(np.clip(0.3 * (stats["l0"] - s.target_l0) / density, -0.05, 0.05))
+            c.shift = _within(0.3 * (stats["l0"] - s.target_l0) / density, 0.05)
         else:
             c.shift = 0.01 * float(np.sign(excess))
         if excess < -0.4:  # L0 is so low that most bands are empty and say nothing: all thresholds shrink

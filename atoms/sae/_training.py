@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 import warnings
@@ -97,7 +98,7 @@ class Run:
             cause: ValueError | None = error
         else:
             cause = None
-        if not np.isfinite(stats["squared_error"]):
+        if not math.isfinite(stats["squared_error"]):
             raise self._diverged(step, f"the loss became {stats['squared_error']}") from cause
         self.control.spent += time.perf_counter() - started
         last = step == self.steering.rate.last

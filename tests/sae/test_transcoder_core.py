@@ -171,6 +171,42 @@ def test_steps_are_the_same_bits_for_any_number_of_threads(activation):
         np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
+# d_in, d_out, n, d_sae, k: one panel, many, dense codes, and by strips, with fewer latents than threads have rows of
+# W_skip
+MANY_THREADS = [(97, 33, 60, 300, 6), (33, 97, 1300, 300, 6), (97, 33, 1300, 40, 30), (576, 33, 2800, 48, 15),
+                (33, 576, 2800, 192, 60)]  # fmt: skip
+
+
+@pytest.mark.parametrize("d,out,n,s,k", MANY_THREADS)
+@pytest.mark.parametrize("activation", ("jumprelu", "topk"))
+@pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
+@pytest.mark.parametrize("extras", ["", "aux", "prefixes"])
+def test_more_threads_than_panels_or_parts_give_the_same_bits(activation, d, out, n, s, k, skip, extras):
+    if n > 2000 and activation != "jumprelu":
+        pytest.skip("strips are cut alike for all activations")
+    params = start(d, s, out, 5, skip)
+    rng = np.random.default_rng(0)
+    scale = np.exp(rng.standard_normal((n, 1)))  # some rows are past the limit, with a weight below 1
+    x, y = ((scale * rng.standard_normal((n, w))).astype(np.float32) for w in (d, out))
+    aux = (4, 1, 0.3) if extras == "aux" else ()
+    wide = np.array([s // 5, s // 2, s]) if extras == "prefixes" else None
+    results = []
+    for threads in (1, 3, 16):
+        sae = core_model(params, activation, k, bandwidth=0.3, prefixes=wide)
+        for _ in range(2):
+            stats = _core.sae_step(
+                _core.Context(threads), sae, x, 1e-3, 1e-3, 0.01, 0.0, 0.0, k, *aux, row_limit=20.0, target=y
+            )
+        # how tiles are cut shows in what they cost: the sum of their candidates is rounded by tiles
+        results.append(
+            (read(sae, params), {f: v for f, v in stats.items() if f not in ("seconds", "candidates")})
+        )
+    for arrays, stats in results[1:]:
+        for name in params:
+            np.testing.assert_array_equal(arrays[name], results[0][0][name], err_msg=name)
+        assert stats == results[0][1]
+
+
 def test_a_step_says_what_is_wrong_with_its_target():
     params = start(4, 6, 3, 0, False)
     ctx, sae = _core.Context(1), core_model(params, "relu")

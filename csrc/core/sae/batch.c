@@ -15,7 +15,7 @@ bool sae_room_reserve(sae_room *room, int64_t n, int32_t **of, float **z, float 
 
 /* A thread's part of the workspace.
  *
- *     to list a tile's active latents:  mask | products (F32) | strip (several strips) | start
+ *     to list a tile's active latents:  mask | products (F32) | strip (several strips)
  *     for a step only:                  codes | dead_z, column (AuxK)
  *
  * The candidates, of which there may be any number, lie in a block of their own. */
@@ -28,7 +28,6 @@ static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_
         ATOMS_TAKE(arena, s.products, BLOCK_LATENTS * TILE_PANELS_F32 * PANEL_SAMPLES);
     if (strip < sae->width)
         ATOMS_TAKE(arena, s.strip, TILE_PANELS * PANEL_SAMPLES * strip);
-    ATOMS_TAKE(arena, s.start, sae->p.d_sae + 1);
     if (errors > 0)
         ATOMS_TAKE(arena, s.codes, PANEL_SAMPLES * BLOCK_LATENTS);
     if (errors > sae->p.n_prefixes) {
@@ -42,7 +41,7 @@ static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_
  *
  *     the samples:        xc | xq | scale, norm, residual | sums
  *     the latents:        floor | limit, rest, size
- *     what is listed:     list, aux | scratch | each thread's part of that
+ *     what is listed:     list, aux | scratch | each thread's part of that | piece, piece_start | counts of each
  *     for a step only:    yc, y_sums (transcoders) | err | err_sum, weight, partial, bands | dead (AuxK)
  *                         | start, aux_start, at | g_bias
  *
@@ -71,6 +70,14 @@ static void lay_out(sae_batch *b, const atoms_sae *sae)
         if (b->scratch)
             b->scratch[t] = scratch;
     }
+    int64_t pieces = THREAD_PIECES * (int64_t)b->threads;
+    ATOMS_TAKE(arena, b->piece, pieces);
+    ATOMS_TAKE(arena, b->piece_start, pieces / 2 * s + pieces);
+    for (int64_t i = 0; i < pieces; i++) {
+        int32_t *count = atoms_take(arena, TILE_PANELS * PANEL_SAMPLES, sizeof *count);
+        if (b->piece)
+            b->piece[i] = (sae_piece){.count = count};
+    }
     if (b->errors == 0)
         return;
     int64_t parts = sae->rows / PART_LATENTS;
@@ -90,7 +97,7 @@ static void lay_out(sae_batch *b, const atoms_sae *sae)
         ATOMS_TAKE(arena, b->dead, s);
     ATOMS_TAKE(arena, b->start, s + 1);
     ATOMS_TAKE(arena, b->aux_start, s);
-    ATOMS_TAKE(arena, b->at, s);
+    ATOMS_TAKE(arena, b->at, 2 * ATOMS_MIN(panels, (int64_t)b->threads) * s);
     ATOMS_TAKE(arena, b->g_bias, s);
 }
 
@@ -102,8 +109,8 @@ static void close_arena(sae_batch *b)
             atoms_free(b->list[p].room.block);
             atoms_free(b->aux[p].room.block);
         }
-        for (int t = 0; t < b->threads; t++)
-            atoms_free(b->scratch[t].room.block);
+        for (int64_t i = 0; i < THREAD_PIECES * (int64_t)b->threads; i++)
+            atoms_free(b->piece[i].room.block);
     }
     atoms_arena_close(&b->arena);
 }

@@ -29,13 +29,17 @@ static void apply_weight(const sae_step *step, int64_t i, float *err, float *col
         err[c] *= weight;
 }
 
-/* Panel p's errors as they are before any latent: b_dec, and the skip connection, less what is rebuilt. */
+/* Sample i's error before any latent: b_dec less what is rebuilt. */
+static void begin_error(const sae_step *step, int64_t i, float *err)
+{
+    step->kernels->negate(step->sae->out.width, step->batch->yc + i * step->sae->out.ld, err);
+}
+
+/* Those of panel p, with the skip connection. */
 static void begin_errors(const sae_step *step, int64_t p)
 {
-    const sae_batch *b = step->batch;
-    const sae_extent *out = &step->sae->out;
     for (int64_t i = p * PANEL_SAMPLES; i < (p + 1) * PANEL_SAMPLES; i++)
-        step->kernels->negate(out->width, b->yc + i * out->ld, sae_error_row(b, out->ld, 0, i));
+        begin_error(step, i, sae_error_row(step->batch, step->sae->out.ld, 0, i));
     if (step->sae->p.skip)
         sae_skip_decode(step, p);
 }
@@ -55,8 +59,8 @@ static void sample_gradients(const sae_step *step, sae_list *l, int64_t i, float
         bound[g + 1] = g < last ? bound[g] : end;
         while (g < last && bound[g + 1] < end && l->latent[bound[g + 1]] < sae->p.prefix[g])
             bound[g + 1]++;
-        if (g == 0 && !sae->p.skip)
-            k->negate(width, b->yc + i * ld, err);
+        if (g == 0 && !sae->p.skip) /* whose panel has begun its errors */
+            begin_error(step, i, err);
         else if (g > 0)
             memcpy(err, sae_error_row(b, ld, g - 1, i), (size_t)width * sizeof *err);
         k->add_rows(width, bound[g + 1] - bound[g], l->z + bound[g], sae->dec.w, ld, l->latent + bound[g], err);
@@ -93,32 +97,100 @@ static void dense_gradients(const sae_step *step, int64_t p, float *column)
     sae_dense_gradients(step, p);
 }
 
-static void panel_gradients(const sae_step *step, int64_t p)
+/* Samples from .. to of panel p. column: to which their errors are added. */
+static void some_gradients(const sae_step *step, sae_list *l, int64_t p, int64_t from, int64_t to, float *column)
 {
-    const atoms_sae *sae = step->sae;
-    sae_batch *b = step->batch;
-    sae_list *l = &b->list[p];
-    int64_t end = ATOMS_MIN(b->n, (p + 1) * PANEL_SAMPLES);
-    float *column = b->partial + p * sae->out.ld;
-    double t0 = sae_now();
-    memset(column, 0, (size_t)sae->out.ld * sizeof *column);
-    if (l->n)
-        memset(l->ga, 0, (size_t)l->n * sizeof *l->ga);
-    l->loss = l->penalty = l->roots = 0;
-    if (sae->p.skip && !b->dense)
-        begin_errors(step, p);
+    const sae_batch *b = step->batch;
+    int32_t first = l->start[from - p * PANEL_SAMPLES], last = l->start[to - p * PANEL_SAMPLES];
+    if (last > first)
+        memset(l->ga + first, 0, (size_t)(last - first) * sizeof *l->ga);
     if (b->dense)
         dense_gradients(step, p, column);
     else
-        for (int64_t i = p * PANEL_SAMPLES; i < end; i++)
+        for (int64_t i = from; i < ATOMS_MIN(to, b->n); i++)
             sample_gradients(step, l, i, column);
-    for (int64_t e = 0; e < l->n; e++)
+    for (int32_t e = first; e < last; e++)
         l->ga[e] *= 2.0f / (float)b->n;
+}
+
+/* What panel p's entries cost, and the lowest of them. */
+static void finish_panel(const sae_step *step, int64_t p)
+{
+    const atoms_sae *sae = step->sae;
+    sae_list *l = &step->batch->list[p];
     if (sae->p.activation == ATOMS_JUMPRELU)
         l->penalty += (double)step->params->l0_coefficient * (double)l->n;
     for (int64_t e = 0; sae->p.activation == ATOMS_RELU && e < l->n; e++)
         l->penalty += (double)(step->params->l1_coefficient * l->z[e]);
+    l->lowest = 3e38f;
+    for (int64_t e = 0; e < l->n; e++)
+        l->lowest = ATOMS_MIN(l->lowest, l->z[e]);
+}
+
+/* The panel's part of err_sum, zeros; no sums yet. */
+static float *begin_panel(const sae_step *step, int64_t p)
+{
+    sae_list *l = &step->batch->list[p];
+    int64_t ld = step->sae->out.ld;
+    float *column = step->batch->partial + p * ld;
+    memset(column, 0, (size_t)ld * sizeof *column);
+    l->loss = l->penalty = l->roots = 0;
+    return column;
+}
+
+static void panel_gradients(const sae_step *step, int64_t p)
+{
+    sae_list *l = &step->batch->list[p];
+    double t0 = sae_now();
+    if (step->sae->p.skip && !step->batch->dense)
+        begin_errors(step, p);
+    some_gradients(step, l, p, p * PANEL_SAMPLES, (p + 1) * PANEL_SAMPLES, begin_panel(step, p));
+    finish_panel(step, p);
     l->decode = sae_now() - t0;
+}
+
+/* Of panels whose samples several tasks have had: the sums over them, in the order in which one task adds them. An error
+ * that a weight has scaled is decoded once more; few are. */
+static void sum_panel(const sae_step *step, int64_t p)
+{
+    const sae_kernels *k = step->kernels;
+    sae_batch *b = step->batch;
+    sae_list *l = &b->list[p];
+    int64_t width = step->sae->out.width, ld = step->sae->out.ld;
+    float again[width] __attribute__((aligned(64))), *column = begin_panel(step, p);
+    for (int64_t i = p * PANEL_SAMPLES; i < ATOMS_MIN(b->n, (p + 1) * PANEL_SAMPLES); i++) {
+        float *err = sae_error_row(b, ld, 0, i);
+        if (b->weight[i] != 1) {
+            int32_t first = l->start[i % PANEL_SAMPLES], last = l->start[i % PANEL_SAMPLES + 1];
+            err = again;
+            begin_error(step, i, err);
+            k->add_rows(width, last - first, l->z + first, step->sae->dec.w, ld, l->latent + first, err);
+        }
+        double square = k->error_sums(width, err, column);
+        l->loss += square;
+        weigh_sample(step, l, i, square);
+        apply_weight(step, i, err, column);
+    }
+    finish_panel(step, p);
+}
+
+/* The same by tasks of `some` samples, and what these leave to be summed. */
+static void split_gradients(const sae_step *step, int64_t some)
+{
+    sae_batch *b = step->batch;
+    int64_t groups = PANEL_SAMPLES / some;
+    int threads = step->ctx->p.num_threads;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t t = 0; t < b->panels * groups; t++) {
+        int64_t p = t / groups, from = p * PANEL_SAMPLES + t % groups * some;
+        sae_list mine = b->list[p]; /* its sums are not wanted */
+        float column[step->sae->out.width] __attribute__((aligned(64)));
+        memset(column, 0, sizeof column);
+        some_gradients(step, &mine, p, from, from + some, column);
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t p = 0; p < b->panels; p++)
+        sum_panel(step, p);
 }
 
 /* ------------------------------------------------------------------- AuxK */
@@ -216,9 +288,20 @@ atoms_status sae_gradients(const sae_step *step)
     sae_batch *b = step->batch;
     int64_t ld = step->sae->out.ld;
     b->dense = sae_is_dense(step);
-#pragma omp parallel for num_threads(step->ctx->p.num_threads) schedule(dynamic, 1)
-    for (int64_t p = 0; p < b->panels; p++)
-        panel_gradients(step, p);
+    int64_t some = PANEL_SAMPLES, threads = step->ctx->p.num_threads;
+    while (threads > 2 && some > 4 && b->panels * PANEL_SAMPLES < 4 * threads * some)
+        some /= 2;
+    double t0 = sae_now();
+    /* a skip connection is decoded by whole panels */
+    if (some < PANEL_SAMPLES && !b->dense && step->sae->p.n_prefixes == 1 && !step->sae->p.skip) {
+        split_gradients(step, some);
+        for (int64_t p = 0; p < b->panels; p++)
+            b->list[p].decode = (sae_now() - t0) * (double)threads / (double)b->panels;
+    } else {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+        for (int64_t p = 0; p < b->panels; p++)
+            panel_gradients(step, p);
+    }
     memset(b->err_sum, 0, (size_t)ld * sizeof *b->err_sum);
     for (int64_t p = 0; p < b->panels; p++)
         for (int64_t c = 0; c < ld; c++)

@@ -8,6 +8,7 @@
  *     active.c      their exact z, and lists of those that are active, by sample
  *     topk.c        the k largest of them, where that is the rule
  *     gradients.c   by sample: xhat - x, the loss, its gradient by each activation; AuxK
+ *     sort.c        the same entries by latent
  *     update.c      by latent: the gradients of its rows, its bias and its threshold, and Adam; the decoder's bias
  *     dense.c       both of these as matrix products, where most latents are active; a transcoder's skip connection
  *
@@ -19,6 +20,7 @@
 
 #define TILE_PANELS 16    /* panels at most that one task lists together: 1024 samples */
 #define TILE_PANELS_F32 8 /* the same where the screen is a product by BLAS */
+#define THREAD_PIECES 8   /* tiles to a thread at most, where latents are cut too */
 #define BLOCK_LATENTS 768 /* latents screened at a time; a multiple of SCREEN_LATENTS */
 #define BLOCK_SAMPLES 256 /* samples whose codes are made dense at a time, for the gradients of rows */
 #define PART_LATENTS 64   /* latents that one partial sum over latents is of */
@@ -68,19 +70,26 @@ typedef struct {
     sae_room room;
     double loss, penalty;         /* sums over the samples */
     double roots;                 /* of sqrt(|xhat - x| |xc|), none above the step's limit */
+    float lowest;                 /* z of the entries; 3e38 where there are none */
     double candidates;            /* z that were worked out exactly: the tile's, in its first panel */
     double screen, exact, decode; /* seconds: the tile's, in its first panel, and those of the panel's gradients */
 } sae_list;
+
+/* What a tile lists before it is sorted by sample. */
+typedef struct {
+    int64_t *start;                   /* (latents + 1,) its latent j's candidates are start[j] .. start[j + 1] */
+    int32_t *row;                     /* the candidates: the sample within the tile, */
+    float *z;                         /* and its z */
+    sae_room room;                    /* where these two lie */
+    int32_t *count;                   /* (TILE_PANELS * PANEL_SAMPLES,) active latents of each sample */
+    double candidates, screen, exact; /* as in the lists */
+} sae_piece;
 
 /* What a thread needs of its own. */
 typedef struct {
     uint64_t *mask;  /* (TILE_PANELS, rows) bit r: the panel's sample r is a candidate */
     float *products; /* (BLOCK_LATENTS, TILE_PANELS_F32 * PANEL_SAMPLES), F32 screen only */
     float *strip;    /* (TILE_PANELS * PANEL_SAMPLES, columns) of xc, where there are several strips */
-    int64_t *start;  /* (d_sae + 1,) latent j's candidates are start[j] .. start[j + 1] */
-    int32_t *row;    /* the candidates: the sample within the tile, */
-    float *z;        /* and its z */
-    sae_room room;   /* where these two lie */
     float *codes;    /* (PANEL_SAMPLES, BLOCK_LATENTS), or their gradients; for a step only */
     float *dead_z;   /* (2, d_sae) z of dead latents, and room to sort them; with AuxK only */
     float *column;   /* (out.ld,) sums of no use; with AuxK only */
@@ -105,6 +114,8 @@ typedef struct {
     float *limit, *rest, *size;     /* (rows,) limit, residual and norm of sae_screen_latents */
     sae_list *list, *aux;           /* (panels,) active latents; AuxK's */
     sae_scratch *scratch;           /* (threads,) */
+    sae_piece *piece;               /* (THREAD_PIECES threads,) a thread's, or where latents are cut a tile's */
+    int64_t *piece_start;           /* where their `start` lie */
     float topk_floor;               /* the next batch's floor, TOPK and BATCHTOPK */
 
     /* from here on for a step only */
@@ -119,7 +130,7 @@ typedef struct {
     /* the lists by latent */
     int64_t *start;     /* (d_sae + 1,) latent j's entries are start[j] .. start[j + 1], */
     int64_t *aux_start; /* (d_sae,) and from aux_start[j] on they are AuxK's */
-    int64_t *at;        /* (d_sae,) where the next entry goes */
+    int32_t *at;        /* (2, threads, d_sae) where groups of panels put their entries: sort.c */
     int32_t *row;       /* the sample */
     float *z, *ga; /* as in the lists; then the factors of xhat - x and of xc in the gradients of the latent's rows */
     sae_room room; /* where these three lie */
@@ -160,10 +171,12 @@ typedef struct {
     const atoms_sae_step_params *params; /* NULL: encoding */
 } sae_step;
 
-/* Panels that one task lists together, and the room of the thread that does. */
+/* Panels and latents that one task lists together, and the room to do it in. */
 typedef struct {
     int64_t first, n; /* panels first .. first + n */
+    int64_t from, to; /* latents */
     sae_scratch *scratch;
+    sae_piece *piece;
 } sae_tile;
 
 /* Latents whose gradients of rows one thread builds up. */
@@ -224,7 +237,7 @@ atoms_screen sae_screen_kind(const atoms_ctx *ctx, atoms_screen asked);
 void sae_screen_row(const sae_kernels *k, atoms_sae *sae, int64_t j);
 /* What the screens compare with, from the batch's floors. */
 void sae_screen_limits(const sae_step *step);
-/* Masks of candidates for all latents. */
+/* Masks of candidates for the tile's latents. */
 atoms_status sae_screen_tile(const sae_step *step, atoms_team *team, const sae_tile *tile);
 
 /* -------------------------------------------------------------- active.c */
@@ -251,10 +264,13 @@ static inline int64_t sae_prefix_of(const atoms_sae *sae, int64_t j)
 /* xhat - x, the loss, and its gradient by each listed activation; then AuxK's entries. */
 atoms_status sae_gradients(const sae_step *step);
 
-/* -------------------------------------------------------------- update.c */
+/* ---------------------------------------------------------------- sort.c */
 
 /* The lists by latent; within a latent by sample, AuxK's last. */
 atoms_status sae_sort_by_latent(const sae_step *step);
+
+/* -------------------------------------------------------------- update.c */
+
 /* All parameters, by Adam. On an error none has changed. */
 atoms_status sae_update(const sae_step *step, atoms_sae *sae, atoms_sae_stats *stats);
 

@@ -90,9 +90,8 @@ static void screen_floats(const sae_step *step, const sae_tile *tile, int64_t fr
 atoms_status sae_screen_tile(const sae_step *step, atoms_team *team, const sae_tile *tile)
 {
     sae_screen *screen = screen_function(step->ctx, step->sae->image.kind);
-    int64_t s = step->sae->p.d_sae;
-    for (int64_t from = 0; from < s; from += BLOCK_LATENTS) {
-        int64_t n = ATOMS_MIN(BLOCK_LATENTS, s - from);
+    for (int64_t from = tile->from; from < tile->to; from += BLOCK_LATENTS) {
+        int64_t n = ATOMS_MIN(BLOCK_LATENTS, tile->to - from);
         atoms_status status = atoms_team_ask(team);
         if (status != ATOMS_OK)
             return status;

@@ -12,10 +12,12 @@ static void set_floors(const sae_step *step)
                                                           : b->topk_floor;
 }
 
+#define SOME_COLUMNS 64 /* summed side by side */
+
 static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
 {
     const sae_batch *b = step->batch;
-    int64_t width = step->sae->out.width;
+    int64_t width = step->sae->out.width, d = step->sae->out.d;
     double n = (double)b->n, square = 0, mean = 0, roots = 0;
     for (int64_t p = 0; p < b->panels; p++) {
         const sae_list *l = &b->list[p];
@@ -29,18 +31,19 @@ static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
         stats->seconds.exact += l->exact;
         stats->seconds.decode += l->decode;
     }
-    for (int64_t c = 0; c < step->sae->out.d; c++) {
-        double column = 0;
+    for (int64_t from = 0; from < d; from += SOME_COLUMNS) {
+        double column[SOME_COLUMNS] = {0};
         for (int64_t p = 0; p < b->panels; p++)
-            column += b->y_sums[p * (1 + width) + 1 + c];
-        mean += column / n * (column / n);
+            for (int64_t c = 0; c < ATOMS_MIN(SOME_COLUMNS, width - from); c++)
+                column[c] += b->y_sums[p * (1 + width) + 1 + from + c];
+        for (int64_t c = 0; c < ATOMS_MIN(SOME_COLUMNS, d - from); c++)
+            mean += column[c] / n * (column[c] / n);
     }
     stats->total_variance = square / n - mean;
     stats->row_scale = roots * roots;
     float lowest = 3e38f;
     for (int64_t p = 0; p < b->panels; p++)
-        for (int64_t e = 0; e < b->list[p].n; e++)
-            lowest = ATOMS_MIN(lowest, b->list[p].z[e]);
+        lowest = ATOMS_MIN(lowest, b->list[p].lowest);
     stats->lowest = lowest < 3e38f ? (double)lowest : 0;
 }
 

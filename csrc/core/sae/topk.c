@@ -95,7 +95,7 @@ static atoms_status select_samples(const sae_step *step, int64_t k, bool *short_
     float lowest = 3e38f;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : lacking, failed) reduction(min : lowest)
     for (int64_t p = 0; p < b->panels; p++) {
-        sae_scratch *s = &b->scratch[atoms_thread()];
+        sae_piece *s = &b->piece[atoms_thread()];
         if (sae_room_reserve(&s->room, b->list[p].n, &s->row, &s->z, NULL))
             lacking |= select_panel(&b->list[p], b->n - p * PANEL_SAMPLES, k, s->z, &lowest);
         else

@@ -4,56 +4,10 @@
 
 #include <math.h>
 
-/* ------------------------------------------------------- lists by latent */
-
-/* Entries of one kind, those of the samples or AuxK's, to their places, for the latents from .. to. */
-static void place_entries(sae_batch *b, const sae_list *lists, int32_t from, int32_t to)
-{
-    for (int64_t p = 0; p < b->panels; p++) {
-        const sae_list *l = &lists[p];
-        for (int r = 0; r < PANEL_SAMPLES; r++)
-            for (int32_t e = l->start[r]; e < l->start[r + 1]; e++) {
-                int32_t j = l->latent[e];
-                if (j < from || j >= to)
-                    continue;
-                int64_t i = b->at[j]++;
-                b->row[i] = (int32_t)(p * PANEL_SAMPLES + r);
-                b->z[i] = l->z[e];
-                b->ga[i] = l->ga[e];
-            }
-    }
-}
-
-/* A counting sort: each thread fills the lists of a range of latents of its own. */
-atoms_status sae_sort_by_latent(const sae_step *step)
-{
-    sae_batch *b = step->batch;
-    int64_t s = step->sae->p.d_sae, n = 0;
-    for (int64_t p = 0; p < b->panels; p++)
-        n += b->list[p].n + b->aux[p].n;
-    if (!sae_room_reserve(&b->room, n, &b->row, &b->z, &b->ga))
-        return ATOMS_ERR_MEMORY;
-    memset(b->start, 0, (size_t)(s + 1) * sizeof *b->start);
-    for (int64_t p = 0; p < b->panels; p++) {
-        for (int64_t e = 0; e < b->list[p].n; e++)
-            b->start[b->list[p].latent[e] + 1]++;
-        for (int64_t e = 0; e < b->aux[p].n; e++)
-            b->start[b->aux[p].latent[e] + 1]++;
-    }
-    for (int64_t j = 0; j < s; j++)
-        b->start[j + 1] += b->start[j];
-    memcpy(b->at, b->start, (size_t)s * sizeof *b->at);
-    int parts = step->ctx->p.num_threads;
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-    for (int part = 0; part < parts; part++) {
-        int32_t from = (int32_t)(s * part / parts), to = (int32_t)(s * (part + 1) / parts);
-        place_entries(b, b->list, from, to);
-        for (int32_t j = from; j < to; j++)
-            b->aux_start[j] = b->at[j];
-        place_entries(b, b->aux, from, to);
-    }
-    return ATOMS_OK;
-}
+#define BIAS_COLUMNS 64   /* of the decoder's bias, that one task sums */
+#define BIAS_ALONE 262144 /* values, below which one thread sums as fast as several start */
+#define ADAM_ENTRIES 24   /* Adam on a latent's rows takes as long as so many entries' gradients */
+#define SKIP_ROWS 16      /* of a skip connection, that one task updates */
 
 /* --------------------------------------------------------------- scalars */
 
@@ -126,27 +80,72 @@ static float scalar_gradients(const update *u, int64_t j, double *band)
  * Mostly blocks are small, so that their gradients stay in the cache, and the samples' rows are read whole, which the
  * hardware prefetches. Where these rows are more than a cache holds and each is met often, it is the other way round: a
  * strip of all samples stays in the second-level cache while the gradients of many latents go by. */
+typedef enum {
+    TOGETHER, /* one region; a task's latents are whole parts */
+    APART,    /* for many threads: parts' sums in a region of their own, then smaller tasks, of equal cost */
+    STRIPS    /* the same for strips: a task's gradients are of one strip, and Adam has a region of its own */
+} cut_kind;
+
 typedef struct {
-    int64_t task, block, strip;
+    cut_kind kind;
+    int64_t tasks, task, block, strip;
+    int64_t strips, units, ranges; /* STRIPS: those of a decoder's row, with the encoder's; how often latents are cut */
 } latent_cut;
+
+/* Where the first of `tasks` tasks of about equal cost begins that is not before number t, where a latent costs as much
+ * as so many entries. */
+static int64_t equal_cost(const sae_batch *b, int64_t s, int64_t t, int64_t tasks, int64_t latent)
+{
+    int64_t low = 0, high = s, total = b->start[s] + latent * s;
+    while (low < high) {
+        int64_t j = low + (high - low) / 2;
+        if ((b->start[j] + latent * j) * tasks < t * total)
+            low = j + 1;
+        else
+            high = j;
+    }
+    return low;
+}
+
+/* Strips narrow enough for half of a second-level cache, and so many ranges of latents that the threads have about equal
+ * work; each fetches its strip, which takes about an eighth of the time for all latents. */
+static latent_cut cut_strips(const sae_step *step, int64_t strip)
+{
+    const atoms_sae *sae = step->sae;
+    int64_t s = sae->p.d_sae, threads = step->ctx->p.num_threads, strips = atoms_ceil_div(sae->out.width, strip);
+    int64_t units = strips + (sae->p.tied ? 0 : atoms_ceil_div(sae->width, strip)), ranges = 1;
+    double least = 1e300;
+    for (int64_t r = 1; r <= 16; r++) {
+        double rounds = (double)atoms_ceil_div(units * r, threads) * (1.0 / (double)r + 0.125);
+        if (rounds < least) {
+            least = rounds;
+            ranges = r;
+        }
+    }
+    return (latent_cut){STRIPS, 4 * threads, 0, s, strip, strips, units, ranges};
+}
 
 static latent_cut cut_latents(const sae_step *step)
 {
     const atoms_sae *sae = step->sae;
     const sae_batch *b = step->batch;
-    int64_t s = sae->p.d_sae, width = ATOMS_MAX(sae->width, sae->out.width);
+    int64_t s = sae->p.d_sae, parts = atoms_ceil_div(s, PART_LATENTS), threads = step->ctx->p.num_threads;
+    int64_t width = ATOMS_MAX(sae->width, sae->out.width), ld = ATOMS_MAX(sae->ld, sae->out.ld);
     if (b->dense)
-        return (latent_cut){PART_LATENTS, PART_LATENTS, width};
-    int64_t ld = ATOMS_MAX(sae->ld, sae->out.ld);
-    if (b->start[s] < 64 * s || b->n * ld < (int64_t)3 << 19)
-        return (latent_cut){PART_LATENTS, PART_LATENTS / 4, width};
+        return (latent_cut){TOGETHER, parts, PART_LATENTS, PART_LATENTS, width, 0, 0, 0};
+    if (b->start[s] < 64 * s || b->n * ld < (int64_t)3 << 19) {
+        cut_kind kind = parts < 8 * threads ? APART : TOGETHER;
+        return (latent_cut){kind, kind == APART ? 4 * threads : parts, PART_LATENTS, PART_LATENTS / 4, width, 0, 0, 0};
+    }
     /* a thread's strips come into the cache once for each task; prefixes' latents are of unequal use */
-    int64_t tasks = (sae->p.n_prefixes > 1 ? 2 : 1) * (int64_t)step->ctx->p.num_threads;
+    int64_t tasks = (sae->p.n_prefixes > 1 ? 2 : 1) * threads;
     int64_t most = ((int64_t)1 << 21) / ld; /* two times 8 MB */
+    int64_t strip = ATOMS_MIN(ATOMS_MAX(((int64_t)1 << 18) / b->n / 16 * 16, 32), width);
+    if (s <= most * threads)
+        return cut_strips(step, ATOMS_MAX(16, strip / 32 * 16));
     int64_t task = ATOMS_MIN(atoms_ceil_div(s, tasks), most) / PART_LATENTS * PART_LATENTS;
-    int64_t strip = ((int64_t)1 << 18) / b->n / 16 * 16;
     task = ATOMS_MAX(task, PART_LATENTS);
-    return (latent_cut){task, task, ATOMS_MIN(ATOMS_MAX(strip, 32), width)};
+    return (latent_cut){TOGETHER, atoms_ceil_div(s, task), task, task, strip, 0, 0, 0};
 }
 
 static void dense_row_gradients(const sae_step *step, const sae_rows *r)
@@ -235,24 +234,126 @@ static uint32_t rounding_seed(const atoms_sae *sae, int64_t row)
     return (uint32_t)(h >> 32);
 }
 
-/* Latent j's rows and bias, from the gradients in r; its part of the decoder bias' gradient. */
+/* Latent j's part of the decoder bias' gradient: before its encoder's row changes. A transcoder's has none. */
+static void add_to_part(const update *u, int64_t j)
+{
+    const atoms_sae *sae = u->sae;
+    sae_batch *b = u->step->batch;
+    float g_bias = b->g_bias[j];
+    if (g_bias != 0 && !sae->p.d_out)
+        u->step->kernels->add_rows(sae->width, 1, &g_bias, sae->enc.w + j * sae->ld, 0, &(int32_t){0},
+                                   b->partial + j / PART_LATENTS * sae->ld);
+}
+
+/* Latent j's rows and bias, from the gradients in r. */
 static void update_latent(const update *u, const sae_rows *r, int64_t j)
 {
     atoms_sae *sae = u->sae;
-    sae_batch *b = u->step->batch;
     const sae_kernels *k = u->step->kernels;
     int64_t ld = sae->ld, at = j * ld, width = sae->width, d = sae->p.d_in;
     const sae_extent *out = &sae->out;
     const sae_matrix *dec = &sae->dec, *enc = &sae->enc;
-    float *g_dec = r->dec + (j - r->from) * out->ld, *g_enc = r->enc + (j - r->from) * ld, g_bias = b->g_bias[j];
-    if (g_bias != 0 && !sae->p.d_out)
-        k->add_rows(width, 1, &g_bias, enc->w + at, 0, &(int32_t){0}, b->partial + j / PART_LATENTS * ld);
+    float *g_dec = r->dec + (j - r->from) * out->ld, *g_enc = r->enc + (j - r->from) * ld;
     k->adam_row(out->width, out->d, &u->adam, true, rounding_seed(sae, 2 * j), g_dec, dec->mv + j * out->ld,
                 dec->w + j * out->ld);
     if (!sae->p.tied)
         k->adam_row(width, d, &u->adam, false, rounding_seed(sae, 2 * j + 1), g_enc, enc->mv + at, enc->w + at);
-    adam_scalar(&u->adam, &sae->b_enc, j, g_bias);
+    adam_scalar(&u->adam, &sae->b_enc, j, u->step->batch->g_bias[j]);
     sae_screen_row(k, sae, j);
+}
+
+/* The scalars of the latents from .. to, whole parts. */
+static void begin_latents(const update *u, int64_t from, int64_t to)
+{
+    sae_batch *b = u->step->batch;
+    int64_t ld = u->sae->ld, part = from / PART_LATENTS, parts = atoms_ceil_div(to - from, PART_LATENTS);
+    memset(b->bands + 2 * part, 0, (size_t)(2 * parts) * sizeof *b->bands);
+    memset(b->partial + part * ld, 0, (size_t)(parts * ld) * sizeof *b->partial);
+    for (int64_t j = from; j < to; j++)
+        b->g_bias[j] = scalar_gradients(u, j, b->bands + 2 * (j / PART_LATENTS));
+}
+
+/* The rows of the latents from .. to. room: a thread's share of b->rows. */
+static void update_task(const update *u, const latent_cut *cut, int64_t from, int64_t to, float *room)
+{
+    float *dec = room + PART_LATENTS * BLOCK_SAMPLES, *enc = dec + (u->sae->p.tied ? 0 : cut->block * u->sae->out.ld);
+    for (; from < to; from += cut->block) {
+        sae_rows r = {from, ATOMS_MIN(from + cut->block, to), cut->strip, room, dec, enc};
+        row_gradients(u->step, &r);
+        for (int64_t j = r.from; j < r.to; j++) {
+            if (cut->kind == TOGETHER)
+                add_to_part(u, j);
+            update_latent(u, &r, j);
+        }
+    }
+}
+
+/* What stands before the rows of all latents, by parts. */
+static void begin_parts(const update *u)
+{
+    int64_t s = u->sae->p.d_sae;
+#pragma omp parallel for num_threads(u->step->ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t from = 0; from < s; from += PART_LATENTS) {
+        int64_t to = ATOMS_MIN(from + PART_LATENTS, s);
+        begin_latents(u, from, to);
+        for (int64_t j = from; j < to; j++)
+            add_to_part(u, j);
+    }
+}
+
+/* Task t of the gradients of all rows, STRIPS: one strip of a range of latents, of the decoder or of the encoder. */
+static void strip_task(const update *u, const latent_cut *cut, const sae_rows *all, int64_t t)
+{
+    const sae_step *step = u->step;
+    const sae_extent *out = &u->sae->out;
+    int64_t s = u->sae->p.d_sae, range = t % cut->ranges, unit = t / cut->ranges;
+    bool tied = u->sae->p.tied, encoder = unit >= cut->strips;
+    int64_t width = encoder ? u->sae->width : out->width, ld = encoder ? u->sae->ld : out->ld;
+    int64_t c = (encoder ? unit - cut->strips : unit) * cut->strip, columns = ATOMS_MIN(cut->strip, width - c);
+    int64_t from = equal_cost(step->batch, s, range, cut->ranges, 0),
+            to = range + 1 < cut->ranges ? equal_cost(step->batch, s, range + 1, cut->ranges, 0) : s;
+    const sae_rows r = {from, to, cut->strip, NULL, all->dec + from * out->ld, all->enc + from * u->sae->ld};
+    for (int64_t j = 0; j < to - from; j++)
+        memset((encoder ? r.enc : r.dec) + j * ld + c, 0, (size_t)columns * sizeof *r.dec);
+    if (!encoder)
+        add_errors(step, &r, c, columns);
+    if (encoder || tied)
+        add_samples(step, &r, c, columns);
+}
+
+static void update_strips(const update *u, const latent_cut *cut)
+{
+    const sae_batch *b = u->step->batch;
+    int threads = u->step->ctx->p.num_threads;
+    int64_t s = u->sae->p.d_sae;
+    const sae_rows all = {0, s, cut->strip, NULL, b->rows, b->rows + (u->sae->p.tied ? 0 : s * u->sae->out.ld)};
+    begin_parts(u);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t t = 0; t < cut->units * cut->ranges; t++)
+        strip_task(u, cut, &all, t);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t t = 0; t < cut->tasks; t++)
+        for (int64_t j = s * t / cut->tasks; j < s * (t + 1) / cut->tasks; j++)
+            update_latent(u, &all, j);
+}
+
+static void update_rows(const update *u, const latent_cut *cut, int64_t share)
+{
+    const sae_batch *b = u->step->batch;
+    int64_t s = u->sae->p.d_sae;
+    if (cut->kind == APART)
+        begin_parts(u);
+#pragma omp parallel for num_threads(u->step->ctx->p.num_threads) schedule(dynamic, 1)
+    for (int64_t t = 0; t < cut->tasks; t++) {
+        int64_t from = t * cut->task, to = ATOMS_MIN(from + cut->task, s);
+        if (cut->kind == APART) {
+            from = equal_cost(b, s, t, cut->tasks, ADAM_ENTRIES);
+            to = equal_cost(b, s, t + 1, cut->tasks, ADAM_ENTRIES);
+        } else {
+            begin_latents(u, from, to);
+        }
+        update_task(u, cut, from, to, b->rows + atoms_thread() * share);
+    }
 }
 
 /* Everything of all latents. */
@@ -260,43 +361,31 @@ static atoms_status update_latents(const update *u)
 {
     const atoms_sae *sae = u->sae;
     sae_batch *b = u->step->batch;
-    int64_t s = sae->p.d_sae, ld = sae->ld, parts = atoms_ceil_div(s, PART_LATENTS);
-    latent_cut cut = cut_latents(u->step);
-    int threads = u->step->ctx->p.num_threads;
+    const latent_cut cut = cut_latents(u->step);
+    int64_t rows = cut.block * (sae->out.ld + (sae->p.tied ? 0 : sae->ld)), threads = u->step->ctx->p.num_threads;
     /* a thread's share of b->rows: codes, then the block's rows of the decoder and, unless tied, the encoder */
-    int64_t codes = PART_LATENTS * BLOCK_SAMPLES, own = cut.block * sae->out.ld;
-    int64_t share = codes + own + (sae->p.tied ? 0 : cut.block * ld);
-    if (!atoms_grow((void **)&b->rows, &b->rows_cap, threads * share, sizeof *b->rows))
+    int64_t share = PART_LATENTS * BLOCK_SAMPLES + rows, all = cut.kind == STRIPS ? rows : threads * share;
+    int64_t skip = sae->p.skip ? threads * SKIP_ROWS * sae->out.ld : 0; /* later, in the same room */
+    if (!atoms_grow((void **)&b->rows, &b->rows_cap, ATOMS_MAX(all, skip), sizeof *b->rows))
         return ATOMS_ERR_MEMORY;
-    memset(b->bands, 0, (size_t)(2 * parts) * sizeof *b->bands);
-    memset(b->partial, 0, (size_t)(parts * ld) * sizeof *b->partial);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t first = 0; first < s; first += cut.task) {
-        float *room = b->rows + atoms_thread() * share, *dec = room + codes;
-        int64_t end = ATOMS_MIN(first + cut.task, s);
-        for (int64_t from = first; from < end; from += cut.block) {
-            sae_rows r = {from, ATOMS_MIN(from + cut.block, end), cut.strip, room, dec, dec + (sae->p.tied ? 0 : own)};
-            for (int64_t j = r.from; j < r.to; j++)
-                b->g_bias[j] = scalar_gradients(u, j, b->bands + 2 * (j / PART_LATENTS));
-            row_gradients(u->step, &r);
-            for (int64_t j = r.from; j < r.to; j++)
-                update_latent(u, &r, j);
-        }
-    }
+    if (cut.kind == STRIPS)
+        update_strips(u, &cut);
+    else
+        update_rows(u, &cut, share);
     return ATOMS_OK;
 }
 
-/* A transcoder's skip connection, in the room of the latents' gradients: a thread's holds as many rows of the decoder. */
+/* A transcoder's skip connection, in the room of the latents' gradients. */
 static void update_skip(const update *u)
 {
     const atoms_sae *sae = u->sae;
     const sae_extent *out = &sae->out;
     const sae_kernels *k = u->step->kernels;
-    int64_t d = sae->p.skip ? sae->p.d_in : 0, rows = PART_LATENTS / 4;
+    int64_t d = sae->p.skip ? sae->p.d_in : 0;
 #pragma omp parallel for num_threads(u->step->ctx->p.num_threads) schedule(dynamic, 1)
-    for (int64_t from = 0; from < d; from += rows) {
-        float *g = u->step->batch->rows + atoms_thread() * rows * out->ld;
-        int64_t to = ATOMS_MIN(from + rows, d);
+    for (int64_t from = 0; from < d; from += SKIP_ROWS) {
+        float *g = u->step->batch->rows + atoms_thread() * SKIP_ROWS * out->ld;
+        int64_t to = ATOMS_MIN(from + SKIP_ROWS, d);
         sae_skip_gradients(u->step, from, to, g);
         for (int64_t j = from; j < to; j++)
             k->adam_row(out->width, out->d, &u->adam, false, rounding_seed(sae, 2 * sae->p.d_sae + j),
@@ -304,16 +393,25 @@ static void update_skip(const update *u)
     }
 }
 
-/* The decoder's bias: g = 2/n sum err - sum_j g_bias_j W_enc_j, the second part not of a transcoder */
+/* The decoder's bias: g = 2/n sum err - sum_j g_bias_j W_enc_j, by strips of columns; a transcoder's without the second
+ * part */
 static void update_bias(const update *u)
 {
+    const atoms_sae *sae = u->sae;
     const sae_batch *b = u->step->batch;
-    int64_t parts = atoms_ceil_div(u->sae->p.d_sae, PART_LATENTS);
-    for (int64_t c = 0; c < u->sae->out.d; c++) {
-        float g = 2.0f / (float)b->n * b->err_sum[c];
-        for (int64_t t = 0; t < (u->sae->p.d_out ? 0 : parts); t++)
-            g -= b->partial[t * u->sae->ld + c];
-        adam_scalar(&u->adam, &u->sae->b_dec, c, g);
+    int64_t parts = sae->p.d_out ? 0 : atoms_ceil_div(sae->p.d_sae, PART_LATENTS), d = sae->out.d;
+    int threads = parts * d < BIAS_ALONE ? 1 : u->step->ctx->p.num_threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t from = 0; from < d; from += BIAS_COLUMNS) {
+        float g[BIAS_COLUMNS];
+        int64_t n = ATOMS_MIN(BIAS_COLUMNS, d - from);
+        for (int64_t c = 0; c < n; c++)
+            g[c] = 2.0f / (float)b->n * b->err_sum[from + c];
+        for (int64_t t = 0; t < parts; t++)
+            for (int64_t c = 0; c < n; c++)
+                g[c] -= b->partial[t * sae->ld + from + c];
+        for (int64_t c = 0; c < n; c++)
+            adam_scalar(&u->adam, &u->sae->b_dec, from + c, g[c]);
     }
 }
 

@@ -247,6 +247,8 @@ def draw(groups: dict) -> None:
             axis.grid(True, alpha=0.3)
         axes[0, layers.index(layer)].set_title(f"layer {layer}")
         axes[1, layers.index(layer)].set_xlabel("training tokens")
+        axes[1, layers.index(layer)].set_xticks(TOKENS, [f"{n // 1000}k" for n in TOKENS])
+        axes[1, layers.index(layer)].minorticks_off()
     axes[0, 0].set_ylabel("held-out explained variance, in the metric")
     axes[1, 0].set_ylabel("q*")
     axes[0, -1].legend(frameon=False, fontsize=8)

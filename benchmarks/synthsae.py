@@ -304,8 +304,11 @@ class Units:
             self.D = np.where(norm > 0.3, D / norm, self.D).astype(np.float32)
 
     def _replace(self, left, rng) -> None:
-        """Atoms whose firing stays doubtful, or hardly ever fire, take what residuals share, where that is something new."""
-        doubtful = (self.sure < 0.75 * self.doubt) | (self.rate < 3e-4)
+        """Atoms whose firing stays doubtful, that hardly ever fire, or that are copies of busier ones, take what residuals
+        share, where that is something new."""
+        near = np.abs(self.D @ self.D.T) > 0.7
+        copies = (near & (self.energy > self.energy[:, None])).any(1)
+        doubtful = (self.sure < 0.75 * self.doubt) | (self.rate < 3e-4) | copies
         gone = np.flatnonzero(doubtful & (self.age > 5))
         gone = gone[np.argsort(self.sure[gone] / np.maximum(self.doubt[gone], 1e-3))][:400]
         if not len(gone):

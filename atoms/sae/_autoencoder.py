@@ -623,6 +623,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         out = model.rebuild(context(self.num_threads), space.to_space(X))
         return np.asarray(out / space.target.scale + space.target.mean, np.float32)
 
+    @by_blocks
     def reconstruct(self, X: Any) -> np.ndarray:
         """What its atoms make of activations: (n, d_in), ``inverse_transform(transform(X))``.
 

@@ -374,6 +374,15 @@ def client():
         yield client
 
 
+def test_transcoders_with_a_skip_connection(X):
+    Y = np.tanh(X @ X[:7].T)
+    one = atoms.SparseAutoencoder(**SAE, skip_connection=True).fit(X, target=Y)
+    assert one.fit(lazy(X), target=lazy(Y)).W_dec.shape[1] == 7
+    for make in (lazy, unknown):
+        same(one.reconstruct(make(X)), one.reconstruct(X))
+    assert one.score(lazy(X), lazy(Y)) == one.score(X, Y)
+
+
 @pytest.mark.slow
 def test_on_a_cluster(client, X, metric):
     """Messages between processes leave arrays where they lay in them, not where the core wants them."""

@@ -251,9 +251,9 @@ def draw(groups: dict) -> None:
         axes[1, layers.index(layer)].minorticks_off()
     axes[0, 0].set_ylabel("held-out explained variance, in the metric")
     axes[1, 0].set_ylabel("q*")
-    axes[0, -1].legend(frameon=False, fontsize=8)
+    axes[1, -1].legend(frameon=False, fontsize=8, loc="center right")
     figure.tight_layout()
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=150)
+    figure.savefig(Path(__file__).parents[1] / "docs" / "frontier.png", dpi=150)
 
 
 def main() -> None:

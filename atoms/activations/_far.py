@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
 import threading
 from typing import Any
 
@@ -12,19 +14,25 @@ from ._models import import_torch
 class FarModel:
     """A model, or a function that makes one, for whoever it is sent to; made once in each process.
 
-    A worker's threads share it, and its hooks are of one pass alone: `lock` is to be held meanwhile.
+    A worker's threads share it, and its hooks are of one pass alone: `lock` is to be held meanwhile. A worker hands it on to
+    another as it came: with the hooks of a pass that is under way, it would bring them along.
     """
 
     def __init__(self, model: Any) -> None:
         self.given = model
         self._made: Any = None
+        self._pickled: bytes | None = None
         self.lock = threading.RLock()
 
     def __getstate__(self) -> Any:
-        return self.given
+        if self._pickled is None:
+            cloudpickle: Any = importlib.import_module("cloudpickle")  # which Dask needs, too
+            self._pickled = cloudpickle.dumps(self.given, protocol=4)
+        return self._pickled
 
-    def __setstate__(self, given: Any) -> None:
-        vars(self).update(vars(FarModel(given)))
+    def __setstate__(self, pickled: Any) -> None:
+        vars(self).update(vars(FarModel(pickle.loads(pickled))))
+        self._pickled = pickled
 
     def model(self) -> Any:
         """The model itself."""
@@ -48,10 +56,12 @@ class FarPass(FarModel):
         self._pass: Pass | None = None
 
     def __getstate__(self) -> Any:
-        return self.given, self.tokens, self.settings
+        return super().__getstate__(), self.tokens, self.settings
 
-    def __setstate__(self, given: Any) -> None:
-        vars(self).update(vars(FarPass(*given)))
+    def __setstate__(self, state: Any) -> None:
+        pickled, tokens, settings = state
+        vars(self).update(vars(FarPass(pickle.loads(pickled), tokens, settings)))
+        self._pickled = pickled
 
     def whole(self) -> Pass:
         """That pass."""

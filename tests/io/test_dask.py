@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import os
+import pickle
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ import scipy.sparse as sp
 
 import atoms
 from atoms import recovery, theory
+from atoms.activations._far import FarPass
 
 da = pytest.importorskip("dask.array")
 db = pytest.importorskip("dask.bag")
@@ -496,6 +498,15 @@ def kill_one(client, folder, count):
     thread = threading.Thread(target=wait)
     thread.start()
     return thread, killed
+
+
+def test_a_model_in_use_is_handed_on_without_its_hooks(torch):
+    far = FarPass(language_model(), TOKENS, (["0", "1"], "residual", 64, False, None))
+    here = pickle.loads(pickle.dumps(far))  # as it comes to a worker
+    with here.whole().hooked():
+        there = pickle.loads(pickle.dumps(here))
+        assert any(module._forward_hooks for module in here.model().modules())
+    assert not any(module._forward_hooks for module in there.model().modules())
 
 
 @pytest.mark.slow

@@ -46,10 +46,10 @@ static void exact_tile(const sae_step *step, const sae_tile *tile)
     const sae_kernels *k = step->kernels;
     const sae_piece *s = tile->piece;
     float *copy = tile->scratch->strip;
-    int64_t ld = sae->ld, latents = tile->to - tile->from, strip = sae_strip(sae->width);
+    int64_t ld = sae->in.ld, latents = tile->to - tile->from, strip = sae_strip(sae->in.width);
     memset(s->z, 0, (size_t)s->start[latents] * sizeof *s->z);
-    for (int64_t c = 0; c < sae->width; c += strip) {
-        int64_t columns = ATOMS_MIN(strip, sae->width - c);
+    for (int64_t c = 0; c < sae->in.width; c += strip) {
+        int64_t columns = ATOMS_MIN(strip, sae->in.width - c);
         const float *x = step->batch->xc + tile->first * PANEL_SAMPLES * ld + c, *w = sae->enc.w + tile->from * ld + c;
         for (int64_t i = 0; copy && i < tile->n * PANEL_SAMPLES; i++)
             memcpy(copy + i * strip, x + i * ld, (size_t)columns * sizeof *x);
@@ -163,7 +163,7 @@ static tile_cut cut_tiles(const sae_step *step)
     const atoms_sae *sae = step->sae;
     int64_t s = sae->p.d_sae, panels = step->batch->panels, threads = step->ctx->p.num_threads;
     bool floats = sae->image.kind == ATOMS_SCREEN_F32;
-    int64_t in_cache = ATOMS_MAX(1, 163840 / (PANEL_SAMPLES * sae_strip(sae->width)));
+    int64_t in_cache = ATOMS_MAX(1, 163840 / (PANEL_SAMPLES * sae_strip(sae->in.width)));
     int64_t most = floats ? TILE_PANELS_F32 : ATOMS_MIN(TILE_PANELS, in_cache);
     int64_t whole = floats ? BLOCK_LATENTS : RANGE_LATENTS, tasks = threads > 1 ? (threads > 2 ? 4 : 2) * threads : 1;
     tile_cut best = {0};

@@ -22,11 +22,11 @@ bool sae_room_reserve(sae_room *room, int64_t n, int32_t **of, float **z, float 
 static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_t errors)
 {
     sae_scratch s = {0};
-    int64_t strip = sae_strip(sae->width);
+    int64_t strip = sae_strip(sae->in.width);
     ATOMS_TAKE(arena, s.mask, TILE_PANELS * sae->rows);
     if (sae->image.kind == ATOMS_SCREEN_F32)
         ATOMS_TAKE(arena, s.products, BLOCK_LATENTS * TILE_PANELS_F32 * PANEL_SAMPLES);
-    if (strip < sae->width)
+    if (strip < sae->in.width)
         ATOMS_TAKE(arena, s.strip, TILE_PANELS * PANEL_SAMPLES * strip);
     if (errors > 0)
         ATOMS_TAKE(arena, s.codes, PANEL_SAMPLES * BLOCK_LATENTS);
@@ -50,14 +50,14 @@ static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_
 static void lay_out(sae_batch *b, const atoms_sae *sae)
 {
     atoms_arena *arena = &b->arena;
-    int64_t panels = b->most_panels, samples = panels * PANEL_SAMPLES, s = sae->p.d_sae, ld = sae->ld,
+    int64_t panels = b->most_panels, samples = panels * PANEL_SAMPLES, s = sae->p.d_sae, ld = sae->in.ld,
             out = sae->out.ld;
     ATOMS_TAKE(arena, b->xc, samples * ld);
-    b->xq = atoms_take(arena, samples * sae->width, (size_t)sae_image_bytes(sae->image.kind));
+    b->xq = atoms_take(arena, samples * sae->in.width, (size_t)sae_image_bytes(sae->image.kind));
     ATOMS_TAKE(arena, b->scale, samples);
     ATOMS_TAKE(arena, b->norm, samples);
     ATOMS_TAKE(arena, b->residual, samples);
-    ATOMS_TAKE(arena, b->sums, panels * (1 + sae->width));
+    ATOMS_TAKE(arena, b->sums, panels * (1 + sae->in.width));
     ATOMS_TAKE(arena, b->floor, sae->rows);
     ATOMS_TAKE(arena, b->limit, sae->rows);
     ATOMS_TAKE(arena, b->rest, sae->rows);

@@ -79,8 +79,8 @@ void sae_skip_decode(const sae_step *step, int64_t p)
     const atoms_sae *sae = step->sae;
     int64_t ld = sae->out.ld, i = p * PANEL_SAMPLES;
     atoms_gemm_f32(step->ctx, (atoms_mnk){PANEL_SAMPLES, sae->out.width, sae->p.d_in},
-                   (atoms_f32_in){step->batch->xc + i * sae->ld, sae->ld, 1}, (atoms_f32_in){sae->skip.w, ld, 1}, 1,
-                   (atoms_f32_out){sae_error_row(step->batch, ld, 0, i), ld, 1});
+                   (atoms_f32_in){step->batch->xc + i * sae->in.ld, sae->in.ld, 1}, (atoms_f32_in){sae->skip.w, ld, 1},
+                   1, (atoms_f32_out){sae_error_row(step->batch, ld, 0, i), ld, 1});
 }
 
 /* out (rows, d_out) = 2 / n xc' (rows, samples) err (samples, d_out): the first prefix' errors hold the wider ones' */
@@ -89,7 +89,7 @@ void sae_skip_gradients(const sae_step *step, int64_t from, int64_t to, float *o
     const sae_batch *b = step->batch;
     const atoms_sae *sae = step->sae;
     int64_t ld = sae->out.ld;
-    atoms_gemm_f32(step->ctx, (atoms_mnk){to - from, sae->out.width, b->n}, (atoms_f32_in){b->xc + from, 1, sae->ld},
+    atoms_gemm_f32(step->ctx, (atoms_mnk){to - from, sae->out.width, b->n}, (atoms_f32_in){b->xc + from, 1, sae->in.ld},
                    (atoms_f32_in){b->err, ld, 1}, 0, (atoms_f32_out){out, ld, 1});
     for (int64_t j = 0; j < to - from; j++)
         for (int64_t c = 0; c < sae->out.width; c++)

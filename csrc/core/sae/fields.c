@@ -19,9 +19,7 @@ static const sae_matrix *matrix_of(const atoms_sae *sae, atoms_sae_field field)
 /* The side of a matrix' rows. */
 static sae_extent extent_of(const atoms_sae *sae, atoms_sae_field field)
 {
-    if (field < ATOMS_W_SKIP && field % 5 == ATOMS_W_ENC)
-        return (sae_extent){sae->p.d_in, sae->width, sae->ld};
-    return sae->out;
+    return field < ATOMS_W_SKIP && field % 5 == ATOMS_W_ENC ? sae->in : sae->out;
 }
 
 /* Where a vector, or the weights of a matrix, begin. */
@@ -160,7 +158,6 @@ atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, co
                              const float *readers, const float *scales, const float *thresholds)
 {
     const sae_kernels *kernels = ctx->kernels->sae;
-    const sae_extent in = {sae->p.d_in, sae->width, sae->ld};
     if (sae->p.d_out && !readers)
         return ATOMS_ERR_ARGUMENT;
     for (int64_t i = 0; i < k; i++)
@@ -170,7 +167,7 @@ atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, co
         int64_t j = idx[i];
         reset_row(&sae->dec, &sae->out, j, rows + i * sae->out.d, 1);
         if (!sae->p.tied)
-            reset_row(&sae->enc, &in, j, (readers ? readers : rows) + i * in.d, scales[i]);
+            reset_row(&sae->enc, &sae->in, j, (readers ? readers : rows) + i * sae->in.d, scales[i]);
         sae->b_enc.w[j] = sae->b_enc.m[j] = sae->b_enc.v[j] = 0;
         sae->thr.w[j] = thresholds[i];
         sae->thr.m[j] = sae->thr.v[j] = 0;

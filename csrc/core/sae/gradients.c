@@ -10,9 +10,9 @@
 static void weigh_sample(const sae_step *step, sae_list *l, int64_t i, double square)
 {
     sae_batch *b = step->batch;
-    const float *xc = b->xc + i * step->sae->ld;
+    const float *xc = b->xc + i * step->sae->in.ld;
     float norm = 0;
-    step->kernels->dots(step->sae->width, 1, xc, xc, 0, &(int32_t){0}, &norm);
+    step->kernels->dots(step->sae->in.width, 1, xc, xc, 0, &(int32_t){0}, &norm);
     double size = sqrt(square * (double)norm), limit = step->params->row_limit;
     b->weight[i] = limit > 0 && size > limit ? (float)(limit / size) : 1;
     l->roots += sqrt((double)b->weight[i] * size);
@@ -227,7 +227,7 @@ static void aux_sample(const sae_step *step, sae_list *l, int64_t n_dead, int64_
     int64_t ld = sae->out.ld, width = sae->out.width, last = sae->p.n_prefixes - 1, from = l->n;
     for (int64_t j = 0; j < n_dead; j++)
         s->dead_z[j] = sae->b_enc.w[b->dead[j]];
-    k->dots(sae->width, n_dead, b->xc + i * sae->ld, sae->enc.w, sae->ld, b->dead, s->dead_z);
+    k->dots(sae->in.width, n_dead, b->xc + i * sae->in.ld, sae->enc.w, sae->in.ld, b->dead, s->dead_z);
     take_largest(b->dead, s->dead_z, s->dead_z + n_dead, n_dead, step->params->aux_k, l);
     float *err = sae_error_row(b, ld, last + 1, i);
     int64_t n = l->n - from;

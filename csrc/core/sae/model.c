@@ -62,7 +62,7 @@ static void lay_out(atoms_sae *sae)
     if (sae->p.tied)
         sae->enc = sae->dec;
     else
-        take_matrix(arena, &sae->enc, s * sae->ld);
+        take_matrix(arena, &sae->enc, s * sae->in.ld);
     if (sae->p.skip)
         take_matrix(arena, &sae->skip, sae->p.d_in * sae->out.ld);
     take_vector(arena, &sae->b_enc, s);
@@ -70,9 +70,9 @@ static void lay_out(atoms_sae *sae)
     take_vector(arena, &sae->b_dec, sae->out.ld);
     sae->origin = sae->b_dec.w;
     if (sae->p.d_out)
-        ATOMS_TAKE(arena, sae->origin, sae->ld);
+        ATOMS_TAKE(arena, sae->origin, sae->in.ld);
     ATOMS_TAKE(arena, sae->last_fired, s);
-    image->q = atoms_take(arena, s * sae->width, (size_t)sae_image_bytes(image->kind));
+    image->q = atoms_take(arena, s * sae->in.width, (size_t)sae_image_bytes(image->kind));
     ATOMS_TAKE(arena, image->offset, s);
     ATOMS_TAKE(arena, image->scale, s);
     ATOMS_TAKE(arena, image->residual, s);
@@ -102,8 +102,7 @@ atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *p, atom
         sae->p.prefix[0] = p->d_sae;
     }
     sae->image.kind = sae_screen_kind(ctx, p->screen);
-    sae->width = extent_of(p->d_in).width;
-    sae->ld = extent_of(p->d_in).ld;
+    sae->in = extent_of(p->d_in);
     sae->out = extent_of(p->d_out ? p->d_out : p->d_in);
     sae->rows = atoms_whole(p->d_sae, BLOCK_LATENTS);
     lay_out(sae);

@@ -53,7 +53,7 @@ static void place_image(const sae_step *step, int64_t i, const float *xc, float 
     const atoms_sae *sae = step->sae;
     sae_batch *b = step->batch;
     atoms_screen kind = sae->image.kind;
-    int64_t width = sae->width, r = i % PANEL_SAMPLES, panel = (i - r) * width;
+    int64_t width = sae->in.width, r = i % PANEL_SAMPLES, panel = (i - r) * width;
     /* what float32's dot products, ours and the screen's, may be off by: gamma |x| |w|, see kernels.h */
     float gamma = (float)(kind == ATOMS_SCREEN_F32 ? 2 * width + 64 : width / 64 + 24) * 0x1p-23f;
     float scale = 0, residual = 0;
@@ -139,8 +139,7 @@ atoms_status sae_prepare(const sae_step *step, const atoms_batch *x, atoms_sae_s
     sae_batch *b = step->batch;
     const atoms_batch *y = step->params && sae->p.d_out ? x->target : NULL;
     double t0 = sae_now();
-    const incoming rows = {x,   {sae->p.d_in, sae->width, sae->ld}, {x->shift, x->scale, sae->origin}, b->xc, b->sums,
-                           true};
+    const incoming rows = {x, sae->in, {x->shift, x->scale, sae->origin}, b->xc, b->sums, true};
     prepare_rows(step, &rows, stats);
     if (y && stats->bad_row < 0) {
         const incoming targets = {y, sae->out, {y->shift, y->scale, sae->b_dec.w}, b->yc, b->y_sums, false};

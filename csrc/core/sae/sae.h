@@ -47,7 +47,9 @@ typedef struct {
     float *residual, *norm; /* (rows,) norms of the row less scale q (F32: 0), and of the row */
 } sae_image;
 
-/* Rows on one side of the model: d values, `width` floats with the zeros behind them, ld from row to row. */
+/* Rows on one side of the model: d values, `width` floats with the zeros behind them, a multiple of 16, and ld from row to
+ * row: an odd number of cache lines, so that a strip of many rows spreads over all sets of a cache. In the shapes of arrays
+ * a mere width or ld is that of the side that is read. */
 typedef struct {
     int64_t d, width, ld;
 } sae_extent;
@@ -143,11 +145,8 @@ typedef struct {
 
 struct atoms_sae {
     atoms_sae_params p;
-    int64_t width;         /* d_in rounded up to 16 */
     int64_t rows;          /* d_sae rounded up to BLOCK_LATENTS */
-    int64_t ld;            /* floats from row to row: an odd number of cache lines, so that a strip of many rows spreads
-                              over all sets of a cache */
-    sae_extent out;        /* of what it rebuilds: d_in, width and ld, but for a transcoder */
+    sae_extent in, out;    /* of what it reads and of what it rebuilds: the same but for a transcoder */
     sae_matrix enc, dec;   /* (rows, ld) and (rows, out.ld); tied: one and the same */
     sae_matrix skip;       /* (d_in, out.ld), with a skip connection only */
     sae_vector b_enc, thr; /* (rows,) */

@@ -19,8 +19,8 @@ static sae_screen *screen_function(const atoms_ctx *ctx, atoms_screen kind)
 void sae_screen_row(const sae_kernels *k, atoms_sae *sae, int64_t j)
 {
     sae_image *w = &sae->image;
-    int64_t width = sae->width;
-    const float *row = sae->enc.w + j * sae->ld;
+    int64_t width = sae->in.width;
+    const float *row = sae->enc.w + j * sae->in.ld;
     if (w->kind == ATOMS_SCREEN_INT16) {
         w->scale[j] = k->quantise16(width, row, (int16_t *)w->q + j * width, &w->residual[j], &w->norm[j]);
         return;
@@ -57,7 +57,7 @@ static void screen_images(const sae_step *step, sae_screen *screen, const sae_ti
 {
     const atoms_sae *sae = step->sae;
     const sae_batch *b = step->batch;
-    int64_t width = sae->width, bytes = sae_image_bytes(sae->image.kind);
+    int64_t width = sae->in.width, bytes = sae_image_bytes(sae->image.kind);
     const char *w = (const char *)sae->image.q + from * width * bytes;
     sae_screen_latents latents = {sae->image.offset + from, b->limit + from, b->rest + from, b->size + from};
     for (int64_t p = 0; p < tile->n; p++) {
@@ -73,7 +73,7 @@ static void screen_floats(const sae_step *step, const sae_tile *tile, int64_t fr
 {
     const atoms_sae *sae = step->sae;
     const sae_batch *b = step->batch;
-    int64_t ld = sae->ld, width = sae->width, samples = TILE_PANELS_F32 * PANEL_SAMPLES;
+    int64_t ld = sae->in.ld, width = sae->in.width, samples = TILE_PANELS_F32 * PANEL_SAMPLES;
     float *products = tile->scratch->products;
     atoms_gemm_f32(
         step->ctx, (atoms_mnk){n, tile->n * PANEL_SAMPLES, width}, (atoms_f32_in){sae->enc.w + from * ld, ld, 1},

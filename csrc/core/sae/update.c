@@ -113,7 +113,7 @@ static latent_cut cut_strips(const sae_step *step, int64_t strip)
 {
     const atoms_sae *sae = step->sae;
     int64_t s = sae->p.d_sae, threads = step->ctx->p.num_threads, strips = atoms_ceil_div(sae->out.width, strip);
-    int64_t units = strips + (sae->p.tied ? 0 : atoms_ceil_div(sae->width, strip)), ranges = 1;
+    int64_t units = strips + (sae->p.tied ? 0 : atoms_ceil_div(sae->in.width, strip)), ranges = 1;
     double least = 1e300;
     for (int64_t r = 1; r <= 16; r++) {
         double rounds = (double)atoms_ceil_div(units * r, threads) * (1.0 / (double)r + 0.125);
@@ -122,7 +122,8 @@ static latent_cut cut_strips(const sae_step *step, int64_t strip)
             ranges = r;
         }
     }
-    return (latent_cut){STRIPS, 4 * threads, 0, s, strip, strips, units, ranges};
+    return (latent_cut){STRIPS,           .tasks = 4 * threads, .block = s,      .strip = strip,
+                        .strips = strips, .units = units,       .ranges = ranges};
 }
 
 static latent_cut cut_latents(const sae_step *step)
@@ -130,12 +131,13 @@ static latent_cut cut_latents(const sae_step *step)
     const atoms_sae *sae = step->sae;
     const sae_batch *b = step->batch;
     int64_t s = sae->p.d_sae, parts = atoms_ceil_div(s, PART_LATENTS), threads = step->ctx->p.num_threads;
-    int64_t width = ATOMS_MAX(sae->width, sae->out.width), ld = ATOMS_MAX(sae->ld, sae->out.ld);
+    int64_t width = ATOMS_MAX(sae->in.width, sae->out.width), ld = ATOMS_MAX(sae->in.ld, sae->out.ld);
     if (b->dense)
-        return (latent_cut){TOGETHER, parts, PART_LATENTS, PART_LATENTS, width, 0, 0, 0};
+        return (latent_cut){TOGETHER, .tasks = parts, .task = PART_LATENTS, .block = PART_LATENTS, .strip = width};
     if (b->start[s] < 64 * s || b->n * ld < (int64_t)3 << 19) {
-        cut_kind kind = parts < 8 * threads ? APART : TOGETHER;
-        return (latent_cut){kind, kind == APART ? 4 * threads : parts, PART_LATENTS, PART_LATENTS / 4, width, 0, 0, 0};
+        bool apart = parts < 8 * threads;
+        return (latent_cut){apart ? APART : TOGETHER, .tasks = apart ? 4 * threads : parts, .task = PART_LATENTS,
+                            .block = PART_LATENTS / 4, .strip = width};
     }
     /* a thread's strips come into the cache once for each task; prefixes' latents are of unequal use */
     int64_t tasks = (sae->p.n_prefixes > 1 ? 2 : 1) * threads;
@@ -145,23 +147,23 @@ static latent_cut cut_latents(const sae_step *step)
         return cut_strips(step, ATOMS_MAX(16, strip / 32 * 16));
     int64_t task = ATOMS_MIN(atoms_ceil_div(s, tasks), most) / PART_LATENTS * PART_LATENTS;
     task = ATOMS_MAX(task, PART_LATENTS);
-    return (latent_cut){TOGETHER, atoms_ceil_div(s, task), task, task, strip, 0, 0, 0};
+    return (latent_cut){TOGETHER, .tasks = atoms_ceil_div(s, task), .task = task, .block = task, .strip = strip};
 }
 
 static void dense_row_gradients(const sae_step *step, const sae_rows *r)
 {
     const sae_batch *b = step->batch;
     const sae_kernels *k = step->kernels;
-    const sae_extent *out = &step->sae->out, in = {step->sae->p.d_in, step->sae->width, step->sae->ld};
+    const sae_extent *out = &step->sae->out, *in = &step->sae->in;
     const float *err = sae_error_row(b, out->ld, 0, 0), *aux_err = sae_error_row(b, out->ld, 1, 0);
     sae_dense_rows(step, r, b->z, err, out, r->dec);
-    sae_dense_rows(step, r, b->ga, b->xc, &in, r->enc);
+    sae_dense_rows(step, r, b->ga, b->xc, in, r->enc);
     for (int64_t j = r->from; j < r->to; j++) {
         int64_t aux = b->aux_start[j], n = b->start[j + 1] - aux;
         if (n < 1)
             continue;
         k->add_rows(out->width, n, b->z + aux, aux_err, out->ld, b->row + aux, r->dec + (j - r->from) * out->ld);
-        k->add_rows(in.width, n, b->ga + aux, b->xc, in.ld, b->row + aux, r->enc + (j - r->from) * in.ld);
+        k->add_rows(in->width, n, b->ga + aux, b->xc, in->ld, b->row + aux, r->enc + (j - r->from) * in->ld);
     }
 }
 
@@ -198,8 +200,8 @@ static void add_samples(const sae_step *step, const sae_rows *r, int64_t c, int6
 {
     const sae_batch *b = step->batch;
     const sae_kernels *k = step->kernels;
-    int64_t ld = step->sae->ld;
-    if (columns < step->sae->width)
+    int64_t ld = step->sae->in.ld;
+    if (columns < step->sae->in.width)
         fetch_strip(b->n, columns, b->xc + c, ld);
     for (int64_t j = r->from; j < r->to; j++)
         k->add_rows(columns, b->start[j + 1] - b->start[j], b->ga + b->start[j], b->xc + c, ld, b->row + b->start[j],
@@ -209,10 +211,10 @@ static void add_samples(const sae_step *step, const sae_rows *r, int64_t c, int6
 /* Both gradients of the latents of r (one where tied). */
 static void row_gradients(const sae_step *step, const sae_rows *r)
 {
-    int64_t width = step->sae->width, out = step->sae->out.width, n = r->to - r->from;
+    int64_t width = step->sae->in.width, out = step->sae->out.width, n = r->to - r->from;
     memset(r->dec, 0, (size_t)(n * step->sae->out.ld) * sizeof *r->dec);
     if (r->enc != r->dec)
-        memset(r->enc, 0, (size_t)(n * step->sae->ld) * sizeof *r->enc);
+        memset(r->enc, 0, (size_t)(n * step->sae->in.ld) * sizeof *r->enc);
     if (step->batch->dense) {
         dense_row_gradients(step, r);
         return;
@@ -241,8 +243,8 @@ static void add_to_part(const update *u, int64_t j)
     sae_batch *b = u->step->batch;
     float g_bias = b->g_bias[j];
     if (g_bias != 0 && !sae->p.d_out)
-        u->step->kernels->add_rows(sae->width, 1, &g_bias, sae->enc.w + j * sae->ld, 0, &(int32_t){0},
-                                   b->partial + j / PART_LATENTS * sae->ld);
+        u->step->kernels->add_rows(sae->in.width, 1, &g_bias, sae->enc.w + j * sae->in.ld, 0, &(int32_t){0},
+                                   b->partial + j / PART_LATENTS * sae->in.ld);
 }
 
 /* Latent j's rows and bias, from the gradients in r. */
@@ -250,7 +252,7 @@ static void update_latent(const update *u, const sae_rows *r, int64_t j)
 {
     atoms_sae *sae = u->sae;
     const sae_kernels *k = u->step->kernels;
-    int64_t ld = sae->ld, at = j * ld, width = sae->width, d = sae->p.d_in;
+    int64_t ld = sae->in.ld, at = j * ld, width = sae->in.width, d = sae->p.d_in;
     const sae_extent *out = &sae->out;
     const sae_matrix *dec = &sae->dec, *enc = &sae->enc;
     float *g_dec = r->dec + (j - r->from) * out->ld, *g_enc = r->enc + (j - r->from) * ld;
@@ -266,7 +268,7 @@ static void update_latent(const update *u, const sae_rows *r, int64_t j)
 static void begin_latents(const update *u, int64_t from, int64_t to)
 {
     sae_batch *b = u->step->batch;
-    int64_t ld = u->sae->ld, part = from / PART_LATENTS, parts = atoms_ceil_div(to - from, PART_LATENTS);
+    int64_t ld = u->sae->in.ld, part = from / PART_LATENTS, parts = atoms_ceil_div(to - from, PART_LATENTS);
     memset(b->bands + 2 * part, 0, (size_t)(2 * parts) * sizeof *b->bands);
     memset(b->partial + part * ld, 0, (size_t)(parts * ld) * sizeof *b->partial);
     for (int64_t j = from; j < to; j++)
@@ -305,14 +307,14 @@ static void begin_parts(const update *u)
 static void strip_task(const update *u, const latent_cut *cut, const sae_rows *all, int64_t t)
 {
     const sae_step *step = u->step;
-    const sae_extent *out = &u->sae->out;
+    const sae_extent *in = &u->sae->in, *out = &u->sae->out;
     int64_t s = u->sae->p.d_sae, range = t % cut->ranges, unit = t / cut->ranges;
     bool tied = u->sae->p.tied, encoder = unit >= cut->strips;
-    int64_t width = encoder ? u->sae->width : out->width, ld = encoder ? u->sae->ld : out->ld;
+    int64_t width = encoder ? in->width : out->width, ld = encoder ? in->ld : out->ld;
     int64_t c = (encoder ? unit - cut->strips : unit) * cut->strip, columns = ATOMS_MIN(cut->strip, width - c);
     int64_t from = equal_cost(step->batch, s, range, cut->ranges, 0),
             to = range + 1 < cut->ranges ? equal_cost(step->batch, s, range + 1, cut->ranges, 0) : s;
-    const sae_rows r = {from, to, cut->strip, NULL, all->dec + from * out->ld, all->enc + from * u->sae->ld};
+    const sae_rows r = {from, to, cut->strip, NULL, all->dec + from * out->ld, all->enc + from * in->ld};
     for (int64_t j = 0; j < to - from; j++)
         memset((encoder ? r.enc : r.dec) + j * ld + c, 0, (size_t)columns * sizeof *r.dec);
     if (!encoder)
@@ -362,7 +364,7 @@ static atoms_status update_latents(const update *u)
     const atoms_sae *sae = u->sae;
     sae_batch *b = u->step->batch;
     const latent_cut cut = cut_latents(u->step);
-    int64_t rows = cut.block * (sae->out.ld + (sae->p.tied ? 0 : sae->ld)), threads = u->step->ctx->p.num_threads;
+    int64_t rows = cut.block * (sae->out.ld + (sae->p.tied ? 0 : sae->in.ld)), threads = u->step->ctx->p.num_threads;
     /* a thread's share of b->rows: codes, then the block's rows of the decoder and, unless tied, the encoder */
     int64_t share = PART_LATENTS * BLOCK_SAMPLES + rows, all = cut.kind == STRIPS ? rows : threads * share;
     int64_t skip = sae->p.skip ? threads * SKIP_ROWS * sae->out.ld : 0; /* later, in the same room */
@@ -409,7 +411,7 @@ static void update_bias(const update *u)
             g[c] = 2.0f / (float)b->n * b->err_sum[from + c];
         for (int64_t t = 0; t < parts; t++)
             for (int64_t c = 0; c < n; c++)
-                g[c] -= b->partial[t * sae->ld + from + c];
+                g[c] -= b->partial[t * sae->in.ld + from + c];
         for (int64_t c = 0; c < n; c++)
             adam_scalar(&u->adam, &u->sae->b_dec, from + c, g[c]);
     }

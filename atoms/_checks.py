@@ -6,8 +6,8 @@ import contextlib
 import contextvars
 import dataclasses
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse
@@ -24,17 +24,19 @@ __all__ = [
     "check_rows",
     "feature_names",
     "first_nonfinite_row",
-    "from_row",
     "narrow",
     "native",
     "nonfinite_error",
     "numbered",
+    "part_by_part",
     "row_name",
     "rows_in_all",
     "seed_of",
     "whitener_of",
     "why_not_finite",
 ]
+
+_T = TypeVar("_T")
 
 # ---------------------------------------------------------------------------- arrays
 
@@ -235,14 +237,18 @@ def numbered(place: Place) -> Iterator[None]:
 _skipped: contextvars.ContextVar[int] = contextvars.ContextVar("_skipped", default=0)
 
 
-@contextlib.contextmanager
-def from_row(row: int) -> Iterator[None]:
-    """Inside, arrays of rows begin with this one of those there were."""
-    token = _skipped.set(_skipped.get() + row)
-    try:
-        yield
-    finally:
-        _skipped.reset(token)
+def part_by_part(parts: Iterable[np.ndarray], function: Callable[[np.ndarray, int], _T]) -> list[_T]:
+    """What ``function(part, first)`` gives for each part of the rows, the first row of which has that number; errors
+    name rows by their numbers among all."""
+    found, first = [], 0
+    for part in parts:
+        token = _skipped.set(_skipped.get() + first)
+        try:
+            found.append(function(part, first))
+        finally:
+            _skipped.reset(token)
+        first += len(part)
+    return found
 
 
 def row_name(row: int) -> str:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import data
 import numpy as np
+from quality import identity, read
 
 RESULTS = Path(__file__).parent / "results" / "frontier.jsonl"
 LAYERS = (8, 15, 22)
@@ -110,18 +111,10 @@ def run(task: dict, X: np.ndarray, tune: np.ndarray, held: np.ndarray, judge) ->
     }
 
 
-def identity(record: dict) -> str:
-    return json.dumps([record[name] for name in IDENTITY])
-
-
-def read() -> list[dict]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def run_all(options: argparse.Namespace) -> None:
     import atoms
 
-    done = {identity(record) for record in read()}
+    done = {identity(record, IDENTITY) for record in read(RESULTS)}
     for layer in options.layers:
         X, tune, held = rows(layer)
         judge = atoms.AtomicInnerProduct(num_threads=1).fit(X)
@@ -132,7 +125,7 @@ def run_all(options: argparse.Namespace) -> None:
             for tokens in options.tokens
         ]  # fmt: skip
         for task in tasks:
-            if identity(task) in done:
+            if identity(task, IDENTITY) in done:
                 continue
             record = task | run(task, X, tune, held, judge)
             with open(RESULTS, "a") as file:
@@ -181,7 +174,7 @@ def table() -> None:
     import collections
 
     groups = collections.defaultdict(list)
-    for record in read():
+    for record in read(RESULTS):
         groups[tuple(record[k] for k in ("layer", "width", "l0", "samples", "kind"))].append(record)
     print(
         "| layer | atoms | L0 | samples | kind | tokens | seeds | held-out (metric) | raw | training | L0 there | q* | random | CPU s |"

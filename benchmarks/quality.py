@@ -41,8 +41,8 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def identity(record: dict) -> str:
-    return json.dumps({key: record.get(key) for key in IDENTITY}, sort_keys=True)
+def identity(record: dict, names: tuple[str, ...] = IDENTITY) -> str:
+    return json.dumps({key: record.get(key) for key in names}, sort_keys=True)
 
 
 def calibrate(l0_at, target: float) -> float:

@@ -50,13 +50,13 @@ def report(name, groups, held, mean, options, metric):
         found = [theory.consensus(group[:k], metric) for group in groups]
         cut = [c.atoms[: options.d_sae] for c in found]
         m = theory.match_dictionaries(*cut, metric)
-        shares = [
-            np.mean([m.nearest_a[c.found_in[: options.d_sae] == n].mean() for n in (k,)]) for c in found[:1]
-        ]
+        in_all = [c.found_in == k for c in found]
+        nearest = m.nearest_a[in_all[0][: options.d_sae]]
         print(
             f"{name}: consensus of {k}, PW-MCC {m.mcc:.3f}, {100 * m.share_above(0.9):.1f}% at 0.9 or above, explained "
             f"{np.mean([explained(D, held, mean, options, metric) for D in cut]):.4f}; found in all {k}: "
-            f"{np.mean([(c.found_in == k).sum() for c in found]):.0f} atoms, nearest of the other consensus {shares[0]:.3f}",
+            f"{np.mean([here.sum() for here in in_all]):.0f} atoms, nearest of the other consensus "
+            f"{nearest.mean() if len(nearest) else np.nan:.3f}",
             flush=True,
         )
     print(found[0]._table().text(), flush=True)

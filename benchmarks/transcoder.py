@@ -23,6 +23,7 @@ from pathlib import Path
 
 import data
 import numpy as np
+from quality import value
 
 RESULTS = Path(__file__).parent / "results" / "transcoder.jsonl"
 LAYER = 15
@@ -196,11 +197,6 @@ def main() -> None:
         capture(options.data, options.tokens)
     else:
         {"run": run, "table": table}[options.command](options)
-
-
-def value(text: str):
-    name, _, literal = text.partition("=")
-    return name, json.loads(literal)
 
 
 if __name__ == "__main__":

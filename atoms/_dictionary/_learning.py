@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
-from .._checks import first_nonfinite_row, nonfinite_error
+from .._checks import first_nonfinite_row, nonfinite_error, part_by_part
 from .._config import context
 from .._estimator import Routed, restored
 from .._files import load_tensors, reading
@@ -313,21 +313,17 @@ class DictionaryLearning(Scored, Routed):
         gave up before its tolerance; their codes are the best it had.
         """
         self._check_fitted()
-        parts, states, at = [], [], 0
-        for block in self._check_rows(X, reset=False).blocks(BLOCK):
-            codes, status = self._coded(block, at)
-            parts.append(codes)
-            states.append(status)
-            at += len(block)
+        blocks = self._check_rows(X, reset=False).blocks(BLOCK)
+        parts, states = zip(*part_by_part(blocks, lambda block, _: self._coded(block)))
         complain(f"{type(self).__name__}.transform", np.concatenate(states))
-        return stacked(parts)
+        return stacked(list(parts))
 
-    def _coded(self, block: np.ndarray, first: int = 0) -> tuple[sp.csr_array, np.ndarray]:
-        """Codes and statuses of rows, the first of which has that number."""
+    def _coded(self, block: np.ndarray) -> tuple[sp.csr_array, np.ndarray]:
+        """Codes and statuses of rows."""
         learned = self._learned
         t = learned.space.to_space(block) - learned.center
         if (row := first_nonfinite_row(t)) >= 0:
-            raise nonfinite_error(t, "X", first + row)
+            raise nonfinite_error(t, "X", row)
         codes, _, status = code(t, self._dictionary(), learned.parameters, self.num_threads)
         return codes, status
 

@@ -45,11 +45,8 @@ def write_store(
             with plan.hooked() as run:
                 while done < len(plan.sizes):
                     number = len(manifest["shards"])
-                    _add(
-                        folder,
-                        manifest,
-                        _write_shard(folder, plan, run, number, done, dtype, shard_mb, advance),
-                    )
+                    shard = _write_shard(folder, plan, run, number, done, dtype, shard_mb, advance)
+                    _add(folder, manifest, shard)
                     done = _batches(manifest)
             _finish(folder, manifest)
     return ActivationStore(folder)
@@ -59,9 +56,8 @@ def write_store_far(
     folder: Path, far: FarPass, dtype: np.dtype, tokenizer: Any, shard_mb: float, client: Any, bar: Any
 ) -> ActivationStore:
     """The same by the workers of a Dask client, a shard each at a time; the manifest is written here, in order."""
-    held = client.submit(
-        _same, far, pure=False
-    )  # a worker that has it not asks another, or has it made again
+    # a worker that has it not asks another, or has it made again
+    held = client.submit(_same, far, pure=False)
     about = client.submit(_about, held, dtype, tokenizer, pure=False).result()
     settings, sizes, widest, bar.total = about[0], about[1], about[2], int(about[1].sum())
     with _begun(folder, shard_mb, lambda: settings) as manifest:

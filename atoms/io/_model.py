@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._arrays import as_array
-from .._checks import from_row
+from .._checks import part_by_part
 from .._config import context, one_blas_thread
 from .._rows import by_blocks, rows_of
 from .._shown import Shown, Table
@@ -241,12 +241,7 @@ class PretrainedSAE(InModel, Shown):
         ValueError
             Another number of features, NaN or infinity in X.
         """
-        parts, at = [], 0
-        for x in self._blocks(X):
-            with from_row(at):
-                parts.append(self._encode(self._normalised(x)[0]))
-            at += len(x)
-        return stacked(parts)
+        return stacked(part_by_part(self._blocks(X), lambda x, _: self._encode(self._normalised(x)[0])))
 
     @by_blocks
     def inverse_transform(self, codes: Any) -> np.ndarray:
@@ -272,18 +267,16 @@ class PretrainedSAE(InModel, Shown):
 
         Transcoders give the activations at their output's place, not a copy of X.
         """
-        out, at = [], 0
-        for x in self._blocks(X):
-            n, factor, shift = self._normalised(x)
-            with from_row(at):
-                y = self._decode(self._encode(n))
-            at += len(x)
-            if factor is not None and not self.is_transcoder:
-                y = (y * factor + shift).astype(np.float32)
-            if self.W_skip is not None:
-                y += np.ascontiguousarray(x, np.float32) @ self.W_skip
-            out.append(y)
-        return np.concatenate(out)
+        return np.concatenate(part_by_part(self._blocks(X), lambda x, _: self._rebuilt(x)))
+
+    def _rebuilt(self, x: np.ndarray) -> np.ndarray:
+        n, factor, shift = self._normalised(x)
+        y = self._decode(self._encode(n))
+        if factor is not None and not self.is_transcoder:
+            y = (y * factor + shift).astype(np.float32)
+        if self.W_skip is not None:
+            y += np.ascontiguousarray(x, np.float32) @ self.W_skip
+        return y
 
 
 def _weight(a: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:

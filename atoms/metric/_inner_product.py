@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import _plot as plot
-from .._checks import check_array, check_count, first_nonfinite_row, from_row, nonfinite_error
+from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error, part_by_part
 from .._config import one_blas_thread
 from .._estimator import Routed
 from .._files import load_tensors, reading, save_tensors
@@ -168,12 +168,8 @@ class AtomicInnerProduct(Routed):
         """
         self._check_parameters()
         with self._unchanged_on_error():
-            multiple, rows, norms = (
-                check_massive(massive),
-                self._check_rows(X, reset=True, far=True),
-                SomeNorms(),
-            )
-            rows, dropped, _ = without_massive(rows, multiple)
+            multiple, norms = check_massive(massive), SomeNorms()
+            rows, dropped, _ = without_massive(self._check_rows(X, reset=True, far=True), multiple)
             self._see(self._sums(rows, norms=norms))
             self._spectrum()
             self.n_dropped_massive_ = dropped
@@ -397,11 +393,7 @@ class AtomicInnerProduct(Routed):
             out[...] = found
             return out
         out = np.empty((rows.n, rows.d), np.float32) if out is None else out
-        at = 0
-        for part in rows.blocks():
-            with from_row(at):
-                self._product(part, out[at : at + len(part)])
-            at += len(part)
+        part_by_part(rows.blocks(), lambda part, at: self._product(part, out[at : at + len(part)]))
         return out
 
     def _product(self, X: Array, out: Array | None = None) -> Array:

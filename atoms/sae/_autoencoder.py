@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
-from .._checks import from_row
+from .._checks import part_by_part
 from .._config import context
 from .._estimator import Routed, restored
 from .._files import load_tensors, reading
@@ -580,12 +580,9 @@ class SparseAutoencoder(InModel, Scored, Routed):
         self._check_fitted()
         rows, ctx = self._check_rows(X, reset=False), context(self.num_threads)
         space, model = self._fitted.space, self._fitted.model  # once: another thread may fit meanwhile
-        parts, at = [], 0
-        for block in rows.blocks(BLOCK):
-            with from_row(at):
-                parts.append(model.encode(ctx, space.batch(block)))
-            at += len(block)
-        return stacked(parts)
+        return stacked(
+            part_by_part(rows.blocks(BLOCK), lambda block, _: model.encode(ctx, space.batch(block)))
+        )
 
     def _codes(self, X: np.ndarray) -> sp.csr_array:
         return self._model.encode(context(self.num_threads), self._fitted.space.batch(X))

@@ -236,11 +236,7 @@ def _check_kind(other: Any, transcodes: bool, skip: bool) -> None:
             raise ValueError("init: has a skip connection; set skip_connection=True, or leave init out")
         return
     if getattr(other, "is_transcoder", False) or skips:
-        what = (
-            "a transcoder"
-            if getattr(other, "W_skip", None) is None
-            else "a transcoder with a skip connection"
-        )
+        what = "a transcoder with a skip connection" if skips else "a transcoder"
         raise ValueError(
             f"init: is {what}, which rebuilds other activations than it reads; start from an autoencoder, "
             "or leave init out"

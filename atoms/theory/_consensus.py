@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
 from .._checks import atoms_of
-from .._config import context
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
+from ._matching import nearest
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,11 @@ class Consensus(Shown):
 def _edges(units: list[np.ndarray], cosine: float, num_threads: int | None) -> np.ndarray:
     """Pairs of atoms, each the other's nearest, by falling |cosine|: dictionary and row of either."""
     found = []
-    nearest = {}
     for a, A in enumerate(units):
-        for b, B in enumerate(units):
-            if a != b:
-                index, value = np.empty(len(A), np.int64), np.empty(len(A), np.float32)
-                _core.nearest(context(num_threads), A, B, True, index, value)
-                nearest[a, b] = index, value
-    for a in range(len(units)):
-        for b in range(a):
-            index, value = nearest[a, b]
-            rows = np.flatnonzero((nearest[b, a][0][index] == np.arange(len(index))) & (value >= cosine))
+        for b, B in enumerate(units[:a]):
+            index, value = nearest(A, B, num_threads)
+            back, _ = nearest(B, A, num_threads)
+            rows = np.flatnonzero((back[index] == np.arange(len(index))) & (value >= cosine))
             found.append(
                 np.stack([-value[rows].astype(np.float64), *np.broadcast_arrays(a, rows, b, index[rows])], 1)
             )

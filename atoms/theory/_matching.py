@@ -68,10 +68,15 @@ class Matching(Shown):
         return Table(f"Matching of {len(self.nearest_a):,} with {len(self.nearest_b):,} atoms", rows)
 
 
-def _largest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> np.ndarray:
+def nearest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """For each unit row of a, that of b with the largest |cosine|: its number, and that cosine."""
     index, value = np.empty(len(a), np.int64), np.empty(len(a), np.float32)
     _core.nearest(context(num_threads), a, b, True, index, value)
-    return np.minimum(value.astype(np.float64), 1.0)
+    return index, value
+
+
+def _largest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> np.ndarray:
+    return np.minimum(nearest(a, b, num_threads)[1].astype(np.float64), 1.0)
 
 
 @one_blas_thread

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import atoms
 from atoms import _core
@@ -120,3 +121,45 @@ def basis_pair(n):
     import scipy.linalg
 
     return np.concatenate([np.eye(n), scipy.linalg.hadamard(n) / np.sqrt(n)])
+
+
+# ------------------------------------------------------------------ training
+
+
+class Stop(Exception):
+    """Ends a run."""
+
+
+def stop_after(step):
+    """A callback that ends a run after that step, as whatever kills it would."""
+
+    def stop(model, figures):
+        if figures["step"] == step:
+            raise Stop
+
+    return stop
+
+
+def step_as_the_core(twin, stats, x, rebuilt, activation, l0_coefficient, **options):
+    """Take `SparseAutoencoderTwin` through a step of the core's, and compare the figures; `rebuilt`: x, or the target."""
+    # where float32 decides
+    z = twin.pre_activations(x)
+    floor = {"jumprelu": twin.p["threshold"], "relu": 0.0}.get(activation, np.inf)
+    doubt = np.sum(np.abs(z - floor) < 2e-5) / len(x)
+    error, penalty, l0 = twin.step(
+        x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0_coefficient, **options
+    )
+    assert stats["squared_error"] == pytest.approx(error, rel=1e-4), twin.step_count
+    assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7 + l0_coefficient * doubt)
+    assert stats["l0"] == pytest.approx(l0, rel=1e-6, abs=doubt)
+    variance = ((rebuilt - rebuilt.mean(0)) ** 2).sum() / len(x)
+    assert stats["total_variance"] == pytest.approx(variance, rel=1e-5, abs=1e-5)
+
+
+def weights_of_the_twin(twin, got):
+    """Whether the core's weights, by name, are those of the twin after as many steps."""
+    for name, array in got.items():
+        # Adam divides by sqrt(v): where a gradient is rounding noise its direction is too, and a moment may have been
+        # rounded the other way
+        close = np.isclose(array, twin.p[name], rtol=1e-3, atol=2e-4)
+        assert close.mean() > 0.995, name

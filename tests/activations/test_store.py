@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import ROOT, VOCABULARY, decoder, random_contexts, started
+from support import ROOT, VOCABULARY, Stop, decoder, random_contexts, started, stop_after
 
 import atoms
 from atoms import activations
@@ -710,16 +710,11 @@ def test_resumed_training(store, model, contexts, tmp_path, source):
 
     whole = atoms.SparseAutoencoder(**SAE).fit(rows())
 
-    class Stop(Exception):
-        pass
-
-    def stop(sae, figures):
-        if figures["step"] == 47:
-            raise Stop
-
     path = tmp_path / "half.safetensors"
     with pytest.raises(Stop):
-        atoms.SparseAutoencoder(**SAE).fit(rows(), checkpoint=path, checkpoint_steps=40, callback=stop)
+        atoms.SparseAutoencoder(**SAE).fit(
+            rows(), checkpoint=path, checkpoint_steps=40, callback=stop_after(47)
+        )
     same(atoms.SparseAutoencoder(**SAE).fit(rows(), checkpoint=path), whole)
 
 

@@ -356,9 +356,6 @@ def test_a_generator_that_ends_early_ends_training(X, small_buffer, tmp_path):
     # a checkpoint on the way, and the same rows again: the same bits
     path = tmp_path / "c.safetensors"
 
-    class Stop(Exception):
-        pass
-
     def stop(sae, figures):
         if figures["step"] == at:
             raise KeyboardInterrupt

@@ -14,7 +14,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import started
+from support import Stop, started, stop_after
 
 import atoms
 from atoms._rows import Rows, Sampler
@@ -185,15 +185,8 @@ def test_checkpoint_resumes_to_the_same_bits(X, tmp_path):
     aip = atoms.AtomicInnerProduct().fit(X)
     whole = quick(metric=aip, dead_after=3).fit(X)
 
-    class Stop(Exception):
-        pass
-
-    def stop(sae, figures):
-        if figures["step"] == 37:
-            raise Stop
-
     with pytest.raises(Stop):
-        quick(metric=aip, dead_after=3).fit(X, checkpoint=path, checkpoint_steps=10, callback=stop)
+        quick(metric=aip, dead_after=3).fit(X, checkpoint=path, checkpoint_steps=10, callback=stop_after(37))
     resumed = quick(metric=aip, dead_after=3).fit(X, checkpoint=path)
     assert resumed.history_["step"] == whole.history_["step"]
     assert state(resumed) == state(whole)

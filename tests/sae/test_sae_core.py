@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import step_as_the_core, weights_of_the_twin
 
 from atoms import _core
 from atoms import _reference as reference
@@ -61,7 +62,7 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
     )
     aux = {"aux_k": 4, "dead_after": 2 * n, "aux_coefficient": 0.7} if extras else {}
     rng = np.random.default_rng(4)
-    for step in range(10 if n < 1000 else 2):
+    for _ in range(10 if n < 1000 else 2):
         x = rng.standard_normal((n, d)).astype(np.float32)
         l0c, l1c, limit = 0.05, 0.1, d if extras else 0.0  # half of the rows are beyond it, or none
         rows, index, shift, scale = x, None, None, 1.0
@@ -74,23 +75,8 @@ def test_ten_steps_equal_the_twin(activation, tied, n, d, s, extras):
             _core.Context(2), sae, rows, 1e-3, 2e-3, l0c, l1c, 0.001, k, row_limit=limit,
             index=index, shift=shift, scale=float(scale), **aux,
         )  # fmt: skip
-        # where float32 decides, and a moment that was rounded the other way
-        z = twin.pre_activations(x)
-        floor = {"jumprelu": twin.p["threshold"], "relu": 0.0}.get(activation, np.inf)
-        doubt = np.sum(np.abs(z - floor) < 2e-5) / n
-        error, penalty, l0 = twin.step(
-            x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k,
-            row_limit=limit, **aux,
-        )  # fmt: skip
-        assert stats["squared_error"] == pytest.approx(error, rel=1e-4), step
-        assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7 + l0c * doubt)
-        assert stats["l0"] == pytest.approx(l0, rel=1e-6, abs=doubt)
-        variance = ((x - x.mean(0)) ** 2).sum() / n
-        assert stats["total_variance"] == pytest.approx(variance, rel=1e-5, abs=1e-5)
-    for name, got in zip(NAMES, read(sae, params), strict=True):
-        # Adam divides by sqrt(v): where a gradient is rounding noise its direction is too
-        close = np.isclose(got, twin.p[name], rtol=1e-3, atol=2e-4)
-        assert close.mean() > 0.995, name
+        step_as_the_core(twin, stats, x, x, activation, l0c, l1_coefficient=l1c, k=k, row_limit=limit, **aux)
+    weights_of_the_twin(twin, dict(zip(NAMES, read(sae, params), strict=True)))
 
 
 def torch_losses(

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from support import started
+from support import Stop, started, stop_after
 
 import atoms
 from atoms._files import load_tensors, save_tensors
@@ -171,18 +171,6 @@ def test_other_threads_may_use_it_while_it_is_trained(X):
 
 
 # ------------------------------------------------------------------------ checkpoints
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(step):
-    def stop(sae, figures):
-        if figures["step"] == step:
-            raise Stop
-
-    return stop
 
 
 def begun(X, path):

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from support import Stop, stop_after
 
 import atoms
 from atoms.activations import BlockSource
@@ -172,15 +173,8 @@ def test_threads_and_checkpoints_give_the_same_bits(tmp_path, threads):
     options = {"skip_connection": True, "max_steps": 60, "aux_k": 4, "num_threads": threads}
     whole, path = coder(**options).fit(X, target=Y), tmp_path / "checkpoint.safetensors"
 
-    class Stop(Exception):
-        pass
-
-    def stop(sae, figures):
-        if figures["step"] == 35:
-            raise Stop
-
     with pytest.raises(Stop):
-        coder(**options).fit(X, target=Y, checkpoint=path, checkpoint_steps=10, callback=stop)
+        coder(**options).fit(X, target=Y, checkpoint=path, checkpoint_steps=10, callback=stop_after(35))
     resumed = coder(**options).fit(X, target=Y, checkpoint=path)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip"):
         np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support import step_as_the_core, weights_of_the_twin
 
 from atoms import _core
 from atoms import _reference as reference
@@ -82,7 +83,7 @@ def test_ten_steps_equal_the_twin(activation, n, d, s, out, skip, extras):
     aux = {"aux_k": 4, "dead_after": 2 * n, "aux_coefficient": 0.7} if extras else {}
     rng = np.random.default_rng(4)
     mix = rng.standard_normal((d, out)) / np.sqrt(d)
-    for step in range(10 if n < 1000 else 2):
+    for _ in range(10 if n < 1000 else 2):
         x = rng.standard_normal((n, d)).astype(np.float32)
         y = (np.maximum(x @ mix, 0) + 0.3 * rng.standard_normal((n, out))).astype(np.float32)
         l0c, l1c, limit = 0.05, 0.1, d if extras else 0.0
@@ -100,21 +101,11 @@ def test_ten_steps_equal_the_twin(activation, n, d, s, out, skip, extras):
             _core.Context(2), sae, learning_rate=1e-3, threshold_rate=2e-3, l0_coefficient=l0c, l1_coefficient=l1c,
             threshold_shift=0.001, k=k, row_limit=limit, **given, **aux,
         )  # fmt: skip
-        z = twin.pre_activations(x)
-        floor = {"jumprelu": twin.p["threshold"], "relu": 0.0}.get(activation, np.inf)
-        doubt = np.sum(np.abs(z - floor) < 2e-5) / n
-        error, penalty, l0 = twin.step(
-            x, 1e-3, 2e-3, threshold_shift=0.001, l0_coefficient=l0c, l1_coefficient=l1c, k=k,
-            row_limit=limit, target=y.astype(np.float64), **aux,
+        step_as_the_core(
+            twin, stats, x, y, activation, l0c, l1_coefficient=l1c, k=k, row_limit=limit,
+            target=y.astype(np.float64), **aux,
         )  # fmt: skip
-        assert stats["squared_error"] == pytest.approx(error, rel=1e-4), step
-        assert stats["penalty"] == pytest.approx(penalty, rel=1e-4, abs=1e-7 + l0c * doubt)
-        assert stats["l0"] == pytest.approx(l0, rel=1e-6, abs=doubt)
-        variance = ((y - y.mean(0)) ** 2).sum() / n
-        assert stats["total_variance"] == pytest.approx(variance, rel=1e-5, abs=1e-5)
-    for name, got in read(sae, params).items():
-        close = np.isclose(got, twin.p[name], rtol=1e-3, atol=2e-4)
-        assert close.mean() > 0.995, name
+    weights_of_the_twin(twin, read(sae, params))
 
 
 @pytest.mark.parametrize("prefixes", [(), (5, 12)], ids=["", "prefixes"])

@@ -27,7 +27,7 @@ from ..sae._checkpoints import held
 from ..sae._model import BLOCK, decode, stacked
 from ..sae._saving import read_metric, seed_in
 from ..sae._settings import check_same_parameters
-from ..sae._space import check_metric
+from ..sae._space import check_metric, through
 from ..sae._training import PART, check_labels, shuffled_batches, train, training_rows
 from ._learned import KIND, Learned, checked, resume
 from ._start import start
@@ -377,8 +377,8 @@ class DictionaryLearning(Scored, Routed):
         if folded is None or folded[0] is not learned.atoms:
             own = learned.atoms
             shift, _, back = learned.space.maps()
-            W = (own.astype(np.float64) @ back).astype(np.float32)
-            b = (learned.center.astype(np.float64) @ back + shift).astype(np.float32)
+            W = through(own.astype(np.float64), back).astype(np.float32)
+            b = (through(learned.center.astype(np.float64), back) + shift).astype(np.float32)
             W.flags.writeable = b.flags.writeable = False
             learned.folded = folded = own, W, b, Dictionary(own, num_threads=self.num_threads)
         return folded

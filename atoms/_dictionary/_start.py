@@ -9,7 +9,7 @@ import numpy as np
 from .._checks import atoms_of, check_array, first_nonfinite_row, nonfinite_error
 from .._config import one_blas_thread
 from .._rows import Rows
-from ..sae._space import TrainingSpace
+from ..sae._space import TrainingSpace, through
 from ..sae._start import directions, some_rows
 from ._learned import Learned
 
@@ -37,7 +37,7 @@ def start(rows: Rows, p: dict[str, Any], metric: Any, init: Any, data: dict[str,
         raise ValueError(f"init: expected atoms of shape {(m, rows.d)}, got {given.shape}")
     if (row := first_nonfinite_row(given)) >= 0:
         raise nonfinite_error(given, "init", row)
-    return Learned.new(space, center, _unit(given.astype(np.float64) @ space.maps()[1]), p, data)
+    return Learned.new(space, center, _unit(through(given.astype(np.float64), space.maps()[1])), p, data)
 
 
 def _unit(D: np.ndarray) -> np.ndarray:

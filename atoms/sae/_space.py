@@ -100,12 +100,12 @@ class TrainingSpace:
         return self.batch(x).dense()
 
     def maps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(shift, forward, back) of t = (x - shift) @ forward and x = t @ back + shift, float64."""
+        """(shift, forward, back) of t = (x - shift) forward and x = t back + shift, float64: matrices under a metric, else
+        numbers; see `through`."""
         if self.metric is not None:
             m = self.metric
             return (m.mean_ if m.centered else np.zeros(self.d)), m.whitener_, m.unwhitener_
-        eye = np.eye(self.d)
-        return self.mean, eye * self.scale, eye / self.scale
+        return self.mean, np.array(self.scale), np.array(1 / self.scale)
 
     @one_blas_thread
     def fold(self, model: Model) -> dict[str, np.ndarray]:
@@ -114,52 +114,34 @@ class TrainingSpace:
         That is also ``(x - center) W_enc + bias``, which loses nothing where the mean is large; center is that of the
         rows, whether the metric subtracts it or not.
         """
-        if self.target is not None:
-            return self._fold_transcoder(model, self.target)
-        shift, forward, back = self.maps()
+        shift, forward, _ = self.maps()
+        to, _, back = (self.target or self).maps()
         center = (self.mean if self.metric is None else self.metric.mean_).astype(np.float32)
         W, D, b_enc = model.get("W_enc"), model.get("W_dec"), model.get("b_enc")
         b_dec, bias = model.get("b_dec").astype(np.float64), b_enc.copy()
+        less = b_dec if self.target is None else 0.0  # a transcoder reads rows as they are
         W_enc = np.empty(W.shape[::-1], np.float32)
         # block by block: in float64 at once they would take twice the model's memory
         for block in blocks(len(W), 1024):
             E = W[block].astype(np.float64)
-            W_enc[:, block] = forward @ E.T
-            b_enc[block] -= E @ (shift @ forward + b_dec)
-            bias[block] -= E @ ((shift - center) @ forward + b_dec)
-            D[block] = D[block].astype(np.float64) @ back
-        return {
+            W_enc[:, block] = through(forward, E.T)
+            b_enc[block] -= E @ (through(shift, forward) + less)
+            bias[block] -= E @ (through(shift - center, forward) + less)
+            D[block] = through(D[block].astype(np.float64), back)
+        folded = {
             "W_enc": W_enc,
             "b_enc": b_enc,
             "W_dec": D,
-            "b_dec": (b_dec @ back + shift).astype(np.float32),
             "threshold": model.get("threshold"),
             "center": center,
             "bias": bias,
         }
-
-    def _fold_transcoder(self, model: Model, target: TrainingSpace) -> dict[str, np.ndarray]:
-        """The same, to raw activations of the target; without a metric both maps are a number and a mean."""
-        bias, b_dec = model.get("b_enc"), model.get("b_dec").astype(np.float64)
-        W_enc = np.ascontiguousarray(model.get("W_enc").T) * np.float32(self.scale)
-        b_enc = np.concatenate(
-            [self.mean @ W_enc[:, block].astype(np.float64) for block in blocks(len(bias), 1024)]
-        )
-        skip = {}
+        raw = through(b_dec, back) + to
         if model.skip:
-            W_skip = model.get("W_skip").astype(np.float64) * (self.scale / target.scale)
-            b_dec -= target.scale * (self.mean @ W_skip)
-            skip = {"W_skip": W_skip.astype(np.float32)}
-        return {
-            "W_enc": W_enc,
-            "b_enc": (bias - b_enc).astype(np.float32),
-            "W_dec": model.get("W_dec") / np.float32(target.scale),
-            "b_dec": (b_dec / target.scale + target.mean).astype(np.float32),
-            "threshold": model.get("threshold"),
-            "center": self.mean.astype(np.float32),
-            "bias": bias,
-            **skip,
-        }
+            W_skip = through(through(forward, model.get("W_skip").astype(np.float64)), back)
+            folded["W_skip"] = W_skip.astype(np.float32)
+            raw = raw - shift @ W_skip
+        return {**folded, "b_dec": raw.astype(np.float32)}
 
     @one_blas_thread
     def unfold(self, other: Any, d_sae: int, tied: bool, skip: bool = False) -> dict[str, np.ndarray]:
@@ -172,54 +154,52 @@ class TrainingSpace:
         shapes = {"W_enc": (d, n), "W_dec": (n, out), "b_enc": (n,), "b_dec": (out,), "threshold": (n,)}
         if skip:
             shapes["W_skip"] = (d, out)
-        missing = [name for name in shapes if getattr(other, name, None) is None]
-        if missing:
-            raise ValueError(
-                f"init: expected {'an autoencoder' if self.target is None else 'a transcoder'}, got "
-                f"{type(other).__name__} without {missing[0]}"
-            )
-        w = {k: np.asarray(as_array(getattr(other, k), f"init: {k}"), np.float64) for k in shapes}
-        for name, shape in shapes.items():
-            if w[name].shape != shape:
-                raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")
-            if not np.isfinite(w[name]).all():
-                raise ValueError(f"init: {name} holds NaN or infinity")
+        w = _weights_of(other, shapes, self.target is not None)
         _check_kind(other, self.target is not None, skip)
-        if self.target is not None:
-            return self._unfold_transcoder(w, self.target)
-        shift, forward, back = self.maps()
-        D = w["W_dec"] @ forward
+        shift, own, back = self.maps()
+        to, forward, _ = (self.target or self).maps()
+        D = through(w["W_dec"], forward)
         norm = np.linalg.norm(D, axis=1)
         norm[norm == 0] = 1
-        E = (back @ w["W_enc"]).T * norm[:, None]
-        apart = np.linalg.norm(E - D / norm[:, None]) / np.sqrt(len(D))
-        if tied and apart > 0.01:
+        E = through(back, w["W_enc"]).T * norm[:, None]
+        apart = np.linalg.norm(E - D / norm[:, None]) / np.sqrt(len(D)) if tied else 0.0
+        if apart > 0.01:
             raise ValueError(
                 f"init: its encoder is not its decoder's transpose in the training space (they are {apart:.2g} "
                 "apart, for rows of norm 1), as tied=True has it; set tied=False, or start from a tied autoencoder "
                 "of the same metric"
             )
-        b_dec = (w["b_dec"] - shift) @ forward
-        b_enc = w["b_enc"] * norm + E @ (shift @ forward + b_dec)
-        return dict(zip(WEIGHTS, (E, D / norm[:, None], b_enc, b_dec, w["threshold"] * norm), strict=True))
+        raw = w["b_dec"] + shift @ w["W_skip"] if skip else w["b_dec"]
+        b_dec = through(raw - to, forward)
+        less = b_dec if self.target is None else 0.0
+        b_enc = w["b_enc"] * norm + E @ (through(shift, own) + less)
+        found = (E, D / norm[:, None], b_enc, b_dec, w["threshold"] * norm)
+        unfolded: dict[str, np.ndarray] = {**dict(zip(WEIGHTS, found, strict=True))}
+        if skip:
+            unfolded["W_skip"] = through(through(back, w["W_skip"]), forward)
+        return unfolded
 
-    def _unfold_transcoder(self, w: dict[str, np.ndarray], target: TrainingSpace) -> dict[str, np.ndarray]:
-        D = w["W_dec"] * target.scale
-        norm = np.linalg.norm(D, axis=1)
-        norm[norm == 0] = 1
-        b_dec = w["b_dec"]
-        skip = {}
-        if "W_skip" in w:
-            b_dec = b_dec + self.mean @ w["W_skip"]
-            skip = {"W_skip": w["W_skip"] * (target.scale / self.scale)}
-        return {
-            "W_enc": w["W_enc"].T * (norm[:, None] / self.scale),
-            "W_dec": D / norm[:, None],
-            "b_enc": (w["b_enc"] + self.mean @ w["W_enc"]) * norm,
-            "b_dec": (b_dec - target.mean) * target.scale,
-            "threshold": w["threshold"] * norm,
-            **skip,
-        }
+
+def through(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b, where either may be a number that stands for so many times the unit matrix."""
+    return np.asarray(a * b if 0 in (a.ndim, b.ndim) else a @ b)
+
+
+def _weights_of(other: Any, shapes: dict[str, tuple[int, ...]], transcodes: bool) -> dict[str, np.ndarray]:
+    """What a start gives, float64, as it must be."""
+    missing = [name for name in shapes if getattr(other, name, None) is None]
+    if missing:
+        raise ValueError(
+            f"init: expected {'a transcoder' if transcodes else 'an autoencoder'}, got "
+            f"{type(other).__name__} without {missing[0]}"
+        )
+    w = {k: np.asarray(as_array(getattr(other, k), f"init: {k}"), np.float64) for k in shapes}
+    for name, shape in shapes.items():
+        if w[name].shape != shape:
+            raise ValueError(f"init: expected {name} of shape {shape}, got {w[name].shape}")
+        if not np.isfinite(w[name]).all():
+            raise ValueError(f"init: {name} holds NaN or infinity")
+    return w
 
 
 def _check_kind(other: Any, transcodes: bool, skip: bool) -> None:

@@ -247,6 +247,37 @@ def pack_codes(
     out_indices: NDArray[Any],
     out_values: NDArray[Any],
 ) -> None: ...
+def spikes(
+    ctx: Context,
+    handle: Any,
+    X: NDArray[Any],
+    rate: NDArray[np.float64],
+    height: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    noise: float,
+    least: float,
+    n_candidates: int,
+    rounds: int,
+    sweeps: int,
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    counts: NDArray[Any],
+    status: NDArray[Any],
+    steps: NDArray[Any],
+    residual: NDArray[Any] | None,
+    probability: NDArray[np.float32] | None,
+) -> None: ...
+def part_atoms(
+    ctx: Context,
+    indptr: NDArray[Any],
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    atoms: NDArray[Any],
+    energy: NDArray[Any],
+    least: float,
+    incoherence: float,
+    out: NDArray[Any],
+) -> None: ...
 def fit_atoms(
     ctx: Context,
     X: NDArray[Any],

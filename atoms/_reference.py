@@ -192,6 +192,69 @@ def lasso_active_set(x: Array, dictionary: ArrayLike, alpha: float, positive: bo
 # ---- sae
 
 
+def spikes(
+    X: ArrayLike, atoms: ArrayLike, rate: Array, height: Array, spread: Array, noise: float,
+    n_candidates: int, rounds: int, sweeps: int,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Posterior means and probabilities of firing of unit atoms, dense, by mean field: zeros but for the candidates."""
+    X, D = np.asarray(X, np.float64), np.asarray(atoms, np.float64)
+    Z, P = np.zeros((len(X), len(D))), np.zeros((len(X), len(D)))
+    v, s, gram = noise**2, spread**2, D @ D.T
+
+    def odds(j: int, h: float) -> float:
+        prior = np.log(rate[j] / (1 - rate[j])) - np.log((v + s[j]) / v) / 2
+        return float(prior + h**2 / (2 * v) - (h - height[j]) ** 2 / (2 * (v + s[j])))
+
+    def left_to(j: int, x: Array, z: Array) -> float:
+        return float(D[j] @ x - gram[j] @ z + gram[j, j] * z[j])
+
+    def sweep(chosen: Array, x: Array, z: Array, p: Array) -> None:
+        for j in chosen:
+            h = left_to(j, x, z)
+            near = [k for k in chosen if k != j and gram[j, k] > 0.5]
+            if near:
+                k = max(near, key=lambda k: gram[j, k])
+                own, other = h + gram[j, k] * z[k], left_to(k, x, z) + gram[j, k] * z[j]
+                if p[k] > 0.5 >= p[j] and own > 0 and odds(j, own) > odds(k, max(other, 0)):
+                    h, z[k], p[k] = own, 0, 0  # one of the two, and j is the likelier
+            p[j] = 1 / (1 + np.exp(-np.clip(odds(j, h), -30, 30))) if h > 0 else 0
+            z[j] = p[j] * max(0, (s[j] * h + v * height[j]) / (v + s[j]))
+
+    def guessed(score: Array) -> Array:
+        order, guess = np.argsort(-score, kind="stable")[:n_candidates], np.zeros(len(D))
+        for place, j in enumerate(order):  # of atoms near each other the best alone
+            if score[j] > height[j] / 2 and not (gram[j, order[:place]] > 0.5).any():
+                guess[j] = 0.7 * score[j]
+        return guess
+
+    for x, z, p in zip(X, Z, P, strict=True):
+        score = D @ x
+        guess = guessed(score)
+        for _ in range(rounds if x.any() else 0):
+            chosen = np.sort(np.argsort(-score, kind="stable")[:n_candidates])
+            z[:] = 0
+            z[chosen] = guess[chosen]
+            p[:] = z > 0
+            for _ in range(sweeps):
+                sweep(chosen, x, z, p)
+            score, guess = D @ (x - z @ D) + z, z.copy()
+    return Z, P
+
+
+def part_atoms(codes: Any, atoms: ArrayLike, energy: ArrayLike, least: float, incoherence: float) -> Array:
+    """Unit atoms less half of their share of those whose cosine is at least `least`, the more the weaker they are and the
+    more often these fire with them."""
+    D, e = np.asarray(atoms, np.float64), np.asarray(energy, np.float64)
+    on = np.asarray(codes.toarray() != 0, np.float64)
+    together = np.maximum(incoherence, 2 * (on.T @ on) / np.maximum(on.sum(0), 1)[:, None] - 1)
+    near = D @ D.T
+    near[np.abs(near) < least] = 0
+    np.fill_diagonal(near, 0)
+    left = D - 0.5 * (together * near * e / (e + e[:, None])) @ D
+    norm = np.linalg.norm(left, axis=1, keepdims=True)
+    return np.asarray(np.where(norm > 0.3, left / norm, D))
+
+
 def fit_atoms(
     X: ArrayLike, codes: Any, keep: float, sweeps: int, atoms: ArrayLike, energy: ArrayLike
 ) -> tuple[Array, Array]:

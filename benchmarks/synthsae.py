@@ -13,7 +13,6 @@ with SAELens's own. `--size 2k` is the same recipe scaled down by eight, as benc
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import time
 from pathlib import Path
@@ -191,160 +190,6 @@ def rows(size: str, n: int, cache: Path = CACHE, seed: int = 1):
     return np.load(path, mmap_mode="r")
 
 
-class Units:
-    """Unit atoms whose codes are independent spikes with normal heights, in white noise; nothing of it needs a label.
-
-    `code` is mean field: a sample's candidates are the `K` atoms that correlate most, with it and then with what is left of it,
-    and each in turn takes its posterior mean given the others'. `step` is one of expectation maximisation, the atoms as in
-    `atoms.DictionaryLearning` (`_core.fit_atoms`). Atoms that fire together in nearly every sample can be mixed with each other
-    at hardly any loss; of all those mixtures the least coherent one is taken (`part`). Atoms that never come to fire for sure
-    (the posterior's mean square is under three quarters of its mean) have found no feature, and begin anew.
-    """
-
-    def __init__(self, sae, X: np.ndarray, weight: float) -> None:
-        """From a trained autoencoder: its atoms, and how often and how high they fire on X; worth `weight` samples."""
-        size = np.linalg.norm(sae.W_dec, axis=1)
-        self.D, self.b = np.asarray(sae.W_dec / size[:, None], np.float32), sae.b_dec.astype(np.float32)
-        z = sae.transform(X).tocsc()
-        fired = np.diff(z.indptr)
-        total = (
-            np.add.reduceat(np.append(z.data, 0), np.minimum(z.indptr[:-1], len(z.data))) * (fired > 0) * size
-        )
-        self.n, self.usual = float(weight), float((total.sum()) / fired.sum())
-        self.rate = np.clip((fired + 0.5) / (len(X) + 500), 2e-4, 0.7)
-        self.height = (total + 10 * self.usual) / (fired + 10)
-        self.spread, self.noise = np.full(len(self.D), 1.2), 0.75
-        self.count = self.rate * weight
-        self.hits, self.first = self.count.copy(), self.count * self.height
-        self.second = self.count * (self.height**2 + 1.4)
-        self.energy = self.second.copy()
-        self.sure, self.doubt, self.age = np.zeros(len(self.D)), np.zeros(len(self.D)), np.zeros(len(self.D))
-
-    def code(self, X: np.ndarray, K: int = 40, rounds: int = 2, sweeps: int = 2):
-        """Candidates, posterior means, and probabilities of firing, (n, K) each."""
-        parts = [self._code(X[i : i + 512] - self.b, K, rounds, sweeps) for i in range(0, len(X), 512)]
-        return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
-
-    def _code(self, X, K, rounds, sweeps):
-        D, v = self.D, np.float32(self.noise**2)
-        mean, var = self.height.astype(np.float32), (self.spread**2).astype(np.float32)
-        odds = (np.log(self.rate / (1 - self.rate)) - 0.5 * np.log((var + v) / v)).astype(np.float32)
-        first = score = X @ D.T
-        Z = np.where(score > 2, 0.7 * score, 0)
-        for r in range(rounds):
-            which = np.argpartition(-score, K, axis=1)[:, :K]
-            b, z = np.take_along_axis(first, which, 1), np.take_along_axis(Z, which, 1)
-            d = D[which]
-            G, on = d @ d.transpose(0, 2, 1), np.zeros_like(z)
-            m, s, o = mean[which], var[which], odds[which]
-            for k in [*range(K)] * sweeps:
-                h = b[:, k] - np.einsum("nl,nl->n", G[:, k], z) + z[:, k]
-                log = o[:, k] - 0.5 * (h - m[:, k]) ** 2 / (v + s[:, k]) + 0.5 * h * h / v
-                on[:, k] = np.where(h > 0, 1 / (1 + np.exp(-np.clip(log, -30, 30))), 0)
-                z[:, k] = on[:, k] * np.maximum((h * s[:, k] + m[:, k] * v) / (v + s[:, k]), 0)
-            if r < rounds - 1:
-                Z = np.zeros_like(first)
-                np.put_along_axis(Z, which, z, 1)
-                score = (X - Z @ D) @ D.T + Z
-        return which, z, on
-
-    def sparse(self, which, values, mask):
-        import scipy.sparse as sp
-
-        indptr = np.concatenate([[0], np.cumsum(mask.sum(1))])
-        return sp.csr_matrix((values[mask], which[mask], indptr), shape=(len(which), len(self.D)))
-
-    def step(self, X: np.ndarray, keep: float, replace: bool, rng) -> None:
-        from atoms import _core
-        from atoms._config import context
-
-        which, z, on = self.code(X)
-        soft, hard = self.sparse(which, z, on > 0.02), self.sparse(which, z, on > 0.5)
-        T = X - self.b
-        left = T - soft @ self.D
-        self.noise = max(0.45, 1.1 * float(np.sqrt((left**2).mean())))
-        square, ones = hard.copy(), hard.copy()
-        square.data, ones.data = hard.data**2, np.ones_like(hard.data)
-        new = {
-            "count": self.sparse(which, on, on > 0.02).sum(0),
-            "hits": ones.sum(0),
-            "first": hard.sum(0),
-            "second": square.sum(0),
-        }
-        for name, value in new.items():
-            setattr(self, name, keep * getattr(self, name) + np.asarray(value).ravel())
-        self.n = keep * self.n + len(X)
-        self.rate = np.clip((self.count + 0.5) / (self.n + 1000), 2e-4, 0.7)
-        self.height = (self.first + 20 * self.usual) / (self.hits + 20)
-        self.spread = np.sqrt(
-            np.maximum((self.second + 20 * (self.usual**2 + 1)) / (self.hits + 20) - self.height**2, 0.25)
-        )
-        _core.fit_atoms(
-            context(None), X=np.ascontiguousarray(T), indptr=soft.indptr.astype(np.int64), indices=soft.indices.astype(np.int32),
-            values=soft.data.astype(np.float32), keep=keep, sweeps=2, atoms=self.D, energy=self.energy,
-        )  # fmt: skip
-        self.b = self.b + 0.5 * left.mean(0)
-        self.part()
-        self.age += 1
-        self.sure = 0.9 * self.sure + np.bincount(which.ravel(), (on * on).ravel(), len(self.D))
-        self.doubt = 0.9 * self.doubt + np.bincount(which.ravel(), on.ravel(), len(self.D))
-        if replace:
-            self._replace(left, rng)
-
-    def part(self, times: int = 2) -> None:
-        """Of two atoms nearer than random ones come, each loses half its share of the other, the less used one the more."""
-        for _ in range(times):
-            H = self.D @ self.D.T
-            H[np.abs(H) < 3 / np.sqrt(self.D.shape[1])] = 0
-            np.fill_diagonal(H, 0)
-            used = self.energy.astype(np.float32) + 1
-            H *= used[None, :] / (used[None, :] + used[:, None])
-            D = self.D - 0.5 * H @ self.D
-            norm = np.linalg.norm(D, axis=1, keepdims=True)
-            self.D = np.where(norm > 0.3, D / norm, self.D).astype(np.float32)
-
-    def _replace(self, left, rng) -> None:
-        """Atoms whose firing stays doubtful, that hardly ever fire, or that are copies of busier ones, take what residuals
-        share, where that is something new."""
-        near = np.abs(self.D @ self.D.T) > 0.7
-        copies = (near & (self.energy > self.energy[:, None])).any(1)
-        doubtful = (self.sure < 0.75 * self.doubt) | (self.rate < 3e-4) | copies
-        gone = np.flatnonzero(doubtful & (self.age > 5))
-        gone = gone[np.argsort(self.sure[gone] / np.maximum(self.doubt[gone], 1e-3))][:400]
-        if not len(gone):
-            return
-        found, rate, height = self._shared(left, min(len(left), 2 * len(gone)), rng)
-        known, chosen = np.abs(found @ self.D.T).max(1), []
-        for i in np.argsort(-rate):
-            if rate[i] * len(left) >= 4 and known[i] < 0.7:
-                if not chosen or np.abs(found[chosen] @ found[i]).max() < 0.5:
-                    chosen.append(i)
-        k = min(len(chosen), len(gone))
-        gone, chosen = gone[:k], chosen[:k]
-        r, h = np.clip(rate[chosen], 5e-4, 0.05), height[chosen]
-        self.D[gone], self.rate[gone], self.height[gone], self.spread[gone] = found[chosen], r, h, 1.2
-        self.count[gone], self.hits[gone] = r * self.n, 0.1 * r * self.n
-        self.first[gone], self.second[gone] = self.hits[gone] * h, self.hits[gone] * (h**2 + 1.4)
-        self.energy[gone] = self.second[gone]
-        self.sure[gone] = self.doubt[gone] = self.age[gone] = 0
-
-    def _shared(self, left, n: int, rng, rounds: int = 6):
-        """Directions that some residuals share, and how often and how high: from n of them, each round's direction is the
-        mean of those that lie far along the last one's, weighed by how far."""
-        v = left[rng.choice(len(left), n, replace=False)]
-        v, noise = v / np.linalg.norm(v, axis=1, keepdims=True), np.sqrt((left**2).mean())
-        for _ in range(rounds):
-            s = left @ v.T
-            v = (
-                np.maximum(s - np.maximum(2.5 * noise, np.partition(s, -20, axis=0)[-20]), 0).T @ left
-                + 1e-6 * v
-            )
-            v /= np.linalg.norm(v, axis=1, keepdims=True)
-        s = left @ v.T
-        far = s > 3
-        return v, far.mean(0), (s * far).sum(0) / np.maximum(1, far.sum(0))
-
-
 class Judged:
     """What SAELens's scorer asks of an autoencoder: `W_dec`, `eval`, `encode`, `decode`."""
 
@@ -388,7 +233,7 @@ def judged(what: str, sae, size: str, cache: Path, n: int, more: dict) -> None:
 
 
 def learn(o) -> None:
-    """The tied autoencoder, then expectation maximisation from it; both judged."""
+    """The tied autoencoder, then expectation maximisation from it; both judged, the clock stopped meanwhile."""
     import atoms
 
     print(
@@ -397,31 +242,32 @@ def learn(o) -> None:
     )
     X, latents = rows(o.size, o.samples, o.cache), SIZES[o.size][3]
     for seed in o.seeds:
-        start, more = time.process_time(), {"seed": seed, "samples": o.steps * 1024, "em_samples": 0}
+        spent, last = 0.0, time.process_time()
+
+        def judge(what: str, model, em_samples: int) -> None:
+            nonlocal spent, last
+            spent += time.process_time() - last
+            more = {"seed": seed, "samples": o.steps * 1024, "em_samples": em_samples, "cpu": spent}
+            as_judged = Judged(model.W_dec, model.b_dec, lambda x: model.transform(x).toarray())
+            judged(what, as_judged, o.size, o.cache, o.judge, more)
+            last = time.process_time()
+
         sae = atoms.SparseAutoencoder(
             latents, target_l0=o.l0, tied=True, batch_size=1024, max_steps=o.steps, learning_rate=3e-3, random_state=seed,
-            num_threads=1, verbose=False,
+            num_threads=o.threads, verbose=False,
         ).fit(X)  # fmt: skip
-        more["cpu"] = time.process_time() - start
-        judge = functools.partial(judged, size=o.size, cache=o.cache, n=o.judge)
-        judge(
-            "tied autoencoder",
-            Judged(sae.W_dec, sae.b_dec, lambda x, s=sae: s.transform(x).toarray()),
-            more=more,
-        )
-        start, rng = time.process_time(), np.random.default_rng(seed)
-        units, spent = Units(sae, np.asarray(X[:8192], np.float32), o.weight), more["cpu"]
-        encode = functools.partial(fires, units)
-        judge("its atoms, mean field", Judged(units.D, units.b, encode), more=more)
-        for step in range(o.em_steps):
-            start = time.process_time()
-            at = step * 8192 % (len(X) - 8192)
-            replace = step % 3 == 2 and step < 0.75 * o.em_steps
-            units.step(X[at : at + 8192].astype(np.float32), 0.97, replace, rng)
-            spent += time.process_time() - start
-            if step == o.em_steps - 1 or (step + 1) % o.every == 0:
-                more |= {"cpu": spent, "em_samples": 8192 * (step + 1)}
-                judge(f"EM, {step + 1} steps", Judged(units.D, units.b, encode), more=more)
+        judge("tied autoencoder", sae, 0)
+        units = atoms.DictionaryLearning(
+            latents, coder="spikes", incoherence=o.incoherence, batch_size=8192, max_steps=o.em_steps, sweeps=2,
+            random_state=seed, num_threads=o.threads, verbose=False,
+        )  # fmt: skip
+
+        def look(model, figures) -> None:
+            step = figures["step"]
+            if step == o.em_steps or step % o.every == 0:
+                judge(f"spikes, {step} steps", model, 8192 * step)
+
+        units.fit(X, init=sae, callback=look)
 
 
 def rivals(o) -> None:
@@ -466,15 +312,20 @@ def frequent(o):
 
 def truth(o) -> None:
     """Mean field over the true features, their true rates and heights: what the code alone leaves to be wished."""
+    from atoms._dictionary import _spikes
+    from atoms.recovery import Dictionary
+
     g, rate, top = frequent(o)
-    units = Units.__new__(Units)
-    units.D, units.b, units.rate, units.height = g.features[top], g.bias, rate[top], g.mean[top]
-    units.spread, units.noise = np.sqrt(g.std[top] ** 2 + 0.49 * (g.depth[top] > 0)), 0.6
+    n = 1e9 * np.clip(rate[top], 2e-4, 0.7)  # so many firings that nothing else is believed
+    square = g.mean[top] ** 2 + g.std[top] ** 2 + 0.49 * (g.depth[top] > 0)
+    sums = np.stack([n, n, n * g.mean[top], n * square, 0 * n, 0 * n, 0 * n], axis=1)
+    known, d = _spikes.Spikes(sums, 1e9, 0.6), Dictionary(g.features[top])
     for rounds in (1, 2, 3):
-        encode = functools.partial(fires, units, rounds=rounds)
+        _spikes.ROUNDS = rounds
+        encode = lambda x: _spikes.code(x - g.bias, d, known, 64, _spikes.GIVEN, None)[0].toarray()
         judged(
             f"true features, mean field of {rounds} rounds",
-            Judged(units.D, units.b, encode),
+            Judged(g.features[top], g.bias, encode),
             o.size,
             o.cache,
             o.judge,
@@ -497,11 +348,6 @@ def probe(o, n: int = 40_000, most: int = 32) -> None:
     print(
         f"{o.size}: F1 of probes on {len(scores)} features, {half:,} rows each to fit and to judge: {np.mean(scores):.4f}"
     )
-
-
-def fires(units, x, rounds: int = 2):
-    which, z, on = units.code(x, K=min(64, len(units.D) - 1), rounds=rounds)
-    return units.sparse(which, z, on > 0.5).toarray()
 
 
 def check(size: str, cache: Path, n: int = 20_000) -> None:
@@ -573,7 +419,8 @@ def main() -> None:
     parser.add_argument(
         "--em-steps", type=int, default=24, help="of expectation maximisation, 8,192 samples each"
     )
-    parser.add_argument("--weight", type=float, default=60_000, help="of the start, in samples")
+    parser.add_argument("--incoherence", type=float, default=1.0, help="see atoms.DictionaryLearning")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--every", type=int, default=8, help="judge after so many of these")
     parser.add_argument("--judge", type=int, default=50_000, help="samples to judge on")
     parser.add_argument("--l0", type=float, default=25.0)

@@ -11,9 +11,10 @@ from .._checks import check_count, check_number, seed_of
 from .._files import check_tensor, load_tensors, reading, save_tensors
 from ..sae._saving import check_resumed, read_space, write_space
 from ..sae._space import TrainingSpace
+from ._spikes import Spikes
 
 KIND = "DictionaryLearning"
-CODERS = ("omp", "nn-omp", "lasso", "nn-lasso")
+CODERS = ("omp", "nn-omp", "lasso", "nn-lasso", "spikes")
 HISTORY = (
     "step", "samples", "seconds", "loss", "explained_variance", "explained_variance_val", "l0", "dead", "unsolved",
 )  # fmt: skip
@@ -33,6 +34,7 @@ class Learned:
     history: dict[str, list[Any]]
     parameters: dict[str, Any]
     data: dict[str, Any] | None  # what is known of the rows (`Rows.identity`)
+    spikes: Spikes | None = None  # of the coder of that name
     folded: tuple[np.ndarray, np.ndarray, np.ndarray, Any] | None = dataclasses.field(
         default=None, init=False, repr=False, compare=False
     )  # what was made of `atoms`, see `_fold`
@@ -51,6 +53,11 @@ class Learned:
         """A safetensors file; `training_state` adds what going on needs."""
         names = ["atoms", "center", "counters", *(("energy", "last_fired") if training_state else ())]
         tensors = {name: getattr(self, name) for name in names}
+        if self.spikes is not None:
+            tensors |= {
+                "spikes": self.spikes.sums,
+                "scales": np.array([self.spikes.weight, self.spikes.noise]),
+            }
         meta: dict[str, Any] = {
             "parameters": self.parameters,
             "n_features_in": self.space.d,
@@ -74,14 +81,25 @@ class Learned:
             "last_fired": ((m,), np.int64),
         }
         later = () if "last_fired" in tensors else ("energy", "last_fired")  # a file of results alone
-        state = {k: np.zeros(*v) if k in later else check_tensor(tensors, k, *v) for k, v in layout.items()}
+        state: dict[str, Any] = {
+            k: np.zeros(*v) if k in later else check_tensor(tensors, k, *v) for k, v in layout.items()
+        }
         if later:  # going on from here, no atom is dead yet
             state["last_fired"] += state["counters"][1]
+        if "spikes" in tensors:
+            weight, noise = check_tensor(tensors, "scales", (2,), np.float64)
+            sums = check_tensor(tensors, "spikes", (m, 7), np.float64)
+            state["spikes"] = Spikes(sums, float(weight), float(noise))
         history = {name: list(meta["history"][name]) for name in HISTORY}
         return cls(
             read_space(tensors, meta, metric, d), **state, spent=float(meta["spent"]), history=history,
-            parameters=meta["parameters"], data=meta.get("data"),
+            parameters=since(meta["parameters"]), data=meta.get("data"),
         )  # fmt: skip
+
+
+def since(parameters: dict[str, Any]) -> dict[str, Any]:
+    """With the values that earlier versions, which did not write them, had."""
+    return {"incoherence": 0.0, **parameters}
 
 
 def resume(path: Any, parameters: dict[str, Any], metric: Any, data: dict[str, Any]) -> Learned:
@@ -94,7 +112,8 @@ def resume(path: Any, parameters: dict[str, Any], metric: Any, data: dict[str, A
     """
     tensors, meta = load_tensors(path, KIND)
     with reading(path, KIND):
-        _ = meta["parameters"], meta["n_features_in"]
+        _ = meta["n_features_in"]
+        meta["parameters"] = since(meta["parameters"])
     check_resumed(path, tensors, meta, parameters, metric, data)
     with reading(path, KIND):
         return Learned.read(tensors, meta, metric)
@@ -112,20 +131,27 @@ def checked(model: Any, seed: int | None = None) -> dict[str, Any]:
     }
     for name in ("n_atoms", "batch_size", "max_steps", "sweeps"):
         p[name] = check_count(p[name], name)
+    _check_coder(p)
+    for name in ("forget", "dead_after", "incoherence"):
+        p[name] = check_number(p[name], name, 0)
+    if p["incoherence"] > 1:
+        raise ValueError(f"incoherence: expected 0 to 1, got {p['incoherence']}")
+    named = isinstance(p["random_state"], int) or seed is None
+    p["random_state"] = seed_of(p["random_state"] if named else seed)
+    return p
+
+
+def _check_coder(p: dict[str, Any]) -> None:
+    """It, and the parameter that is its own."""
     if p["coder"] not in CODERS:
         raise ValueError(f"coder: expected one of {', '.join(CODERS)}, got {p['coder']!r}")
-    pursuit = p["coder"].endswith("omp")
-    used, other = ("n_nonzero", "alpha") if pursuit else ("alpha", "n_nonzero")
+    counted = not p["coder"].endswith("lasso")
+    used, other = ("n_nonzero", "alpha") if counted else ("alpha", "n_nonzero")
     if p[other] is not None:
         raise ValueError(f"{other}: coder={p['coder']!r} takes {used} in its place; leave {other} None")
-    if pursuit and p[used] is not None:
+    if counted and p[used] is not None:
         p[used] = check_count(p[used], used)
         if p[used] > p["n_atoms"]:
             raise ValueError(f"n_nonzero: expected at most n_atoms ({p['n_atoms']}), got {p[used]}")
     elif p[used] is not None:
         p[used] = check_number(p[used], used, 0, strict=True)
-    for name in ("forget", "dead_after"):
-        p[name] = check_number(p[name], name, 0)
-    named = isinstance(p["random_state"], int) or seed is None
-    p["random_state"] = seed_of(p["random_state"] if named else seed)
-    return p

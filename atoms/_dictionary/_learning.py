@@ -35,7 +35,7 @@ from ._steps import Steps, code
 
 
 class DictionaryLearning(Scored, Routed):
-    """Online dictionary learning over exact sparse codes: OMP's or the lasso's, no encoder.
+    """Online dictionary learning over sparse codes that no encoder gives: OMP's, the lasso's, or those of spikes by mean field.
 
     Activations are mapped to the training space of `SparseAutoencoder`: ``t(x) = (x - mean) S^(1/2)`` under
     `metric` (the mean only where the metric is centred), else ``t(x) = c (x - mean)`` with mean square 1 a
@@ -43,7 +43,10 @@ class DictionaryLearning(Scored, Routed):
 
     * ``mean_i |t_i - z_i D|^2`` with at most `n_nonzero` nonzeros in ``z_i`` (``"omp"``, and ``"nn-omp"`` with
       ``z >= 0``), or
-    * ``mean_i 1/2 |t_i - z_i D|^2 + alpha |z_i|_1`` (``"lasso"``, and ``"nn-lasso"`` with ``z >= 0``).
+    * ``mean_i 1/2 |t_i - z_i D|^2 + alpha |z_i|_1`` (``"lasso"``, and ``"nn-lasso"`` with ``z >= 0``), or
+    * ``mean_i |t_i - z_i D|^2`` where ``z_i`` is the posterior mean of independent spikes (``"spikes"``): atom j fires with
+      a rate and a normal height of its own, both learned, in white noise. It counts as firing from a probability of 1/2
+      on. Mean field: of `n_nonzero` candidates a row each takes its mean given the others'.
 
     Each step codes a batch, and then brings each atom in turn to the least squares fit of the residuals, held by the
     energy ``e_j``, the discounted sum of its squared coefficients so far:
@@ -54,17 +57,23 @@ class DictionaryLearning(Scored, Routed):
     batches come in through the diagonal of their second moment of codes, their own gradient taken as zero. So no
     matrix of atoms by atoms or of atoms by features is kept. ``keep = (1 - 1 / step) ** forget``.
 
+    With spikes that is expectation maximisation. Atoms that fire with another one in nearly all of their samples could be
+    any mixture with it, and are taken to be the least coherent one (`incoherence`). What codes leave over moves `b_dec`.
+    It begins from directions along which the third moment of some rows is largest; best from a trained autoencoder
+    (`init`): see Notes.
+
     Parameters
     ----------
     n_atoms : int
         Number of atoms.
     n_nonzero : int, optional
-        For the OMP coders: most atoms in a code; default 10% of the features.
+        For the OMP coders: most atoms in a code; default 10% of the features. For spikes: atoms that are looked at in a
+        row, some times L0; default a twelfth of the features, at least 16.
     alpha : float, optional
         For the lasso coders: the penalty, in units of the training space; default 1.
     metric : AtomicInnerProduct, optional
         Unfitted, it is fitted to X, in a copy; None learns in Euclidean geometry.
-    coder : {"omp", "nn-omp", "lasso", "nn-lasso"}
+    coder : {"omp", "nn-omp", "lasso", "nn-lasso", "spikes"}
         What codes are, see above.
     batch_size : int
         Samples for each step.
@@ -76,7 +85,12 @@ class DictionaryLearning(Scored, Routed):
         Times that a step goes through all atoms.
     dead_after : float
         An atom that was in no code within so many times n_atoms / L0 samples is replaced by the residual of a row
-        drawn by its squared norm, but not in the last tenth of the steps of `fit`. 0: never.
+        drawn by its squared norm, but not in the last tenth of the steps of `fit`. 0: never. With spikes, which know more
+        of their atoms, any other number only says that atoms are replaced at all: in the first three quarters of the
+        steps, those whose firing stays doubtful, that hardly fire, or that are copies, by directions that residuals share.
+    incoherence : float
+        For spikes, 0 to 1: how far atoms are drawn apart that do not fire together. 0 keeps near copies as they are. 1
+        takes it that true atoms are nearly orthogonal, and finds more of them where that is so.
     random_state : int, None, RandomState or Generator
         Seeds everything; equal seeds give equal bits, for any number of threads. None: another seed in each `fit`, see
         `random_state_`. One of NumPy's generators gives its next number.
@@ -104,8 +118,13 @@ class DictionaryLearning(Scored, Routed):
 
     Notes
     -----
-    The cost is that of the coder (`atoms.recovery.omp`, `atoms.recovery.lasso`), and ``4 d_in sweeps`` operations for
-    each nonzero. Memory beside theirs: three times the atoms, a batch in float32, and
+    On SynthSAEBench-16k (benchmarks/synthsae.py) spikes from a tied autoencoder find what it was built of better than any
+    autoencoder: docs/benchmarks.md. Their model is a strong one: what fires has to be rare, of heights well above the
+    noise, and positive. `history_` and a warning tell where hardly anything fires.
+
+    The cost is that of the coder (`atoms.recovery.omp`, `atoms.recovery.lasso`; spikes: two products with all atoms a row,
+    and the candidates' Gram matrix twice), and ``4 d_in sweeps`` operations for
+    each nonzero; with spikes ``4 n_atoms^2 d_in`` a step beside. Memory beside theirs: three times the atoms, a batch in float32, and
     ``256 (batch_size + n_atoms)`` bytes a thread; `fit` keeps whitened rows as `SparseAutoencoder` does.
 
     References
@@ -136,6 +155,7 @@ class DictionaryLearning(Scored, Routed):
         forget: float = 2.0,
         sweeps: int = 1,
         dead_after: float = 100.0,
+        incoherence: float = 0.0,
         random_state: Any = 0,
         num_threads: int | None = None,
         verbose: bool = True,
@@ -150,6 +170,7 @@ class DictionaryLearning(Scored, Routed):
         self.forget = forget
         self.sweeps = sweeps
         self.dead_after = dead_after
+        self.incoherence = incoherence
         self.random_state = random_state
         self.num_threads = num_threads
         self.verbose = verbose
@@ -205,7 +226,7 @@ class DictionaryLearning(Scored, Routed):
         -----
         UserWarning
             Rows whose norm is more than ten times the median, or from five to ten times it, make a twentieth of the sum
-            of squares or more; rows ended before `max_steps`.
+            of squares or more; rows ended before `max_steps`; with spikes, hardly an atom fires.
         """
         check_labels(y, X)
         parameters = checked(self, None if checkpoint is None else seed_in(checkpoint))
@@ -232,6 +253,12 @@ class DictionaryLearning(Scored, Routed):
                     [run], sampler, val, calibrated=False, verbose=self.verbose, what="dictionary",
                     checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
                 )  # fmt: skip
+        if parameters["coder"] == "spikes" and self.history_["l0"][-1] < 0.1:
+            warnings.warn(
+                f"coder: hardly an atom fires (L0 {self.history_['l0'][-1]:.2g}), so nothing has been learned; begin from atoms that "
+                "fire, as init=SparseAutoencoder(...).fit(X), or take another coder",
+                stacklevel=2,
+            )
         if last < parameters["max_steps"]:
             warnings.warn(
                 f"X: a {type(X).__name__} whose rows ended after {last:,} of {parameters['max_steps']:,} steps; for all "
@@ -324,7 +351,7 @@ class DictionaryLearning(Scored, Routed):
         t = learned.space.to_space(block) - learned.center
         if (row := first_nonfinite_row(t)) >= 0:
             raise nonfinite_error(t, "X", row)
-        codes, _, status = code(t, self._dictionary(), learned.parameters, self.num_threads)
+        codes, _, status = code(t, self._dictionary(), learned, self.num_threads)
         return codes, status
 
     def _codes(self, X: np.ndarray) -> sp.csr_array:

@@ -11,6 +11,7 @@ from .._config import one_blas_thread
 from .._rows import Rows
 from ..sae._space import TrainingSpace, through
 from ..sae._start import directions, some_rows
+from . import _spikes as spikes
 from ._learned import Learned
 
 
@@ -31,13 +32,36 @@ def start(rows: Rows, p: dict[str, Any], metric: Any, init: Any, data: dict[str,
         rng, t = np.random.default_rng([*seed, 0]), t - center
         far = init is not None
         chosen = _spread(_unit(t), m, rng) if far else rng.choice(len(t), m, replace=len(t) < m)
-        return Learned.new(space, center, directions(t, chosen, rng, 0.1), p, data)
+        D = directions(t, chosen, rng, 0.1)
+        if p["coder"] == "spikes" and not far:
+            shared = spikes.directions(t, m, rng)[0]
+            D[: len(shared)] = shared
+        return _ready(Learned.new(space, center, D, p, data), t + center, p["batch_size"])
     given = check_array(atoms_of(init), "init")
     if given.shape != (m, rows.d):
         raise ValueError(f"init: expected atoms of shape {(m, rows.d)}, got {given.shape}")
     if (row := first_nonfinite_row(given)) >= 0:
         raise nonfinite_error(given, "init", row)
-    return Learned.new(space, center, _unit(through(given.astype(np.float64), space.maps()[1])), p, data)
+    if p["coder"] == "spikes" and hasattr(
+        init, "b_dec"
+    ):  # codes >= 0 are about what a model gives without any
+        center = space.to_space(np.asarray(init.b_dec, np.float32)[None])[0]
+    return _ready(
+        Learned.new(space, center, _unit(through(given.astype(np.float64), space.maps()[1])), p, data),
+        t,
+        spikes.GIVEN_WEIGHT,
+    )
+
+
+def _ready(learned: Learned, t: np.ndarray, weight: float) -> Learned:
+    """With what the coder has to know before the first step, worth `weight` samples; `t` are some rows."""
+    p = learned.parameters
+    if p["coder"] == "spikes":
+        n = spikes.n_candidates(p, t.shape[1])
+        learned.spikes, shift = spikes.start(t - learned.center, learned.atoms, n, weight, None)
+        learned.center = learned.center + shift
+        learned.energy = learned.spikes.sums[:, spikes.SECOND].copy()
+    return learned
 
 
 def _unit(D: np.ndarray) -> np.ndarray:

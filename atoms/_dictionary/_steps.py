@@ -16,15 +16,22 @@ from .._config import context
 from ..recovery import Dictionary, Status, lasso, omp
 from ..recovery._coding import without_complaints
 from ..sae._model import Batch, blocks
+from . import _spikes as spikes
 from ._learned import Learned
 
 RECORDS = 200  # of the steps of `fit`; beyond max_steps ever fewer, so files do not grow with each step
 
 
 def code(
-    t: np.ndarray, d: Dictionary, p: dict[str, Any], num_threads: int | None
+    t: np.ndarray, d: Dictionary, learned: Learned, num_threads: int | None
 ) -> tuple[sp.csr_array, np.ndarray, np.ndarray]:
     """Codes of rows of the training space, the norms of their residuals, and which are not as asked."""
+    p = learned.parameters
+    if learned.spikes is not None:
+        n = spikes.n_candidates(p, d.d_in)
+        with without_complaints():
+            codes, _, info = spikes.code(t, d, learned.spikes, n, spikes.GIVEN, num_threads)
+        return codes, info.residual, info.status
     how: dict[str, Any] = {"num_threads": num_threads, "return_info": True}
     with without_complaints():
         if p["coder"].endswith("omp"):
@@ -45,7 +52,7 @@ def explained_variance(t: np.ndarray, learned: Learned, d: Dictionary, num_threa
     """Centred, of rows of the training space."""
     error = 0.0
     for part in blocks(len(t)):
-        residual = code(t[part] - learned.center, d, learned.parameters, num_threads)[1]
+        residual = code(t[part] - learned.center, d, learned, num_threads)[1]
         error += float(residual @ residual)
     total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())
     return 1 - error / total if total > 0 else np.nan
@@ -119,8 +126,10 @@ class Steps:
     def _step(self, step: int, t: np.ndarray) -> dict[str, Any]:
         """Code these rows, fit the atoms to them, replace the dead; the figures are of before."""
         learned, p = self.learned, self.learned.parameters
+        if learned.spikes is not None:
+            return self._maximise(step, t, learned.spikes)
         codes, residual, status = code(
-            t, Dictionary(learned.atoms, num_threads=self.num_threads), p, self.num_threads
+            t, Dictionary(learned.atoms, num_threads=self.num_threads), learned, self.num_threads
         )
         samples = int(learned.counters[1]) + len(t)
         atoms, energy, fired = learned.atoms.copy(), learned.energy.copy(), learned.last_fired.copy()
@@ -137,6 +146,32 @@ class Steps:
         learned.counters = np.array([step, samples, learned.counters[2] + replaced])
         unsolved = int(np.count_nonzero(status != Status.CONVERGED))
         return _figures(p, t, codes, residual) | {"step": step, "samples": samples, "unsolved": unsolved}
+
+    def _maximise(self, step: int, t: np.ndarray, known: spikes.Spikes) -> dict[str, Any]:
+        """The same with spikes, which know themselves what is to be replaced."""
+        learned, p = self.learned, self.learned.parameters
+        ending = self.last is not None and step > 0.75 * self.last
+        replace = p["dead_after"] and not ending and step % spikes.EVERY == 0
+        # weights as in `_step`, the start's as if it had been so many steps
+        begun = 1 + (p["forget"] + 1) * known.weight / len(t)
+        found = spikes.step(
+            t, learned.atoms, learned.energy, known, spikes.n_candidates(p, t.shape[1]),
+            (1 - 1 / begun) ** p["forget"], p["sweeps"], p["incoherence"],
+            [p["random_state"], 5, step] if replace else None,
+            self.num_threads,
+        )  # fmt: skip
+        samples = int(learned.counters[1]) + len(t)
+        fired = learned.last_fired.copy()
+        fired[found.codes.indices] = samples
+        fired[found.replaced] = samples
+        learned.atoms, learned.energy, learned.last_fired, learned.spikes = (
+            found.atoms, found.energy, fired, found.spikes
+        )  # fmt: skip
+        learned.center = learned.center + found.shift
+        learned.counters = np.array([step, samples, learned.counters[2] + len(found.replaced)])
+        unsolved = int(np.count_nonzero(found.status != Status.CONVERGED))
+        figures = _figures(p, t, found.codes, found.residual)
+        return figures | {"step": step, "samples": samples, "unsolved": unsolved}
 
     def _dead(self, codes: sp.csr_array, fired: np.ndarray, samples: int, step: int) -> np.ndarray:
         """Numbers of the atoms to be replaced after this step."""

@@ -498,6 +498,31 @@ ATOMS_API atoms_status atoms_threshold(const atoms_ctx *ctx, const atoms_dict *d
 /* top (n) = max over atoms of |<x, d_j>|; NaN for a signal that is not finite. */
 ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, double *top);
 
+typedef struct {
+    const double *rate;   /* (m) how often each atom fires, above 0 and under 1 */
+    const double *height; /* (m) what its coefficient is then, on average, and */
+    const double *spread; /* (m) by how much it differs from that, a standard deviation; both in units of unit atoms */
+    double noise;         /* > 0: standard deviation of each coordinate of what is no atom's */
+    int64_t n_candidates; /* atoms looked at in a signal, 1 .. m; the codes' least width */
+    int64_t rounds;       /* >= 1: times that these are chosen, and */
+    int64_t sweeps;       /* >= 1: how often each time all of them are gone through */
+    double least;         /* probability of firing from which on an atom is part of the code */
+    float *probability;   /* (n, width) OUT: that of each entry of the codes; NULL: not wanted */
+} atoms_spikes_params;
+
+/* The posterior mean of codes >= 0 by mean field, for float32 dictionaries: z_j fires or not, independently, and is normal
+ * where it does; the rest is white noise. The candidates are the atoms that correlate most with the signal and, in later
+ * rounds, with what their forerunners left of it plus their own share of that; each in turn takes its mean given the
+ * others': with h_j = d_j . (x - sum over l != j of z_l d_l), v = noise^2, s_j = spread_j^2,
+ *   log-odds_j = log(rate_j / (1 - rate_j)) - log((v + s_j) / v) / 2 + h_j^2 / 2 v - (h_j - height_j)^2 / 2 (v + s_j),
+ *   z_j = P_j max(0, (s_j h_j + v height_j) / (v + s_j)), P_j the probability of these odds, and 0 where h_j <= 0.
+ * At first z_j is 0.7 of its correlation where that is above half its height, and the highest of all candidates within
+ * 60 degrees of it; else 0. Of two such neighbours that could stand for each other only one fires: where the nearest of
+ * an atom fires and it does not, it takes that one's place if its odds without the other are better.
+ * steps: the candidates. Cost: a product with all atoms for each round, and half the candidates' Gram matrix. */
+ATOMS_API atoms_status atoms_spikes(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
+                                    const atoms_spikes_params *params, const atoms_codes *codes);
+
 /* One pass over the atoms that codes were made with, towards those that rebuild the signals better (block coordinate
  * descent, codes kept). Atom j, in turn, with the residuals r_i = x_i - z_i D as its forerunners left them:
  *   energy_j = keep energy_j + sum_i z_ij^2,   step = sum_i z_ij r_i / energy_j,   d_j += step,   r_i -= z_ij step
@@ -511,6 +536,17 @@ ATOMS_API atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_d
  * error atoms and energy are unspecified. */
 ATOMS_API atoms_status atoms_fit_atoms(const atoms_ctx *ctx, atoms_rows x, const atoms_csr_view *codes, double keep,
                                        int64_t sweeps, float *atoms, double *energy);
+
+/* Unit atoms (m, d) drawn apart: out (m, d), another array, are
+ *   d_i - 1/2 sum_j w_ij <d_i, d_j> d_j over all j != i with |<d_i, d_j>| >= least,
+ *   w_ij = max(incoherence, 2 p_ij - 1) e_j / (e_i + e_j), p_ij the share of atom i's signals in the codes that are j's too,
+ * at unit norm; an atom of which that would leave no more than 0.3 stays. Atoms that fire together in nearly every signal can be
+ * mixed at hardly any loss; this leads to the least coherent of all those mixtures, the atom of less energy e (m, above 0)
+ * giving way. incoherence 1 draws all atoms apart, whether they meet or not. m = codes->width. m^2 d products; m floats for
+ * each thread and each of 64 atoms, 8 bytes for each coefficient. */
+ATOMS_API atoms_status atoms_part_atoms(const atoms_ctx *ctx, const atoms_csr_view *codes, int64_t d,
+                                        const float *atoms, const double *energy, double least, double incoherence,
+                                        float *out);
 
 /* ---------------------------------------------------------------- theory */
 

@@ -323,6 +323,51 @@ static PyObject *py_correlation_max(PyObject *self, PyObject *args)
     return close_call(&c, ready, status, "correlation_max");
 }
 
+/* What is known of the atoms, and where the probabilities go. */
+static int open_spikes(call *c, PyObject *const known[3], PyObject *probability, atoms_spikes_params *p)
+{
+    static const char *const names[3] = {"rate", "height", "spread"};
+    const double **to[3] = {&p->rate, &p->height, &p->spread};
+    const int64_t m = atoms_dict_n_atoms(c->dict);
+    void *data;
+    for (int i = 0; i < 3; i++) {
+        if (args_array(&c->a, known[i], (array_spec){names[i], NPY_FLOAT64, 1, {m}, false, false}, &data) < 0)
+            return -1;
+        *to[i] = data;
+    }
+    const array_spec spec = {"probability", NPY_FLOAT32, 2, {c->x.n, p->n_candidates}, true, true};
+    if (args_array(&c->a, probability, spec, &data) < 0)
+        return -1;
+    p->probability = data;
+    return 0;
+}
+
+static PyObject *py_spikes(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    (void)self;
+    static char *names[] = {"ctx",    "handle",       "X",        "rate",        "height",  "spread", "noise",
+                            "least",  "n_candidates", "rounds",   "sweeps",      "indices", "values", "counts",
+                            "status", "steps",        "residual", "probability", NULL};
+    call_objects o = {0};
+    PyObject *known[3], *probability;
+    atoms_spikes_params p = {0};
+    call c;
+    long long n_candidates, rounds, sweeps;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOddLLLOOOOOOO:spikes", names, &o.ctx, &o.dict, &o.x, &known[0],
+                                     &known[1], &known[2], &p.noise, &p.least, &n_candidates, &rounds, &sweeps,
+                                     &o.indices, &o.values, &o.counts, &o.status, &o.steps, &o.residual, &probability))
+        return NULL;
+    p.n_candidates = n_candidates;
+    p.rounds = rounds;
+    p.sweeps = sweeps;
+    atoms_status status = ATOMS_OK;
+    bool ready = open_input(&c, o.ctx, o.dict, o.x) == 0 && open_output(&c, &o, c.x.n, n_candidates) == 0 &&
+                 open_spikes(&c, known, probability, &p) == 0;
+    if (ready)
+        WITHOUT_GIL(status = atoms_spikes(c.ctx, c.dict, c.x, &p, &c.codes));
+    return close_call(&c, ready, status, "spikes");
+}
+
 /* --------------------------------------------------------------------- atoms */
 
 static PyObject *py_fit_atoms(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -349,6 +394,37 @@ static PyObject *py_fit_atoms(PyObject *self, PyObject *args, PyObject *kwargs)
             atoms_status status;
             WITHOUT_GIL(status = atoms_fit_atoms(ctx, x, &codes, keep, sweeps, atoms, energy));
             result = atoms_raise(status, "fit_atoms");
+        }
+    }
+    args_release(&a);
+    return result;
+}
+
+static PyObject *py_part_atoms(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    (void)self;
+    static char *names[] = {"ctx",    "indptr", "indices",     "values", "atoms",
+                            "energy", "least",  "incoherence", "out",    NULL};
+    PyObject *o_ctx, *o_indptr, *o_indices, *o_values, *o_atoms, *o_energy, *o_out, *result = NULL;
+    const atoms_ctx *ctx;
+    double least, incoherence;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOddO:part_atoms", names, &o_ctx, &o_indptr, &o_indices,
+                                     &o_values, &o_atoms, &o_energy, &least, &incoherence, &o_out) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
+        return NULL;
+    arguments a = {0};
+    atoms_csr_view codes;
+    void *atoms, *energy, *out;
+    if (args_codes(&a, o_indptr, o_indices, o_values, &codes) == 0 &&
+        args_array(&a, o_energy, (array_spec){"energy", NPY_FLOAT64, 1, {-1}, false, false}, &energy) == 0) {
+        const int64_t m = codes.width = args_length(&a, 0);
+        if (args_array(&a, o_atoms, (array_spec){"atoms", NPY_FLOAT32, 2, {m, -1}, false, false}, &atoms) == 0) {
+            const int64_t d = args_length(&a, 1);
+            if (args_array(&a, o_out, (array_spec){"out", NPY_FLOAT32, 2, {m, d}, true, false}, &out) == 0) {
+                atoms_status status;
+                WITHOUT_GIL(status = atoms_part_atoms(ctx, &codes, d, atoms, energy, least, incoherence, out));
+                result = atoms_raise(status, "part_atoms");
+            }
         }
     }
     args_release(&a);
@@ -426,7 +502,12 @@ PyMethodDef atoms_recovery_methods[] = {
     ATOMS_NAMED("threshold", py_threshold,
                 "threshold(ctx, handle, X, tau, signed, indices, values, counts, status, steps, residual)"),
     {"correlation_max", py_correlation_max, METH_VARARGS, "correlation_max(ctx, handle, X, top)"},
+    ATOMS_NAMED("spikes", py_spikes,
+                "spikes(ctx, handle, X, rate, height, spread, noise, least, n_candidates, rounds, sweeps, "
+                "indices, values, counts, status, steps, residual, probability)"),
     ATOMS_NAMED("fit_atoms", py_fit_atoms, "fit_atoms(ctx, X, indptr, indices, values, keep, sweeps, atoms, energy)"),
+    ATOMS_NAMED("part_atoms", py_part_atoms,
+                "part_atoms(ctx, indptr, indices, values, atoms, energy, least, incoherence, out)"),
     ATOMS_NAMED("pack_codes", py_pack_codes, "pack_codes(indices, values, counts, out_indices, out_values)"),
     {NULL, NULL, 0, NULL}};
 

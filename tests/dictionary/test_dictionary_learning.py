@@ -17,6 +17,7 @@ CODERS = {
     "nn-omp": {"n_nonzero": 4},
     "lasso": {"alpha": 1.0},
     "nn-lasso": {"alpha": 1.0},
+    "spikes": {"n_nonzero": 12},
 }
 
 
@@ -161,10 +162,12 @@ def test_partial_fit_is_fit_batch_by_batch():
 
 
 @pytest.mark.parametrize("metric", [False, True])
-def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, metric):
+@pytest.mark.parametrize("coder", ["omp", "spikes"])
+def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, metric, coder):
     X, _ = planted(40, 50, 3, 1000)
     metric = atoms.AtomicInnerProduct().fit(X) if metric else None
-    whole = learner(50, metric=metric, max_steps=8, dead_after=1).fit(X)
+    more = {"metric": metric, "dead_after": 1, "coder": coder, **CODERS[coder]}
+    whole = learner(50, max_steps=8, **more).fit(X)
 
     class Killed(Exception):
         pass
@@ -174,23 +177,25 @@ def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path, metric):
             raise Killed
 
     path = tmp_path / "d.safetensors"
-    half = learner(50, metric=metric, max_steps=8, dead_after=1)
+    half = learner(50, max_steps=8, **more)
     with pytest.raises(Killed):
         half.fit(X, checkpoint=path, checkpoint_steps=3, callback=kill)
     assert not hasattr(half, "n_features_in_")
     with pytest.raises(ValueError, match="other settings"):
-        learner(50, metric=metric, max_steps=9, dead_after=1).fit(X, checkpoint=path)
+        learner(50, max_steps=9, **more).fit(X, checkpoint=path)
     with pytest.raises(ValueError, match="other data"):
         half.fit(X + 1, checkpoint=path)
     half.fit(X, checkpoint=path)
     assert half.history_["step"] == list(range(1, 9))
     np.testing.assert_array_equal(half.W_dec, whole.W_dec)
     np.testing.assert_array_equal(half._learned.energy, whole._learned.energy)
+    assert (half.transform(X) != whole.transform(X)).nnz == 0
 
 
-def test_files_pickles_and_copies(tmp_path):
+@pytest.mark.parametrize("coder", ["omp", "spikes"])
+def test_files_pickles_and_copies(tmp_path, coder):
     X, _ = planted(40, 50, 3, 600)
-    model = learner(50, metric=atoms.AtomicInnerProduct().fit(X), max_steps=4).fit(X)
+    model = learner(50, metric=atoms.AtomicInnerProduct().fit(X), coder=coder, max_steps=4).fit(X)
     model.save(tmp_path / "d.safetensors")
     for other in (
         atoms.DictionaryLearning.load(tmp_path / "d.safetensors"), pickle.loads(pickle.dumps(model)), copy.deepcopy(model)

@@ -25,7 +25,7 @@ FLOATS = ["f4", "f8", "f2"]
 MEANT = (ValueError, TypeError, IndexError, MemoryError, OverflowError)
 HUGE = [-1, 0, 1, 2, 3, 7, 31, 2**31 - 1, 2**31, 2**62, -(2**63)]
 # numbers that only say how long to work: a large one would be obeyed
-LONG = {"max_rounds", "max_steps", "sweeps"}
+LONG = {"max_rounds", "max_steps", "rounds", "sweeps"}
 # Shapes by name: of sizes (n rows, d columns, k atoms or latents, r places of a row's code, m, c) and numbers.
 SHAPES = {
     "moments": {"X": "nd", "shift": "d", "sum": "d", "second": "dd"},
@@ -41,6 +41,9 @@ SHAPES = {
     "lasso": {"alphas": "c", "indices": "Cr", "values": "Cr", "counts": "C", "status": "C", "steps": "C"}
     | {"residual": "C", "gap": "C", "X": "nd"},
     "correlation_max": {"X": "nd", "top": "n"},
+    "spikes": {"indices": "nr", "values": "nr", "counts": "n", "status": "n", "steps": "n", "residual": "n"}
+    | {"rate": "k", "height": "k", "spread": "k", "probability": "nr", "X": "nd"},
+    "part_atoms": {"indptr": "N", "indices": "c", "values": "c", "atoms": "kd", "energy": "k", "out": "kd"},
     "fit_atoms": {"X": "nd", "indptr": "N", "indices": "c", "values": "c", "atoms": "kd", "energy": "k"},
     "pack_codes": {"indices": "nr", "values": "nr", "counts": "n", "out_indices": "c", "out_values": "c"},
     "ev_update": {"X": "nd", "X_hat": "nd", "whitener": "dd", "mean": "d", "sums": "2Ed", "tokens": "nT"},
@@ -84,7 +87,8 @@ OTHER_TYPES = {
     ("moments", "second"): "f8", ("product", "out"): "f4", ("angles", "counts"): "i8", ("cosine_histogram", "counts"): "i8",
     ("cosine_refine", "counts"): "i8", ("decode", "values"): "f4", ("sae_get", "out"): "f4", ("sae_set", "values"): "f4",
     ("pack_codes", "out_values"): "f4", ("decode", "out"): "f4", ("pack_codes", "values"): "f4",
-    ("fit_atoms", "values"): "f4", ("fit_atoms", "atoms"): "f4",
+    ("fit_atoms", "values"): "f4", ("fit_atoms", "atoms"): "f4", ("part_atoms", "atoms"): "f4", ("part_atoms", "out"): "f4",
+    ("part_atoms", "values"): "f4", ("spikes", "values"): "f4", ("spikes", "probability"): "f4",
 }  # fmt: skip
 ANY_FLOAT = {"X", "X_hat", "D", "atoms", "target"}
 FLOAT32 = {

@@ -1,4 +1,4 @@
-/* atoms.c: atoms fitted to signals whose codes are known. */
+/* atoms.c: atoms fitted to signals whose codes are known, and drawn apart. */
 #include "kernels.h"
 
 #include <math.h>
@@ -12,12 +12,18 @@ typedef struct {
     float *atoms, *residual; /* (threads, m, STRIP), (threads, n, STRIP) */
 } fit_work;
 
+/* The first three. */
+static void lay_out_lists(const atoms_csr_view *codes, atoms_arena *arena, fit_work *w)
+{
+    ATOMS_TAKE(arena, w->begin, codes->width + 1);
+    ATOMS_TAKE(arena, w->signal, codes->indptr[codes->n]);
+    ATOMS_TAKE(arena, w->z, codes->indptr[codes->n]);
+}
+
 static void lay_out(const atoms_ctx *ctx, const atoms_csr_view *codes, atoms_arena *arena, fit_work *w)
 {
-    const int64_t nnz = codes->indptr[codes->n], threads = ctx->p.num_threads;
-    ATOMS_TAKE(arena, w->begin, codes->width + 1);
-    ATOMS_TAKE(arena, w->signal, nnz);
-    ATOMS_TAKE(arena, w->z, nnz);
+    const int64_t threads = ctx->p.num_threads;
+    lay_out_lists(codes, arena, w);
     ATOMS_TAKE(arena, w->inverse, codes->width);
     ATOMS_TAKE(arena, w->atoms, threads * codes->width * STRIP);
     ATOMS_TAKE(arena, w->residual, threads * codes->n * STRIP);
@@ -127,6 +133,102 @@ atoms_status atoms_fit_atoms(const atoms_ctx *ctx, atoms_rows x, const atoms_csr
         const atoms_strip whole = {x.n, codes->width, sweeps, w.begin, w.signal, w.z, w.inverse, w.atoms, w.residual};
         status = fit_all(ctx, x, &whole, atoms);
     }
+    atoms_arena_close(&arena);
+    return status;
+}
+
+/* ------------------------------------------------------------------ drawn apart */
+
+#define PARTED 64      /* atoms of a task */
+#define LEAST_LEFT 0.3 /* norm under which what is left of an atom is no direction of its own any more */
+
+typedef struct {
+    const fit_work *by_atom; /* the signals of each atom */
+    int64_t m, d;
+    const float *atoms;
+    const double *energy;
+    double least, incoherence;
+    float *out;
+} parting;
+
+/* How far atom j fires whenever atom i does: 0 where it does in half of atom i's signals or fewer, 1 where in all. */
+static double together(const fit_work *w, int64_t i, int64_t j)
+{
+    const int64_t end_i = w->begin[i + 1], end_j = w->begin[j + 1];
+    int64_t both = 0;
+    for (int64_t a = w->begin[i], b = w->begin[j]; a < end_i && b < end_j;) {
+        const int32_t left = w->signal[a], right = w->signal[b];
+        both += left == right;
+        a += left <= right;
+        b += right <= left;
+    }
+    const int64_t own = end_i - w->begin[i];
+    return 2 * both > own ? (double)(2 * both - own) / (double)own : 0;
+}
+
+/* Atom i, with its products (m) with all atoms. */
+static void part_atom(const parting *w, int64_t i, const float *products)
+{
+    const int64_t d = w->d;
+    float *out = w->out + i * d;
+    memcpy(out, w->atoms + i * d, (size_t)d * sizeof *out);
+    for (int64_t j = 0; j < w->m; j++) {
+        if (j == i || !(fabs((double)products[j]) >= w->least))
+            continue;
+        const double meet = w->incoherence < 1 ? ATOMS_MAX(w->incoherence, together(w->by_atom, i, j)) : 1;
+        const float share = (float)(meet * products[j] * w->energy[j] / (w->energy[i] + w->energy[j]) / 2);
+        for (int64_t k = 0; share != 0 && k < d; k++)
+            out[k] -= share * w->atoms[j * d + k];
+    }
+    double square = 0;
+    for (int64_t k = 0; k < d; k++)
+        square += (double)out[k] * out[k];
+    if (sqrt(square) > LEAST_LEFT)
+        unit_norm(d, out);
+    else
+        memcpy(out, w->atoms + i * d, (size_t)d * sizeof *out);
+}
+
+static atoms_status part_all(const atoms_ctx *ctx, const parting *w)
+{
+    const int64_t m = w->m, d = w->d;
+    atoms_team team = {.ctx = ctx};
+#pragma omp parallel num_threads(ctx->p.num_threads)
+    {
+        float *products = atoms_alloc(m, PARTED * sizeof *products);
+        if (!products)
+            atoms_team_report(&team, ATOMS_ERR_MEMORY);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < m; i += PARTED) {
+            if (!products || atoms_team_stopped(&team))
+                continue;
+            const int64_t rows = ATOMS_MIN(PARTED, m - i);
+            atoms_gemm_f32(ctx, (atoms_mnk){rows, m, d}, (atoms_f32_in){w->atoms + i * d, d, 1},
+                           (atoms_f32_in){w->atoms, 1, d}, 0, (atoms_f32_out){products, m, 1});
+            for (int64_t k = 0; k < rows; k++)
+                part_atom(w, i + k, products + k * m);
+            atoms_team_report(&team, ATOMS_OK);
+        }
+        atoms_free(products);
+    }
+    return team.status;
+}
+
+atoms_status atoms_part_atoms(const atoms_ctx *ctx, const atoms_csr_view *codes, int64_t d, const float *atoms,
+                              const double *energy, double least, double incoherence, float *out)
+{
+    if (codes->width < 1 || codes->n > INT32_MAX || d < 1 || !(least > 0) || !(incoherence >= 0 && incoherence <= 1) ||
+        !atoms_codes_inside(codes))
+        return ATOMS_ERR_ARGUMENT;
+    fit_work lists;
+    atoms_arena arena = {0};
+    lay_out_lists(codes, &arena, &lists);
+    if (!atoms_arena_open(&arena))
+        return ATOMS_ERR_MEMORY;
+    lay_out_lists(codes, &arena, &lists);
+    sort_by_atom(codes, &lists);
+    const parting w = {&lists, codes->width, d, atoms, energy, least, incoherence, out};
+    const atoms_status status = part_all(ctx, &w);
     atoms_arena_close(&arena);
     return status;
 }

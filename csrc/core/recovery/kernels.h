@@ -56,8 +56,23 @@ typedef struct {
     float *atoms;          /* (m, STRIP) */
     float *residual;       /* (n, STRIP) IN: the signals */
 } atoms_strip;
+
+/* What a coefficient h, seen through the noise, says of atom j, in the words of spikes.inc. */
+typedef struct {
+    float odds;       /* log-odds of firing where h says nothing: what it adds is h^2 / 2 noise^2 ... */
+    float height;     /* ... - precision (h - height)^2 / 2 */
+    float precision;  /* 1 / (noise^2 + spread^2) */
+    float gain, rest; /* the coefficient to be expected of one that fires: gain h + rest */
+} spike;
+typedef struct {
+    const atoms_spikes_params *p;
+    const spike *of; /* (m) */
+} spikes_job;
+
+/* Dictionary learning: float32 alone. */
 struct atom_kernels {
     void (*fit)(const atoms_strip *strip);
+    codes_solver spikes; /* params: a spikes_job */
 };
 
 /* 16-bit rows, where there are instructions for them. */

@@ -7,6 +7,7 @@
 #define NUMBER f32
 #include "omp.inc"
 #include "codes.inc"
+#include "spikes.inc"
 #include "atoms.inc"
 #undef NUMBER
 

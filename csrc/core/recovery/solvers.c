@@ -6,6 +6,10 @@
 
 #define TILE_SIGNALS 32 /* few, for their times differ */
 
+/* Mean field: many, so that the product packs the dictionary seldom. */
+#define SPIKES_SIGNALS 128
+#define SPIKES_BYTES ((int64_t)1 << 24) /* but no more of correlations */
+
 /* An output's elements from number i on; NULL stays NULL: not wanted. */
 #define FROM(output, i) ((output) ? (output) + (i) : NULL)
 
@@ -44,13 +48,13 @@ static const struct code_kernels *kernels_for(const atoms_ctx *ctx, const atoms_
 }
 
 /* Solves tile by tile; codes: of all signals. */
-static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, atoms_rows x, const void *params,
-                        const atoms_codes *codes, codes_solver solve)
+static atoms_status run_tiles(const atoms_ctx *ctx, const atoms_dict *shared, atoms_rows x, const void *params,
+                              const atoms_codes *codes, int64_t tile, codes_solver solve)
 {
     atoms_dict view = dict_view(shared), *dict = &view;
     if (!ctx->kernels->short_rows)
         view.units = (dict_units){0};
-    const int64_t n = x.n, tiles = atoms_ceil_div(n, TILE_SIGNALS);
+    const int64_t n = x.n, tiles = atoms_ceil_div(n, tile);
     atoms_team team = {.ctx = ctx};
     const codes_tile whole = {.x = x, .out = *codes, .stride = n, .team = &team};
 #pragma omp parallel num_threads(ctx->p.num_threads)
@@ -60,14 +64,20 @@ static atoms_status run(const atoms_ctx *ctx, const atoms_dict *shared, atoms_ro
         for (int64_t k = 0; k < tiles; k++) {
             if (atoms_team_stopped(&team))
                 continue;
-            int64_t i = k * TILE_SIGNALS;
-            codes_tile part = codes_part(dict, &whole, i, ATOMS_MIN(TILE_SIGNALS, n - i));
+            int64_t i = k * tile;
+            codes_tile part = codes_part(dict, &whole, i, ATOMS_MIN(tile, n - i));
             part.arena = &arena;
             atoms_team_report(&team, solve(ctx, dict, params, &part));
         }
         atoms_arena_close(&arena);
     }
     return team.status;
+}
+
+static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, const void *params,
+                        const atoms_codes *codes, codes_solver solve)
+{
+    return run_tiles(ctx, dict, x, params, codes, TILE_SIGNALS, solve);
 }
 
 /* Whether these are signals of the dictionary's length, and codes have room for `width` entries each. */
@@ -128,4 +138,43 @@ atoms_status atoms_correlation_max(const atoms_ctx *ctx, const atoms_dict *dict,
     if (!fit(dict, x, &codes, 0))
         return ATOMS_ERR_ARGUMENT;
     return run(ctx, dict, x, NULL, &codes, kernels_for(ctx, dict)->correlation_max);
+}
+
+/* What each atom's rate, height and spread say, made once; false where they are out of range. */
+static bool spikes_of(int64_t m, const atoms_spikes_params *p, spike *of)
+{
+    const double v = p->noise * p->noise;
+    bool ok = v > 0 && isfinite(v);
+    for (int64_t j = 0; j < m; j++) {
+        const double rate = p->rate[j], height = p->height[j], s = p->spread[j] * p->spread[j];
+        ok &= rate > 0 && rate < 1 && isfinite(height) && isfinite(s);
+        of[j] = (spike){.odds = (float)(log(rate / (1 - rate)) - log((v + s) / v) / 2),
+                        .height = (float)height,
+                        .precision = (float)(1 / (v + s)),
+                        .gain = (float)(s / (v + s)),
+                        .rest = (float)(height * v / (v + s))};
+    }
+    return ok;
+}
+
+atoms_status atoms_spikes(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, const atoms_spikes_params *params,
+                          const atoms_codes *codes)
+{
+    const int64_t most = params->n_candidates;
+    if (!fit(dict, x, codes, most) || most < 1 || most > dict->n || params->rounds < 1 || params->sweeps < 1 ||
+        !(params->least >= 0) || dict->type != ATOMS_F32)
+        return ATOMS_ERR_ARGUMENT;
+    spike *of = atoms_alloc(dict->n, sizeof *of);
+    if (!of)
+        return ATOMS_ERR_MEMORY;
+    atoms_status status = ATOMS_ERR_ARGUMENT;
+    if (spikes_of(dict->n, params, of)) {
+        const int64_t fits = SPIKES_BYTES / (2 * dict->np * (int64_t)sizeof(float));
+        const int64_t tile = ATOMS_MAX(8, ATOMS_MIN(fits, SPIKES_SIGNALS));
+        const atoms_codes out = without_gap(codes);
+        const spikes_job job = {params, of};
+        status = run_tiles(ctx, dict, x, &job, &out, tile, ctx->kernels->atoms->spikes);
+    }
+    atoms_free(of);
+    return status;
 }

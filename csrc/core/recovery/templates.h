@@ -88,6 +88,8 @@ enum {
 #define denoise_job FN(denoise_job)
 #define pursuit_job FN(pursuit_job)
 #define threshold_job FN(threshold_job)
+#define guess FN(guess)
+#define spikes_field FN(spikes_field)
 
 /* What a step's pass reads of the chosen atom: the row u itself, or a row of a Gram matrix, of T or of 16 bits. */
 typedef enum { U_ITSELF, GRAM_ROW, SHORT_ROW } pass_source;

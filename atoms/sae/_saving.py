@@ -135,6 +135,8 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
     control = _control(meta["control"])
     space = read_space(tensors, meta, metric, d)
     if out is not None:
+        if space.widths is not None:
+            raise ValueError("has both sites and a target")
         space.target = _scaled(tensors, meta, out, "target_")
     model = Model.of(ctx, d, settings, out)
     for name in fields:

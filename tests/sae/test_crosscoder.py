@@ -9,7 +9,9 @@ import torch
 from support import Stop, decoder, random_contexts, stop_after
 
 import atoms
+from atoms._files import load_tensors, save_tensors
 from atoms.activations import ActivationStream, BlockSource, Sites, capture
+from atoms.sae._hub import card
 
 ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
 A_D, B_D, S = 32, 24, 96
@@ -330,8 +332,28 @@ def test_files_and_copies_give_the_same_bits(tmp_path):
         np.testing.assert_array_equal(copy.reconstruct(VAL), sae.reconstruct(VAL))
         np.testing.assert_array_equal(copy.site_scores(VAL), sae.site_scores(VAL))
     assert "56 features (32 + 24 of 2 sites)" in sae._repr_html_()
-    assert "56 columns" in repr(VAL) or "32 + 24" in repr(VAL)
+    assert repr(VAL) == "Sites of 32 + 24 columns, 2000 rows"
+    said = card("SparseAutoencoder", sae._fitted, "hf://a/b", {})
+    assert "# A sparse crosscoder" in said and "56 features (32 + 24 of 2 sites side by side)" in said
     assert "2 sites side by side" in VAL._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("sites", "scale"),
+    [
+        ([32, 25], None), ([56, 0], None), ([32], None), ("two", None), ([32.0, 24.0], None), ([True, 55], None),
+        (None, [1.0, np.inf]), (None, [1.0, -1.0]), (None, [1.0]), (None, [1.0, np.nan]),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused(tmp_path, sites, scale):
+    path = tmp_path / "a.safetensors"
+    coder(max_steps=2).fit(SOME).save(path)
+    tensors, meta = load_tensors(path, "SparseAutoencoder")
+    if scale is not None:
+        tensors["scale"] = np.array(scale)
+    save_tensors(path, "SparseAutoencoder", tensors, meta if sites is None else {**meta, "sites": sites})
+    with pytest.raises(ValueError, match="a.safetensors"):
+        atoms.load(path)
 
 
 def test_others_say_that_they_take_one_place(tmp_path):

@@ -24,6 +24,7 @@ from .._rows import (
     Pair,
     PairedRows,
     Rows,
+    Sites,
     StreamRows,
     by_blocks,
     columns,
@@ -91,6 +92,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
     else t is one row. So a latent's cost is by its decoder's norm over all sites, ``sum_s |W_dec_js|^2 = 1``: what it
     explains of all of them decides whether it is active, as those found best who compared models (Minder et al. 2025,
     arXiv 2504.02922: TopK and its kin, not L1). `site_norms_` tells shared latents from those of one site. It has no `metric`.
+    Once fitted, its other methods take ``Sites(X, Y)``, the tuple ``(X, Y)`` of arrays, or rows of all columns.
 
     Parameters
     ----------
@@ -594,6 +596,10 @@ class SparseAutoencoder(InModel, Scored, Routed):
     # --------------------------------------------------------------- inference
 
     def _check_rows(self, X: Any, *, reset: bool, far: bool = False) -> Any:
+        widths = self._fitted.space.widths
+        if widths is not None and isinstance(X, tuple):
+            if widths == tuple(getattr(one, "shape", (0, 0))[-1] for one in X):
+                X = Sites(*X)  # shards of a crosscoder's rows would be of all columns
         rows = super()._check_rows(X, reset=reset, far=far)
         self._check_sites(rows, "X")
         return rows

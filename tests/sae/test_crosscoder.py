@@ -178,7 +178,7 @@ def test_wherever_the_rows_are_the_bits_are_the_same(given):
     sites = Sites(*given(x, y))
     sae, other = coder().fit(SOME), coder().fit(sites)
     same(sae, other)
-    for again in (SOME, sites, np.hstack([x, y])):
+    for again in (SOME, sites, np.hstack([x, y]), (x, y)):
         np.testing.assert_array_equal(other.transform(again).toarray(), sae.transform(SOME).toarray())
         assert other.score(again) == pytest.approx(sae.score(SOME), abs=1e-12)
 

@@ -99,10 +99,7 @@ def steer(
 
 def as_module(sae: Any) -> Any:
     """An autoencoder as a module whose weights want no gradients; what is one already, as it is."""
-    if getattr(sae, "is_transcoder", False):
-        raise ValueError(
-            "sae: is a transcoder: its output belongs at another place than its input; give an autoencoder"
-        )
+    check_one_place(sae, "sae:")
     if hasattr(sae, "to_torch"):
         return sae.to_torch().requires_grad_(False)
     missing = [name for name in ("encode", "decode", "W_dec") if not hasattr(sae, name)]
@@ -112,6 +109,18 @@ def as_module(sae: Any) -> Any:
             f"{type(sae).__name__} without {missing[0]}"
         )
     return sae
+
+
+def check_one_place(sae: Any, name: str) -> None:
+    """ValueError for what rebuilds other activations than those of the place that it reads."""
+    if getattr(sae, "is_transcoder", False):
+        raise ValueError(
+            f"{name} is a transcoder: its output belongs at another place than its input; give an autoencoder"
+        )
+    if getattr(sae, "sites_", None) is not None:
+        raise ValueError(
+            f"{name} is a crosscoder: it reads and rebuilds several places at once; give an autoencoder of one of them"
+        )
 
 
 class _Changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from ._rows import (
     ReadBlocks,
     Rows,
     RowSampler,
+    in_memory,
     read_side,
+    site_norms,
     squared_norms,
 )
 
@@ -37,12 +40,12 @@ def check_massive(massive: Any) -> float:
     return float(massive)
 
 
-def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
+def without_massive(rows: Any, multiple: float) -> tuple[Any, int, Any]:
     """The rows whose norm is at most so many times the median of all, how many others there were, and that limit.
 
     The rows are gone through once before (a stream's model runs over all tokens); a store knows its norms. 8 bytes for
     each row are held meanwhile. An infinite multiple leaves out none, and looks at none. Of two sides, it is the rows that
-    are read whose norm counts.
+    are read whose norm counts; of several sites side by side, a row is massive that is at one of them, by that site's median.
     """
     if multiple == np.inf:
         return rows, 0, np.inf
@@ -50,25 +53,26 @@ def without_massive(rows: Any, multiple: float) -> tuple[Any, int, float]:
         raise ValueError(
             "massive: dropping rows needs those that can be gone through twice; pass an array, a list or a store"
         )
-    norms = _norms(read_side(rows))
-    middle = float(np.median(norms)) if len(norms) else 0.0
-    if not 0 < middle < np.inf:  # NaN and infinity are for others to name
+    norms = _norms(read_side(rows))  # a column for each site
+    middle = np.median(norms, axis=0) if len(norms) else np.zeros(1)
+    if not ((middle > 0) & (middle < np.inf)).all():  # NaN and infinity are for others to name
         return rows, 0, np.inf
-    limit = multiple * middle
-    massive = np.flatnonzero(norms > limit)
+    limit: Any = multiple * middle if len(middle) > 1 else multiple * float(middle[0])
+    massive = np.flatnonzero((norms > limit).any(axis=1))
     if isinstance(rows, Blocks):
         return rows.within(limit) if len(massive) else rows, len(massive), limit
     return leave_out(rows, massive), len(massive), limit
 
 
-def within(rows: Any, limit: float, name: str) -> Any:
-    """Those rows in memory whose norm is at most `limit`."""
-    if limit == np.inf:
+def within(rows: Any, limit: Any, name: str, widths: Sequence[int] | None = None) -> Any:
+    """Those rows in memory whose norm is at most `limit`, one for each of `widths` where there are sites."""
+    if np.all(limit == np.inf):
         return rows
-    kept = rows[np.sqrt(squared_norms(rows.x if isinstance(rows, Pair) else rows)) <= limit]
+    kept = rows[(site_norms(rows.x if isinstance(rows, Pair) else rows, widths) <= limit).all(axis=1)]
     if not len(kept):
+        said = ", ".join(f"{one:.3g}" for one in np.atleast_1d(limit))
         raise ValueError(
-            f"{name}: all rows have a norm above {limit:.3g}, the limit of `massive` for X, and are dropped"
+            f"{name}: all rows have a norm above {said}, the limit of `massive` for X, and are dropped"
         )
     return kept
 
@@ -79,23 +83,23 @@ def leave_out(rows: Any, out: np.ndarray) -> Any:
         return rows
     if isinstance(rows, PairedRows):
         return PairedRows(leave_out(rows.x, out), leave_out(rows.y, out))
-    if isinstance(rows, Rows) and not rows.read:
+    if isinstance(rows, Rows) and in_memory(rows):
         return _RowsWithout(rows, out)
     source = rows.source if isinstance(rows, BlockRows) else ReadBlocks(rows)
     rest = BlockRows(_BlocksWithout(source, out))
-    rest.feature_names = rows.feature_names
+    rest.feature_names, rest.widths = rows.feature_names, rows.widths
     return rest
 
 
 def _norms(rows: Any) -> np.ndarray:
     if isinstance(rows, Blocks):
-        return np.asarray(np.sqrt(np.concatenate([np.empty(0), *rows.gathered(squared_norms)])))
+        return np.asarray(np.sqrt(np.concatenate([np.empty(0), *rows.gathered(squared_norms)])))[:, None]
     known = rows.source.norms() if isinstance(rows, BlockRows) else None
     if known is not None:
-        return np.asarray(known)
-    found, at = np.empty(rows.n), 0
+        return np.asarray(known).reshape(rows.n, -1)
+    found, at = np.empty((rows.n, len(rows.widths or [rows.d]))), 0
     for block in rows.blocks(_PART):
-        found[at : at + len(block)] = np.sqrt(squared_norms(block))
+        found[at : at + len(block)] = site_norms(block, rows.widths)
         at += len(block)
     return found
 
@@ -107,6 +111,7 @@ class _RowsWithout(Rows):
 
     def __init__(self, rows: Rows, out: np.ndarray) -> None:
         self._rows, self.d, self.feature_names = rows, rows.d, rows.feature_names
+        self.widths = rows.widths
         self.dtype = rows.dtype
         self._index = np.delete(np.arange(rows.n), out)
         self.n = len(self._index)
@@ -158,4 +163,4 @@ class _BlocksWithout(BlockSource):
         if known is None:
             return None
         starts = np.cumsum(self._source.sizes) - self._source.sizes
-        return np.delete(known, np.concatenate([starts[b] + rows for b, rows in self._out.items()]))
+        return np.delete(known, np.concatenate([starts[b] + rows for b, rows in self._out.items()]), axis=0)

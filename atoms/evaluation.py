@@ -28,6 +28,7 @@ from ._old import old_keyword
 from ._progress import progress_bar
 from ._rows import Blocks, is_dask
 from ._shown import Shown, Table
+from ._steering import check_one_place
 from ._steering import steer as steer
 from .activations import FarModel, Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
@@ -336,7 +337,7 @@ def evaluate(
     ImportError
         PyTorch is not installed.
     ValueError
-        A model without head, a dictionary of another width or a transcoder, and as `capture` does.
+        A model without head, a dictionary of another width, a transcoder or a crosscoder, and as `capture` does.
 
     Notes
     -----
@@ -408,11 +409,7 @@ def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) ->
         for method in ("transform", "inverse_transform"):
             if not hasattr(sae, method):
                 raise TypeError(f"dictionaries: {name} ({type(sae).__name__}) has no {method}")
-        if getattr(sae, "is_transcoder", False):
-            raise ValueError(
-                f"dictionaries: {name} is a transcoder: its output belongs at another place than its input; "
-                "evaluate takes autoencoders"
-            )
+        check_one_place(sae, f"dictionaries: {name}")
     if conventions is not None:
         return list(conventions)
     geometric = all(_metric_of(as_fitted(sae)) is not None for sae in named.values())

@@ -128,6 +128,12 @@ def autoencoders(X, aip, folder):
             f"transcoder/{activation}",
             digest(sae.W_enc, sae.W_dec, sae.b_dec, sae.threshold, sae.reconstruct(X)),
         )
+        sites = atoms.activations.Sites(X, 100 * np.abs(X[:, ::2]))
+        sae = atoms.SparseAutoencoder(150, activation, **settings).fit(sites)
+        yield (
+            f"crosscoder/{activation}",
+            digest(sae.W_enc, sae.W_dec, sae.b_dec, sae.threshold, sae.reconstruct(sites)),
+        )
     yield from checkpoints(X, aip, folder, settings)
     yield from exports(seeds[0], X, folder)
 
@@ -345,6 +351,7 @@ def main(wanted):
                         (
                             "sae",
                             "transcoder",
+                            "crosscoder",
                             "calibrate",
                             "screen",
                             "fit",

@@ -8,6 +8,7 @@ function that takes activations goes through one of the two.
 The files, each of which imports only from those above it::
 
     numbered   Rows, BlockSource: tables, what gives blocks, and the samplers that draw batches of them
+    beside     Sites: several places side by side, what a crosscoder reads
     streams    StreamRows: batches that come one by one
     paired     PairedRows: two sides, what a transcoder reads and what it rebuilds
     massive    rows whose norm decides every sum of squares
@@ -23,8 +24,9 @@ import numpy as np
 
 from .._arrays import is_stream
 from .._checks import check_array, first_nonfinite_row, nonfinite_error
+from .beside import Sites, columns, in_memory, site_rows
 from .clusters import Blocks, by_blocks, is_dask, told
-from .massive import MASSIVE, SomeNorms, squared_norms, warn_of_massive
+from .massive import MASSIVE, SomeNorms, site_norms, squared_norms, warn_of_massive
 from .numbered import (
     PASS_ROWS,
     BlockRows,
@@ -51,15 +53,19 @@ __all__ = [
     "RowSampler",
     "Rows",
     "Sampler",
+    "Sites",
     "SomeNorms",
     "StreamRows",
     "StreamSampler",
     "by_blocks",
+    "columns",
     "finite_blocks",
     "held_out",
+    "in_memory",
     "is_dask",
     "read_side",
     "rows_of",
+    "site_norms",
     "squared_norms",
     "table",
     "told",
@@ -69,6 +75,8 @@ __all__ = [
 
 def rows_of(X: Any, name: str = "X") -> Rows | BlockRows | StreamRows:
     """All that holds activations: `Rows`, `BlockRows` for a source of blocks, `StreamRows` for batches one by one."""
+    if isinstance(X, Sites):
+        return site_rows(X, name)
     if isinstance(X, BlockSource):
         return BlockRows(X, name)
     return StreamRows(X, name) if is_stream(X) else Rows(X, name)
@@ -112,6 +120,8 @@ def held_out(
     val = rows_of(X_val, name)
     if val.d != rows.d:
         raise ValueError(f"{name}: expected {rows.d} features as in {of}, got {val.d}")
+    if val.widths is not None and val.widths != rows.widths:
+        raise ValueError(f"{name}: {val.widths} columns of its sites, {of} has {rows.widths}")
     names, ours = val.feature_names, rows.feature_names
     if names is not None and ours is not None and list(names) != list(ours):
         raise ValueError(f"{name}: its columns have other names than those of {of}, or another order")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
+from .beside import columns
 from .numbered import Rows
 
 MASSIVE = 10.0  # times the median norm
@@ -14,12 +16,24 @@ _APART = 3.0  # and so many times the norm that a tenth of the rows exceeds
 _MATTER = 0.05  # share of the sum of squares from which massive rows decide what is fitted
 
 
-def warn_of_massive(rows: Rows, stacklevel: int) -> None:
-    """Warn where rows of massive norm decide sums of squares; of more than 8,192 rows, so many are looked at."""
+def warn_of_massive(rows: Rows, stacklevel: int, widths: Sequence[int] | None = None) -> None:
+    """Warn where rows of massive norm decide sums of squares; of more than 8,192 rows, so many are looked at.
+
+    `widths`: of sites side by side, each of which is looked at for itself.
+    """
     index = np.arange(rows.n)
     if rows.n > 8192:  # at random: what is massive may come at regular distances
         index = np.sort(np.random.default_rng(0).choice(rows.n, 8192, replace=False))
-    complain_of_massive(squared_norms(rows.take(index)), rows.n, stacklevel + 1)
+    some = rows.take(index)
+    for site, part in enumerate(columns(widths or [rows.d])):
+        name = "X" if widths is None else f"X, site {site}"
+        complain_of_massive(squared_norms(some[:, part]), rows.n, stacklevel + 1, name)
+
+
+def site_norms(rows: np.ndarray, widths: Sequence[int] | None) -> np.ndarray:
+    """Norms (n, sites) of rows at each site; (n, 1) where there is one."""
+    parts = columns(widths or [rows.shape[1]])
+    return np.asarray(np.sqrt(np.column_stack([squared_norms(rows[:, part]) for part in parts])))
 
 
 def squared_norms(rows: np.ndarray) -> np.ndarray:
@@ -53,7 +67,7 @@ class SomeNorms:
         complain_of_massive(self._kept[1], self.n, stacklevel + 1)
 
 
-def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int) -> None:
+def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int, name: str = "X") -> None:
     """The warning, from squared norms of all n rows or of some of them."""
     middle, total = np.median(squares), squares.sum()
     if not 0 < middle < np.inf or not np.isfinite(squares).all():
@@ -69,7 +83,7 @@ def complain_of_massive(squares: np.ndarray, n: int, stacklevel: int) -> None:
         return
     count = round(massive.mean() * n)
     warnings.warn(
-        f"X: {'about ' if n > len(squares) else ''}{count:,} of {n:,} rows have a norm above {multiple:g} times the "
+        f"{name}: {'about ' if n > len(squares) else ''}{count:,} of {n:,} rows have a norm above {multiple:g} times the "
         f"median ({np.sqrt(middle):.3g}) and make {share:.1%} of the sum of squares: they decide what is fitted, and "
         "explained variance says little about the others. Often they are the first token of each context. "
         f"fit(..., massive={remedy}) leaves them out, wherever the rows are",

@@ -248,6 +248,7 @@ class Rows:
     """
 
     ndim = 2
+    widths: tuple[int, ...] | None = None  # of a crosscoder's sites, whose columns lie side by side
 
     def __init__(self, X: Any, name: str = "X", min_rows: int = 1) -> None:
         shards = list(X) if is_shards(X) else _tables_of(X)
@@ -418,6 +419,7 @@ class BlockRows:
         check_source(source, name)
         self.source, self.n, self.d = source, source.n, source.d
         self.feature_names: np.ndarray | None = None
+        self.widths: tuple[int, ...] | None = getattr(source, "widths", None)
         # one row of zeros: checks look at nothing but shape and dtype
         self.shards = [np.zeros((1, source.d), source.dtype)]
 

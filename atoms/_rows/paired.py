@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .numbered import BlockRows, BlockSampler, BlockSource, ReadBlocks, Rows, RowSampler
+from .beside import SideBySide, in_memory
+from .numbered import BlockRows, BlockSampler, Rows, RowSampler
 from .streams import StreamRows, StreamSampler
 
 _CHUNK = 1024  # rows of two streams that are laid side by side at a time
@@ -36,11 +37,15 @@ class PairedRows:
     one source or of one stream.
     """
 
-    array = None
+    array = widths = None
 
     def __init__(self, x: Rows | BlockRows | StreamRows, y: Rows | BlockRows | StreamRows) -> None:
         if x.n is not None and y.n is not None and x.n != y.n:
             raise ValueError(f"target: expected a row for each of the {x.n} rows of X, got {y.n}")
+        if x.widths is not None or y.widths is not None:
+            raise ValueError(
+                "target: a crosscoder rebuilds the sites that it reads; leave target out, or pass arrays in the place of Sites"
+            )
         self.x, self.y = x, y
         self.n: int | None = x.n if x.n is not None and y.n is not None else None
         self.d, self.feature_names, self.shards = x.d, x.feature_names, x.shards
@@ -69,12 +74,13 @@ class PairedRows:
 
     def sampler(self, batch_size: int, seed: Sequence[int], batches: int | None = None) -> Any:
         """Batches of these rows, as those of `Rows`."""
-        if _in_memory(self.x) and _in_memory(self.y):
+        if in_memory(self.x) and in_memory(self.y):
             return _InMemory(self, batch_size, seed)
         if self.n is None:
             joint: Any = StreamRows(self._chunks if self._again() else self._chunks())
         else:
-            joint = BlockRows(_SideBySide(self.x, self.y))
+            assert not isinstance(self.x, StreamRows) and not isinstance(self.y, StreamRows)
+            joint = BlockRows(SideBySide([self.x, self.y], ["X", "target"]))
         return _Joint(joint.sampler(batch_size, seed, batches), self.d)
 
     def _again(self) -> bool:
@@ -88,10 +94,6 @@ class PairedRows:
 def read_side(rows: Any) -> Any:
     """The rows that are read, of two sides or of one."""
     return rows.x if isinstance(rows, PairedRows) else rows
-
-
-def _in_memory(rows: Any) -> bool:
-    return isinstance(rows, Rows) and isinstance(rows.sampler(1, [0]), RowSampler)
 
 
 class _InMemory(RowSampler):
@@ -134,47 +136,3 @@ class _Joint:
     @property
     def fixed(self) -> bool:
         return self._inner.fixed
-
-
-class _SideBySide(BlockSource):
-    """Two sides block by block: the blocks are those of a side that has such, or is read so."""
-
-    def __init__(self, x: Any, y: Any) -> None:
-        self._sides = (x, y)
-        sources = [_source(side) for side in self._sides]
-        given = [rows.source for rows in self._sides if isinstance(rows, BlockRows)]
-        lead = next(source for source in (*given, *sources) if source is not None)
-        self.sizes = np.asarray(lead.sizes)
-        for source in given:
-            if not np.array_equal(source.sizes, self.sizes):
-                raise ValueError(
-                    "target: its blocks have other sizes than those of X; capture both into one store, or pass arrays"
-                )
-        self._sources = [rows.source if isinstance(rows, BlockRows) else None for rows in self._sides]
-        self._starts = np.cumsum(self.sizes) - self.sizes
-        self.d, self._cut = x.d + y.d, x.d
-        self.dtype = np.result_type(*(rows.shards[0].dtype for rows in self._sides))
-        self.buffer_rows = min(source.buffer_rows for source in sources if source is not None)
-
-    def read(self, block: int, out: np.ndarray) -> None:
-        start, size = int(self._starts[block]), int(self.sizes[block])
-        parts = (out[:, : self._cut], out[:, self._cut :])
-        for rows, source, part in zip(self._sides, self._sources, parts):
-            if source is None:
-                part[...] = rows.slice(start, start + size)
-            else:
-                whole = np.empty((size, source.d), source.dtype)
-                source.read(block, whole)
-                part[...] = whole
-
-    def expect(self, blocks: np.ndarray) -> None:
-        for source in self._sources:
-            if source is not None:
-                source.expect(blocks)
-
-
-def _source(rows: Any) -> BlockSource | None:
-    """What these rows are read block by block from; None: they are in memory."""
-    if isinstance(rows, BlockRows):
-        return rows.source
-    return None if _in_memory(rows) else ReadBlocks(rows)

@@ -20,7 +20,7 @@ class StreamRows:
     A generator gives its rows once. What can be iterated again is, for another pass.
     """
 
-    n = array = feature_names = None
+    n = array = feature_names = widths = None
 
     def __init__(self, X: Any, name: str = "X") -> None:
         self._source, self._name = X, name

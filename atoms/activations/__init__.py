@@ -18,7 +18,7 @@ The files, each of which imports only from those above it::
     _capture    capture
 """
 
-from .._rows import BlockSource
+from .._rows import BlockSource, Sites
 from ._capture import capture
 
 # `as` the same name: for other modules of the package, not for users, so not in __all__
@@ -43,6 +43,7 @@ __all__ = [
     "ActivationStream",
     "Activations",
     "BlockSource",
+    "Sites",
     "capture",
     "language_reference",
     "load_model",

@@ -286,7 +286,8 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         `path` is there already.
     ValueError
         The format cannot express the model: ``"npz"`` has no TopK, no input norm and no skip connection, ``"saelens"`` no
-        TopK transcoder, ``"sparsify"`` nothing but TopK, without input norm and to as many features as from.
+        TopK transcoder, ``"sparsify"`` nothing but TopK, without input norm and to as many features as from. None has a place
+        for a crosscoder.
     """
     if format not in ("saelens", "npz", "sparsify"):
         raise ValueError(f"format: expected 'saelens' or 'npz', or 'sparsify', got {format!r}")
@@ -294,6 +295,11 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")
     sae = as_fitted(sae)
+    if getattr(sae, "sites_", None) is not None:
+        raise ValueError(
+            "sae: is a crosscoder, which reads several places at once: other tools' formats have one place. sae.save(path) "
+            "keeps it, and sae.to_torch() is a module for rows side by side"
+        )
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     arrays: dict[str, Any] = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
     if format == "sparsify":

@@ -24,8 +24,10 @@ from .._rows import (
     Pair,
     PairedRows,
     Rows,
+    Sites,
     StreamRows,
     by_blocks,
+    columns,
     finite_blocks,
     read_side,
     rows_of,
@@ -83,6 +85,14 @@ class SparseAutoencoder(InModel, Scored, Routed):
     * ``z = t W_enc + b_enc``, ``u_hat = a W_dec + b_dec``, plus ``t W_skip`` with `skip_connection`;
 
     in all else u stands in the place of t. It has neither `metric` nor `tied`.
+
+    ``fit(atoms.activations.Sites(X, Y))`` makes a **crosscoder** (Lindsey et al. 2024, *Sparse crosscoders*): one code of the
+    same tokens' rows at several sites, layers or models, rebuilds all of them. A row has the columns of all sites, and each
+    site has a number of its own that makes the mean square of its coordinates 1, ``t_s(x) = c_s (x_s - mean_s)``; in all
+    else t is one row. So a latent's cost is by its decoder's norm over all sites, ``sum_s |W_dec_js|^2 = 1``: what it
+    explains of all of them decides whether it is active, as those found best who compared models (Minder et al. 2025,
+    arXiv 2504.02922: TopK and its kin, not L1). `site_norms_` tells shared latents from those of one site. It has no `metric`.
+    Once fitted, its other methods take ``Sites(X, Y)``, the tuple ``(X, Y)`` of arrays, or rows of all columns.
 
     Parameters
     ----------
@@ -159,6 +169,11 @@ class SparseAutoencoder(InModel, Scored, Routed):
         step, samples, seconds, loss (training space), explained_variance (centred, last batch),
         explained_variance_val and l0_val (of `X_val`, NaN where they were not taken), l0 (last batch), dead,
         learning_rate.
+    sites_ : tuple of slice or None
+        A crosscoder's columns of each site, for rows, reconstructions, ``W_dec`` and ``b_dec``, and for the rows of ``W_enc``:
+        ``W_dec[:, sae.sites_[0]]``. None where there are no sites.
+    site_norms_ : ndarray (d_sae, sites) float64 or None
+        Norms of a crosscoder's decoder rows at each site, in the units in which the sites are equally strong.
     n_features_in_ : int
         d_in.
     random_state_ : int
@@ -198,6 +213,13 @@ class SparseAutoencoder(InModel, Scored, Routed):
     >>> coder = atoms.SparseAutoencoder(64, target_l0=8, max_steps=50, verbose=False).fit(X, target=Y)
     >>> coder.transform(X).shape, coder.reconstruct(X).shape
     ((2000, 64), (2000, 24))
+
+    A crosscoder of both:
+
+    >>> both = atoms.activations.Sites(X, Y)
+    >>> coder = atoms.SparseAutoencoder(64, target_l0=8, max_steps=50, verbose=False).fit(both)
+    >>> coder.reconstruct(both)[:, coder.sites_[1]].shape, coder.site_norms_.shape, coder.site_scores(both).shape
+    ((2000, 24), (64, 2), (2,))
     """
 
     def __init__(
@@ -284,6 +306,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
             generators, DataLoaders and other streams of batches (n, d_in), of unknown length: they are shuffled
             through a buffer of 65,536 rows, and where they fit it, all is as for the array again. A generator that
             ends before `max_steps` ends training; the function that makes it is called for another pass.
+            `atoms.activations.Sites` of two or more of these, but for streams, for a crosscoder.
         y : ignored
             For scikit-learn's pipelines.
         X_val : array (m, d_in), optional
@@ -295,7 +318,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
             those of the result. One number from thousands of rows: their explained variance stays a held-out one.
         massive : {"keep", "drop"} or float
             "drop" leaves out rows whose norm is more than ten times the median of X's, a number those of more than so
-            many times it, here and of `X_val`: `n_dropped_massive_` says how many of X. It goes through X once before:
+            many times it (at any site, by its own median), here and of `X_val`: `n_dropped_massive_` says how many of X. It goes through X once before:
             a store knows its norms, but a stream's model runs over all tokens once more.
         target : array (n, d_out), tensor, memory map, ``store[layer]``, ..., optional
             What a transcoder rebuilds: a row for each row of X, in whatever `X` may be in. Where one of the two is read block
@@ -415,6 +438,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
                 raise ValueError(
                     f"target: expected {self._model.d_out} features as in the calls before, got {rows.y.d}"
                 )
+            self._check_sites(rows, "X")
             check_same_parameters(parameters, self._fitted.parameters, "learning_rate")
             self._check_X(rows.shards[0], reset=False, names=rows.feature_names)
             self._fitted = self._fitted._replace(parameters=parameters)
@@ -434,12 +458,12 @@ class SparseAutoencoder(InModel, Scored, Routed):
             raise ValueError(f"X: expected at least 2 samples in the first call, got {len(part)}")
         check_metric(self.metric, rows.d)
         metric, ctx = metrics.frozen(self.metric), context(self.num_threads)
-        space, model = _start(ctx, _as_rows(part), settings, metric, None)
+        space, model = _start(ctx, _as_rows(part), settings, metric, None, rows.widths)
         history: dict[str, list[Any]] = {name: [] for name in HISTORY}
         self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
         control = Control(l1=settings.l1_coefficient or 0.0)
         self._take(Trained(space, model, control, history, parameters, None))
-        warn_of_massive(read_side(_as_rows(part)), stacklevel=4)
+        warn_of_massive(read_side(_as_rows(part)), 4, rows.widths)
 
     def _steps(self, part: np.ndarray | Pair, settings: Settings, rate: LastingRate) -> None:
         """Steps over these rows, each of at most `batch_size`."""
@@ -498,10 +522,12 @@ class SparseAutoencoder(InModel, Scored, Routed):
         """
         ctx, kind = context(self.num_threads), type(self).__name__
         parameters, data = self._parameters(settings), rows.identity()
+        if rows.widths is not None:
+            data["sites"] = list(rows.widths)
         if checkpoint is not None and os.path.exists(checkpoint):
             trained = _saving.resume(checkpoint, kind, parameters, metric, data, ctx)
         else:
-            space, model = _start(ctx, sampler.first(), settings, metric, init)
+            space, model = _start(ctx, sampler.first(), settings, metric, init, rows.widths)
             history: dict[str, list[Any]] = {name: [] for name in HISTORY}
             control = Control(l1=settings.l1_coefficient or 0.0)
             trained = Trained(space, model, control, history, parameters, data)
@@ -568,6 +594,22 @@ class SparseAutoencoder(InModel, Scored, Routed):
         return self
 
     # --------------------------------------------------------------- inference
+
+    def _check_rows(self, X: Any, *, reset: bool, far: bool = False) -> Any:
+        widths = self._fitted.space.widths
+        if widths is not None and isinstance(X, tuple):
+            if widths == tuple(getattr(one, "shape", (0, 0))[-1] for one in X):
+                X = Sites(*X)  # shards of a crosscoder's rows would be of all columns
+        rows = super()._check_rows(X, reset=reset, far=far)
+        self._check_sites(rows, "X")
+        return rows
+
+    def _check_sites(self, rows: Any, name: str) -> None:
+        """ValueError where rows have other sites than it was fitted to; rows without any are taken by their columns."""
+        widths = self._fitted.space.widths
+        if rows.widths is not None and rows.widths != widths:
+            of = "without sites" if widths is None else f"to sites of {widths} columns"
+            raise ValueError(f"{name}: sites of {rows.widths} columns, but it was fitted {of}")
 
     @framed
     @by_blocks
@@ -652,6 +694,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
         at one L0, or search by what the codes are for. Figures under different metrics are in different units.
         """
         self._check_fitted()
+        if self._fitted.space.widths is not None:
+            return self._explained(X)[0]
         if not self.is_transcoder:
             return super().score(X)
         if y is None:
@@ -663,6 +707,39 @@ class SparseAutoencoder(InModel, Scored, Routed):
         for block in finite_blocks(rows):
             found.update(block.y, self._rebuilt(block.x))
         return float(found.result().total)
+
+    def site_scores(self, X: Any) -> np.ndarray:
+        """Share of the variance of each site of X that a crosscoder explains (sites,), centred, float64.
+
+        `score` is their mean, weighted by the sites' variances in the training space.
+
+        Parameters
+        ----------
+        X : Sites, or rows of all columns (n, d_in)
+            Activations that `fit` has not seen. They are read once, block by block.
+
+        Raises
+        ------
+        ValueError
+            It was not fitted to `atoms.activations.Sites`.
+        """
+        self._check_fitted()
+        if self._fitted.space.widths is None:
+            raise ValueError(
+                "X: this autoencoder has no sites; fit(atoms.activations.Sites(...)) makes a crosscoder"
+            )
+        return self._explained(X)[1]
+
+    def _explained(self, X: Any) -> tuple[float, np.ndarray]:
+        """What a crosscoder explains of all sites, in the training space, and of each."""
+        scales, sites = self._fitted.space.scales, self.sites_ or ()
+        whole, *found = (ExplainedVariance("centered", num_threads=self.num_threads) for _ in (0, *sites))
+        for block in finite_blocks(self._check_rows(X, reset=False)):
+            rows, rebuilt = block * scales, self.inverse_transform(self._codes(block)) * scales
+            whole.update(rows, rebuilt)
+            for one, of in zip(found, sites):
+                one.update(rows[:, of], rebuilt[:, of])
+        return float(whole.result().total), np.array([one.result().total for one in found])
 
     # ---------------------------------------------------------- folded weights
 
@@ -713,6 +790,29 @@ class SparseAutoencoder(InModel, Scored, Routed):
         return self._model.transcodes
 
     @property
+    def sites_(self) -> tuple[slice, ...] | None:
+        """A crosscoder's columns of each site; None where there are no sites."""
+        self._check_fitted()
+        widths = self._fitted.space.widths
+        return None if widths is None else columns(widths)
+
+    @property
+    def site_norms_(self) -> np.ndarray | None:
+        """Norms of a crosscoder's decoder rows at each site (d_sae, sites), whose squares sum to 1; None without sites.
+
+        They are those of the training space, in which all sites are equally strong. With two sites
+        ``site_norms_[:, 1] / site_norms_.sum(axis=1)`` is the relative norm by which models are compared: near 0 and 1 for
+        latents of one site alone, about 1/2 for those of both.
+        """
+        sites = self.sites_
+        if sites is None:
+            return None
+        D = self._model.get("W_dec")
+        return np.column_stack(
+            [np.sqrt(np.einsum("ij,ij->i", D[:, of], D[:, of], dtype=np.float64)) for of in sites]
+        )
+
+    @property
     def threshold(self) -> np.ndarray:
         """A latent is active above it (d_sae,); zero for ReLU and TopK."""
         return self._fold()["threshold"]
@@ -751,6 +851,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
         tied = ", tied" if parameters["tied"] else ""
         skip = ", with a skip connection" if model.skip else ""
         to = f", to {model.d_out:,} of a target{skip}" if model.transcodes else ""
+        if space.widths is not None:
+            to = f" ({' + '.join(f'{d:,}' for d in space.widths)} of {len(space.widths)} sites)"
         rows: list[tuple[str, Any]] = [
             ("latents", f"{model.d_sae:,} {parameters['activation']}{tied}, of {model.d_in:,} features{to}"),
             (
@@ -890,13 +992,23 @@ def _check_sides(saes: Sequence[SparseAutoencoder], settings: Sequence[Settings]
             check_target(own, sae.metric)
         else:
             check_no_target(own)
+        if rows.widths is not None and sae.metric is not None:
+            raise ValueError(
+                "metric: a crosscoder's sites are scaled each by its own number, and its norms are of sites; leave it None. "
+                "Under a metric of all columns, fit to np.hstack of the sites instead of Sites"
+            )
 
 
 def _start(
-    ctx: Any, rows: Rows | PairedRows, settings: Settings, metric: Any, init: Any
+    ctx: Any,
+    rows: Rows | PairedRows,
+    settings: Settings,
+    metric: Any,
+    init: Any,
+    widths: Sequence[int] | None,
 ) -> tuple[TrainingSpace, Model]:
     """A model that has not been trained: `init`'s weights, or directions of these rows."""
-    space = TrainingSpace.fit(rows, metric)
+    space = TrainingSpace.fit(rows, metric, widths=widths)
     model = Model.of(ctx, rows.d, settings, None if space.target is None else space.target.d)
     if init is not None:
         for name, value in space.unfold(init, settings.d_sae, bool(settings.tied), model.skip).items():
@@ -987,7 +1099,7 @@ def fit_many(
             for sae, own, path in zip(saes, settings, paths)
         ]
         if any(run.steps == 0 for run in runs):
-            warn_of_massive(read_side(sampler.first()), stacklevel=3)
+            warn_of_massive(read_side(sampler.first()), 3, rows.widths)
         for sae, run in zip(saes, runs):
             run.callback = None if callback is None else functools.partial(callback, sae)
         with _taking(saes, runs, rows, dropped):

@@ -41,8 +41,7 @@ codes = sae.transform(X)  # activations (n, {d_in}) to a SciPy CSR array (n, {d_
 {rebuilt}module = sae.to_torch()  # encode, decode and forward for PyTorch
 ```
 
-The weights (`W_enc`, `b_enc`, `W_dec`, `b_dec`, `threshold`) are for raw activations. `atoms.io.save(sae, "folder")` writes
-them for SAELens. `{file}` is plain safetensors and holds no code.
+The weights (`W_enc`, `b_enc`, `W_dec`, `b_dec`, `threshold`) are for raw activations. {more} `{file}` is plain safetensors and holds no code.
 """
 
 
@@ -88,10 +87,11 @@ def card(kind: str, trained: Trained, address: str, metadata: dict[str, Any]) ->
         else " of " + ", ".join(f"`{x}`" for x in (name, hook) if x is not None)
     )
     others = {k: v for k, v in metadata.items() if k not in (*_HEADER, "model_name", "hook_name")}
-    what, rebuilds, rebuilt = _transcoder(model) if model.transcodes else ("sparse autoencoder", "", "")
+    what, rebuilds, rebuilt, more = _kind(trained)
     return _CARD.format(
         what=what,
         rebuilt=rebuilt,
+        more=more,
         header="\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items()),  # JSON is YAML
         of=of,
         about=f"`{kind}` of {model.d_sae:,} {model.activation} latents for {model.d_in:,} features{rebuilds}, "
@@ -105,13 +105,17 @@ def card(kind: str, trained: Trained, address: str, metadata: dict[str, Any]) ->
     )
 
 
-def _transcoder(model: Any) -> tuple[str, str, str]:
-    """What the card calls it, what it says of the target, and a line of the example."""
-    return (
-        "transcoder",
-        f", which rebuild {model.d_out:,} of another place",
-        f"outputs = sae.reconstruct(X)  # (n, {model.d_out}), of that place\n",
-    )
+def _kind(trained: Trained) -> tuple[str, str, str, str]:
+    """What the card calls it, what it says of its features, a line of the example, and what else there is for it."""
+    model, widths = trained.model, trained.space.widths
+    export = '`atoms.io.save(sae, "folder")` writes\nthem for SAELens.'
+    if widths is not None:
+        which = f" ({' + '.join(f'{d:,}' for d in widths)} of {len(widths)} sites side by side)"
+        return "sparse crosscoder", which, "", "`sae.sites_` has\nthe columns of each site."
+    if not model.transcodes:
+        return "sparse autoencoder", "", "", export
+    which = f", which rebuild {model.d_out:,} of another place"
+    return "transcoder", which, f"outputs = sae.reconstruct(X)  # (n, {model.d_out}), of that place\n", export
 
 
 def _measured(values: list[Any]) -> float | None:

@@ -70,7 +70,10 @@ def write_space(space: TrainingSpace, tensors: dict[str, np.ndarray], meta: dict
         tensors |= {f"metric.{k}": v for k, v in arrays.items()}
     else:
         tensors["mean"] = space.mean
-        meta["scale"] = float(space.scale)
+        if space.widths is None:
+            meta["scale"] = float(space.scale)
+        else:
+            meta["sites"], tensors["scale"] = list(space.widths), space.scale
 
 
 def read_space(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, d: int) -> TrainingSpace:
@@ -79,7 +82,18 @@ def read_space(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any
         if metric.n_features_in_ != d:
             raise ValueError(f"its metric has {metric.n_features_in_} features, b_dec {d}")
         return TrainingSpace(d, metric)
-    return _scaled(tensors, meta, d)
+    return _of_sites(tensors, meta["sites"], d) if "sites" in meta else _scaled(tensors, meta, d)
+
+
+def _of_sites(tensors: dict[str, np.ndarray], widths: Any, d: int) -> TrainingSpace:
+    """The space of a crosscoder."""
+    known = isinstance(widths, list) and all(type(w) is int and w > 0 for w in widths)
+    if not known or sum(widths) != d:
+        raise ValueError(f"sites have {widths!r} columns, mean has {d}")
+    scale = check_tensor(tensors, "scale", (len(widths),), np.float64)
+    if not ((scale > 0) & (scale < np.inf)).all():
+        raise ValueError(f"scale is {scale}")
+    return TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), scale, widths)
 
 
 def _scaled(tensors: dict[str, np.ndarray], meta: dict[str, Any], d: int, side: str = "") -> TrainingSpace:
@@ -121,6 +135,8 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
     control = _control(meta["control"])
     space = read_space(tensors, meta, metric, d)
     if out is not None:
+        if space.widths is not None:
+            raise ValueError("has both sites and a target")
         space.target = _scaled(tensors, meta, out, "target_")
     model = Model.of(ctx, d, settings, out)
     for name in fields:
@@ -169,6 +185,7 @@ def check_resumed(
     d_in = data["columns"]
     others = differing(parameters, meta["parameters"])
     others += ["target"] * (("target_scale" in meta) != ("target" in data))
+    others += ["sites"] * (meta.get("sites") != data.get("sites"))
     if others or meta["n_features_in"] != d_in or ("metric" in meta) != (metric is not None):
         what = ", ".join(others) or ("d_in" if meta["n_features_in"] != d_in else "metric")
         raise ValueError(
@@ -229,11 +246,13 @@ def as_state(trained: Trained) -> dict[str, Any]:
     state = {**state, "_parameters": parameters, "_data": data, "_metric": space.metric}
     if space.target is not None:
         state["_target"] = (space.target.mean, space.target.scale)
+    if space.widths is not None:
+        state["_sites"] = space.widths
     return state if space.metric is not None else state | {"_mean": space.mean, "_scale": space.scale}
 
 
 # `as_state`'s names
-STATE = ("_arrays", "_control", "_parameters", "_data", "_metric", "_mean", "_scale", "_target")
+STATE = ("_arrays", "_control", "_parameters", "_data", "_metric", "_mean", "_scale", "_target", "_sites")
 
 
 def from_state(state: dict[str, Any], parameters: dict[str, Any], ctx: Any) -> Trained:
@@ -244,6 +263,7 @@ def from_state(state: dict[str, Any], parameters: dict[str, Any], ctx: Any) -> T
     d, parameters = state["n_features_in_"], state.get("_parameters", parameters)
     metric = state["_metric"] if "_metric" in state else metrics.frozen(state["metric"])
     where = {} if metric is not None else {"mean": state["_mean"], "scale": state["_scale"]}
+    where |= {"widths": state["_sites"]} if "_sites" in state else {}
     space, control = TrainingSpace(d, metric, **where), Control(**state["_control"])
     if "_target" in state:
         mean, scale = state["_target"]

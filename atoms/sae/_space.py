@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from .._arrays import as_array
 from .._config import one_blas_thread
 from .._frames import without_frames
-from .._rows import Pair, PairedRows, Rows
+from .._rows import Pair, PairedRows, Rows, columns
 from ._model import WEIGHTS, Batch, Model, blocks
 
 
@@ -38,8 +40,10 @@ class TrainingSpace:
     mean : ndarray (d,), optional
         Subtracted where there is no metric. float64, but rounded to float32, so that mapping a batch in
         float32 subtracts exactly this mean.
-    scale : float
-        Multiplied with where there is no metric; rounded to float32 too.
+    scale : float, or ndarray (sites,)
+        Multiplied with where there is no metric; rounded to float32 too. A crosscoder's has a number for each site.
+    widths : sequence of int, optional
+        Of a crosscoder's sites.
 
     Attributes
     ----------
@@ -47,15 +51,25 @@ class TrainingSpace:
         A transcoder's, for the rows that it rebuilds.
     """
 
-    def __init__(self, d: int, metric: Any, mean: np.ndarray | None = None, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        d: int,
+        metric: Any,
+        mean: np.ndarray | None = None,
+        scale: Any = 1.0,
+        widths: Sequence[int] | None = None,
+    ) -> None:
         self.d, self.metric, self.scale = d, metric, scale
+        self.widths = None if widths is None else tuple(widths)
         self.target: TrainingSpace | None = None
         self.mean: np.ndarray = np.zeros(d) if mean is None else mean
 
     @classmethod
     @one_blas_thread
-    def fit(cls, rows: Rows | PairedRows, metric: Any, name: str = "X") -> TrainingSpace:
-        """The metric's, or the one in which the mean square of a coordinate of these rows is 1."""
+    def fit(
+        cls, rows: Rows | PairedRows, metric: Any, name: str = "X", widths: Sequence[int] | None = None
+    ) -> TrainingSpace:
+        """The metric's, or the one in which the mean square of a coordinate of these rows is 1, at each site."""
         if isinstance(rows, PairedRows):
             assert isinstance(rows.x, Rows) and isinstance(rows.y, Rows)
             space = cls.fit(rows.x, metric)
@@ -63,24 +77,28 @@ class TrainingSpace:
             return space
         if metric is not None:
             return cls(rows.d, metric)
-        mean, square = np.zeros(rows.d), 0.0
+        parts = columns(widths or [rows.d])
+        mean, square = np.zeros(rows.d), np.zeros(len(parts))
         for part in blocks(rows.n):
             block = rows.slice(part.start, part.stop).astype(np.float64)
             if not np.isfinite(block).all():
                 row = part.start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
                 raise ValueError(f"{name}: row {row} holds NaN or infinity; drop it first")
             mean += block.sum(axis=0)
-            square += float((block * block).sum())
+            square += [float((block[:, of] * block[:, of]).sum()) for of in parts]
         mean /= rows.n
-        variance = max(square / rows.n - float(mean @ mean), 0.0) / rows.d
-        # what is below that share of the mean's square is rounding, and there is nothing to scale
-        scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * float(mean @ mean) else 1.0
-        if not 1e-36 < scale < 1e36:
-            raise ValueError(
-                f"{name}: a coordinate's root mean square about the mean is {1 / scale:.3g}, beyond what float32 can "
-                f"scale to 1; multiply {name} by a number that brings it nearer to 1"
-            )
-        return cls(rows.d, None, mean.astype(np.float32).astype(np.float64), float(np.float32(scale)))
+        names = [name] if widths is None else [f"{name}, site {i}" for i in range(len(parts))]
+        scales = [
+            _scale(one, float(s / rows.n), mean[of]) for one, s, of in zip(names, square, parts, strict=True)
+        ]
+        about = mean.astype(np.float32).astype(np.float64)
+        return cls(rows.d, None, about, scales[0] if widths is None else np.array(scales), widths)
+
+    @property
+    def scales(self) -> np.ndarray:
+        """The scale of each coordinate of a crosscoder (d,), float64."""
+        assert self.widths is not None
+        return np.repeat(self.scale, self.widths)
 
     def batch(self, x: np.ndarray | Pair, index: np.ndarray | None = None) -> Batch:
         """Raw activations as the core takes them: whitened here under a metric, else mapped by the core as it reads."""
@@ -90,6 +108,10 @@ class TrainingSpace:
             return Batch(read.X, read.rows, read.shift, read.scale, self.target.batch(x.y, index))
         if self.metric is not None:
             return Batch(without_frames(self.metric, "whiten")(x if index is None else x[index]))
+        if self.widths is not None:  # the core scales all coordinates alike
+            return Batch(
+                Batch(x, index, self.mean.astype(np.float32)).dense() * self.scales.astype(np.float32)
+            )
         return Batch(x, index, self.mean.astype(np.float32), self.scale)
 
     def to_space(self, x: Any) -> Any:
@@ -99,12 +121,14 @@ class TrainingSpace:
             return Pair(self.to_space(x.x), self.target.to_space(x.y))
         return self.batch(x).dense()
 
-    def maps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(shift, forward, back) of t = (x - shift) forward and x = t back + shift, float64: matrices under a metric, else
-        numbers; see `through`."""
+    def maps(self) -> tuple[np.ndarray, Any, Any]:
+        """(shift, forward, back) of t = (x - shift) forward and x = t back + shift, float64: matrices under a metric,
+        sparse ones of several sites, else numbers; see `through`."""
         if self.metric is not None:
             m = self.metric
             return (m.mean_ if m.centered else np.zeros(self.d)), m.whitener_, m.unwhitener_
+        if self.widths is not None:
+            return self.mean, sp.diags_array(self.scales), sp.diags_array(1 / self.scales)
         return self.mean, np.array(self.scale), np.array(1 / self.scale)
 
     @one_blas_thread
@@ -180,7 +204,20 @@ class TrainingSpace:
         return unfolded
 
 
-def through(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _scale(name: str, square: float, mean: np.ndarray) -> float:
+    """What brings coordinates of this mean, of rows of this mean squared norm, to mean square 1 about it, as float32 has it."""
+    variance = max(square - float(mean @ mean), 0.0) / len(mean)
+    # what is below that share of the mean's square is rounding, and there is nothing to scale
+    scale = 1.0 / np.sqrt(variance) if variance > 1e-24 * float(mean @ mean) else 1.0
+    if not 1e-36 < scale < 1e36:
+        raise ValueError(
+            f"{name}: a coordinate's root mean square about the mean is {1 / scale:.3g}, beyond what float32 can "
+            f"scale to 1; multiply {name} by a number that brings it nearer to 1"
+        )
+    return float(np.float32(scale))
+
+
+def through(a: Any, b: Any) -> np.ndarray:
     """a b, where either may be a number that stands for so many times the unit matrix."""
     return np.asarray(a * b if 0 in (a.ndim, b.ndim) else a @ b)
 

@@ -221,7 +221,7 @@ def training_rows(
         raise ValueError(f"X: expected at least 2 samples, got n_samples = {rows.n}")
     val = _held_out_rows(rows, X_val, target_val)
     rows, dropped, limit = without_massive(rows, multiple)
-    return rows, None if val is None else within(val, limit, "X_val"), dropped
+    return rows, None if val is None else within(val, limit, "X_val", rows.widths), dropped
 
 
 def _held_out_rows(rows: Any, X_val: Any, target_val: Any) -> np.ndarray | Pair | None:

@@ -46,6 +46,8 @@ class Activations(Shown):
         Tokens left out: first ones of their contexts, and massive ones.
     seconds : float
         Time the capture took.
+    compute_dtype : str or None
+        In which the model multiplied, where that was not the dtype of its weights.
     """
 
     arrays: dict[Key, np.ndarray]
@@ -58,6 +60,7 @@ class Activations(Shown):
     n_dropped_first: int = 0
     n_dropped_massive: int = 0
     seconds: float = 0.0
+    compute_dtype: str | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -209,6 +212,8 @@ class Activations(Shown):
             files = {key: folder / file_name(key) for key in massive}
             dtype = row_dtype(manifest["dtype"])
             counts: dict[str, Any] = {name: _TYPES[name](manifest[name]) for name in _TYPES}
+            computed = manifest.get("compute_dtype")  # those of before have none
+            counts["compute_dtype"] = None if computed is None else row_dtype(computed).name
         columns, _ = read_npz(folder / "index.npz")
         with reading(folder / "index.npz", cls.__name__):
             n = len(columns[INDEX[0]])
@@ -245,6 +250,7 @@ def write_index(activations: Activations, folder: Path) -> None:
             [layer, site, activations.massive_counts[layer, site]] for layer, site in activations.arrays
         ],
         **{name: getattr(activations, name) for name in _TYPES},
+        "compute_dtype": activations.compute_dtype,
     }
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -60,7 +60,7 @@ class Activations(Shown):
     n_dropped_first: int = 0
     n_dropped_massive: int = 0
     seconds: float = 0.0
-    compute_dtype: str | None = None
+    compute_dtype: str | None = dataclasses.field(default=None, init=False)  # capture's to say
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -108,12 +108,14 @@ class Activations(Shown):
 
     def take(self, rows: np.ndarray) -> Activations:
         """The rows that a mask or an index selects, copied into memory."""
-        return dataclasses.replace(
+        taken = dataclasses.replace(
             self,
             arrays={key: np.asarray(a[rows]) for key, a in self.arrays.items()},
             norms={key: a[rows] for key, a in self.norms.items()},
             **{name: getattr(self, name)[rows] for name in INDEX},
         )
+        taken.compute_dtype = self.compute_dtype
+        return taken
 
     def without_massive(self) -> Activations:
         """Leave out every token that is massive at any captured layer: rows stay aligned."""
@@ -213,14 +215,16 @@ class Activations(Shown):
             dtype = row_dtype(manifest["dtype"])
             counts: dict[str, Any] = {name: _TYPES[name](manifest[name]) for name in _TYPES}
             computed = manifest.get("compute_dtype")  # those of before have none
-            counts["compute_dtype"] = None if computed is None else row_dtype(computed).name
+            computed = None if computed is None else row_dtype(computed).name
         columns, _ = read_npz(folder / "index.npz")
         with reading(folder / "index.npz", cls.__name__):
             n = len(columns[INDEX[0]])
             index: dict[str, Any] = {name: check_column(columns, name, n, np.int64) for name in INDEX}
             norms = {key: check_column(columns, f"norms-{key[0]}-{key[1]}", n, np.float64) for key in massive}
         arrays = {key: map_npy(path, stored_dtype(dtype), n).view(dtype) for key, path in files.items()}
-        return cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
+        found = cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
+        found.compute_dtype = computed
+        return found
 
 
 def _median(norms: np.ndarray | None) -> float | None:

@@ -122,6 +122,7 @@ def test_a_folder_of_rows_says_it_too(tmp_path):
     model = decoder()
     capture(model, CONTEXTS, 1, compute_dtype="bfloat16", out=tmp_path, verbose=False)
     assert Activations.load(tmp_path).compute_dtype == "bfloat16"
+    assert Activations.load(tmp_path).without_massive().compute_dtype == "bfloat16"
     manifest = json.loads((tmp_path / "activations.json").read_text())
     for said, read in ((None, None), ("no such type", ValueError)):
         (tmp_path / "activations.json").write_text(json.dumps({**manifest, "compute_dtype": said}))

@@ -135,7 +135,9 @@ def sae_encode(
     index: NDArray[np.int64] | None = ...,
     shift: NDArray[np.float32] | None = ...,
     scale: float = ...,
+    work: Any = ...,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32], Any]: ...
+def sae_work() -> Any: ...
 def decode(
     ctx: Context,
     indptr: NDArray[np.int64],

@@ -7,22 +7,23 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import re
 import secrets
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from ._config import warnings_as
 
 __all__ = [
+    "Later",
     "check_tensor",
     "load_tensors",
     "map_npy",
@@ -99,12 +100,43 @@ def _naming(target: Path) -> Iterator[None]:
         raise
 
 
-def save_tensors(path: Any, kind: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Write a safetensors file: `path` is never half written."""
+class Later(NamedTuple):
+    """An array that is made when it is written, so that a file's arrays are not in memory all at once."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    make: Callable[[], np.ndarray]
+
+
+_DTYPES = {np.dtype(t): name for t, name in ((np.float64, "F64"), (np.int64, "I64"), (np.float32, "F32"),
+                                             (np.int32, "I32"), (np.float16, "F16"), (np.uint8, "U8"),
+                                             (np.bool_, "BOOL"))}  # fmt: skip
+
+
+def save_tensors(
+    path: Any, kind: str, tensors: Mapping[str, np.ndarray | Later], metadata: dict[str, Any]
+) -> None:
+    """Write a safetensors file: `path` is never half written. One `Later` at a time is in memory."""
     text = {"format": "atoms", "kind": kind, "parameters": json.dumps(metadata)}
-    data = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=text)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    header: dict[str, Any] = {"__metadata__": text}
+    names = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))  # aligned
+    at = 0
+    for name in names:
+        shape, dtype = tensors[name].shape, np.dtype(tensors[name].dtype)
+        end = at + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    first = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    first += b" " * (-len(first) % 8)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(first).to_bytes(8, "little") + first)
+        for name in names:
+            file.write(_bytes(tensors[name]))
+
+
+def _bytes(array: np.ndarray | Later) -> memoryview:
+    whole = np.ascontiguousarray(array.make() if isinstance(array, Later) else array)
+    return whole.reshape(-1).view(np.uint8).data
 
 
 def sync_folder(folder: Any) -> None:

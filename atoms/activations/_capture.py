@@ -142,6 +142,7 @@ def capture(
     massive: str = ...,
     massive_multiple: float = ...,
     dtype: str = ...,
+    compute_dtype: str | None = ...,
     out: str | os.PathLike[str] | None = ...,
     store: None = ...,
     forward: Forward | None = ...,
@@ -162,6 +163,7 @@ def capture(
     batch_tokens: int = ...,
     drop_first: bool = ...,
     dtype: str = ...,
+    compute_dtype: str | None = ...,
     forward: Forward | None = ...,
     attention_mask: Any = ...,
     tokenizer: Any = ...,
@@ -183,6 +185,7 @@ def capture(
     massive: str = "keep",
     massive_multiple: float = 10.0,
     dtype: str = "float32",
+    compute_dtype: str | None = None,
     out: str | os.PathLike[str] | None = None,
     store: str | os.PathLike[str] | None = None,
     forward: Forward | None = None,
@@ -231,6 +234,11 @@ def capture(
         See `massive`.
     dtype : {"float32", "float16", "bfloat16"}
         Of the rows. Norms are taken in float64 of the float32 values before rounding.
+    compute_dtype : {None, "bfloat16"}
+        "bfloat16": the model's products are of numbers rounded to 8 bits, summed in float32 (PyTorch's autocast; weights
+        and the residual stream stay as they are, what a linear layer gives is rounded). SmolLM2's pass takes 1.7 times less
+        processor time, its rows turn by a third of a degree, and what is trained on them explains as much. Refused on a
+        CPU without AVX512_BF16, where it would take longer. None: in the dtype of the model's weights.
     out : path, optional
         Folder for the rows: one ``.npy`` file for each layer and site, mapped, never held in
         memory. `Activations.load` opens it again. A run that dies leaves no finished folder.
@@ -269,8 +277,8 @@ def capture(
         PyTorch is not installed.
     ValueError
         No tokens, ids outside the vocabulary, contexts too long for the model, a layer, site or module
-        that the model does not have, NaN or infinity from the model, values beyond `dtype`, a store of
-        other settings. The message says what to do.
+        that the model does not have, NaN or infinity from the model, values beyond `dtype`, a `compute_dtype` that
+        this CPU has no instructions for, a store of other settings. The message says what to do.
     FileExistsError
         `out` already holds activations.
 
@@ -289,7 +297,7 @@ def capture(
     """
     _check(massive, massive_multiple, out, store, client)
     row_type = row_dtype(dtype)
-    settings = layers, site, batch_tokens, drop_first, forward, attention_mask, tokenizer
+    settings = layers, site, batch_tokens, drop_first, forward, attention_mask, tokenizer, compute_dtype
     if store is not None and client is not None:
         far = FarPass(model, tokens, settings)
         with _bar(0, verbose, drop_first) as bar:
@@ -345,6 +353,7 @@ def _finished(plan: Pass, rows: _Rows, massive_multiple: float, drop: bool) -> A
     index: dict[str, Any] = plan.index()
     skipped = plan.skip * len(plan.contexts)
     result = Activations({}, rows.norms, **index, massive_multiple=massive_multiple, n_dropped_first=skipped)
+    result.compute_dtype = plan.compute_dtype
     masks = result.massive()
     result.massive_counts = {key: int(mask.sum()) for key, mask in masks.items()}
     mask = np.any(list(masks.values()), axis=0)

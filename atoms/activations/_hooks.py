@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._config import context
 from ._contexts import as_contexts
 from ._models import decoder_blocks, if_text, import_torch, tokenize
 from ._table import Key
@@ -176,6 +177,27 @@ class Model:
         )
 
     # ------------------------------------------------------------- running
+
+    def check_compute(self, dtype: Any) -> None:
+        """ValueError for what `computing` does not take, or not here."""
+        if dtype is None:
+            return
+        if dtype != "bfloat16":
+            raise ValueError(
+                f"compute_dtype: expected None (the model's own) or 'bfloat16', got {dtype!r}; load_model(name, "
+                "dtype=...) loads a model whose weights are of another"
+            )
+        if self.device.type == "cpu" and context().isa != "avx512_bf16":
+            raise ValueError(
+                f"compute_dtype: 'bfloat16' is for CPUs with AVX512_BF16, and this one may use {context().isa}, which would "
+                "take longer than in float32; leave it out"
+            )
+
+    def computing(self, dtype: str | None) -> Any:
+        """Inside, this thread's products are of that dtype, of weights rounded once; the model itself stays as it is."""
+        if dtype is None:
+            return contextlib.nullcontext()
+        return self.torch.autocast(self.device.type, getattr(self.torch, dtype))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -418,10 +440,13 @@ class Pass:
         forward: Forward | None,
         attention_mask: Any = None,
         tokenizer: Any = None,
+        compute_dtype: str | None = None,
     ):
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected a positive integer, got {batch_tokens}")
         self.model = Model(model, forward)
+        self.model.check_compute(compute_dtype)
+        self.compute_dtype = compute_dtype
         self.keys = self.model.keys(layers, site)
         tokens = _tokens_of(tokens, tokenizer, self.model.limits()[1])
         self.contexts = as_contexts(
@@ -446,7 +471,7 @@ class Pass:
     @contextlib.contextmanager
     def hooked(self) -> Iterator[Callable[[int], dict[Key, np.ndarray]]]:
         """A function from a batch's number to its rows, while the hooks are on the model."""
-        with self.model.evaluating():
+        with self.model.evaluating(), self.model.computing(self.compute_dtype):
             hooks = Hooks(self.model, self.keys, self._whole)
 
             def run(batch: int) -> dict[Key, np.ndarray]:
@@ -473,9 +498,9 @@ class Pass:
     def digest(self) -> str:
         """SHA-256 of the token ids and of where the contexts end."""
         digest = hashlib.sha256()
-        for context in self.contexts:
-            digest.update(len(context).to_bytes(8, "little"))
-            digest.update(context.astype("<i8").tobytes())
+        for one in self.contexts:
+            digest.update(len(one).to_bytes(8, "little"))
+            digest.update(one.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -499,12 +524,12 @@ def _batches(contexts: list[np.ndarray], batch_tokens: int, pads: bool) -> Itera
     """
     batch: list[int] = []
     longest = 0
-    for i, context in enumerate(contexts):
-        uneven = not pads and len(context) != longest
-        longest = max(longest, len(context))
+    for i, one in enumerate(contexts):
+        uneven = not pads and len(one) != longest
+        longest = max(longest, len(one))
         if batch and (uneven or longest * (len(batch) + 1) > batch_tokens):
             yield batch
-            batch, longest = [], len(context)
+            batch, longest = [], len(one)
         batch.append(i)
     yield batch
 

@@ -164,6 +164,7 @@ def settings_of(plan: Pass, dtype: np.dtype, tokenizer: Any) -> dict[str, Any]:
         "batch_tokens": plan.batch_tokens,
         "drop_first": bool(plan.skip),
         "dtype": dtype.name,
+        "compute_dtype": plan.compute_dtype,
         "points": [
             {"layer": key[0], "site": key[1], "hook": plan.model.module_name(key), "name": point_name(key)}
             for key in plan.keys
@@ -200,6 +201,8 @@ def digest_of(settings: dict[str, Any], layer: Any, site: str, blocks: np.ndarra
     """SHA-256 of what decides the rows of one place: equal ones for a store and a stream of the same."""
     model = {k: v for k, v in settings["model"].items() if ("model", k) not in _NAMES}
     what = [model, settings["tokens"], settings["batch_tokens"], settings["drop_first"], layer, site]
+    if settings.get("compute_dtype"):  # stores of before have none
+        what.append(settings["compute_dtype"])
     return hashlib.sha256(json.dumps([*what, blocks.tolist()], sort_keys=True).encode()).hexdigest()
 
 
@@ -434,7 +437,7 @@ class ActivationStore(Shown):
     manifest : dict
         ``model`` (class, name, revision, SHA-256 of its weights), ``tokenizer``, ``tokens``
         (counts and SHA-256 of the ids), ``points`` (layer, site, name of the hooked module), ``widths``,
-        ``dtype``, ``drop_first``, ``batch_tokens``, and for each of the ``shards`` its rows, the rows of
+        ``dtype``, ``compute_dtype``, ``drop_first``, ``batch_tokens``, and for each of the ``shards`` its rows, the rows of
         each block (a forward pass), CRC-32 of each block, size and SHA-256 of each file.
 
     Raises

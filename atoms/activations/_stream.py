@@ -38,6 +38,8 @@ class ActivationStream(BlockSource):
         Leave out position 0 of each context.
     dtype : {"float32", "float16", "bfloat16"}
         Of the rows.
+    compute_dtype : {None, "bfloat16"}
+        In which the model multiplies.
     forward : callable, optional
         ``forward(model, ids, mask)`` runs a model that is not called with the ids alone.
     attention_mask : 2-D array or tensor, or list of 1-D arrays, optional
@@ -79,6 +81,7 @@ class ActivationStream(BlockSource):
         batch_tokens: int = 1024,
         drop_first: bool = True,
         dtype: str = "float32",
+        compute_dtype: str | None = None,
         forward: Forward | None = None,
         attention_mask: Any = None,
         tokenizer: Any = None,
@@ -90,7 +93,16 @@ class ActivationStream(BlockSource):
 
         self.dtype, self._threads = row_dtype(dtype), torch.get_num_threads()
         self._plan = Pass(
-            model, tokens, layer, site, batch_tokens, drop_first, forward, attention_mask, tokenizer
+            model,
+            tokens,
+            layer,
+            site,
+            batch_tokens,
+            drop_first,
+            forward,
+            attention_mask,
+            tokenizer,
+            compute_dtype,
         )
         if len(self._plan.keys) != 1:
             raise ValueError(f"layer: expected one layer at one site, got {len(self._plan.keys)}")

@@ -46,6 +46,8 @@ class Activations(Shown):
         Tokens left out: first ones of their contexts, and massive ones.
     seconds : float
         Time the capture took.
+    compute_dtype : str or None
+        In which the model multiplied, where that was not the dtype of its weights.
     """
 
     arrays: dict[Key, np.ndarray]
@@ -58,6 +60,7 @@ class Activations(Shown):
     n_dropped_first: int = 0
     n_dropped_massive: int = 0
     seconds: float = 0.0
+    compute_dtype: str | None = dataclasses.field(default=None, init=False)  # capture's to say
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -105,12 +108,14 @@ class Activations(Shown):
 
     def take(self, rows: np.ndarray) -> Activations:
         """The rows that a mask or an index selects, copied into memory."""
-        return dataclasses.replace(
+        taken = dataclasses.replace(
             self,
             arrays={key: np.asarray(a[rows]) for key, a in self.arrays.items()},
             norms={key: a[rows] for key, a in self.norms.items()},
             **{name: getattr(self, name)[rows] for name in INDEX},
         )
+        taken.compute_dtype = self.compute_dtype
+        return taken
 
     def without_massive(self) -> Activations:
         """Leave out every token that is massive at any captured layer: rows stay aligned."""
@@ -209,13 +214,17 @@ class Activations(Shown):
             files = {key: folder / file_name(key) for key in massive}
             dtype = row_dtype(manifest["dtype"])
             counts: dict[str, Any] = {name: _TYPES[name](manifest[name]) for name in _TYPES}
+            computed = manifest.get("compute_dtype")  # those of before have none
+            computed = None if computed is None else row_dtype(computed).name
         columns, _ = read_npz(folder / "index.npz")
         with reading(folder / "index.npz", cls.__name__):
             n = len(columns[INDEX[0]])
             index: dict[str, Any] = {name: check_column(columns, name, n, np.int64) for name in INDEX}
             norms = {key: check_column(columns, f"norms-{key[0]}-{key[1]}", n, np.float64) for key in massive}
         arrays = {key: map_npy(path, stored_dtype(dtype), n).view(dtype) for key, path in files.items()}
-        return cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
+        found = cls(arrays=arrays, norms=norms, **index, massive_counts=massive, **counts)
+        found.compute_dtype = computed
+        return found
 
 
 def _median(norms: np.ndarray | None) -> float | None:
@@ -245,6 +254,7 @@ def write_index(activations: Activations, folder: Path) -> None:
             [layer, site, activations.massive_counts[layer, site]] for layer, site in activations.arrays
         ],
         **{name: getattr(activations, name) for name in _TYPES},
+        "compute_dtype": activations.compute_dtype,
     }
     with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

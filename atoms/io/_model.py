@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from .. import _core
 from .._arrays import as_array
 from .._checks import part_by_part
 from .._config import context, one_blas_thread
@@ -197,7 +198,7 @@ class PretrainedSAE(InModel, Shown):
             saelens_metadata(self.config) if self.source == "saelens" else {},
         )
 
-    def _encode(self, x: np.ndarray) -> sp.csr_array:
+    def _encode(self, x: np.ndarray, work: Any = None) -> sp.csr_array:
         ctx = context(self.num_threads)
         if self._model is None:
             # tied, so that the core holds one matrix: only its encoder is used (the decoder may have another width)
@@ -207,7 +208,7 @@ class PretrainedSAE(InModel, Shown):
             model.set("b_dec", self._center)
             model.set("threshold", self.threshold)
             self._model = model
-        return self._model.encode(ctx, Batch(x))
+        return self._model.encode(ctx, Batch(x), work)
 
     def _decode(self, codes: sp.csr_array) -> np.ndarray:
         return decode(context(self.num_threads), codes, self.W_dec, self.b_dec)
@@ -241,7 +242,8 @@ class PretrainedSAE(InModel, Shown):
         ValueError
             Another number of features, NaN or infinity in X.
         """
-        return stacked(part_by_part(self._blocks(X), lambda x, _: self._encode(self._normalised(x)[0])))
+        work = _core.sae_work()
+        return stacked(part_by_part(self._blocks(X), lambda x, _: self._encode(self._normalised(x)[0], work)))
 
     @by_blocks
     def inverse_transform(self, codes: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from .. import _core
 from .. import _plot as plot
 from .. import metric as metrics
 from .._checks import part_by_part
@@ -622,8 +623,9 @@ class SparseAutoencoder(InModel, Scored, Routed):
         self._check_fitted()
         rows, ctx = self._check_rows(X, reset=False), context(self.num_threads)
         space, model = self._fitted.space, self._fitted.model  # once: another thread may fit meanwhile
+        work = _core.sae_work()
         return stacked(
-            part_by_part(rows.blocks(BLOCK), lambda block, _: model.encode(ctx, space.batch(block)))
+            part_by_part(rows.blocks(BLOCK), lambda block, _: model.encode(ctx, space.batch(block), work))
         )
 
     def _codes(self, X: np.ndarray) -> sp.csr_array:

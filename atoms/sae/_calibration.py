@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _core
 from ._model import Batch, Model
 from ._steering import Control
 
@@ -63,9 +64,9 @@ def _ratios(
 ) -> np.ndarray:
     """All ratios z / threshold above `low`; infinity where the threshold is zero."""
     model.set("threshold", thresholds * np.float32(low))
-    parts = []
+    parts, work = [], _core.sae_work()
     for batch in batches:
-        codes = model.encode(ctx, batch)
+        codes = model.encode(ctx, batch, work)
         with np.errstate(divide="ignore"):
             parts.append(codes.data / thresholds[codes.indices])
     return np.concatenate(parts)

@@ -228,11 +228,18 @@ class Model:
             field = _core.sae_nonfinite(self.handle)
         return next((name for name, number in _NUMBER.items() if number == field), None)
 
-    def encode(self, ctx: Any, batch: Batch) -> sp.csr_array:
+    def encode(self, ctx: Any, batch: Batch, work: Any = None) -> sp.csr_array:
+        """Codes of a batch. `work`, of `_core.sae_work`, spares the next batch's call the pages that this one takes."""
         with self.turns.reading():
             try:
                 indptr, indices, values, _ = _core.sae_encode(
-                    ctx, self.handle, batch.X, index=batch.rows, shift=batch.shift, scale=batch.scale
+                    ctx,
+                    self.handle,
+                    batch.X,
+                    index=batch.rows,
+                    shift=batch.shift,
+                    scale=batch.scale,
+                    work=work,
                 )
             except ValueError as error:
                 named = re.sub(r"\brow (\d+)", lambda found: row_name(int(found[1])), str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .. import metric as metrics
-from .._files import check_tensor, load_tensors, reading, save_tensors
+from .._files import Later, check_tensor, load_tensors, reading, save_tensors
 from ._model import FIELDS, SKIP, WEIGHTS, Model, layout
 from ._settings import Settings, differing
 from ._space import TrainingSpace
@@ -46,24 +47,26 @@ def write(
     space, model, control, history, parameters, data = trained
     names = model.fields if training_state else (*model.weights, "counters")
     twins = ("W_enc", "W_enc_m", "W_enc_v") if parameters["tied"] else ()  # tied: the same arrays as W_dec's
-    with model.turns.writing():  # all arrays of one step
-        control.publish_cut(model)
-        tensors = {name: model.get(name) for name in names if name not in twins}
+    shapes = {name: layout(name, model.d_in, model.d_sae, model.d_out) for name in names if name not in twins}
+    tensors: dict[str, Any] = {k: Later(*v, functools.partial(model.get, k)) for k, v in shapes.items()}
     meta: dict[str, Any] = {
         "parameters": parameters,
         "n_features_in": model.d_in,
         "history": history,
-        "control": vars(control),
     }
     if training_state and data is not None:
         meta["data"] = data
     write_space(space, tensors, meta)
     if space.target is not None:
         tensors["target_mean"], meta["target_scale"] = space.target.mean, float(space.target.scale)
-    save_tensors(path, kind, tensors, meta)
+    with (
+        model.turns.writing()
+    ):  # all arrays of one step; copies of all at once would be larger than the model
+        control.publish_cut(model)
+        save_tensors(path, kind, tensors, {**meta, "control": vars(control)})
 
 
-def write_space(space: TrainingSpace, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+def write_space(space: TrainingSpace, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
     """Add a training space to what a file is to hold."""
     if space.metric is not None:
         arrays, meta["metric"] = metrics.state_of(space.metric)

@@ -161,7 +161,9 @@ def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarr
     power = float((part * part).sum())
     alpha = float(np.clip((part * centred).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
     for name in ("W_enc", "b_enc", "threshold"):
-        model.set(name, alpha * model.get(name))
+        scaled = model.get(name)
+        scaled *= alpha  # in place: a third copy would be the peak of all training
+        model.set(name, scaled)
 
 
 def _set_tied(

@@ -309,11 +309,12 @@ typedef struct {
 
 /* ---- codes: compressed sparse rows (CSR), sample i's entries from indptr[i] to indptr[i + 1] */
 
-/* The codes that encoding found. */
+/* The codes that encoding found, in its workspace. */
 typedef struct atoms_csr atoms_csr;
 
 /* Codes of n rows by the inference rule: z > threshold for JUMPRELU and BATCHTOPK, else as
- * in training. *csr is new, to be freed by the caller. */
+ * in training. *csr: NULL, or what an earlier call gave, whose codes are lost and whose memory is used again (models of
+ * one shape in turn pay for it once); what comes back is to be freed by the caller. On any error it is NULL. */
 ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_batch *x,
                                         atoms_csr **csr, atoms_sae_stats *stats);
 ATOMS_API int64_t atoms_csr_nnz(const atoms_csr *csr); /* number of entries */

@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 
 #define CAPSULE "atoms._core.sae"
+#define WORK "atoms._core.sae_work"
 
 /* A contiguous input: name, type, dimensions, and the length along each. */
 #define INPUT(name, type, ndim, ...) ((array_spec){name, type, ndim, {__VA_ARGS__}, .written = false})
@@ -315,8 +316,35 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-/* (indptr, indices, values, stats): new arrays; frees the codes. */
-static PyObject *csr_tuple(atoms_csr *csr, int64_t n, const atoms_sae_stats *stats)
+/* What encoding works in. A call takes it out and puts it back, so that two at once each have their own. */
+typedef struct {
+    _Atomic(atoms_csr *) codes;
+} work;
+
+static void work_free(PyObject *capsule)
+{
+    work *w = PyCapsule_GetPointer(capsule, WORK);
+    if (w) {
+        atoms_csr_free(atomic_load(&w->codes));
+        PyMem_Free(w);
+    }
+}
+
+static PyObject *sae_work(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    work *w = PyMem_Calloc(1, sizeof *w);
+    if (!w)
+        return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(w, WORK, work_free);
+    if (!capsule)
+        PyMem_Free(w);
+    return capsule;
+}
+
+/* (indptr, indices, values, stats): new arrays. */
+static PyObject *csr_tuple(const atoms_csr *csr, int64_t n, const atoms_sae_stats *stats)
 {
     npy_intp rows = n + 1, nnz = atoms_csr_nnz(csr);
     PyObject *indptr = PyArray_SimpleNew(1, &rows, NPY_INT64);
@@ -325,7 +353,6 @@ static PyObject *csr_tuple(atoms_csr *csr, int64_t n, const atoms_sae_stats *sta
     if (indptr && indices && values)
         atoms_csr_copy(csr, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
                        PyArray_DATA((PyArrayObject *)values));
-    atoms_csr_free(csr);
     PyObject *dict = indptr && indices && values ? stats_dict(stats) : NULL;
     if (!dict) {
         Py_XDECREF(indptr);
@@ -339,25 +366,29 @@ static PyObject *csr_tuple(atoms_csr *csr, int64_t n, const atoms_sae_stats *sta
 static PyObject *sae_encode(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"ctx", "sae", "X", "index", "shift", "scale", NULL};
+    static char *names[] = {"ctx", "sae", "X", "index", "shift", "scale", "work", NULL};
     given_batch x = {"X", "index", "shift", Py_None, Py_None, Py_None};
-    PyObject *o_ctx, *capsule, *result = NULL;
+    PyObject *o_ctx, *capsule, *o_work = Py_None, *result = NULL;
     const atoms_ctx *ctx;
     atoms_batch batch = {.scale = 1};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOf:sae_encode", names, &o_ctx, &capsule, &x.rows, &x.index,
-                                     &x.shift, &batch.scale) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOfO:sae_encode", names, &o_ctx, &capsule, &x.rows, &x.index,
+                                     &x.shift, &batch.scale, &o_work) ||
         atoms_get_ctx(o_ctx, &ctx) < 0)
+        return NULL;
+    work *w = o_work == Py_None ? NULL : PyCapsule_GetPointer(o_work, WORK);
+    if (o_work != Py_None && !w)
         return NULL;
     handle *h = enter(capsule, false);
     if (!h)
         return NULL;
     arguments a = {0};
     if (take_batch(&a, atoms_sae_get_params(h->sae)->d_in, &x, &batch) == 0) {
-        atoms_csr *csr = NULL;
+        atoms_csr *csr = w ? atomic_exchange(&w->codes, NULL) : NULL;
         atoms_sae_stats stats;
         atoms_status status;
         WITHOUT_GIL(status = atoms_sae_encode(ctx, h->sae, &batch, &csr, &stats));
         result = status < 0 ? raise_row(status, &stats, "sae_encode") : csr_tuple(csr, batch.n, &stats);
+        atoms_csr_free(w ? atomic_exchange(&w->codes, csr) : csr);
     }
     args_release(&a);
     leave(h, false);
@@ -441,6 +472,7 @@ PyMethodDef atoms_sae_methods[] = {
                 "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
                 "threshold_shift, k, aux_k=0, dead_after=0, aux_coefficient=0, row_limit=0, index=None, "
                 "shift=None, scale=1, target=None, target_index=None, target_shift=None, target_scale=1)"),
-    ATOMS_NAMED("sae_encode", sae_encode, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1)"),
+    {"sae_work", sae_work, METH_NOARGS, "sae_work(): what calls of sae_encode may share, one after the other"},
+    ATOMS_NAMED("sae_encode", sae_encode, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1, work=None)"),
     ATOMS_NAMED("decode", decode, "decode(ctx, indptr, indices, values, W_dec, bias, out)"),
     {NULL, NULL, 0, NULL}};

@@ -100,11 +100,25 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
         for (int64_t e = indptr[i]; e < indptr[i + 1]; e++)
             CHECK(values[e] > 0 && indices[e] < S && (e == indptr[i] || indices[e] > indices[e - 1]));
     check_decoding(ctx, &(atoms_csr_view){N, S, indptr, indices, values});
-    atoms_csr_free(codes);
+    /* batches of other sizes, and then a model of another shape, in the same memory */
     from.n = 0;
     CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_OK);
     CHECK(atoms_csr_nnz(codes) == 0);
-    atoms_csr_free(codes);
+    from.n = N / 2;
+    CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_csr_nnz(codes) == indptr[N / 2]);
+    atoms_sae *other = NULL;
+    atoms_sae_params p = *atoms_sae_get_params(sae);
+    p.d_sae = p.prefix[p.n_prefixes - 1] = S + 70;
+    CHECK(atoms_sae_new(ctx, &p, &other) == ATOMS_OK);
+    from.n = N;
+    CHECK(atoms_sae_encode(ctx, other, &from, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_csr_nnz(codes) == 0); /* all its weights are zero */
+    CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_OK);
+    CHECK(atoms_csr_nnz(codes) == indptr[N]);
+    from.x.d--;
+    CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_ERR_ARGUMENT && !codes);
+    atoms_sae_free(other);
 }
 
 TEST(sae_learns_on_every_context)
@@ -304,8 +318,8 @@ TEST(sae_survives_running_out_of_memory)
         atoms_status encoded = atoms_sae_encode(ctx, sae, &from, &codes, &stats);
         failed = atoms_test_fail_alloc(0);
         CHECK(encoded == (failed ? ATOMS_ERR_MEMORY : ATOMS_OK));
-        if (encoded == ATOMS_OK)
-            atoms_csr_free(codes);
+        CHECK((encoded == ATOMS_OK) == (codes != NULL));
+        atoms_csr_free(codes);
         atoms_sae_free(sae);
     }
     atoms_ctx_free(ctx);

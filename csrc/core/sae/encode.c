@@ -1,52 +1,14 @@
 /* encode.c: codes by the inference rule, as compressed rows, and what they decode to. */
 #include "sae.h"
 
+/* The lists stay where encoding left them, in a workspace that the next encoding may take over. */
 struct atoms_csr {
-    atoms_arena arena;
-    int64_t n, nnz;
-    int64_t *indptr;  /* (n + 1,) */
-    int32_t *indices; /* (nnz,) */
-    float *values;    /* (nnz,) */
+    sae_batch batch;
+    int64_t d_in, d_sae; /* of the model whose rows and latents it has room for, */
+    atoms_screen screen; /* and what screened them */
 };
 
-static void lay_out(atoms_csr *csr)
-{
-    ATOMS_TAKE(&csr->arena, csr->indptr, csr->n + 1);
-    ATOMS_TAKE(&csr->arena, csr->indices, csr->nnz);
-    ATOMS_TAKE(&csr->arena, csr->values, csr->nnz);
-}
-
-/* The panels' lists, one after the other; NULL: no memory. */
-static atoms_csr *csr_of(const sae_batch *b)
-{
-    atoms_csr *csr = calloc(1, sizeof *csr);
-    if (!csr)
-        return NULL;
-    csr->n = b->n;
-    for (int64_t p = 0; p < b->panels; p++)
-        csr->nnz += b->list[p].n;
-    lay_out(csr);
-    if (!atoms_arena_open(&csr->arena)) {
-        free(csr);
-        return NULL;
-    }
-    lay_out(csr);
-    int64_t at = 0;
-    csr->indptr[0] = 0;
-    for (int64_t p = 0; p < b->panels; p++) {
-        const sae_list *l = &b->list[p];
-        for (int64_t r = 0; r < PANEL_SAMPLES && p * PANEL_SAMPLES + r < b->n; r++)
-            csr->indptr[p * PANEL_SAMPLES + r + 1] = at + l->start[r + 1];
-        if (l->n) {
-            memcpy(csr->indices + at, l->latent, (size_t)l->n * sizeof *csr->indices);
-            memcpy(csr->values + at, l->z, (size_t)l->n * sizeof *csr->values);
-        }
-        at += l->n;
-    }
-    return csr;
-}
-
-static atoms_status encode(const sae_step *step, const atoms_batch *x, atoms_csr **csr, atoms_sae_stats *stats)
+static atoms_status encode(const sae_step *step, const atoms_batch *x, atoms_sae_stats *stats)
 {
     const atoms_sae *sae = step->sae;
     sae_batch *b = step->batch;
@@ -61,48 +23,72 @@ static atoms_status encode(const sae_step *step, const atoms_batch *x, atoms_csr
     status = sae_list_active(step);
     if (status == ATOMS_OK && sae->p.activation == ATOMS_TOPK)
         status = sae_select_topk(step, sae->p.k);
-    if (status != ATOMS_OK)
-        return status;
-    *csr = csr_of(b);
-    return *csr ? ATOMS_OK : ATOMS_ERR_MEMORY;
+    return status;
+}
+
+/* One with an empty workspace, or with that of an earlier encoding by a model of the same shape. */
+static atoms_csr *open_codes(const atoms_sae *sae, atoms_csr *csr)
+{
+    if (!csr && !(csr = calloc(1, sizeof *csr)))
+        return NULL;
+    if (csr->d_in != sae->p.d_in || csr->d_sae != sae->p.d_sae || csr->screen != sae->image.kind) {
+        sae_batch_free(&csr->batch);
+        csr->d_in = sae->p.d_in;
+        csr->d_sae = sae->p.d_sae;
+        csr->screen = sae->image.kind;
+    }
+    return csr;
 }
 
 atoms_status atoms_sae_encode(const atoms_ctx *ctx, const atoms_sae *sae, const atoms_batch *x, atoms_csr **out,
                               atoms_sae_stats *stats)
 {
+    atoms_csr *csr = open_codes(sae, *out);
     *stats = (atoms_sae_stats){.bad_row = -1};
-    if (x->n < 0 || x->x.d != sae->p.d_in)
-        return ATOMS_ERR_ARGUMENT;
-    sae_batch b = {0};
-    sae_step step = {.ctx = ctx, .kernels = ctx->kernels->sae, .sae = sae, .batch = &b};
-    atoms_csr *csr = NULL;
-    atoms_status status = encode(&step, x, &csr, stats);
-    if (status == ATOMS_OK) {
-        double n = (double)ATOMS_MAX(x->n, 1);
-        for (int64_t p = 0; p < b.panels; p++) {
-            stats->candidates += b.list[p].candidates;
-            stats->seconds.screen += b.list[p].screen;
-            stats->seconds.exact += b.list[p].exact;
-        }
-        stats->candidates /= n;
-        stats->l0 = (double)csr->nnz / n;
-        *out = csr;
+    *out = NULL;
+    if (!csr)
+        return ATOMS_ERR_MEMORY;
+    sae_batch *b = &csr->batch;
+    sae_step step = {.ctx = ctx, .kernels = ctx->kernels->sae, .sae = sae, .batch = b};
+    atoms_status status = x->n < 0 || x->x.d != sae->p.d_in ? ATOMS_ERR_ARGUMENT : encode(&step, x, stats);
+    if (status != ATOMS_OK) {
+        atoms_csr_free(csr);
+        return status;
     }
-    sae_batch_free(&b);
-    return status;
+    double n = (double)ATOMS_MAX(x->n, 1);
+    for (int64_t p = 0; p < b->panels; p++) {
+        stats->candidates += b->list[p].candidates;
+        stats->seconds.screen += b->list[p].screen;
+        stats->seconds.exact += b->list[p].exact;
+    }
+    stats->candidates /= n;
+    stats->l0 = (double)atoms_csr_nnz(csr) / n;
+    *out = csr;
+    return ATOMS_OK;
 }
 
 int64_t atoms_csr_nnz(const atoms_csr *csr)
 {
-    return csr->nnz;
+    int64_t n = 0;
+    for (int64_t p = 0; p < csr->batch.panels; p++)
+        n += csr->batch.list[p].n;
+    return n;
 }
 
 void atoms_csr_copy(const atoms_csr *csr, int64_t *indptr, int32_t *indices, float *values)
 {
-    memcpy(indptr, csr->indptr, (size_t)(csr->n + 1) * sizeof *indptr);
-    if (csr->nnz) {
-        memcpy(indices, csr->indices, (size_t)csr->nnz * sizeof *indices);
-        memcpy(values, csr->values, (size_t)csr->nnz * sizeof *values);
+    const sae_batch *b = &csr->batch;
+    int64_t at = 0;
+    indptr[0] = 0;
+    for (int64_t p = 0; p < b->panels; p++) {
+        const sae_list *l = &b->list[p];
+        for (int64_t r = 0; r < PANEL_SAMPLES && p * PANEL_SAMPLES + r < b->n; r++)
+            indptr[p * PANEL_SAMPLES + r + 1] = at + l->start[r + 1];
+        if (l->n) {
+            memcpy(indices + at, l->latent, (size_t)l->n * sizeof *indices);
+            memcpy(values + at, l->z, (size_t)l->n * sizeof *values);
+        }
+        at += l->n;
     }
 }
 
@@ -110,7 +96,7 @@ void atoms_csr_free(atoms_csr *csr)
 {
     if (!csr)
         return;
-    atoms_arena_close(&csr->arena);
+    sae_batch_free(&csr->batch);
     free(csr);
 }
 

@@ -214,7 +214,8 @@ def spikes(
             near = [k for k in chosen if k != j and gram[j, k] > 0.5]
             if near:
                 k = max(near, key=lambda k: gram[j, k])
-                own, other = h + gram[j, k] * z[k], left_to(k, x, z) + gram[j, k] * z[j]
+                own = float(h + gram[j, k] * z[k])
+                other = float(left_to(k, x, z) + gram[j, k] * z[j])
                 if p[k] > 0.5 >= p[j] and own > 0 and odds(j, own) > odds(k, max(other, 0)):
                     h, z[k], p[k] = own, 0, 0  # one of the two, and j is the likelier
             p[j] = 1 / (1 + np.exp(-np.clip(odds(j, h), -30, 30))) if h > 0 else 0

@@ -17,6 +17,7 @@ seeds: PW-MCC (mean matched |cosine| of two seeds' atoms) of either kind.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 import warnings
@@ -45,11 +46,12 @@ def ours(X, held, args):
             batch_size=1024,
             verbose=False,
             num_threads=args.threads,
+            random_state=args.seed,
         ),
     )
     started = time.perf_counter()
     while not seen or seen[-1][0] < args.seconds:
-        rows = np.random.default_rng(len(seen)).choice(len(X), 4096)
+        rows = np.random.default_rng([args.seed, len(seen)]).choice(len(X), 4096)
         model.partial_fit(X[rows])
         seen.append((time.perf_counter() - started, model.W_dec.copy()))
     return seen
@@ -71,20 +73,18 @@ def sklearn(X, held, args):
 
 
 def spams(X, held, args):
+    """A run of its own for each budget: one that is stopped and taken up again learns worse."""
     import spams as library
 
-    Xt, seen, spent, share = np.asfortranarray(X.T), [], 0.0, max(1, round(args.seconds / 8))
-    D = np.asfortranarray((X[: args.atoms] / np.linalg.norm(X[: args.atoms], axis=1, keepdims=True)).T)
-    model = None
-    while spent < args.seconds:
+    Xt, seen = np.asfortranarray(X.T), []
+    start = np.asfortranarray((X[: args.atoms] / np.linalg.norm(X[: args.atoms], axis=1, keepdims=True)).T)
+    for budget in sorted({max(1, round(args.seconds * share)) for share in (1 / 8, 1 / 4, 1 / 2, 1)}):
         started = time.perf_counter()
-        more = {"D": D} if model is None else {"D": D, "model": model}
-        D, model = library.trainDL(
-            Xt, return_model=True, K=args.atoms, mode=2, lambda1=args.alpha, iter=-share, batchsize=512,
-            numThreads=args.threads, verbose=False, **more,
+        D = library.trainDL(
+            Xt, D=start, K=args.atoms, mode=2, lambda1=args.alpha, iter=-budget, batchsize=512,
+            numThreads=args.threads, verbose=False,
         )  # fmt: skip
-        spent += time.perf_counter() - started
-        seen.append((spent, np.ascontiguousarray(D.T)))
+        seen.append((time.perf_counter() - started, np.ascontiguousarray(D.T)))
     return seen
 
 
@@ -156,7 +156,10 @@ def seeds(train, held, metric, args):
 
 
 def speed(X, held, args):
-    print(f"lasso, alpha {args.alpha:g}, {args.atoms} atoms, {args.seconds:g} s each, {args.threads} threads")
+    print(
+        f"lasso, alpha {args.alpha:g}, {args.atoms} atoms, {args.seconds:g} s each, {args.threads} threads, seed {args.seed}"
+    )
+    X = np.random.default_rng(args.seed).permutation(X)
     atoms.set_num_threads(args.threads)
     curves = {}
     with threadpool_limits(args.threads):
@@ -197,13 +200,13 @@ def main() -> None:
     keep = norms <= 10 * np.median(norms)
     train, held = raw[:cut][keep[:cut]], raw[cut:][keep[cut:]]
     metric = atoms.AtomicInnerProduct(centered=True).fit(train)
-    X = np.random.default_rng(0).permutation(metric.whiten(train).astype(np.float32))
+    X = metric.whiten(train).astype(np.float32)
     if "speed" in args.parts:
-        for threads in args.threads:
+        for threads, seed in itertools.product(args.threads, args.seeds):
             speed(
                 X,
                 metric.whiten(held).astype(np.float32)[:1000],
-                argparse.Namespace(**{**vars(args), "threads": threads}),
+                argparse.Namespace(**{**vars(args), "threads": threads, "seed": seed}),
             )
     atoms.set_num_threads(max(args.threads))
     for part in (quality, seeds):

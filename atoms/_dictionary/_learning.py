@@ -253,7 +253,8 @@ class DictionaryLearning(Scored, Routed):
                     [run], sampler, val, calibrated=False, verbose=self.verbose, what="dictionary",
                     checkpoint_minutes=checkpoint_minutes, checkpoint_steps=checkpoint_steps,
                 )  # fmt: skip
-        if parameters["coder"] == "spikes" and self.history_["l0"][-1] < 0.1:
+        varies = np.isfinite(self.history_["explained_variance"][-1])
+        if parameters["coder"] == "spikes" and varies and self.history_["l0"][-1] < 0.1:
             warnings.warn(
                 f"coder: hardly an atom fires (L0 {self.history_['l0'][-1]:.2g}), so nothing has been learned; begin from atoms that "
                 "fire, as init=SparseAutoencoder(...).fit(X), or take another coder",

@@ -192,7 +192,9 @@ def _replace(left: Array, atoms: Array, energy: Array, spikes: Spikes, rng: Any)
     left = left[norms > 1e-6 * spikes.usual]
     if not len(gone) or len(left) < 2:
         return gone[:0]
-    found, rate, height = _shared(left, min(len(left), 2 * len(gone)), spikes.usual, rng)
+    rare = _shared(left, min(len(left), 2 * len(gone)), spikes.usual, rng, 6, 20)
+    frequent = _shared(left, min(len(left), len(gone)), spikes.usual, rng, 6)
+    found, rate, height = (np.concatenate(both) for both in zip(rare, frequent, strict=True))
     chosen = _distinct(found, rate * len(left), np.abs(found @ atoms.T).max(axis=1) < 0.7, len(gone))
     k = len(chosen)
     gone = gone[:k]
@@ -220,22 +222,34 @@ def _distinct(found: Array, rows: Array, new: Array, most: int) -> list[int]:
 
 
 @one_blas_thread
-def directions(t: Array, m: int, rng: Any) -> tuple[Array, Array]:
-    """Directions that rows share, no more than m; how many rows."""
+def directions(t: Array, m: int, rng: Any) -> Array:
+    """Directions that rows share, no more than m."""
+    t = t[np.linalg.norm(t, axis=1) > 1e-6]  # a coordinate has mean square 1
+    if len(t) < 2:
+        return t[:0]
     usual = 5 * float(np.sqrt(np.mean(t**2)))  # more than noise alone would do
-    found, rate, _ = _shared(t, min(len(t), 2 * m, 4096), usual, rng)
+    found, rate, _ = _shared(t, min(len(t), 2 * m, 4096), usual, rng, 10)
     chosen = _distinct(found, rate * len(t), np.ones(len(found), bool), m)
-    return found[chosen], rate[chosen]
+    return np.asarray(found[chosen])
 
 
-def _shared(left: Array, n: int, usual: float, rng: Any) -> tuple[Array, Array, Array]:
-    """Directions that some rows share, how often and how high: each begins as one of n rows, and becomes ten times the mean
-    of the rows that lie far along it, weighed by the square of how far beyond twice the noise (a power iteration on the
-    third moment, which the heights of rare spikes rule)."""
+def _shared(
+    left: Array, n: int, usual: float, rng: Any, rounds: int, few: int | None = None
+) -> tuple[Array, Array, Array]:
+    """Directions that some rows share, how often and how high: each begins as one of n rows, and becomes, `rounds` times, the
+    mean of the rows that lie far along it, weighed by the square of how far beyond twice the noise (a power iteration on the
+    third moment, which the heights of rare spikes rule). With `few`, for directions so rare that noise would outweigh them,
+    only so many rows are far, and weigh by how far."""
     v = left[rng.choice(len(left), n, replace=False)]
     v, noise = v / np.linalg.norm(v, axis=1, keepdims=True), np.sqrt(np.mean(left**2))
-    for _ in range(10):
-        v = np.square(np.maximum(left @ v.T - 2 * noise, 0)).T @ left + 1e-6 * v
+    for _ in range(rounds):
+        s = left @ v.T
+        if few is None:
+            s = np.square(np.maximum(s - 2 * noise, 0))
+        else:
+            k = min(few, len(left))
+            s = np.maximum(s - np.maximum(2.5 * noise, np.partition(s, -k, axis=0)[-k]), 0)
+        v = s.T @ left + 1e-6 * v
         v /= np.linalg.norm(v, axis=1, keepdims=True)
     s = left @ v.T
     far = s > 0.7 * usual

@@ -34,7 +34,7 @@ def start(rows: Rows, p: dict[str, Any], metric: Any, init: Any, data: dict[str,
         chosen = _spread(_unit(t), m, rng) if far else rng.choice(len(t), m, replace=len(t) < m)
         D = directions(t, chosen, rng, 0.1)
         if p["coder"] == "spikes" and not far:
-            shared = spikes.directions(t, m, rng)[0]
+            shared = spikes.directions(t, m, rng)
             D[: len(shared)] = shared
         return _ready(Learned.new(space, center, D, p, data), t + center, p["batch_size"])
     given = check_array(atoms_of(init), "init")

@@ -356,3 +356,69 @@ TEST(recovery_atoms_fitted)
         atoms_ctx_free(a), atoms_ctx_free(b);
     }
 }
+
+typedef struct {
+    codes c;
+    float probability[N * ATOMS];
+} spiky;
+
+static atoms_status run_spikes(const atoms_ctx *ctx, const atoms_dict *dict, const double *x, int64_t candidates,
+                               spiky *s)
+{
+    double rate[ATOMS], height[ATOMS], spread[ATOMS];
+    for (int j = 0; j < ATOMS; j++)
+        rate[j] = 0.03, height[j] = 7, spread[j] = 2;
+    const atoms_spikes_params p = {rate, height, spread, 0.7, candidates, 2, 2, 0.5, s->probability};
+    const atoms_codes out = into(&s->c, candidates);
+    memset(s, 0, sizeof *s);
+    return atoms_spikes(ctx, dict, rows_of(x, N), &p, &out);
+}
+
+TEST(recovery_spikes)
+{
+    static double atoms[ATOMS * D], x[N * D];
+    static spiky one, many;
+    uint64_t seed = 5;
+    fill(atoms, ATOMS * D, &seed);
+    plant(atoms, x);
+    for (int i = 0; i < atoms_test_contexts(); i += 2) {
+        atoms_ctx *a = atoms_test_context(i), *b = atoms_test_context(i + 1);
+        atoms_dict *dict = NULL;
+        CHECK(atoms_dict_new(a, rows_of(atoms, ATOMS), ATOMS_F32, &dict) == ATOMS_OK);
+        CHECK(run_spikes(a, dict, x, 20, &one) == ATOMS_OK && run_spikes(b, dict, x, 20, &many) == ATOMS_OK);
+        CHECK(!memcmp(&one, &many, sizeof one));
+        int right = 0;
+        for (int64_t row = 0; row < N; row++)
+            for (int k = 0; k < one.c.counts[row]; k++) {
+                const int64_t atom = one.c.indices[row * 20 + k];
+                CHECK(one.probability[row * 20 + k] >= 0.5f && one.probability[row * 20 + k] <= 1);
+                right += atom == row || atom == row + 20;
+            }
+        CHECK(right > N);
+        CHECK(run_spikes(a, dict, x, ATOMS + 1, &one) == ATOMS_ERR_ARGUMENT);
+        int nth;
+        CHECK_SHORT_MEMORY(nth, 10, run_spikes(a, dict, x, ATOMS, &one));
+        atoms_dict_free(dict);
+        atoms_ctx_free(a), atoms_ctx_free(b);
+    }
+}
+
+TEST(recovery_atoms_apart)
+{
+    static fit f;
+    static float out[FIT_M * FIT_D], again[FIT_M * FIT_D];
+    start_fit(&f);
+    const atoms_csr_view codes = {FIT_N, FIT_M, f.indptr, f.indices, f.values};
+    for (int i = 0; i < atoms_test_contexts(); i += 2) {
+        atoms_ctx *a = atoms_test_context(i), *b = atoms_test_context(i + 1);
+        CHECK(atoms_part_atoms(a, &codes, FIT_D, f.atoms, f.energy, 0.05, 0.5, out) == ATOMS_OK);
+        CHECK(atoms_part_atoms(b, &codes, FIT_D, f.atoms, f.energy, 0.05, 0.5, again) == ATOMS_OK);
+        CHECK(!memcmp(out, again, sizeof out));
+        CHECK(memcmp(out, f.atoms, sizeof out));
+        CHECK(atoms_part_atoms(a, &codes, FIT_D, f.atoms, f.energy, 0, 0.5, out) == ATOMS_ERR_ARGUMENT);
+        CHECK(atoms_part_atoms(a, &codes, FIT_D, f.atoms, f.energy, 0.05, 1.5, out) == ATOMS_ERR_ARGUMENT);
+        int nth;
+        CHECK_SHORT_MEMORY(nth, 10, atoms_part_atoms(a, &codes, FIT_D, f.atoms, f.energy, 0.05, 0.5, out));
+        atoms_ctx_free(a), atoms_ctx_free(b);
+    }
+}

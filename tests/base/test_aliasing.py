@@ -49,8 +49,8 @@ def use_everything():
     recovery.code(X[:5], D, "threshold", tau=0.5, return_info=True)
     sae = atoms.SparseAutoencoder(16, target_l0=2, metric=metric, max_steps=20, verbose=False)
     sae.fit(X.astype(np.float32), X_val=X[:64].astype(np.float32)).inverse_transform(sae.transform(X))
-    for coder in ("omp", "spikes"):
-        atoms.DictionaryLearning(16, n_nonzero=2, coder=coder, max_steps=1, verbose=False).fit(X)
+    atoms.DictionaryLearning(16, n_nonzero=2, max_steps=1, verbose=False).fit(X)
+    atoms.DictionaryLearning(20, coder="spikes", max_steps=1, verbose=False).fit(abs(support) @ D, init=D)
     theory.coherence(D)
     theory.match_dictionaries(D, D[:5])
     theory.consensus([D, D[:5]])

@@ -10,7 +10,7 @@ from atoms import _core, recovery, theory
 
 RNG = np.random.default_rng(0)
 ALONE = {  # write no array beside another
-    *("Context", "build_info", "dict_gram", "dict_has_gram", "dict_new", "dict_units"),
+    *("Context", "build_info", "sae_work", "dict_gram", "dict_has_gram", "dict_new", "dict_units"),
     *("babel", "sae_get", "sae_new", "sae_nonfinite", "sae_set", "sae_encode", "sae_reset", "sae_step"),
 }
 

@@ -244,6 +244,8 @@ class Draw:
     def argument(self, function, name, kind):
         if kind == "Context":
             return self.handles["ctx"][self.rng.integers(len(self.handles["ctx"]))]
+        if name == "work":  # several calls share few of them
+            return self.rng.choice([None, *self.handles["work"]])
         if name in ("handle", "sae"):
             return self.handle("dict" if name == "handle" else "sae")
         if kind.startswith("NDArray"):
@@ -283,7 +285,7 @@ def handles_of(rng):
         _core.Context(int(rng.choice([1, 1, 1, 1, 2, 3])), int(rng.choice(isas)), str(rng.choice(blas)))
         for _ in range(6)
     ]
-    found = {"ctx": ctx, "dict": [], "sae": []}
+    found = {"ctx": ctx, "dict": [], "sae": [], "work": [_core.sae_work() for _ in range(2)]}
     while len(found["dict"]) < 8:
         k, d = (int(s) for s in rng.choice(SIZES[1:], 2))
         D = rng.standard_normal((k, d))

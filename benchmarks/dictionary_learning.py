@@ -175,7 +175,8 @@ def speed(X, held, args):
     for name in sorted(curves.keys() - {"ours"}):  # the lowest it came to, and who was there when
         goal, late = min((f, at) for at, f in curves[name])
         soon = next((at for at, f in curves["ours"] if f <= goal), np.inf)
-        print(f"{name}'s objective {goal:.3f}: {late:.2f} s, ours {soon:.2f} s ({late / soon:.1f} times)")
+        own = f"{soon:.2f} s ({late / soon:.1f} times)" if soon < np.inf else "not within the time"
+        print(f"{name}'s objective {goal:.3f}: {late:.2f} s, ours {own}")
 
 
 def main() -> None:

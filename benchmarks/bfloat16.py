@@ -44,11 +44,6 @@ def angles(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.degrees(np.arccos(np.clip(cosines, -1, 1)))
 
 
-def explained(sae: atoms.SparseAutoencoder, X: np.ndarray) -> float:
-    e = X - sae.reconstruct(X)
-    return float(1 - (e**2).sum() / ((X - X.mean(axis=0)) ** 2).sum())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -84,7 +79,7 @@ def main() -> None:
                 args.d_sae, target_l0=args.target_l0, batch_size=2048, max_steps=args.max_steps, random_state=seed,
                 verbose=False,
             ).fit(rows[kind][:cut])  # fmt: skip
-            figures = ", ".join(f"{k or 'float32'} {explained(sae, rows[k][cut:]):.4f}" for k in KINDS)
+            figures = ", ".join(f"{k or 'float32'} {sae.score(rows[k][cut:]):.4f}" for k in KINDS)
             print(f"trained on {kind or 'float32':10} seed {seed}: held-out R2 of {figures}", flush=True)
 
 

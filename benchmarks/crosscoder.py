@@ -26,11 +26,6 @@ LAYERS = (8, 15)
 BOUNDS = (0.3, 0.7)  # of the relative norm: latents of one layer, of both, of the other
 
 
-def explained(X: np.ndarray, X_hat: np.ndarray) -> float:
-    X = X.astype(np.float64)
-    return float(1 - np.square(X - X_hat).sum() / np.square(X - X.mean(axis=0)).sum())
-
-
 def run(options) -> None:
     import atoms
     from atoms.activations import Sites
@@ -53,13 +48,12 @@ def run(options) -> None:
                 if kind == "two":
                     saes = [make().fit(x, X_val=v) for x, v in zip(train, tune)]
                     seconds = time.perf_counter() - wall
-                    scores = [explained(h, sae.reconstruct(h)) for sae, h in zip(saes, held)]
+                    scores = [sae.score(h) for sae, h in zip(saes, held)]
                     active, shares = [sae.transform(h).nnz / len(h) for sae, h in zip(saes, held)], None
                 else:
                     sae, both = make().fit(Sites(*train), X_val=Sites(*tune)), Sites(*held)
                     seconds = time.perf_counter() - wall
-                    out = sae.reconstruct(both)
-                    scores = [explained(h, out[:, of]) for h, of in zip(held, sae.sites_)]
+                    scores = sae.site_scores(both).tolist()
                     codes = sae.transform(both)
                     active, used = (
                         [codes.nnz / codes.shape[0]],

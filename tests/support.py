@@ -11,6 +11,7 @@ import pytest
 
 import atoms
 from atoms import _core
+from atoms.activations import BlockSource
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng
@@ -124,6 +125,24 @@ def basis_pair(n):
 
 
 # ------------------------------------------------------------------ training
+
+
+def explained(y, y_hat):
+    """Share of the variance of y that y_hat explains, centred."""
+    y = y.astype(np.float64)
+    return 1 - ((y - y_hat) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+
+
+class Blocks(BlockSource):
+    """Rows of an array, block by block."""
+
+    def __init__(self, rows, size=500):
+        self.rows, self.d, self.dtype = rows, rows.shape[1], rows.dtype
+        self.sizes = np.diff([*range(0, len(rows), size), len(rows)])
+
+    def read(self, block, out):
+        start = int(np.sum(self.sizes[:block]))
+        out[...] = self.rows[start : start + len(out)]
 
 
 class Stop(Exception):

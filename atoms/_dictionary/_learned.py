@@ -11,7 +11,7 @@ from .._checks import check_count, check_number, seed_of
 from .._files import check_tensor, load_tensors, reading, save_tensors
 from ..sae._saving import check_resumed, read_space, write_space
 from ..sae._space import TrainingSpace
-from ._spikes import Spikes
+from ._spikes import AGE, Spikes
 
 KIND = "DictionaryLearning"
 CODERS = ("omp", "nn-omp", "lasso", "nn-lasso", "spikes")
@@ -88,7 +88,7 @@ class Learned:
             state["last_fired"] += state["counters"][1]
         if "spikes" in tensors:
             weight, noise = check_tensor(tensors, "scales", (2,), np.float64)
-            sums = check_tensor(tensors, "spikes", (m, 7), np.float64)
+            sums = check_tensor(tensors, "spikes", (m, AGE + 1), np.float64)
             state["spikes"] = Spikes(sums, float(weight), float(noise))
         history = {name: list(meta["history"][name]) for name in HISTORY}
         return cls(

@@ -14,7 +14,7 @@ from ..recovery import Dictionary
 from ..recovery._coding import Codes, packed
 from ..recovery._coding import code as run_coder
 from ..recovery._dictionary import Array
-from ..sae._model import blocks, decode
+from ..sae._model import as_lists, blocks, decode
 
 ROUNDS, SWEEPS = 2, 2  # of mean field
 GIVEN = 0.5  # probability from which on an atom is part of a code that is given out
@@ -116,12 +116,6 @@ def _left_over(t: Array, codes: sp.csr_array, atoms: Array) -> Array:
     return np.asarray(t.mean(axis=0, dtype=np.float64) - used @ atoms, np.float32)
 
 
-def _lists(codes: sp.csr_array) -> dict[str, Array]:
-    """As the core takes them."""
-    indptr, indices = codes.indptr.astype(np.int64, copy=False), codes.indices.astype(np.int32, copy=False)
-    return {"indptr": indptr, "indices": indices, "values": codes.data}
-
-
 @dataclasses.dataclass
 class Step:
     """What a step has made of a batch."""
@@ -133,7 +127,7 @@ class Step:
     codes: sp.csr_array
     residual: Array  # norms
     status: Array
-    replaced: Array  # numbers of atoms
+    replaced: int
 
 
 @one_blas_thread
@@ -151,36 +145,31 @@ def step(
     new = Spikes(sums, keep * spikes.weight + len(t), spikes.noise)
     new.noise = _noise(info.residual, d, new.usual)
     fitted, energy = atoms.copy(), energy.copy()
-    _core.fit_atoms(ctx, X=t, **_lists(codes), keep=keep, sweeps=sweeps, atoms=fitted, energy=energy)
-    fires = on > GIVEN  # the rest of them are atoms that stand in for others
-    rows = np.repeat(np.arange(len(t)), np.diff(codes.indptr))[fires]
-    sure = sp.csr_array((codes.data[fires], (rows, codes.indices[fires])), shape=codes.shape)
+    _core.fit_atoms(ctx, X=t, **as_lists(codes), keep=keep, sweeps=sweeps, atoms=fitted, energy=energy)
+    sure = codes.copy()
+    sure.data[on <= GIVEN] = 0  # atoms that stand in for others
+    sure.eliminate_zeros()
+    how: dict[str, Any] = {"energy": energy + 1, "least": 3 / np.sqrt(d), "incoherence": incoherence}
+    how |= as_lists(sure)
     for _ in range(2):
-        apart = np.empty_like(fitted)
-        _core.part_atoms(
-            ctx,
-            **_lists(sure),
-            atoms=fitted,
-            energy=energy + 1,
-            least=3 / np.sqrt(d),
-            incoherence=incoherence,
-            out=apart,
-        )
-        fitted = apart
+        given, fitted = fitted, np.empty_like(fitted)
+        _core.part_atoms(ctx, atoms=given, out=fitted, **how)
     shift = 0.5 * _left_over(t, codes, atoms)
-    gone = np.empty(0, np.int64)
+    replaced = 0
     if replace is not None:
         left = t - decode(ctx, codes, atoms, np.zeros(d, np.float32))
-        gone = _replace(left, fitted, energy, new, np.random.default_rng(replace))
-    return Step(new, fitted, energy, shift, codes, info.residual, info.status, gone)
+        replaced = _replace(left, fitted, energy, new, np.random.default_rng(replace))
+    return Step(new, fitted, energy, shift, codes, info.residual, info.status, replaced)
 
 
-def _replace(left: Array, atoms: Array, energy: Array, spikes: Spikes, rng: Any) -> Array:
+def _replace(left: Array, atoms: Array, energy: Array, spikes: Spikes, rng: Any) -> int:
     """Atoms whose firing stays doubtful, that hardly ever fire, or that are copies of busier ones take directions that
-    residuals share, where that is something new. Changes atoms, energy and spikes."""
+    residuals share, where that is something new. Changes atoms, energy and spikes; how many."""
     sums = spikes.sums
-    near = np.abs(atoms @ atoms.T) > 0.7
-    copies = (near & (energy > energy[:, None])).any(axis=1)
+    copies = np.zeros(len(atoms), bool)
+    for part in blocks(len(atoms), 512):  # all products at once would be a matrix of atoms by atoms
+        busier = energy > energy[part, None]
+        copies[part] = (busier & (np.abs(atoms[part] @ atoms.T) > 0.7)).any(axis=1)
     useless = (
         (sums[:, CERTAIN] < 0.75 * sums[:, DOUBT]) | (spikes.priors()["rate"] < 1.5 * LEAST_RATE) | copies
     )
@@ -191,7 +180,7 @@ def _replace(left: Array, atoms: Array, energy: Array, spikes: Spikes, rng: Any)
     norms = np.linalg.norm(left, axis=1)
     left = left[norms > 1e-6 * spikes.usual]
     if not len(gone) or len(left) < 2:
-        return gone[:0]
+        return 0
     rare = _shared(left, min(len(left), 2 * len(gone)), spikes.usual, rng, 6, 20)
     frequent = _shared(left, min(len(left), len(gone)), spikes.usual, rng, 6)
     found, rate, height = (np.concatenate(both) for both in zip(rare, frequent, strict=True))
@@ -207,7 +196,7 @@ def _replace(left: Array, atoms: Array, energy: Array, spikes: Spikes, rng: Any)
         [count, 0.1 * count, 0.1 * count * h, 0.1 * count * square, zero, zero, zero], axis=1
     )
     atoms[gone], energy[gone] = found[chosen], 0.1 * count * square
-    return gone
+    return k
 
 
 def _distinct(found: Array, rows: Array, new: Array, most: int) -> list[int]:
@@ -241,7 +230,17 @@ def _shared(
     third moment, which the heights of rare spikes rule). With `few`, for directions so rare that noise would outweigh them,
     only so many rows are far, and weigh by how far."""
     v = left[rng.choice(len(left), n, replace=False)]
-    v, noise = v / np.linalg.norm(v, axis=1, keepdims=True), np.sqrt(np.mean(left**2))
+    noise = float(np.sqrt(np.mean(left**2)))
+    parts = [_directed(left, v[part], 0.7 * usual, noise, rounds, few) for part in blocks(n, 512)]
+    found, rate, height = (np.concatenate(of) for of in zip(*parts, strict=True))
+    return found, rate, height
+
+
+def _directed(
+    left: Array, v: Array, least: float, noise: float, rounds: int, few: int | None
+) -> tuple[Array, Array, Array]:
+    """`_shared` from the rows v."""
+    v = v / np.linalg.norm(v, axis=1, keepdims=True)
     for _ in range(rounds):
         s = left @ v.T
         if few is None:
@@ -252,5 +251,5 @@ def _shared(
         v = s.T @ left + 1e-6 * v
         v /= np.linalg.norm(v, axis=1, keepdims=True)
     s = left @ v.T
-    far = s > 0.7 * usual
+    far = s > least
     return v, far.mean(axis=0), (s * far).sum(axis=0) / np.maximum(1, far.sum(axis=0))

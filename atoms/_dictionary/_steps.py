@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,9 +15,12 @@ from .._checks import first_nonfinite_row, nonfinite_error
 from .._config import context
 from ..recovery import Dictionary, Status, lasso, omp
 from ..recovery._coding import without_complaints
-from ..sae._model import Batch, blocks
+from ..sae._model import Batch, as_lists, blocks
 from . import _spikes as spikes
 from ._learned import Learned
+
+#: codes of a batch, norms of residuals, which codes are not as asked, and how many atoms were replaced
+Coded: TypeAlias = tuple[sp.csr_array, np.ndarray, np.ndarray, int]
 
 RECORDS = 200  # of the steps of `fit`; beyond max_steps ever fewer, so files do not grow with each step
 
@@ -125,34 +128,41 @@ class Steps:
 
     def _step(self, step: int, t: np.ndarray) -> dict[str, Any]:
         """Code these rows, fit the atoms to them, replace the dead; the figures are of before."""
+        learned, known = self.learned, self.learned.spikes
+        samples = int(learned.counters[1]) + len(t)
+        if known is None:
+            codes, residual, status, replaced = self._descend(step, t, samples)
+        else:
+            codes, residual, status, replaced = self._maximise(step, t, known)
+        learned.counters = np.array([step, samples, learned.counters[2] + replaced])
+        unsolved = int(np.count_nonzero(status != Status.CONVERGED))
+        figures = _figures(learned.parameters, t, codes, residual)
+        return figures | {"step": step, "samples": samples, "unsolved": unsolved}
+
+    def _descend(self, step: int, t: np.ndarray, samples: int) -> Coded:
+        """Least squares, atom by atom."""
         learned, p = self.learned, self.learned.parameters
-        if learned.spikes is not None:
-            return self._maximise(step, t, learned.spikes)
         codes, residual, status = code(
             t, Dictionary(learned.atoms, num_threads=self.num_threads), learned, self.num_threads
         )
-        samples = int(learned.counters[1]) + len(t)
         atoms, energy, fired = learned.atoms.copy(), learned.energy.copy(), learned.last_fired.copy()
         _core.fit_atoms(
-            context(self.num_threads), X=t, indptr=codes.indptr.astype(np.int64),
-            indices=codes.indices.astype(np.int32, copy=False), values=codes.data,
-            keep=(1 - 1 / step) ** p["forget"] if p["forget"] else 1.0, sweeps=p["sweeps"], atoms=atoms, energy=energy,
+            context(self.num_threads), X=t, **as_lists(codes), keep=(1 - 1 / step) ** p["forget"] if p["forget"] else 1.0,
+            sweeps=p["sweeps"], atoms=atoms, energy=energy,
         )  # fmt: skip
         fired[codes.indices] = samples
         gone = self._dead(codes, fired, samples, step)
         seed = [p["random_state"], 5, step]
         replaced = _replace(gone, t, codes, residual, (atoms, energy, fired), seed, samples)
         learned.atoms, learned.energy, learned.last_fired = atoms, energy, fired
-        learned.counters = np.array([step, samples, learned.counters[2] + replaced])
-        unsolved = int(np.count_nonzero(status != Status.CONVERGED))
-        return _figures(p, t, codes, residual) | {"step": step, "samples": samples, "unsolved": unsolved}
+        return codes, residual, status, replaced
 
-    def _maximise(self, step: int, t: np.ndarray, known: spikes.Spikes) -> dict[str, Any]:
-        """The same with spikes, which know themselves what is to be replaced."""
+    def _maximise(self, step: int, t: np.ndarray, known: spikes.Spikes) -> Coded:
+        """Expectation maximisation, which knows itself what is to be replaced."""
         learned, p = self.learned, self.learned.parameters
         ending = self.last is not None and step > 0.75 * self.last
         replace = p["dead_after"] and not ending and step % spikes.EVERY == 0
-        # weights as in `_step`, the start's as if it had been so many steps
+        # weights as in `_descend`, the start's as if it had been so many steps
         begun = 1 + (p["forget"] + 1) * known.weight / len(t)
         found = spikes.step(
             t, learned.atoms, learned.energy, known, spikes.n_candidates(p, t.shape[1]),
@@ -160,18 +170,9 @@ class Steps:
             [p["random_state"], 5, step] if replace else None,
             self.num_threads,
         )  # fmt: skip
-        samples = int(learned.counters[1]) + len(t)
-        fired = learned.last_fired.copy()
-        fired[found.codes.indices] = samples
-        fired[found.replaced] = samples
-        learned.atoms, learned.energy, learned.last_fired, learned.spikes = (
-            found.atoms, found.energy, fired, found.spikes
-        )  # fmt: skip
+        learned.atoms, learned.energy, learned.spikes = found.atoms, found.energy, found.spikes
         learned.center = learned.center + found.shift
-        learned.counters = np.array([step, samples, learned.counters[2] + len(found.replaced)])
-        unsolved = int(np.count_nonzero(found.status != Status.CONVERGED))
-        figures = _figures(p, t, found.codes, found.residual)
-        return figures | {"step": step, "samples": samples, "unsolved": unsolved}
+        return found.codes, found.residual, found.status, found.replaced
 
     def _dead(self, codes: sp.csr_array, fired: np.ndarray, samples: int, step: int) -> np.ndarray:
         """Numbers of the atoms to be replaced after this step."""

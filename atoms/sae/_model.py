@@ -260,16 +260,17 @@ class Model:
 def decode(ctx: Any, codes: sp.csr_array, W: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``codes W + b``, float32."""
     out = np.empty((codes.shape[0], W.shape[1]), np.float32)
-    _core.decode(
-        ctx,
-        indptr=codes.indptr.astype(np.int64, copy=False),
-        indices=codes.indices.astype(np.int32, copy=False),
-        values=np.ascontiguousarray(codes.data, np.float32),
-        W_dec=W,
-        bias=b,
-        out=out,
-    )
+    _core.decode(ctx, **as_lists(codes), W_dec=W, bias=b, out=out)
     return out
+
+
+def as_lists(codes: sp.csr_array) -> dict[str, np.ndarray]:
+    """Codes as the core takes them."""
+    return {
+        "indptr": codes.indptr.astype(np.int64, copy=False),
+        "indices": codes.indices.astype(np.int32, copy=False),
+        "values": np.ascontiguousarray(codes.data, np.float32),
+    }
 
 
 def stacked(parts: list[sp.csr_array]) -> sp.csr_array:

@@ -6,12 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from support import Stop, decoder, random_contexts, stop_after
+from support import Blocks, Stop, decoder, explained, random_contexts, stop_after
 
 import atoms
 from atoms._files import load_tensors, save_tensors
 from atoms._rows import rows_of
-from atoms.activations import ActivationStream, BlockSource, Sites, capture
+from atoms.activations import ActivationStream, Sites, capture
 from atoms.sae._hub import card
 
 ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
@@ -43,11 +43,6 @@ SOME, VAL = Sites(X[:3000], Y[:3000]), Sites(X_VAL, Y_VAL)
 def coder(activation="jumprelu", **options):
     known = {"target_l0": 3, "max_steps": 60, "batch_size": 256, "verbose": False, "num_threads": 1}
     return atoms.SparseAutoencoder(S, activation, **{**known, **options})
-
-
-def explained(y, y_hat):
-    y = y.astype(np.float64)
-    return 1 - ((y - y_hat) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
 
 
 def same(one, two):
@@ -150,16 +145,6 @@ def test_the_gradients_are_those_of_pytorch(activation):
         if name == "W_dec":  # along the row its norm is held
             expected, found = (g - (g * unit).sum(axis=1, keepdims=True) * unit for g in (expected, found))
         assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
-
-
-class Blocks(BlockSource):
-    def __init__(self, rows, size=500):
-        self.rows, self.d, self.dtype = rows, rows.shape[1], rows.dtype
-        self.sizes = np.diff([*range(0, len(rows), size), len(rows)])
-
-    def read(self, block, out):
-        start = int(np.sum(self.sizes[:block]))
-        out[...] = self.rows[start : start + len(out)]
 
 
 @pytest.mark.parametrize(

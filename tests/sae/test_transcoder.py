@@ -5,10 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from support import Stop, stop_after
+from support import Blocks, Stop, explained, stop_after
 
 import atoms
-from atoms.activations import BlockSource
 
 ACTIVATIONS = ("jumprelu", "relu", "topk", "batchtopk")
 D, OUT, S = 20, 12, 48
@@ -31,11 +30,6 @@ X_VAL, Y_VAL = data(800, 1)
 def coder(**options):
     known = {"target_l0": 3, "max_steps": 200, "batch_size": 256, "verbose": False, "num_threads": 1}
     return atoms.SparseAutoencoder(S, **{**known, **options})
-
-
-def explained(y, y_hat):
-    y = y.astype(np.float64)
-    return 1 - ((y - y_hat) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
 
 
 @pytest.mark.parametrize("skip", [False, True], ids=["", "skip"])
@@ -90,16 +84,6 @@ def test_other_types(dtype):
     rounded.fit(x.astype(np.float32), target=y.astype(np.float32))
     np.testing.assert_allclose(sae.W_dec, rounded.W_dec, atol=2e-2 * np.abs(rounded.W_dec).max())
     assert sae.reconstruct(x).shape == (len(x), OUT)
-
-
-class Blocks(BlockSource):
-    def __init__(self, rows, size=500):
-        self.rows, self.d, self.dtype = rows, rows.shape[1], rows.dtype
-        self.sizes = np.diff([*range(0, len(rows), size), len(rows)])
-
-    def read(self, block, out):
-        start = int(np.sum(self.sizes[:block]))
-        out[...] = self.rows[start : start + len(out)]
 
 
 def batches(rows, size):

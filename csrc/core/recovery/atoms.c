@@ -78,12 +78,18 @@ static void fit_columns(const atoms_ctx *ctx, atoms_rows x, atoms_strip *strip, 
         memcpy(atoms + i * x.d + j, strip->atoms + i * STRIP, (size_t)width * sizeof(float));
 }
 
-/* Unit norm to the atom; false where it has none. */
-static bool unit_norm(int64_t d, float *atom)
+static double square_of(int64_t d, const float *atom)
 {
     double square = 0;
     for (int64_t j = 0; j < d; j++)
         square += (double)atom[j] * atom[j];
+    return square;
+}
+
+/* Unit norm to the atom; false where it has none. */
+static bool unit_norm(int64_t d, float *atom)
+{
+    const double square = square_of(d, atom);
     const double scale = 1 / sqrt(square);
     for (int64_t j = 0; j < d; j++)
         atom[j] = (float)(scale * atom[j]);
@@ -180,10 +186,7 @@ static void part_atom(const parting *w, int64_t i, const float *products)
         for (int64_t k = 0; share != 0 && k < d; k++)
             out[k] -= share * w->atoms[j * d + k];
     }
-    double square = 0;
-    for (int64_t k = 0; k < d; k++)
-        square += (double)out[k] * out[k];
-    if (sqrt(square) > LEAST_LEFT)
+    if (sqrt(square_of(d, out)) > LEAST_LEFT)
         unit_norm(d, out);
     else
         memcpy(out, w->atoms + i * d, (size_t)d * sizeof *out);

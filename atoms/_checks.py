@@ -234,6 +234,12 @@ def numbered(place: Place) -> Iterator[None]:
         _place.reset(token)
 
 
+def block_number() -> int:
+    """Of the block that these rows are among all, 0 where they are all."""
+    place = _place.get()
+    return place.block if place else 0
+
+
 _skipped: contextvars.ContextVar[int] = contextvars.ContextVar("_skipped", default=0)
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 Array = np.ndarray
 
@@ -489,12 +489,14 @@ def whitener(X: Array, centered: bool = False, shrinkage: float = 0.0) -> Array:
     return np.asarray(vectors @ np.diag(1 / np.sqrt(values)) @ vectors.T)
 
 
-def product(X: ArrayLike, center: ArrayLike | None, W: ArrayLike, offset: ArrayLike | None) -> Array:
-    """(X - center) W + offset in long double, rounded to float32."""
+def product(
+    X: ArrayLike, center: ArrayLike | None, W: ArrayLike, offset: ArrayLike | None, dtype: DTypeLike = np.float32
+) -> Array:
+    """(X - center) W + offset in long double, rounded to `dtype`."""
     X = np.asarray(X).astype(np.longdouble)
     X = X if center is None else X - np.asarray(center, dtype=np.longdouble)
     Z = np.einsum("ij,jk->ik", X, np.asarray(W, dtype=np.longdouble))
-    return np.asarray(Z if offset is None else Z + offset, np.float32)
+    return np.asarray(Z if offset is None else Z + offset, dtype)
 
 
 def angles(X: ArrayLike, pairs: tuple[Array, Array] | None = None) -> Array:

@@ -6,6 +6,7 @@ from 0 (the encoder decides) to at most 1 (decoding and gradients do, 8 d_in L0 
 
     python benchmarks/scaling.py [--vary d_sae d_in l0 batch threads] [--seconds 1.5]
     python benchmarks/scaling.py --simulate [--workloads omp lasso ...] [--bandwidth GB/s]
+    python benchmarks/scaling.py --check [--workloads ...]       the model against one and two threads, in turns
 
 On a machine that is not idle, --processor-time measures processor seconds of one thread instead.
 Writes benchmarks/results/scaling.json, in which what is varied now takes the place of what was measured
@@ -169,6 +170,18 @@ def draw_simulated(record: dict[str, dict[str, dict]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def check_all(options: argparse.Namespace) -> None:
+    print(
+        "| workload | ms, one thread | the model | off by | two threads | the model | off by |\n|---|---|---|---|---|---|---|"
+    )
+    for name in options.workloads:
+        cells = [
+            f"{1e3 * r['measured']:.2f} | {1e3 * r['model']:.2f} | {100 * (r['model'] / r['measured'] - 1):+.1f}%"
+            for r in simulate.compare(name, 5, options.runs)
+        ]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def simulate_all(options: argparse.Namespace) -> None:
     meeting = simulate.meeting_of_two()
     print(f"two threads start and end in {1e6 * meeting:.2f} us; n are taken to need n / 2 times that")
@@ -203,6 +216,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="processor seconds of one thread")
     parser.add_argument("--results", type=Path, default=FOLDER / "scaling.json")
     parser.add_argument("--simulate", action="store_true", help="1 to 128 threads, from tasks timed on one")
+    parser.add_argument("--check", action="store_true", help="the model against what two threads take here")
     parser.add_argument(
         "--workloads", nargs="+", default=list(simulate.WORKLOADS), choices=list(simulate.WORKLOADS)
     )
@@ -212,6 +226,8 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=300.0, help="GB/s at most from memory")
     parser.add_argument("--label", default="now", help="what these lines are called in the picture")
     options = parser.parse_args()
+    if options.check:
+        return check_all(options)
     if options.simulate:
         return simulate_all(options)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,17 +19,24 @@ __all__ = ["CONTROLS", "DICTIONARIES", "READY", "Config", "Frontier", "Grid", "M
 class Grid:
     """Capacity: number of activations |M| by number of atoms |D|, both in multiples of ``unit`` d_in.
 
-    ``layer`` None: no grid. ``epochs`` is how often each activation is seen, though never fewer than
-    ``min_samples`` samples are.
+    ``layer``: a block, or several; None: no grid. ``epochs`` is how often each activation is seen, though never
+    fewer than ``min_samples`` samples are.
     """
 
-    layer: int | None = None
+    layer: int | tuple[int, ...] | None = None
     unit: int = 1
     data: tuple[int, ...] = (1, 2, 4)
     widths: tuple[int, ...] = (1, 2, 4)
     l0: float = 4
     epochs: float = 40
     min_samples: int = 40_000
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks that have a grid."""
+        if self.layer is None:
+            return ()
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +197,12 @@ class Config:
             raise ValueError(
                 f"layers: expected some of those with activations ({sorted(captured)}), got {self.layers}"
             )
-        for name in ("grid.layer", "frontier.layer", "monosemanticity.layer"):
+        expect(
+            set(self.grid.layers) <= set(self.layers),
+            "grid.layer",
+            f"one or some of the layers {self.layers}",
+        )
+        for name in ("frontier.layer", "monosemanticity.layer"):
             expect(
                 _find(self, name) is None or _find(self, name) in self.layers,
                 name,
@@ -255,7 +267,7 @@ _PAPER = Config(
     seeds=(0,),
     train_rows=4096,
     hold_l0=False,
-    grid=Grid(layer=15, data=(1, 2, 4, 7), widths=(1, 2, 4, 7), l0=1, epochs=400),
+    grid=Grid(layer=(5, 15, 25), data=(1, 2, 4, 7), widths=(1, 2, 4, 7), l0=1, epochs=400),
     frontier=Frontier(
         layer=15, l0=(1, 4, 16, 48), dictionaries=("atoms",), widths=(1, 2, 4), data=(), variants=()
     ),
@@ -305,7 +317,7 @@ def _build(cls: type[_T], given: Mapping[str, Any], base: _T, where: str = "") -
         now = getattr(base, name)
         if dataclasses.is_dataclass(now) and isinstance(value, Mapping):
             value = _build(type(now), value, now, f"{where}{name}.")
-        elif isinstance(value, list):
+        elif isinstance(value, (list, tuple)):
             value = tuple(value)
         elif isinstance(now, (int, float)) and not isinstance(value, (int, float, type(None))):
             raise ValueError(f"{where}{name}: expected a number, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -168,11 +169,10 @@ def _trained(config: Config) -> tuple[int, float]:
             jobs += seeds * len(config.layers)
             samples += seeds * len(config.layers) * config.samples
     g, f = config.grid, config.frontier
-    if g.layer is not None:
-        for m in g.data:
-            for n in g.widths:
-                jobs += 1
-                samples += max(g.epochs * m * g.unit * config.d_in, g.min_samples) * n * g.unit / config.width
+    for m, n in itertools.product(g.data, g.widths):
+        jobs += len(g.layers)
+        seen = max(g.epochs * m * g.unit * config.d_in, g.min_samples)
+        samples += len(g.layers) * seen * n * g.unit / config.width
     if f.layer is not None:
         kinds = sum(KINDS[name].trained for name in f.dictionaries)
         jobs += kinds * (len(f.l0) + len(f.widths) + len(f.data)) + len(f.variants)
@@ -185,7 +185,7 @@ def _trained(config: Config) -> tuple[int, float]:
 def _memory(config: Config, workers: int) -> float:
     """MB: the larger of the model with its batch and of all workers' jobs."""
     d, g = config.d_in, config.grid
-    widest = max([config.width, *(w * g.unit for w in g.widths if g.layer is not None)])
+    widest = max([config.width, *(w * g.unit for w in g.widths if g.layers)])
     job_mb = (
         17 * d * widest * d + 4 * d * (config.train_tokens + 3 * config.eval_rows) + 24 * d * d
     ) / 1e6 + 150

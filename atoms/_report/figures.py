@@ -108,8 +108,8 @@ def main(rows: Sequence[Row], out: Path) -> None:
     _save(figure, out / "figures", "main", **arrays)
 
 
-def capacity(arrays: Mapping[str, np.ndarray], out: Path) -> None:
-    """Heat maps over |M| and |D| for atoms, and the memorizing dictionary beside them."""
+def capacity(arrays: Mapping[str, np.ndarray], out: Path, layer: int) -> None:
+    """Heat maps over |M| and |D| for atoms of a layer, and the memorizing dictionary beside them."""
     figure, axes = plot.new_figure(2, 3, size=(14, 8))
     heads = {"train": "explained, training", "held_out": "explained, held-out", "q_star": "q*"}
     widths, data = ([f"{n:,}" for n in arrays[axis]] for axis in ("widths", "data"))
@@ -120,7 +120,7 @@ def capacity(arrays: Mapping[str, np.ndarray], out: Path) -> None:
             plot.heat(axes[i, j], arrays[f"{name}_{field}"], widths, data)
             axes[i, j].set(xlabel="atoms |D|", ylabel="activations |M|" if j == 0 else "")
             plot.titles(axes[i, j], f"{label}: {head}")
-    _save(figure, out / "figures", "capacity", **arrays)
+    _save(figure, out / "figures", f"capacity_{layer}", **arrays)
 
 
 def frontier(points: Sequence[Row], out: Path, config: Config) -> None:

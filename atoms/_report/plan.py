@@ -13,6 +13,7 @@ from .kinds import KINDS, VARIANTS
 __all__ = ["Plan", "plan"]
 
 Table = dict[tuple[int, str, int], Job]
+Cells = dict[tuple[str, int, int], Job]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Plan:
     """The jobs of a report, by what they are for.
 
     ``shift``: layer -> job. ``table``: (layer, dictionary, seed) -> job. ``agreement``: (layer, dictionary)
-    -> job. ``grid``: (dictionary, |M|, |D|) -> job. ``frontier``: rows of (dictionary, what varies, value, job).
+    -> job. ``grid``: layer -> (dictionary, |M|, |D|) -> job. ``frontier``: rows of (dictionary, what varies, value, job).
     """
 
     shift: dict[int, Job]
     table: Table
     agreement: dict[tuple[int, str], Job]
-    grid: dict[tuple[str, int, int], Job]
+    grid: dict[int, Cells]
     frontier: list[tuple[str, str, Any, Job]]
 
     @property
@@ -36,7 +37,8 @@ class Plan:
         table = sorted(self.table.items(), key=lambda item: seeds[item[0][2]])
         ours = [job for (_, _, seed), job in table if not seeds[seed]]
         others = [job for (_, _, seed), job in table if seeds[seed]]
-        return [*self.shift.values(), *ours, *self.grid.values(), *(row[3] for row in self.frontier), *others]
+        cells = [job for grid in self.grid.values() for job in grid.values()]
+        return [*self.shift.values(), *ours, *cells, *(row[3] for row in self.frontier), *others]
 
     @property
     def every(self) -> list[Job]:
@@ -51,7 +53,7 @@ def plan(config: Config, about: Mapping[str, Any]) -> Plan:
         shift=_shift(config, about),
         table=table,
         agreement=_agreement(table, about["key"]),
-        grid=_grid(config, about),
+        grid={layer: _grid(config, about, layer) for layer in config.grid.layers},
         frontier=_frontier(config, about, table),
     )
 
@@ -139,12 +141,10 @@ def _agreement(table: Table, key: str) -> dict[tuple[int, str], Job]:
     return jobs
 
 
-def _grid(config: Config, about: Mapping[str, Any]) -> dict[tuple[str, int, int], Job]:
-    grid: dict[tuple[str, int, int], Job] = {}
+def _grid(config: Config, about: Mapping[str, Any], layer: int) -> Cells:
+    grid: Cells = {}
     g, d_in = config.grid, about["d_in"]
-    if g.layer is None:
-        return grid
-    n_rows = about["rows"]["train"][str(g.layer)]
+    n_rows = about["rows"]["train"][str(layer)]
     for m in (m * g.unit * d_in for m in g.data):
         if m > n_rows:
             continue
@@ -154,7 +154,7 @@ def _grid(config: Config, about: Mapping[str, Any]) -> dict[tuple[str, int, int]
                 config,
                 about,
                 "grid",
-                g.layer,
+                layer,
                 "atoms",
                 n_train=m,
                 width=float(width),
@@ -163,9 +163,7 @@ def _grid(config: Config, about: Mapping[str, Any]) -> dict[tuple[str, int, int]
                 batch_size=256,
                 hold_l0=False,
             )
-            grid["memorizing", m, n] = _fit(
-                config, about, "grid", g.layer, "memorizing", n_train=m, memories=n
-            )
+            grid["memorizing", m, n] = _fit(config, about, "grid", layer, "memorizing", n_train=m, memories=n)
     return grid
 
 

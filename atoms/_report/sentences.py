@@ -354,9 +354,11 @@ def _memorized(mean: Rows) -> str:
 # ------------------------------------------------------------------ capacity
 
 
-def capacity(arrays: Mapping[str, np.ndarray], config: Config, captured: Mapping[str, Any]) -> list[str]:
+def capacity(
+    arrays: Mapping[str, np.ndarray], config: Config, layer: int, captured: Mapping[str, Any]
+) -> list[str]:
     """Training and held-out R² where there are fewer atoms than activations, and where not."""
-    return [*_jump(arrays), *_left_out(arrays, config, captured)]
+    return [*_jump(arrays), *_left_out(arrays, config, layer, captured)]
 
 
 def _jump(arrays: Mapping[str, np.ndarray]) -> list[str]:
@@ -387,10 +389,12 @@ def _jump(arrays: Mapping[str, np.ndarray]) -> list[str]:
     return said
 
 
-def _left_out(arrays: Mapping[str, np.ndarray], config: Config, captured: Mapping[str, Any]) -> list[str]:
+def _left_out(
+    arrays: Mapping[str, np.ndarray], config: Config, layer: int, captured: Mapping[str, Any]
+) -> list[str]:
     wanted = [m * config.grid.unit * captured["d_in"] for m in config.grid.data]
     missing = [f"{m:,}" for m in wanted if m not in arrays["data"]]
-    rows = captured["rows"]["train"][str(config.grid.layer)]
+    rows = captured["rows"]["train"][str(layer)]
     return (
         [f"Left out for want of training rows (there are {rows:,}): |M| = {_joined(missing)}."]
         if missing
@@ -519,7 +523,7 @@ def _compared(a: tuple[float, float], b: tuple[float, float], level: str) -> str
 
 
 def claims(
-    average: Sequence[Row], shifts: Sequence[Row], arrays: Mapping[str, np.ndarray] | None
+    average: Sequence[Row], shifts: Sequence[Row], grids: Sequence[Mapping[str, np.ndarray]]
 ) -> list[list[str]]:
     """The paper's claims, what it reports, what is found here, and what the controls say."""
     mean = _by_name(average)
@@ -528,7 +532,7 @@ def claims(
         *_faithful_and_stable(mean),
         *_neither(mean),
         *_neurons(mean),
-        *_jumps(arrays),
+        *_jumps(grids),
     ]
 
 
@@ -609,14 +613,16 @@ def _neurons(mean: Rows) -> list[list[str]]:
     ]
 
 
-def _jumps(arrays: Mapping[str, np.ndarray] | None) -> list[list[str]]:
-    if arrays is None:
+def _jumps(grids: Sequence[Mapping[str, np.ndarray]]) -> list[list[str]]:
+    """Of all layers' grids together."""
+    if not grids:
         return []
-    m, n = np.meshgrid(arrays["data"], arrays["widths"], indexing="ij")
-    full = n >= m
+    full = np.concatenate([np.subtract.outer(g["data"], g["widths"]).ravel() <= 0 for g in grids])
     if full.all() or not full.any():
         return []
-    train, held = arrays["atoms_train"], arrays["atoms_held_out"]
+    train, held = (
+        np.concatenate([g[f"atoms_{part}"].ravel() for g in grids]) for part in ("train", "held_out")
+    )
     return [
         [
             "R² jumps to 1 at |D| = |M|",

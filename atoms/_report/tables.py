@@ -18,7 +18,7 @@ from .._files import replacing
 from . import jobs
 from .kinds import KINDS
 from .monosemanticity import Judged
-from .plan import Plan
+from .plan import Cells, Plan
 from .scoring import CONVENTION, WITHOUT_MASSIVE, percent
 
 __all__ = [
@@ -147,13 +147,13 @@ def shift_rows(planned: Plan, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def capacity_grid(planned: Plan, out: Path) -> dict[str, np.ndarray]:
+def capacity_grid(grid: Cells, out: Path) -> dict[str, np.ndarray]:
     """Figures over |M| (``data``) and |D| (``widths``), of atoms and of the memorizing dictionary."""
-    data = sorted({m for _, m, _ in planned.grid})
-    widths = sorted({n for _, _, n in planned.grid})
+    data = sorted({m for _, m, _ in grid})
+    widths = sorted({n for _, _, n in grid})
     arrays: dict[str, np.ndarray] = {"data": np.array(data), "widths": np.array(widths)}
     for name in ("atoms", "memorizing"):
-        cells = [[jobs.read(out, planned.grid[name, m, n]).record for n in widths] for m in data]
+        cells = [[jobs.read(out, grid[name, m, n]).record for n in widths] for m in data]
         for part in ("train", "held_out"):
             values = [[r["explained"][part][CONVENTION][WITHOUT_MASSIVE] for r in line] for line in cells]
             arrays[f"{name}_{part}"] = np.array(values, float)

@@ -33,7 +33,7 @@ atoms of two seeds. s, MB: of one job, scoring included; memory is the job's pro
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """All figures of a report: rows of its tables, the capacity grid, and the latents that were judged.
+    """All figures of a report: rows of its tables, a capacity grid for each layer that has one, and the latents that were judged.
 
     What the configuration did not ask for is empty, or None.
     """
@@ -43,7 +43,7 @@ class _Found:
     shift: list[dict[str, Any]]
     main: list[dict[str, Any]]
     average: list[dict[str, Any]]
-    capacity: dict[str, np.ndarray] | None
+    capacity: dict[int, dict[str, np.ndarray]]
     frontier: list[dict[str, Any]]
     judged: Sequence[Judged]
     monosemanticity: list[dict[str, Any]]
@@ -80,7 +80,7 @@ def _gather(
 ) -> _Found:
     shifts, rows = tables.shift_rows(planned, out), tables.main_rows(planned, out)
     average = tables.averaged(rows)
-    capacity = tables.capacity_grid(planned, out) if planned.grid else None
+    capacity = {layer: tables.capacity_grid(grid, out) for layer, grid in planned.grid.items() if grid}
     return _Found(
         config=config,
         about=about,
@@ -91,15 +91,15 @@ def _gather(
         frontier=tables.frontier_rows(planned, out),
         judged=judged,
         monosemanticity=tables.monosemanticity_rows(judged),
-        claims=sentences.claims(average, shifts, capacity),
+        claims=sentences.claims(average, shifts, list(capacity.values())),
     )
 
 
 def _draw(found: _Found, planned: Plan, out: Path) -> None:
     figures.shift(planned, out, found.shift)
     figures.main(found.average, out)
-    if found.capacity is not None:
-        figures.capacity(found.capacity, out)
+    for layer, arrays in found.capacity.items():
+        figures.capacity(arrays, out, layer)
     if found.frontier:
         figures.frontier(found.frontier, out, found.config)
     if found.judged:
@@ -141,11 +141,11 @@ def _page(found: _Found, printed: Mapping[str, Table], run: Row) -> list[str]:
         "By layer:",
         printed["main"].show(),
     ]
-    if found.capacity is not None:
+    for layer, arrays in found.capacity.items():
         parts += [
-            f"## Capacity, layer {config.grid.layer}",
-            *sentences.capacity(found.capacity, config, found.about),
-            "![Heat maps over the number of activations and of atoms](figures/capacity.png)",
+            f"## Capacity, layer {layer}",
+            *sentences.capacity(arrays, config, layer, found.about),
+            f"![Heat maps over the number of activations and of atoms](figures/capacity_{layer}.png)",
         ]
     if found.frontier:
         parts += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from .beside import columns
 from .numbered import Rows
 
 MASSIVE = 10.0  # times the median norm
+SEEN = 8192  # of so many rows the norms are looked at
 _LARGE = 5.0  # so many times it: what is said where such rows, too, decide,
 _APART = 3.0  # and so many times the norm that a tenth of the rows exceeds
 _MATTER = 0.05  # share of the sum of squares from which massive rows decide what is fitted
@@ -22,8 +24,8 @@ def warn_of_massive(rows: Rows, stacklevel: int, widths: Sequence[int] | None = 
     `widths`: of sites side by side, each of which is looked at for itself.
     """
     index = np.arange(rows.n)
-    if rows.n > 8192:  # at random: what is massive may come at regular distances
-        index = np.sort(np.random.default_rng(0).choice(rows.n, 8192, replace=False))
+    if rows.n > SEEN:  # at random: what is massive may come at regular distances
+        index = np.sort(np.random.default_rng(0).choice(rows.n, SEEN, replace=False))
     some = rows.take(index)
     for site, part in enumerate(columns(widths or [rows.d])):
         name = "X" if widths is None else f"X, site {site}"
@@ -38,29 +40,46 @@ def site_norms(rows: np.ndarray, widths: Sequence[int] | None) -> np.ndarray:
 
 def squared_norms(rows: np.ndarray) -> np.ndarray:
     """Squared norms; NaN and infinity are for others to name."""
-    found = rows.astype(np.float64)
+    found, part = np.empty(len(rows)), np.empty((min(256, len(rows)), rows.shape[1]))
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(np.einsum("ij,ij->i", found, found))
+        for start in range(0, len(rows), 256):  # one place for all: workers of Dask give memory back at once
+            these = part[: len(rows) - start]
+            these[...] = rows[start : start + 256]
+            np.einsum("ij,ij->i", these, these, out=found[start : start + 256])
+    return found
+
+
+def _smallest(numbers: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Of these places the `SEEN` at most that have the smallest numbers: each row is as likely."""
+    if len(index) <= SEEN:
+        return index
+    return np.sort(index[np.argpartition(numbers[index], SEEN - 1)[:SEEN]])
 
 
 class SomeNorms:
-    """Squared norms of up to 8,192 rows at random of all that go by."""
+    """Squared norms of up to 8,192 rows at random of all that go by; `block` makes other numbers for each block."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = 0) -> None:
         self.n = 0
-        self._rng = np.random.default_rng(0)
+        self._rng = np.random.default_rng([0, block])
         self._kept = np.empty((2, 0))  # a random number for each row, and its squared norm
 
     def see(self, rows: np.ndarray) -> None:
-        self.see_squares(squared_norms(rows))
+        numbers = self._rng.random(len(rows))
+        limit = self._kept[0].max() if self._kept.shape[1] == SEEN else 1.0
+        index = _smallest(numbers, np.flatnonzero(numbers < limit))
+        self._keep(len(rows), np.array([numbers[index], squared_norms(rows[index])]))
 
-    def see_squares(self, squares: np.ndarray) -> None:
-        """Rows of these squared norms."""
-        self.n += len(squares)
-        kept = np.concatenate([self._kept, [self._rng.random(len(squares)), squares]], axis=1)
-        if kept.shape[1] > 8192:  # the smallest numbers of all: each row is as likely
-            kept = kept[:, np.argpartition(kept[0], 8191)[:8192]]
-        self._kept = kept
+    def plus(self, other: SomeNorms) -> SomeNorms:
+        """Of the rows that went by at either."""
+        both = copy.deepcopy(self)
+        both._keep(other.n, other._kept)
+        return both
+
+    def _keep(self, n: int, more: np.ndarray) -> None:
+        self.n += n
+        kept = np.concatenate([self._kept, more], axis=1)
+        self._kept = kept[:, _smallest(kept[0], np.arange(kept.shape[1]))]
 
     def complain(self, stacklevel: int) -> None:
         """As `warn_of_massive`."""

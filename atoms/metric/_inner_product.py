@@ -10,12 +10,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .. import _plot as plot
-from .._checks import check_array, check_count, first_nonfinite_row, nonfinite_error, part_by_part
+from .._checks import (
+    block_number,
+    check_array,
+    check_count,
+    first_nonfinite_row,
+    nonfinite_error,
+    part_by_part,
+)
 from .._config import one_blas_thread
 from .._estimator import Routed
 from .._files import load_tensors, reading, save_tensors
 from .._frames import framed
-from .._rows import Blocks, Rows, SomeNorms, by_blocks, rows_of, squared_norms, table, warn_of_massive
+from .._rows import Blocks, Rows, SomeNorms, by_blocks, rows_of, table, warn_of_massive
 from .._without import check_massive, without_massive
 from ._errors import EigenvalueErrors, errors_of
 from ._geometry import AngleHistogram, angles_of, draw_pairs, product, product_of_rows, rows_in, squeeze, unit
@@ -268,7 +275,7 @@ class AtomicInnerProduct(Routed):
             shift = shift_of(rows.first(SHIFT_ROWS)) if centered else np.zeros(rows.d)
         none = Moments.none(shift, centered, fourth)
         start = seen or none, SomeNorms()
-        found, some = rows.folded(_sums_and_squares, _with_next, start, none, self.num_threads)
+        found, some = rows.folded(_sums_and_norms, _with_next, start, none, self.num_threads)
         if not found.n:
             rows.first(1)  # says that there are none
         if norms is not None:
@@ -619,19 +626,20 @@ class AtomicInnerProduct(Routed):
         vars(self).update(state)
 
 
-def _sums_and_squares(block: Array, none: Moments, num_threads: int | None) -> tuple[Moments, Array]:
-    """Of a block's rows their sums, about the shift of `none`, and their squared norms."""
+def _sums_and_norms(block: Array, none: Moments, num_threads: int | None) -> tuple[Moments, SomeNorms]:
+    """Of a block's rows their sums, about the shift of `none`, and the norms of some."""
     centered, fourth = none.centered, none.norms is not None
     rows = check_array(block)
     found = moments_of(rows, centered=centered, norms=fourth, seen=none, num_threads=num_threads)
-    parts = [squared_norms(rows[start : start + 1024]) for start in range(0, len(rows), 1024)]
-    return found, np.concatenate(parts)
+    norms = SomeNorms(block_number())
+    norms.see(rows)
+    return found, norms
 
 
-def _with_next(so_far: tuple[Moments, SomeNorms], found: tuple[Moments, Array]) -> tuple[Moments, SomeNorms]:
-    norms = copy.deepcopy(so_far[1])  # a task may be done again
-    norms.see_squares(found[1])
-    return so_far[0].plus(found[0]), norms
+def _with_next(
+    so_far: tuple[Moments, SomeNorms], found: tuple[Moments, SomeNorms]
+) -> tuple[Moments, SomeNorms]:
+    return so_far[0].plus(found[0]), so_far[1].plus(found[1])
 
 
 _PICKLED = {

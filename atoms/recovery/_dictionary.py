@@ -98,13 +98,27 @@ def handle_of(d: Dictionary) -> Any:
     return d._handle
 
 
-@one_blas_thread
 def whitened(d: Dictionary, block: Array) -> Array:
-    """A block of signals as the solvers take it: in the metric, where there is one."""
+    """A block of signals as the solvers take it: in the metric, where there is one, in float64; each row depends on its
+    own signal alone, to the bit, which NumPy's products do not promise. Where it is not finite it becomes NaN."""
     if d.metric is None:
         return block
-    x = np.asarray(block, np.float64)
-    return np.asarray((x - d.metric.mean_ if d.metric.centered else x) @ d.metric.whitener_)
+    W, center = d.metric.whitener_, d.metric.mean_ if d.metric.centered else None
+    x, out = np.asarray(block, np.float64), np.empty((len(block), d.d_in))
+    ctx = context(d.num_threads)
+    try:
+        _core.product(ctx, x, center, W, None, out)
+    except ValueError:
+        bad = ~np.isfinite(_numpy_product(x, center, W)).all(axis=1)
+        _core.product(ctx, np.where(bad[:, None], 0, x), center, W, None, out)
+        out[bad] = np.nan
+    return out
+
+
+@one_blas_thread
+def _numpy_product(x: Array, center: Array | None, W: Array) -> Array:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray((x if center is None else x - center) @ W)
 
 
 def _gram_fits(d: Dictionary, itemsize: int) -> bool:

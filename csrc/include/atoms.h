@@ -134,6 +134,9 @@ ATOMS_API atoms_status atoms_moments(const atoms_ctx *ctx, atoms_rows x, const d
  * Workspace d m doubles, and 64 d for each thread. ATOMS_ERR_NONFINITE when a result is not finite. */
 ATOMS_API atoms_status atoms_product(const atoms_ctx *ctx, atoms_rows x, int64_t m, const double *center,
                                      const double *w, const double *offset, float *out);
+/* The same, not rounded. */
+ATOMS_API atoms_status atoms_product_f64(const atoms_ctx *ctx, atoms_rows x, int64_t m, const double *center,
+                                         const double *w, const double *offset, double *out);
 
 typedef struct {
     int64_t n;

@@ -46,11 +46,13 @@ static PyObject *product(PyObject *self, PyObject *args, PyObject *kwargs)
         goto done;
     const int64_t m = args_length(&a, 1);
     const array_spec offset_of = {"offset", NPY_FLOAT64, 1, {m}, .optional = true};
-    const array_spec out_of = {"out", NPY_FLOAT32, 2, {x.n, m}, .written = true};
+    const bool wide = PyArray_Check(o_out) && PyArray_TYPE((PyArrayObject *)o_out) == NPY_FLOAT64;
+    const array_spec out_of = {"out", wide ? NPY_FLOAT64 : NPY_FLOAT32, 2, {x.n, m}, .written = true};
     if (args_array(&a, o_offset, offset_of, &offset) < 0 || args_array(&a, o_out, out_of, &out) < 0)
         goto done;
     atoms_status status;
-    WITHOUT_GIL(status = atoms_product(ctx, x, m, center, w, offset, out));
+    WITHOUT_GIL(status = wide ? atoms_product_f64(ctx, x, m, center, w, offset, out)
+                              : atoms_product(ctx, x, m, center, w, offset, out));
     result = atoms_raise(status, "product");
 done:
     args_release(&a);
@@ -107,7 +109,7 @@ PyMethodDef atoms_metric_methods[] = {
     ATOMS_NAMED("moments", moments,
                 "moments(ctx, X, shift|None, sum, second): sum (d) and second (d, d) of X - shift, float64"),
     ATOMS_NAMED("product", product,
-                "product(ctx, X, center|None, w, offset|None, out): out = (X - center) w + offset, float32"),
+                "product(ctx, X, center|None, w, offset|None, out): out = (X - center) w + offset, float32 or float64"),
     ATOMS_NAMED(
         "angles", angles,
         "angles(ctx, X, first|None, second|None, counts, sums): histogram of the angles between rows, in degrees"),

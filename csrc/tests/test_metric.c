@@ -6,6 +6,7 @@ enum { N = 700, D = 53, M = 29, BINS = 18 };
 typedef struct {
     double x[N * D], shift[D], w[D * M], sum[D], second[D * D], sums[3];
     float out[N * M];
+    double wide[N * M];
     int64_t counts[BINS];
 } data;
 
@@ -71,12 +72,14 @@ TEST(metric_product)
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
         CHECK(run_product(ctx, t) == ATOMS_OK);
+        CHECK(atoms_product_f64(ctx, rows_of(t), M, t->shift, t->w, t->shift, t->wide) == ATOMS_OK);
         for (int i = 0; i < N; i += 31)
             for (int j = 0; j < M; j++) {
                 double exact = t->shift[j];
                 for (int k = 0; k < D; k++)
                     exact += (t->x[i * D + k] - t->shift[k]) * t->w[k * M + j];
                 CHECK(fabs(t->out[i * M + j] - exact) <= 1e-6);
+                CHECK(fabs(t->wide[i * M + j] - exact) <= 1e-13 && t->out[i * M + j] == (float)t->wide[i * M + j]);
             }
         atoms_ctx_free(ctx);
     }

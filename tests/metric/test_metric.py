@@ -34,8 +34,8 @@ def moments(ctx, X, shift=None):
     return total, second
 
 
-def product(ctx, X, center, W, offset):
-    out = np.full((X.shape[0], W.shape[1]), np.nan, np.float32)
+def product(ctx, X, center, W, offset, dtype=np.float32):
+    out = np.full((X.shape[0], W.shape[1]), np.nan, dtype)
     _core.product(ctx, X, center, W, offset, out)
     return out
 
@@ -179,20 +179,25 @@ def test_product_is_rounded_once(d, m, isa, rng):
         W, center, offset = rng.standard_normal((d, m)), rng.standard_normal(d), rng.standard_normal(m)
         for args in ((None, None), (center, offset)):
             out = product(context(2), X, args[0], W, args[1])
+            wide = product(context(2), X, args[0], W, args[1], np.float64)
+            np.testing.assert_array_equal(wide.astype(np.float32), out)
+            exact = reference.product(X, args[0], W, args[1], np.float64)
+            np.testing.assert_allclose(wide, exact, rtol=1e-13, atol=1e-12 * d)
             np.testing.assert_allclose(
                 out, reference.product(X, args[0], W, args[1]), rtol=1.2e-7, atol=1e-10 * d
             )
 
 
+@pytest.mark.parametrize("out", [np.float32, np.float64])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_product_rows_stand_alone(dtype, isa, rng):
+def test_product_rows_stand_alone(dtype, out, isa, rng):
     X = rng.standard_normal((150, 37)).astype(dtype)
     W = rng.standard_normal((37, 29))
-    whole = product(context(3), X, None, W, None)
+    whole = product(context(3), X, None, W, None, out)
     for Y in strided(X):
-        np.testing.assert_array_equal(product(context(1), Y, None, W, None), whole)
+        np.testing.assert_array_equal(product(context(1), Y, None, W, None, out), whole)
     for i in (0, 63, 64, 149):
-        np.testing.assert_array_equal(product(context(2), X[i : i + 1], None, W, None)[0], whole[i])
+        np.testing.assert_array_equal(product(context(2), X[i : i + 1], None, W, None, out)[0], whole[i])
 
 
 # -------------------------------------------------------------------------- angles

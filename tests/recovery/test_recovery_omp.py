@@ -99,8 +99,8 @@ def test_float32_chooses_as_float64_does_with_a_large_coordinate_in_common(isa, 
     others = sum(set(a.indices) != set(b.indices) for a, b in zip(codes, exact, strict=True))
     if selection == "omp":
         assert others == 0 and (info.residual < 1.001 * fit.residual).all()
-    else:  # what is left of an atom outside the span has float32's rounding
-        assert others <= 8 and (info.residual < 1.1 * fit.residual).all()
+    else:  # what is left of an atom outside the span has float32's rounding, and each machine's products another
+        assert others <= 16 and (info.residual < 1.1 * fit.residual).all()
 
 
 def test_tolerance_is_a_norm():

@@ -55,7 +55,14 @@ def settings(rows, **more):
         "samples": 6000,
         "batch_size": 128,
         "eval_rows": 400,
-        "grid": {"layer": 0, "unit": 2, "data": [1, 2], "widths": [1, 2], "epochs": 20, "min_samples": 2000},
+        "grid": {
+            "layer": [0, 1],
+            "unit": 2,
+            "data": [1, 2],
+            "widths": [1, 2],
+            "epochs": 20,
+            "min_samples": 2000,
+        },
         "frontier": {
             "layer": 1,
             "l0": [2, 3],
@@ -118,7 +125,8 @@ def test_configurations(tmp_path):
         ({"dictionaries": ["words"]}, "dictionaries: expected some of"),
         ({"seeds": [-1]}, "seeds: expected"),
         ({"held_out": 1.0}, "held_out: expected a share"),
-        ({"grid": {"layer": 3}}, "grid.layer: expected one of the layers"),
+        ({"grid": {"layer": 3}}, "grid.layer: expected one or some of the layers"),
+        ({"grid": {"layer": [5, 3]}}, "grid.layer: expected one or some of the layers"),
         ({"frontier": {"variants": ["wide"]}}, "frontier.variants: expected some of"),
         ({"activations": {"1": "x.npy"}}, "layers: expected some of those with activations"),
     ],
@@ -195,7 +203,7 @@ def test_everything_is_written(done):
     for name in ("main", "average", "shift", "frontier", "claims"):
         for suffix in ("csv", "md", "tex"):
             assert (out / "tables" / f"{name}.{suffix}").stat().st_size > 50
-    for name in ("shift", "main", "capacity", "frontier"):
+    for name in ("shift", "main", "capacity_0", "capacity_1", "frontier"):
         assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         with np.load(out / "figures" / f"{name}.npz") as arrays:

@@ -1,4 +1,4 @@
-/* product.c: rows times a matrix, in float64, rounded once to float32: whitening and its inverse.
+/* product.c: rows times a matrix, in float64, and rounded once where float32 is wanted: whitening and its inverse.
  *
  * The matrix is packed into panels once; then each task takes TILE_ROWS rows, which it converts into a buffer of its
  * own, through all panels. */
@@ -16,6 +16,7 @@ typedef struct {
     double *panels;       /* W (d, m) as panels (ceil(m / PANEL_COLUMNS), d, PANEL_COLUMNS) */
     double *offset;       /* (m), padded to whole panels */
     float *out;
+    double *wide; /* the result in float64, or NULL */
 } product;
 
 /* The panels of W (d, m), zeros beyond column m */
@@ -46,17 +47,31 @@ static void load_rows(const product *p, int64_t i0, int64_t count, double *rows)
     memset(rows + count * p->lda, 0, (size_t)((whole - count) * p->lda) * sizeof *rows);
 }
 
+/* As the kernels' store does it, unrounded. */
+static void store_wide(int64_t rows, int64_t cols, const double *c, const double *offset, double *out, int64_t ldo,
+                       double *check)
+{
+    for (int64_t r = 0; r < rows; r++, c += PANEL_COLUMNS, out += ldo)
+        for (int64_t j = 0; j < cols; j++) {
+            out[j] = c[j] + offset[j];
+            check[j] += 0.0 * out[j];
+        }
+}
+
 /* Their rows of the result; false when a value is not finite. */
 static bool multiply_rows(const product *p, int64_t i0, int64_t count, const double *rows)
 {
-    float *out = p->out + i0 * p->m;
     double check[PANEL_COLUMNS] = {0};
     for (int64_t j = 0; j < p->m; j += PANEL_COLUMNS)
         for (int64_t i = 0; i < count; i += GROUP_ROWS) {
             double c[GROUP_ROWS * PANEL_COLUMNS];
+            const int64_t some = ATOMS_MIN(GROUP_ROWS, count - i), cols = ATOMS_MIN(PANEL_COLUMNS, p->m - j),
+                          to = (i0 + i) * p->m + j;
             p->kernels->gemm(p->x.d, rows + i * p->lda, p->lda, p->panels + j * p->x.d, c);
-            p->kernels->store(ATOMS_MIN(GROUP_ROWS, count - i), ATOMS_MIN(PANEL_COLUMNS, p->m - j), c, p->offset + j,
-                              out + i * p->m + j, p->m, check);
+            if (p->wide)
+                store_wide(some, cols, c, p->offset + j, p->wide + to, p->m, check);
+            else
+                p->kernels->store(some, cols, c, p->offset + j, p->out + to, p->m, check);
         }
     double total = 0.0;
     for (int k = 0; k < PANEL_COLUMNS; k++)
@@ -95,13 +110,13 @@ static atoms_status all_rows(const atoms_ctx *ctx, const product *p)
     return team.status;
 }
 
-atoms_status atoms_product(const atoms_ctx *ctx, atoms_rows x, int64_t m, const double *center, const double *w,
-                           const double *offset, float *out)
+static atoms_status multiply(const atoms_ctx *ctx, product p, const double *w, const double *offset)
 {
-    if (x.n < 0 || x.d < 1 || m < 1)
+    const int64_t m = p.m;
+    if (p.x.n < 0 || p.x.d < 1 || m < 1)
         return ATOMS_ERR_ARGUMENT;
-    product p = {.kernels = ctx->kernels->metric, .x = x, .m = m, .center = center, .out = out};
-    p.lda = x.d + 8; /* rows a power of two apart would meet in one set of the cache */
+    p.kernels = ctx->kernels->metric;
+    p.lda = p.x.d + 8; /* rows a power of two apart would meet in one set of the cache */
     atoms_arena arena = {0};
     lay_out(&p, &arena);
     if (!atoms_arena_open(&arena))
@@ -114,4 +129,16 @@ atoms_status atoms_product(const atoms_ctx *ctx, atoms_rows x, int64_t m, const 
     atoms_status status = all_rows(ctx, &p);
     atoms_arena_close(&arena);
     return status;
+}
+
+atoms_status atoms_product(const atoms_ctx *ctx, atoms_rows x, int64_t m, const double *center, const double *w,
+                           const double *offset, float *out)
+{
+    return multiply(ctx, (product){.x = x, .m = m, .center = center, .out = out}, w, offset);
+}
+
+atoms_status atoms_product_f64(const atoms_ctx *ctx, atoms_rows x, int64_t m, const double *center, const double *w,
+                               const double *offset, double *out)
+{
+    return multiply(ctx, (product){.x = x, .m = m, .center = center, .wide = out}, w, offset);
 }

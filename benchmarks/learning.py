@@ -1,6 +1,6 @@
 """Dictionary learning: speed beside SPAMS's trainDL and scikit-learn, quality and seeds beside the autoencoder.
 
-    python benchmarks/dictionary_learning.py [--data ROWS.npy] [--parts speed quality seeds] [--threads 1 2]
+    python benchmarks/learning.py [--data ROWS.npy] [--parts speed quality seeds] [--threads 1 2]
 
 Rows are whitened here, once for all; the last tenth is held out.
 

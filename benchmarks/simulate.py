@@ -157,14 +157,17 @@ def typical(runs: list[Run]) -> Run:
 
 
 def same_order() -> None:
-    """Every batch in the order of the first, so that a task's work is the same in every step."""
+    """Every batch in the order of the first, so that a task's work is the same in every step.
+
+    An epoch is one batch here: rows are drawn each time, as they are of many, but not the generator that draws them.
+    """
     from atoms._rows import numbered
 
-    draw, orders = numbered.Sampler._permutation, []
+    orders, rng = {}, np.random.default_rng(0)
 
     def first(sampler: numbered.Sampler) -> np.ndarray:
-        orders.append(draw(sampler))
-        return orders[0]
+        drawn = rng.permutation(sampler.n)
+        return orders.setdefault(sampler.n, drawn)
 
     numbered.Sampler._permutation = first  # type: ignore[method-assign]
 

@@ -490,7 +490,11 @@ def whitener(X: Array, centered: bool = False, shrinkage: float = 0.0) -> Array:
 
 
 def product(
-    X: ArrayLike, center: ArrayLike | None, W: ArrayLike, offset: ArrayLike | None, dtype: DTypeLike = np.float32
+    X: ArrayLike,
+    center: ArrayLike | None,
+    W: ArrayLike,
+    offset: ArrayLike | None,
+    dtype: DTypeLike = np.float32,
 ) -> Array:
     """(X - center) W + offset in long double, rounded to `dtype`."""
     X = np.asarray(X).astype(np.longdouble)

@@ -13,7 +13,8 @@ returns a :class:`RecoveryInfo` with a status for each signal beside the codes, 
 
 Of signals in an array of Dask codes are one, too, whose blocks are ``scipy.sparse.csr_array`` (``.compute()`` joins them,
 ``.map_blocks`` goes on with them), and so are the fields of a :class:`RecoveryInfo`; a `support` or `tau` for each signal may be.
-Nothing is computed yet. Each worker makes the dictionary ready once, and codes are those of the signals in memory, to the bit.
+Nothing is computed yet. Each worker makes the dictionary ready once, and codes are those of the signals in memory, to the bit
+(with SciPy's BLAS in BLIS's place, to its rounding).
 
 Signals are read in blocks, so memory maps of any length will do. Peak memory:
 

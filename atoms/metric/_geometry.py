@@ -32,6 +32,8 @@ def product(
         out = np.empty(shape, dtype=np.float32)
     elif not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    elif out.dtype != np.float32:  # the core would take float64, too
+        raise TypeError(f"out: expected dtype float32, got {out.dtype}")
     try:
         _core.product(context(num_threads), X, center, W, offset, out)
     except ValueError as error:

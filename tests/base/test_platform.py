@@ -223,7 +223,7 @@ def test_arrays_are_checked():
     read_only = np.zeros((4, 3), np.float32)
     read_only.flags.writeable = False
     for out, error, message in [
-        (np.zeros((4, 3)), TypeError, "out: expected dtype .*float32.*, got .*float64"),
+        (np.zeros((4, 3), int), TypeError, "out: expected dtype .*float32.*, got .*int64"),
         (np.zeros((3, 4), np.float32).T, ValueError, "out: expected a C-contiguous array"),
         (np.zeros((5, 3), np.float32), ValueError, "out: expected length 4 along axis 0, got 5"),
         (read_only, ValueError, "out: the output array is read-only"),

@@ -468,6 +468,8 @@ def test_bad_input_is_named(rng):
         aip.unwhiten(X[:, :3])
     with pytest.raises(TypeError, match="out"):
         aip.whiten(X, out=[])
+    with pytest.raises(TypeError, match="out: expected dtype float32, got float64"):
+        aip.whiten(X, out=np.empty(X.shape))
     for rejected in (bad[:, :3], X[:2]):
         with pytest.raises(ValueError):
             aip.fit(rejected)

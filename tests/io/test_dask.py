@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import atoms
 from atoms import recovery, theory
 from atoms._config import uses_scipy_blas
+from atoms._rows import SomeNorms
 from atoms.activations._far import FarPass
 
 da = pytest.importorskip("dask.array")
@@ -109,6 +110,30 @@ def test_massive_rows_are_warned_of_and_left_out(X, make):
     light = [part[np.linalg.norm(part, axis=1) < 1000] for part in blocks_of(heavy)]
     np.testing.assert_array_equal(ours.second_moment_, atoms.AtomicInnerProduct().fit(light).second_moment_)
     assert (ours.n_dropped_massive_, ours.n_samples_seen_) == (4, N - 4)
+
+
+def test_the_norms_of_some_rows_are_drawn_alike_from_all_blocks():
+    rows = np.array([np.arange(1, 60_002), np.zeros(60_001)]).T  # whose squares are exact
+    parts = np.split(rows, np.cumsum([20_000, 1, 10_000, 0]))
+    each = []
+    for k, part in enumerate(parts):
+        norms = SomeNorms(k)
+        norms.see(part)
+        each.append(norms)
+    forth, back = (functools.reduce(SomeNorms.plus, some) for some in (each, each[::-1]))
+    assert forth.n == back.n == 60_001
+    kept = np.sort(forth._kept[1])
+    np.testing.assert_array_equal(kept, np.sort(back._kept[1]))
+    squares = [part[:, 0] ** 2 for part in parts]
+    shares = [np.isin(kept, own).sum() / 8192 for own in squares]
+    assert len(kept) == 8192 == np.isin(kept, rows[:, 0] ** 2).sum()
+    np.testing.assert_allclose(shares, [1 / 3, 0, 1 / 6, 0, 1 / 2], atol=0.02)
+    together = SomeNorms()
+    for part in parts:
+        together.see(part)
+    assert together.n == 60_001 and np.isin(together._kept[1], rows[:, 0] ** 2).all()
+    shares = [np.isin(together._kept[1], own).sum() / 8192 for own in squares]
+    np.testing.assert_allclose(shares, [1 / 3, 0, 1 / 6, 0, 1 / 2], atol=0.02)
 
 
 @LAZY

@@ -24,10 +24,12 @@ from ._config import warnings_as
 
 __all__ = [
     "Later",
+    "Tensors",
     "check_tensor",
     "load_tensors",
     "map_npy",
     "only_user",
+    "opened_tensors",
     "plain_name",
     "read_json",
     "read_npz",
@@ -211,28 +213,72 @@ def only_user(path: Any, what: str) -> Iterator[None]:
             return
 
 
-def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and metadata of a file written by `save_tensors` for the same `kind`: finite numbers only."""
+class Tensors(Mapping[str, np.ndarray]):
+    """The arrays of a safetensors file, finite numbers only. Each is read when it is asked for, and the file is mapped no longer
+    than that: what goes through all of them has one at a time in memory."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        with safe_open(place, framework="numpy") as file:
+            self.text: dict[str, str] = file.metadata() or {}
+            parts = {name: file.get_slice(name) for name in file.keys()}
+            self._about = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._about:
+            raise KeyError(name)
+        with safe_open(self._place, framework="numpy") as file:
+            array: np.ndarray = file.get_tensor(name)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} contains NaN or infinity")
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._about
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._about)
+
+    def __len__(self) -> int:
+        return len(self._about)
+
+    def check(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        """As `check_tensor`, of what the file says of an array that is not read yet."""
+        found, kind = self._about[name]
+        if (found, kind) != (shape, _DTYPES.get(np.dtype(dtype))):
+            raise ValueError(f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {kind} of {found}")
+
+
+@contextlib.contextmanager
+def opened_tensors(path: Any, kind: str) -> Iterator[tuple[Tensors, dict[str, Any]]]:
+    """Arrays and metadata of a file written by `save_tensors` for the same `kind`: of this file, though another takes its name."""
     path = os.fspath(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = file.metadata() or {}
-            if text.get("format") != "atoms" or text.get("kind") != kind:
+    with contextlib.ExitStack() as stack:
+        place = path
+        if os.path.isfile(path):
+            raw = stack.enter_context(open(path, "rb"))
+            place = f"/dev/fd/{raw.fileno()}" if os.path.exists(f"/dev/fd/{raw.fileno()}") else path
+        try:
+            tensors = Tensors(place)
+            if tensors.text.get("format") != "atoms" or tensors.text.get("kind") != kind:
                 raise ValueError(
                     f"{path}: expected a file saved by atoms.{kind}, found "
-                    f"{text.get('kind') or 'a safetensors file without its mark'}"
+                    f"{tensors.text.get('kind') or 'a safetensors file without its mark'}"
                 )
             with reading(path, kind):
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                for name, a in tensors.items():
-                    if not np.isfinite(a).all():
-                        raise ValueError(f"{name} contains NaN or infinity")
-                metadata = json.loads(text["parameters"])
+                metadata = json.loads(tensors.text["parameters"])
                 if not isinstance(metadata, dict):
                     raise ValueError(f"its parameters are of type {type(metadata).__name__}")
-                return tensors, metadata
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file or cut short: {error}") from None
+            yield tensors, metadata
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file or cut short: {error}") from None
+
+
+def load_tensors(path: Any, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The same, all of them at once."""
+    with opened_tensors(path, kind) as (tensors, metadata):
+        with reading(path, kind):
+            return dict(tensors), metadata
 
 
 @contextlib.contextmanager
@@ -263,7 +309,9 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
     return found
 
 
-def check_tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def check_tensor(
+    tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], dtype: Any
+) -> np.ndarray:
     """The tensor of that name, of exactly that shape and type."""
     a = tensors[name]
     if a.shape != shape or a.dtype != dtype:

@@ -18,7 +18,7 @@ from .. import metric as metrics
 from .._checks import part_by_part
 from .._config import context
 from .._estimator import Routed, restored
-from .._files import load_tensors, reading
+from .._files import opened_tensors, reading
 from .._frames import framed
 from .._rows import (
     BlockRows,
@@ -960,8 +960,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         ValueError
             Another file, or a damaged one; no more memory is used than the weights in it justify.
         """
-        tensors, meta = load_tensors(path, cls.__name__)
-        with reading(path, cls.__name__):
+        with opened_tensors(path, cls.__name__) as (tensors, meta), reading(path, cls.__name__):
             self = cls(**meta["parameters"], num_threads=num_threads)
             self.metric = _saving.read_metric(tensors, meta, num_threads)
             meta["parameters"] = as_json(self.get_params(deep=False))

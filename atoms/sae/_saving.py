@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .. import metric as metrics
-from .._files import Later, check_tensor, load_tensors, reading, save_tensors
+from .._files import Later, Tensors, check_tensor, opened_tensors, reading, save_tensors
 from ._model import FIELDS, SKIP, WEIGHTS, Model, layout
 from ._settings import Settings, differing
 from ._space import TrainingSpace
@@ -79,7 +80,7 @@ def write_space(space: TrainingSpace, tensors: dict[str, Any], meta: dict[str, A
             meta["sites"], tensors["scale"] = list(space.widths), space.scale
 
 
-def read_space(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, d: int) -> TrainingSpace:
+def read_space(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], metric: Any, d: int) -> TrainingSpace:
     """What `write_space` added; `metric` as `read_metric` gives it."""
     if metric is not None:
         if metric.n_features_in_ != d:
@@ -88,7 +89,7 @@ def read_space(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any
     return _of_sites(tensors, meta["sites"], d) if "sites" in meta else _scaled(tensors, meta, d)
 
 
-def _of_sites(tensors: dict[str, np.ndarray], widths: Any, d: int) -> TrainingSpace:
+def _of_sites(tensors: Mapping[str, np.ndarray], widths: Any, d: int) -> TrainingSpace:
     """The space of a crosscoder."""
     known = isinstance(widths, list) and all(type(w) is int and w > 0 for w in widths)
     if not known or sum(widths) != d:
@@ -99,7 +100,7 @@ def _of_sites(tensors: dict[str, np.ndarray], widths: Any, d: int) -> TrainingSp
     return TrainingSpace(d, None, check_tensor(tensors, "mean", (d,), np.float64), scale, widths)
 
 
-def _scaled(tensors: dict[str, np.ndarray], meta: dict[str, Any], d: int, side: str = "") -> TrainingSpace:
+def _scaled(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], d: int, side: str = "") -> TrainingSpace:
     """The space of a mean and a number."""
     mean = check_tensor(tensors, f"{side}mean", (d,), np.float64)
     space = TrainingSpace(d, None, mean, float(meta[f"{side}scale"]))
@@ -108,16 +109,16 @@ def _scaled(tensors: dict[str, np.ndarray], meta: dict[str, Any], d: int, side: 
     return space
 
 
-def read_metric(tensors: dict[str, np.ndarray], meta: dict[str, Any], num_threads: int | None) -> Any:
+def read_metric(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], num_threads: int | None) -> Any:
     """The metric that a file holds, or None."""
     if "metric" not in meta:
         return None
-    arrays = {k[len("metric.") :]: v for k, v in tensors.items() if k.startswith("metric.")}
+    arrays = {k[len("metric.") :]: tensors[k] for k in tensors if k.startswith("metric.")}
     return metrics.from_state(arrays, meta["metric"], num_threads)
 
 
-def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, ctx: Any) -> Trained:
-    """What `write` was given, from what it wrote."""
+def restore(tensors: Tensors, meta: dict[str, Any], metric: Any, ctx: Any) -> Trained:
+    """What `write` was given, from what it wrote: the model is filled array by array."""
     parameters, data = dict(meta["parameters"]), meta.get("data")
     settings = Settings.of_json(parameters)
     d, s, out = len(tensors["b_dec"]), settings.d_sae, None
@@ -133,7 +134,7 @@ def restore(tensors: dict[str, np.ndarray], meta: dict[str, Any], metric: Any, c
     # first: the settings may promise more than the file holds, and nothing of that size is to be allocated
     for name in fields:
         if name in tensors or name in required:
-            check_tensor(tensors, name, *layout(name, d, s, out))
+            tensors.check(name, *layout(name, d, s, out))
     history = _complete({str(name): list(values) for name, values in meta["history"].items()})
     control = _control(meta["control"])
     space = read_space(tensors, meta, metric, d)
@@ -170,15 +171,15 @@ def resume(
         Where they, the metric or the data differ, or the file has no training state. Files of before 0.1 do not
         know their data.
     """
-    tensors, meta = load_tensors(path, kind)
-    check_resumed(path, tensors, meta, parameters, metric, data)
-    with reading(path, kind):
-        return restore(tensors, {**meta, "parameters": parameters}, metric, ctx)._replace(data=data)
+    with opened_tensors(path, kind) as (tensors, meta):
+        check_resumed(path, tensors, meta, parameters, metric, data)
+        with reading(path, kind):
+            return restore(tensors, {**meta, "parameters": parameters}, metric, ctx)._replace(data=data)
 
 
 def check_resumed(
     path: Any,
-    tensors: dict[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
     meta: dict[str, Any],
     parameters: dict[str, Any],
     metric: Any,

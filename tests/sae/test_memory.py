@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from support import run
 
-from atoms._files import Later, load_tensors, save_tensors
+from atoms._files import Later, load_tensors, opened_tensors, save_tensors
 
 SCRIPT = """
 import sys
@@ -26,14 +26,18 @@ tied, path = sys.argv[1] == "tied", sys.argv[2]
 latents, d = 16384, 1024
 weights = latents * d
 X = np.random.default_rng(0).standard_normal((4096, d), dtype=np.float32)
-sae = atoms.SparseAutoencoder(
+new = lambda: atoms.SparseAutoencoder(
     latents, target_l0=32, max_steps=3, batch_size=256, verbose=False, tied=tied, num_threads=1, random_state=0
 )
+sae = new()
 start = status("VmRSS")
 peak("fit", lambda: sae.fit(X))
 peak("transform", lambda: sae.transform(X))
 peak("save", lambda: sae.save(path))
 peak("checkpoint", lambda: sae.save(path, training_state=True))
+del sae
+peak("load", lambda: atoms.SparseAutoencoder.load(path))
+peak("resume", lambda: new().fit(X, checkpoint=path))
 """
 
 
@@ -43,9 +47,9 @@ peak("checkpoint", lambda: sae.save(path, training_state=True))
     ("kind", "bounds"),
     [
         # the model: 8 bytes of a weight and its moments for each matrix, and 1 of the screen's image; rows and the
-        # workspace are 2 here. fit: the first directions, and the encoder scaled; save: an array at a time
-        ("free", {"fit": 34, "transform": 24, "save": 26, "checkpoint": 26}),
-        ("tied", {"fit": 20, "transform": 16, "save": 18, "checkpoint": 18}),
+        # workspace are 2 here. fit: the first directions, and the encoder scaled; save and load: an array at a time
+        ("free", {"fit": 34, "transform": 24, "save": 26, "checkpoint": 26, "load": 30, "resume": 32}),
+        ("tied", {"fit": 20, "transform": 16, "save": 18, "checkpoint": 18, "load": 22, "resume": 24}),
     ],
 )
 def test_bytes_by_the_weight(kind, bounds, tmp_path):
@@ -53,6 +57,27 @@ def test_bytes_by_the_weight(kind, bounds, tmp_path):
     found = {what: float(value) for what, value in map(str.split, out.splitlines())}
     assert set(found) == set(bounds)
     assert all(found[what] < bounds[what] for what in bounds), found
+
+
+def test_a_file_is_read_to_its_end_though_another_takes_its_name(tmp_path):
+    path, old = tmp_path / "some.safetensors", {"a": np.arange(5.0), "b": np.ones((2, 3), np.float32)}
+    save_tensors(path, "Some", old, {"of": "old"})
+    with opened_tensors(path, "Some") as (tensors, meta):
+        save_tensors(path, "Some", {"a": np.zeros(2)}, {})
+        assert meta == {"of": "old"} and set(tensors) == set(old) and len(tensors) == 2
+        for name, array in old.items():
+            np.testing.assert_array_equal(tensors[name], array)
+        tensors.check("b", (2, 3), np.float32)
+        for name, shape, dtype in (
+            ("b", (3, 2), np.float32),
+            ("b", (2, 3), np.float64),
+            ("a", (2,), np.float64),
+        ):
+            with pytest.raises(ValueError, match=f"{name}: expected .* of shape"):
+                tensors.check(name, shape, dtype)
+        with pytest.raises(KeyError):
+            tensors["c"]
+    assert set(load_tensors(path, "Some")[0]) == {"a"}
 
 
 def test_files_are_the_same_whenever_their_arrays_are_made(tmp_path):

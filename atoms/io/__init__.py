@@ -6,7 +6,7 @@ tool                      files                                         written 
 SAELens (6 and before)    ``cfg.json``, ``sae_weights.safetensors``     yes, ``"saelens"``
 Gemma Scope               ``params.npz``                                yes, ``"npz"``
 Gemma Scope 2             ``params.safetensors``, ``config.json``
-dictionary_learning       ``ae.pt``, ``config.json``
+dictionary_learning       ``ae.pt``, ``config.json``                    crosscoders: ``"crosscoder"``
 sparsify                  ``cfg.json``, ``sae.safetensors``             yes, TopK: ``"sparsify"``
 atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`, ``push_to_hub``
 ========================  ============================================  =========================================
@@ -273,9 +273,12 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         threshold, as SAELens does itself.
     path : path
         A new folder (``"saelens"``: ``cfg.json`` and ``sae_weights.safetensors``, ``"sparsify"``: ``cfg.json`` and
-        ``sae.safetensors``) or file (``"npz"``: Gemma Scope's five arrays). Written beside itself and renamed.
-    format : {"saelens", "npz", "sparsify"}
-        See `path`.
+        ``sae.safetensors``, ``"crosscoder"``: ``config.json`` and ``model.safetensors``) or file (``"npz"``: Gemma Scope's five
+        arrays). Written beside itself and renamed.
+    format : {"saelens", "npz", "sparsify", "crosscoder"}
+        See `path`. ``"crosscoder"`` is what ``BatchTopKCrossCoder.from_pretrained(path, from_hub=True)`` opens in
+        dictionary_learning as the authors of Minder et al. (arXiv 2504.02922) keep it: one threshold for all latents, so that
+        where ours have their own, each latent's code there is ours over its threshold, and its decoder row that many times ours.
     **metadata
         Into SAELens's ``metadata``: ``model_name``, ``hook_name``, ``context_size`` and what else its tools use.
         That of a model read from SAELens goes with it, but for what is given here.
@@ -286,25 +289,32 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
         `path` is there already.
     ValueError
         The format cannot express the model: ``"npz"`` has no TopK, no input norm and no skip connection, ``"saelens"`` no
-        TopK transcoder, ``"sparsify"`` nothing but TopK, without input norm and to as many features as from. None has a place
-        for a crosscoder.
+        TopK transcoder, ``"sparsify"`` nothing but TopK, without input norm and to as many features as from. Crosscoders have
+        ``"crosscoder"`` alone, of sites of one width and without TopK.
     """
-    if format not in ("saelens", "npz", "sparsify"):
-        raise ValueError(f"format: expected 'saelens' or 'npz', or 'sparsify', got {format!r}")
+    if format not in ("saelens", "npz", "sparsify", "crosscoder"):
+        raise ValueError(f"format: expected 'saelens' or 'npz', 'sparsify' or 'crosscoder', got {format!r}")
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")
     sae = as_fitted(sae)
-    if getattr(sae, "sites_", None) is not None:
+    sites = getattr(sae, "sites_", None)
+    if (sites is not None) != (format == "crosscoder"):
         raise ValueError(
-            "sae: is a crosscoder, which reads several places at once: other tools' formats have one place. sae.save(path) "
-            "keeps it, and sae.to_torch() is a module for rows side by side"
+            "sae: is a crosscoder, which reads several places at once: that format has one place. format='crosscoder' has "
+            "several, sae.save(path) keeps it as it is, and sae.to_torch() is a module for rows side by side"
+            if sites is not None
+            else "format: 'crosscoder' is of several places, and sae is of one; use 'saelens'"
         )
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     arrays: dict[str, Any] = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
     if format == "sparsify":
         tensors, said = _as_sparsify(sae, arrays)
         _write_folder(path, "sae.safetensors", said, tensors)
+        return
+    if sites is not None:
+        tensors, said = _as_crosscoder(sae, arrays, [of.stop - of.start for of in sites])
+        _write_folder(path, "model.safetensors", said, tensors, "config.json")
         return
     norm, skip = getattr(sae, "input_norm", "none"), getattr(sae, "W_skip", None)
     transcoder = getattr(sae, "is_transcoder", False)
@@ -335,7 +345,9 @@ def _check_expressible(format: str, threshold: np.ndarray, activation: str, norm
         raise ValueError(f"format: 'npz' has no place for {what}; use 'saelens'")
 
 
-def _write_folder(path: Path, weights: str, config: dict[str, Any], arrays: dict[str, Any]) -> None:
+def _write_folder(
+    path: Path, weights: str, config: dict[str, Any], arrays: dict[str, Any], named: str = "cfg.json"
+) -> None:
     """A new folder of two files, written beside itself and renamed."""
     from safetensors.numpy import save as packed
 
@@ -345,7 +357,7 @@ def _write_folder(path: Path, weights: str, config: dict[str, Any], arrays: dict
     try:
         with replacing(folder / weights) as file:
             file.write_bytes(packed(arrays))
-        with replacing(folder / "cfg.json") as file:
+        with replacing(folder / named) as file:
             file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         os.rename(folder, path)
         sync_folder(path.parent)
@@ -376,6 +388,41 @@ def _as_sparsify(sae: Any, arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.
         "activation": "topk", "num_latents": d_sae, "k": int(k_of(sae.target_l0) if k is None else k), "d_in": d_in,
         "normalize_decoder": True, "multi_topk": False, "skip_connection": skip is not None, "transcode": transcoder,
     }  # fmt: skip
+
+
+def _as_crosscoder(
+    sae: Any, arrays: dict[str, np.ndarray], widths: list[int]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and configuration of dictionary_learning's BatchTopKCrossCoder, in the fork that has it."""
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"format: 'crosscoder' has sites of one width, not {widths}; sae.save(path) keeps it"
+        )
+    if sae.activation == "topk":
+        raise ValueError("format: 'crosscoder' has a threshold, not TopK; sae.save(path) keeps it")
+    threshold, (n, d, m) = arrays["threshold"], (len(widths), widths[0], arrays["W_enc"].shape[1])
+    if threshold.min() < 0 or (threshold.min() == 0 < threshold.max()):
+        raise ValueError(
+            "sae: has latents of threshold zero or below beside others, for which one threshold cannot stand; "
+            "sae.save(path) keeps it"
+        )
+    shared = float(threshold[0]) if np.ptp(threshold) == 0 else 1.0
+    # its threshold is one for all: latents are rescaled until theirs are
+    by = np.float32(1) if np.ptp(threshold) == 0 else threshold
+    W_enc, W_dec = arrays["W_enc"] / by, arrays["W_dec"] * np.reshape(by, (-1, 1))
+    tensors = {
+        "encoder.weight": np.ascontiguousarray(W_enc.reshape(n, d, m)), "encoder.bias": arrays["b_enc"] / by,
+        "decoder.weight": np.ascontiguousarray(W_dec.reshape(m, n, d).transpose(1, 0, 2)),
+        "decoder.bias": arrays["b_dec"].reshape(n, d),
+        "threshold": np.array(shared, np.float32), "k": np.array(k_of(sae.target_l0), np.int32),
+        "code_normalization_id": np.array(_NO_NORMALIZATION, np.int64), "target_rms": np.array(1, np.float32),
+    }  # fmt: skip
+    return tensors, {
+        "activation_dim": d, "dict_size": m, "num_layers": n, "k": k_of(sae.target_l0), "code_normalization": "NONE",
+    }  # fmt: skip
+
+
+_NO_NORMALIZATION = 4  # as its enumeration counts
 
 
 def _saelens_config(

@@ -1,11 +1,13 @@
 """Crosscoders: SparseAutoencoder.fit(Sites(X, Y, ...)), one code of the same tokens at several places."""
 
+import json
 import pickle
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from support import Blocks, Stop, decoder, explained, random_contexts, stop_after
 
 import atoms
@@ -341,6 +343,50 @@ def test_a_damaged_file_is_refused(tmp_path, sites, scale):
     save_tensors(path, "SparseAutoencoder", tensors, meta if sites is None else {**meta, "sites": sites})
     with pytest.raises(ValueError, match="a.safetensors"):
         atoms.load(path)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("activation", ["jumprelu", "relu", "batchtopk"])
+def test_an_export_for_dictionary_learning(activation, tied, tmp_path):
+    """Its forward pass restated: post-ReLU codes above the one threshold, each site by its own weights."""
+    both = Sites(X[:3000, :B_D], Y[:3000])
+    sae = coder(activation, tied=tied, max_steps=200).fit(both)
+    atoms.io.save(sae, tmp_path / "a", "crosscoder")
+    w = load_file(tmp_path / "a" / "model.safetensors")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert {k: config[k] for k in ("activation_dim", "dict_size", "num_layers")} == {
+        "activation_dim": B_D, "dict_size": S, "num_layers": 2,
+    }  # fmt: skip
+    assert (
+        config["code_normalization"] == "NONE"
+        and w["code_normalization_id"] == 4
+        and w["k"] == config["k"] == 3
+    )
+    x = np.stack([X[:3000, :B_D], Y[:3000]], axis=1).astype(np.float64)
+    f = np.maximum(np.einsum("bld,ldm->bm", x, w["encoder.weight"]) + w["encoder.bias"], 0)
+    f *= f > w["threshold"]
+    rebuilt = np.einsum("bm,lmd->bld", f, w["decoder.weight"]) + w["decoder.bias"]
+    rows = x.reshape(len(x), -1).astype(np.float32)
+    codes = sae.transform(rows).toarray()
+    assert ((f > 0) != (codes > 0)).mean() < 1e-4 and (codes > 0).any()
+    near = np.abs(rebuilt.reshape(len(x), -1) - sae.reconstruct(rows)) < 1e-3 * np.abs(rows).max()
+    assert near.mean() > 0.999
+    assert activation == "jumprelu" or np.ptp(sae.threshold) == 0  # each of ours has its own
+
+
+def test_what_an_export_cannot_express(tmp_path):
+    narrow = Sites(X[:3000, :B_D], Y[:3000])
+    below = coder(max_steps=2).fit(narrow)
+    below._model.set("threshold", np.where(np.arange(S) < 3, 0, below.threshold))
+    for sae, message in (
+        (coder(max_steps=2).fit(SOME), r"sites of one width, not \[32, 24\]"),
+        (coder("topk", max_steps=2).fit(narrow), "a threshold, not TopK"),
+        (below, "latents of threshold zero or below beside others"),
+        (coder(max_steps=2).fit(X[:3000]), "'crosscoder' is of several places, and sae is of one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            atoms.io.save(sae, tmp_path / "a", "crosscoder")
+    assert not list(tmp_path.iterdir())
 
 
 def test_others_say_that_they_take_one_place(tmp_path):

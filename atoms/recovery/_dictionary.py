@@ -109,7 +109,7 @@ def whitened(d: Dictionary, block: Array) -> Array:
     try:
         _core.product(ctx, x, center, W, None, out)
     except ValueError:
-        bad = ~np.isfinite(_numpy_product(x, center, W)).all(axis=1)
+        bad: Array = np.logical_not(np.isfinite(_numpy_product(x, center, W)).all(axis=1))
         _core.product(ctx, np.where(bad[:, None], 0, x), center, W, None, out)
         out[bad] = np.nan
     return out

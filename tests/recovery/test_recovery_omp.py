@@ -443,3 +443,25 @@ def test_a_dictionary_is_shared_while_its_gram_matrices_are_made():
             np.testing.assert_array_equal(one.result().indices, want[i : i + 1].indices)
         np.testing.assert_array_equal(many.result().indices, want.indices)
         assert positive.result().min() >= 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_in_a_metric_each_code_depends_on_its_own_signal_alone(dtype):
+    g = RNG(5)
+    X = (g.standard_normal((130, 24)) @ g.standard_normal((24, 24)) + 1).astype(dtype)
+    D = g.standard_normal((50, 24)).astype(dtype)
+    metric = AtomicInnerProduct(centered=True).fit(X)
+    want, about = omp(X, Dictionary(D, metric=metric), 4, return_info=True)
+    bad = X.copy()
+    bad[[3, 71]], bad[90] = np.nan, 1e300 if dtype == np.float64 else np.inf
+    with pytest.warns(RecoveryWarning, match="contain NaN or infinity"):
+        codes, info = omp(bad, Dictionary(D, metric=metric), 4, return_info=True)
+    lost = [3, 71] if dtype == np.float64 else [3, 71, 90]
+    assert np.flatnonzero(info.status == Status.NONFINITE).tolist() == lost
+    good = np.setdiff1d(np.arange(len(X)), [3, 71, 90])
+    assert (codes[good] != want[good]).nnz == 0 and codes[lost].nnz == 0
+    np.testing.assert_array_equal(info.residual[good], about.residual[good])
+    for rows in (slice(0, 65), slice(64, 129), slice(129, 130)):
+        # as many signals as before decide how they are coded
+        some, those = omp(X[rows], Dictionary(D, metric=metric), 4, return_info=True)
+        np.testing.assert_allclose(those.residual, about.residual[rows], rtol=1e-5)

@@ -255,11 +255,10 @@ def opened_tensors(path: Any, kind: str) -> Iterator[tuple[Tensors, dict[str, An
     path = os.fspath(path)
     with contextlib.ExitStack() as stack:
         place = path
-        if os.path.isfile(path):
-            raw = stack.enter_context(open(path, "rb"))
-            place = f"/dev/fd/{raw.fileno()}" if os.path.exists(f"/dev/fd/{raw.fileno()}") else path
+        if os.path.isfile(path):  # what is none, safetensors refuses
+            place = f"/dev/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
         try:
-            tensors = Tensors(place)
+            tensors = Tensors(place if os.path.exists(place) else path)
             if tensors.text.get("format") != "atoms" or tensors.text.get("kind") != kind:
                 raise ValueError(
                     f"{path}: expected a file saved by atoms.{kind}, found "

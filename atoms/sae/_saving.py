@@ -201,7 +201,9 @@ def check_resumed(
     _check_data(path, meta.get("data"), data)
     if metric is not None:
         arrays, _ = metrics.state_of(metric)
-        if any(not np.array_equal(v, tensors.get(f"metric.{k}", ())) for k, v in arrays.items()):
+        with reading(path, "SparseAutoencoder"):
+            alike = all(np.array_equal(v, tensors.get(f"metric.{k}", ())) for k, v in arrays.items())
+        if not alike:
             raise ValueError(f"checkpoint: {os.fspath(path)} was trained under another metric")
 
 

@@ -195,6 +195,17 @@ def test_a_checkpoint_of_other_data_is_refused(other, X, tmp_path):
     )  # the same rows, in shards
 
 
+def test_a_checkpoint_whose_metric_is_damaged_is_named(X, tmp_path):
+    path, metric = tmp_path / "run.safetensors", atoms.AtomicInnerProduct()
+    quick(metric=metric, max_steps=5).fit(X, checkpoint=path)
+    tensors, meta = load_tensors(path, "SparseAutoencoder")
+    name = next(name for name in tensors if name.startswith("metric.") and tensors[name].ndim)
+    tensors[name].flat[0] = np.nan
+    save_tensors(path, "SparseAutoencoder", tensors, meta)
+    with pytest.raises(ValueError, match=rf"run.safetensors: .*{name} contains NaN or infinity"):
+        quick(metric=metric, max_steps=5).fit(X, checkpoint=path)
+
+
 def test_a_checkpoint_that_does_not_know_its_data_is_taken_up(X, tmp_path):
     """Those written before checkpoints knew it."""
     path = tmp_path / "run.safetensors"

@@ -406,23 +406,20 @@ def _as_crosscoder(
             "sae: has latents of threshold zero or below beside others, for which one threshold cannot stand; "
             "sae.save(path) keeps it"
         )
-    shared = float(threshold[0]) if np.ptp(threshold) == 0 else 1.0
-    # its threshold is one for all: latents are rescaled until theirs are
-    by = np.float32(1) if np.ptp(threshold) == 0 else threshold
-    W_enc, W_dec = arrays["W_enc"] / by, arrays["W_dec"] * np.reshape(by, (-1, 1))
+    # one threshold for all: where each latent has its own, they are rescaled until all are 1
+    shared, by = (threshold[0], np.ones_like(threshold)) if np.ptp(threshold) == 0 else (1, threshold)
+    W_enc, W_dec = arrays["W_enc"] / by, arrays["W_dec"] * by[:, None]
     tensors = {
         "encoder.weight": np.ascontiguousarray(W_enc.reshape(n, d, m)), "encoder.bias": arrays["b_enc"] / by,
         "decoder.weight": np.ascontiguousarray(W_dec.reshape(m, n, d).transpose(1, 0, 2)),
         "decoder.bias": arrays["b_dec"].reshape(n, d),
         "threshold": np.array(shared, np.float32), "k": np.array(k_of(sae.target_l0), np.int32),
-        "code_normalization_id": np.array(_NO_NORMALIZATION, np.int64), "target_rms": np.array(1, np.float32),
+        "code_normalization_id": np.array(4, np.int64),  # NONE, as its enumeration counts
+        "target_rms": np.array(1, np.float32),
     }  # fmt: skip
     return tensors, {
         "activation_dim": d, "dict_size": m, "num_layers": n, "k": k_of(sae.target_l0), "code_normalization": "NONE",
     }  # fmt: skip
-
-
-_NO_NORMALIZATION = 4  # as its enumeration counts
 
 
 def _saelens_config(

@@ -99,8 +99,8 @@ def test_float32_chooses_as_float64_does_with_a_large_coordinate_in_common(isa, 
     others = sum(set(a.indices) != set(b.indices) for a, b in zip(codes, exact, strict=True))
     if selection == "omp":
         assert others == 0 and (info.residual < 1.001 * fit.residual).all()
-    else:  # what is left of an atom outside the span has float32's rounding, and each machine's products another
-        assert others <= 16 and (info.residual < 1.1 * fit.residual).all()
+    else:  # what is left of an atom outside the span has float32's rounding: 2 to 9, by BLAS and instruction set
+        assert others <= 10 and (info.residual < 1.1 * fit.residual).all()
 
 
 def test_tolerance_is_a_norm():
@@ -462,6 +462,6 @@ def test_in_a_metric_each_code_depends_on_its_own_signal_alone(dtype):
     assert (codes[good] != want[good]).nnz == 0 and codes[lost].nnz == 0
     np.testing.assert_array_equal(info.residual[good], about.residual[good])
     for rows in (slice(0, 65), slice(64, 129), slice(129, 130)):
-        # as many signals as before decide how they are coded
-        some, those = omp(X[rows], Dictionary(D, metric=metric), 4, return_info=True)
+        # how many signals there are decides how they are coded, and so the last bits
+        _, those = omp(X[rows], Dictionary(D, metric=metric), 4, return_info=True)
         np.testing.assert_allclose(those.residual, about.residual[rows], rtol=1e-5)

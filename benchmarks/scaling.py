@@ -140,7 +140,7 @@ def efficiency(record: dict, of: str) -> list[float]:
 
 
 def draw_simulated(record: dict[str, dict[str, dict]], path: Path) -> None:
-    """A panel for each workload; lines: what was recorded under each label."""
+    """A panel for each workload; lines: what was recorded under each label, dotted where memory's rate is the limit, too."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,16 +152,16 @@ def draw_simulated(record: dict[str, dict[str, dict]], path: Path) -> None:
     for axis in axes.flat[len(record) :]:
         axis.set_visible(False)
     for axis, (name, lines) in zip(axes.flat, record.items()):
-        for label, colour in zip(lines, ("#bbbbbb", "#1f4e79", "#a33b20")):
+        for label, colour in zip(lines, ("#bbbbbb", "#1f4e79", "#a33b20")[len(lines) == 1 :]):
             part = lines[label]
             axis.semilogx(part["threads"], [100 * e for e in efficiency(part, "seconds")], "o-", color=colour, label=label, base=2)  # fmt: skip
             if part["from_memory"] != part["seconds"]:
-                axis.semilogx(part["threads"], [100 * e for e in efficiency(part, "from_memory")], ":", color=colour, base=2)  # fmt: skip
+                axis.semilogx(part["threads"], [100 * e for e in efficiency(part, "from_memory")], ":", color=colour, base=2, label="with memory's rate")  # fmt: skip
         axis.set_title(name, fontsize=9)
         axis.set_xticks(THREADS, [str(n) for n in THREADS])
         axis.set_ylim(0, 105)
         axis.grid(True, alpha=0.3)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
     for axis in axes[:, 0]:
         axis.set_ylabel("% of threads used well")
     for axis in axes[-1]:

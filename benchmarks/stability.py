@@ -70,9 +70,7 @@ def average(X, options, seed, metric):
 
 
 def kmeans(X, options, seed, metric):
-    """The autoencoder, begun from centres of clusters; thresholds where its target fires."""
-    if metric is not None:
-        raise SystemExit("kmeans: begins in Euclidean geometry alone; leave it out of --kinds with --metric")
+    """The autoencoder, begun from centres of clusters in Euclidean geometry; thresholds where its target fires."""
     rows = X[np.random.default_rng(seed).choice(len(X), 20 * options.d_sae)]
     D = controls.KMeansDictionary(options.d_sae, random_state=seed, num_threads=1).fit(rows).W_dec
     mean = X.mean(0)
@@ -84,10 +82,7 @@ def kmeans(X, options, seed, metric):
 
 
 def shuffled(X, options, seed, metric):
-    rng = np.random.default_rng(0)
-    return autoencoder(
-        np.stack([rng.permutation(column) for column in X.T], axis=1), options, seed, metric
-    ).W_dec
+    return autoencoder(controls.shuffle_coordinates(X, 0), options, seed, metric).W_dec
 
 
 def random(X, options, seed, metric):
@@ -151,11 +146,8 @@ class Judge:
 
 
 def consensus(judge, kind, groups, options, metric):
-    """Of the first 2, 4, ... seeds of each group; the whole groups' dictionaries."""
-    cut = groups
-    for k in (2, 4, 8, 16, 32):
-        if k > options.seeds:
-            break
+    """Of the first 2, 4, ... seeds of each group, and of all: the last are given back."""
+    for k in [k for k in (2, 4, 8, 16, 32) if k < options.seeds] + [options.seeds]:
         started = time.process_time()
         found = [theory.consensus(group[:k], metric) for group in groups]
         cut = [c.atoms[: options.d_sae] for c in found]
@@ -163,7 +155,7 @@ def consensus(judge, kind, groups, options, metric):
         in_all = [c.found_in == k for c in found]
         nearest = m.nearest_a[in_all[0][: options.d_sae]]
         judge(
-            kind, k, [tuple(cut)], time.process_time() - started,
+            kind, k, [cut], time.process_time() - started,
             in_all=float(np.mean([here.sum() for here in in_all])),
             nearest_of_these=float(nearest.mean()) if len(nearest) else None,
         )  # fmt: skip
@@ -172,12 +164,12 @@ def consensus(judge, kind, groups, options, metric):
 
 def relearned(judge, X, cut, options, metric):
     """Dictionary learning from each group's consensus."""
-    started = time.process_time()
-    pair = []
-    for g, D in enumerate(cut):
-        model = learned(X, options, 1000 + g, metric, SimpleNamespace(W_dec=D, b_dec=X.mean(0)))
-        pair.append(model)
-    judge("relearned", options.seeds, [tuple(pair)], time.process_time() - started)
+    started, mean = time.process_time(), X.mean(0)
+    pair = [
+        learned(X, options, 1000 + group, metric, SimpleNamespace(W_dec=D, b_dec=mean))
+        for group, D in enumerate(cut)
+    ]
+    judge("relearned", options.seeds, [pair], time.process_time() - started)
 
 
 def measure(options, X, held, metric, truth):
@@ -211,6 +203,12 @@ def main() -> None:
     parser.add_argument("--metric", action="store_true")
     parser.add_argument("--tied", action="store_true")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("--seeds: 2 or more in each group, whose consensus is taken")
+    if "relearned" in options.kinds and "omp" not in options.kinds:
+        parser.error("--kinds: relearned begins from the consensus of omp, so name both")
+    if options.metric and "kmeans" in options.kinds:
+        parser.error("--kinds: kmeans begins in Euclidean geometry; leave it out with --metric")
     truth = None
     if options.planted:
         X, truth = planted.generate(0)

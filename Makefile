@@ -15,7 +15,7 @@ QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: always warnings help install test test-py test-peers test-pythons test-scipy asan ctest clang tsan torture aarch64 coverage lint types format docs notebooks demo report wheel wheel-test bench clean
+.PHONY: always warnings help install test test-py test-peers test-pythons test-scipy asan ctest clang tsan torture aarch64 arm64 coverage lint types format docs notebooks demo report wheel wheel-test bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -136,6 +136,11 @@ aarch64:  ## C tests cross-compiled for aarch64, run by qemu where it is install
 	@$(PARALLEL) build/aarch64/tests
 	@file build/aarch64/tests 2>/dev/null || true
 	@if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 build/aarch64/tests; else echo "no qemu-aarch64: built, not run"; fi
+
+# The package itself there, in the distribution's own packages; ARM64= leaves the smoke test.
+ARM64 ?= base/test_aliasing.py base/test_everyday.py
+arm64: install  ## the wheel for 64-bit ARM, and quick tests with it under qemu (ARM64="metric sae/test_sae_core.py")
+	@.ci/arm64 $(BIN)/python $(ARM64)
 
 # What the compiler warns of, without compiling: a file is looked at again when it or what it includes has changed.
 build/warnings/%.ok: %.c Makefile

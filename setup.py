@@ -1,6 +1,7 @@
 """Builds atoms._core: the C core and its binding in one extension.
 
-ATOMS_BLIS=none builds without BLIS, on the BLAS that SciPy exports; ATOMS_COVERAGE=1 counts lines,
+ATOMS_BLIS=none builds without BLIS, on the BLAS that SciPy exports. On macOS Apple's Accelerate is linked;
+ATOMS_ACCELERATE has the linker's flags for it, or none. ATOMS_COVERAGE=1 counts lines,
 ATOMS_DEBUG=1 keeps symbols for a debugger or profiler.
 `python setup.py blis-flags` prints the compiler's flags for BLIS, for the Makefile.
 """
@@ -113,7 +114,13 @@ debug = "-g" if os.environ.get("ATOMS_DEBUG") or os.environ.get("ATOMS_COVERAGE"
 cflags = f"-std=c11 -O3 {debug} -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno".split()
 ldflags = ["-fopenmp"]
 blis_cflags, blis_ldflags = blis_flags()
-if not blis_cflags:
+accelerate = os.environ.get(
+    "ATOMS_ACCELERATE", "-framework Accelerate" if sys.platform == "darwin" else "none"
+)
+if accelerate != "none":
+    cflags.append("-DATOMS_WITH_ACCELERATE")
+    ldflags += accelerate.split()
+elif not blis_cflags:
     print("atoms: building without BLIS, on the BLAS that SciPy exports", file=sys.stderr)
 if os.environ.get("ATOMS_COVERAGE"):
     cflags.append("--coverage")

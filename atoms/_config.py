@@ -203,8 +203,9 @@ def one_blas_thread(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def uses_scipy_blas() -> bool:
-    """Whether contexts take SciPy's BLAS: this build has no BLIS, or ATOMS_BLAS=scipy asks for it."""
-    return os.environ.get("ATOMS_BLAS") == "scipy" or not _core.build_info()["has_blis"]
+    """Whether contexts take SciPy's BLAS: this build has no other, or ATOMS_BLAS=scipy asks for it."""
+    info = _core.build_info()
+    return os.environ.get("ATOMS_BLAS") == "scipy" or not (info["has_blis"] or info["has_accelerate"])
 
 
 # One place for every room: with SciPy's BLAS, each function of the core runs inside serial_blas.
@@ -228,7 +229,7 @@ def show_config() -> None:
 
     The core uses the best instruction set that the CPU has: ``portable``, ``avx2``, ``avx2_vnni`` (laptops: AVX2 with
     products of 8 and 16 bits), ``avx512``, ``avx512_vnni``, ``avx512_bf16``; on ARM ``neon_dot``. The environment's ATOMS_ISA names the
-    best that it may use, ATOMS_BLAS the BLAS (``blis`` or ``scipy``); both are read at each call.
+    best that it may use, ATOMS_BLAS the BLAS (``blis``, on macOS ``accelerate``, or ``scipy``); both are read at each call.
 
     Examples
     --------
@@ -246,6 +247,8 @@ def show_config() -> None:
     print(f"threads: {ctx.num_threads}, OpenMP {info['openmp']}, {available_cpus()} CPUs")
     if ctx.blas == "blis":
         print(f"BLAS: BLIS {info['blis_version']}, {info['blis_kernels']} kernels, one thread inside calls")
+    elif ctx.blas == "accelerate":
+        print("BLAS: Accelerate, one thread inside calls")
     else:
         print(f"BLAS: {_scipy_blas()}")
     print(f"compiler: {info['compiler']}")

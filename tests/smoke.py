@@ -18,7 +18,8 @@ aip = atoms.AtomicInnerProduct(num_threads=2).fit(x)
 error = np.abs(aip.second_moment_ - x.T.astype(float) @ x / len(x)).max()
 assert error < 1e-12, error
 
-sae = atoms.SparseAutoencoder(96, metric=aip, target_l0=5, max_steps=30, num_threads=2, verbose=False).fit(x)
+sae = atoms.SparseAutoencoder(96, metric=aip, target_l0=5, max_steps=30, num_threads=2, verbose=False)
+sae.fit(x[1000:], X_val=x[:1000])
 codes = sae.transform(x)
 with tempfile.TemporaryDirectory() as folder:
     sae.save(Path(folder) / "sae.safetensors")

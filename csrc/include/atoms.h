@@ -77,11 +77,13 @@ ATOMS_API atoms_isa atoms_cpu_isa(void);             /* the best that this machi
 ATOMS_API const char *atoms_isa_name(atoms_isa isa); /* "portable", ... */
 
 typedef enum {
-    ATOMS_BLAS_BLIS = 0,   /* only where the core was built with it */
-    ATOMS_BLAS_FORTRAN = 1 /* the functions f_sgemm and f_dgemm of the context */
+    ATOMS_BLAS_BLIS = 0,      /* only where the core was built with it */
+    ATOMS_BLAS_FORTRAN = 1,   /* the functions f_sgemm and f_dgemm of the context */
+    ATOMS_BLAS_ACCELERATE = 2 /* Apple's, only where the core was built with it */
 } atoms_blas_kind;
 
 ATOMS_API int atoms_has_blis(void);
+ATOMS_API int atoms_has_accelerate(void);
 ATOMS_API const char *atoms_blis_version(void); /* "" without BLIS */
 ATOMS_API const char *atoms_blis_kernels(void); /* the family of kernels in use, "" without BLIS */
 
@@ -108,7 +110,7 @@ typedef struct {
 /* What calls work with. */
 typedef struct atoms_ctx atoms_ctx;
 
-/* One thread, every instruction that the CPU has, BLIS where there is one, no poll function. */
+/* One thread, every instruction that the CPU has, Accelerate or BLIS where there is one, no poll function. */
 ATOMS_API void atoms_ctx_params_init(atoms_ctx_params *params);
 /* ATOMS_ERR_THREADS, or ATOMS_ERR_MEMORY, where the system has not the threads, or BLIS not its buffers: OpenMP and BLIS
  * would end the process later. */

@@ -9,7 +9,7 @@
 typedef struct {
     PyObject_HEAD atoms_ctx *ctx;
     atoms_ctx *serial; /* the same with one thread */
-    int scipy;
+    atoms_blas_kind blas;
 } ContextObject;
 
 /* A child made by fork has the parent's OpenMP state but none of its threads: waiting for them,
@@ -87,6 +87,26 @@ static void *scipy_pointer(const char *name)
     return pointer;
 }
 
+static const char *const blas_names[] = {"blis", "scipy", "accelerate"}; /* by atoms_blas_kind */
+
+/* The BLAS of this name into *kind; NULL leaves it as it is. -1 with an exception where there is none. */
+static int find_blas(const char *name, atoms_blas_kind *kind)
+{
+    if (!name)
+        return 0;
+    for (int i = 0; i <= ATOMS_BLAS_ACCELERATE; i++)
+        if (!strcmp(name, blas_names[i])) {
+            *kind = (atoms_blas_kind)i;
+            if (i == ATOMS_BLAS_BLIS ? atoms_has_blis() : i != ATOMS_BLAS_ACCELERATE || atoms_has_accelerate())
+                return 0;
+            PyErr_Format(PyExc_ValueError, "blas: this build has no %s; pass 'scipy'",
+                         i == ATOMS_BLAS_BLIS ? "BLIS" : "Accelerate");
+            return -1;
+        }
+    PyErr_Format(PyExc_ValueError, "blas: expected 'blis', 'accelerate' or 'scipy', got '%s'", name);
+    return -1;
+}
+
 static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"num_threads", "isa", "blas", NULL};
@@ -103,12 +123,8 @@ static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     params.num_threads = num_threads;
     params.max_isa = (atoms_isa)isa;
     params.poll = poll_signals;
-    if (blas && !strcmp(blas, "scipy"))
-        params.blas = ATOMS_BLAS_FORTRAN;
-    else if (blas && strcmp(blas, "blis"))
-        return PyErr_Format(PyExc_ValueError, "blas: expected 'blis' or 'scipy', got '%s'", blas);
-    else if (blas && !atoms_has_blis())
-        return PyErr_Format(PyExc_ValueError, "blas: this build has no BLIS; pass 'scipy'");
+    if (find_blas(blas, &params.blas) < 0)
+        return NULL;
     if (params.blas == ATOMS_BLAS_FORTRAN) {
         params.f_sgemm = (atoms_fortran_sgemm)(uintptr_t)scipy_pointer("sgemm");
         if (params.f_sgemm)
@@ -119,7 +135,7 @@ static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     ContextObject *self = (ContextObject *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
-    self->scipy = params.blas == ATOMS_BLAS_FORTRAN;
+    self->blas = params.blas;
     atoms_status status = atoms_ctx_new(&params, &self->ctx);
     params.num_threads = 1;
     if (status == ATOMS_OK)
@@ -162,13 +178,13 @@ static PyObject *context_isa(PyObject *self, void *closure)
 static PyObject *context_blas(PyObject *self, void *closure)
 {
     (void)closure;
-    return PyUnicode_FromString(((ContextObject *)self)->scipy ? "scipy" : "blis");
+    return PyUnicode_FromString(blas_names[((ContextObject *)self)->blas]);
 }
 
 static PyGetSetDef context_getset[] = {
     {"num_threads", context_num_threads, NULL, "threads that calls with this context use", NULL},
     {"isa", context_isa, NULL, "instruction set in use", NULL},
-    {"blas", context_blas, NULL, "'blis' or 'scipy'", NULL},
+    {"blas", context_blas, NULL, "'blis', 'accelerate' or 'scipy'", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot context_slots[] = {{Py_tp_new, context_new},

@@ -17,9 +17,10 @@ static PyObject *build_info(PyObject *self, PyObject *unused)
 #else
     int openmp = 0;
 #endif
-    return Py_BuildValue("{s:i,s:s,s:s,s:s,s:i,s:s}", "has_blis", atoms_has_blis(), "blis_version",
-                         atoms_blis_version(), "blis_kernels", atoms_blis_kernels(), "cpu_isa",
-                         atoms_isa_name(atoms_cpu_isa()), "openmp", openmp, "compiler", __VERSION__);
+    return Py_BuildValue("{s:i,s:i,s:s,s:s,s:s,s:i,s:s}", "has_blis", atoms_has_blis(), "has_accelerate",
+                         atoms_has_accelerate(), "blis_version", atoms_blis_version(), "blis_kernels",
+                         atoms_blis_kernels(), "cpu_isa", atoms_isa_name(atoms_cpu_isa()), "openmp", openmp, "compiler",
+                         __VERSION__);
 }
 
 static PyMethodDef module_methods[] = {

@@ -52,7 +52,7 @@ def test_environment_is_checked(monkeypatch):
         _config.context()
     monkeypatch.delenv("ATOMS_ISA")
     monkeypatch.setenv("ATOMS_BLAS", "mkl")
-    with pytest.raises(ValueError, match="blas: expected 'blis' or 'scipy', got 'mkl'"):
+    with pytest.raises(ValueError, match="blas: expected 'blis', 'accelerate' or 'scipy', got 'mkl'"):
         _config.context()
 
 

@@ -98,7 +98,7 @@ def install(wheel, folder):
 
 def smoke(env, folder, *prefix):
     """Runs the package of that folder, and of no other."""
-    done = run(*prefix, sys.executable, "-B", SMOKE, env=env, cwd=folder)
+    done = run(*prefix, sys.executable, "-B", "-W", "error", SMOKE, env=env, cwd=folder)
     assert done.stdout.startswith(str(folder)), done.stdout
     return done.stdout
 
@@ -111,6 +111,51 @@ def test_wheel_without_blis(sdist, tmp_path):
     assert "SciPy" in smoke(env, tmp_path / "site")
     if sys.platform == "linux":  # no debugging information
         assert extension.stat().st_size < 1_500_000
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="on macOS it is Accelerate itself that every test runs on"
+)
+def test_wheel_with_accelerate(sdist, tmp_path):
+    """A stand-in for Apple's library, which says so where a product of ours could be by several threads."""
+    stand_in, source = tmp_path / "libAccelerate.so", ROOT / "tests" / "package" / "accelerate.c"
+    run("gcc", "-O2", "-shared", "-fPIC", source, "-o", stand_in)
+    link = f"-L{tmp_path} -lAccelerate -Wl,-rpath,{tmp_path}"
+    wheel = build_wheel(sdist, tmp_path, ATOMS_BLIS="none", ATOMS_ACCELERATE=link)
+    env = install(wheel, tmp_path / "site")
+    assert "BLAS: Accelerate" in smoke(env, tmp_path / "site")
+    assert "BLAS: SciPy" in smoke({**env, "ATOMS_BLAS": "scipy"}, tmp_path / "site")
+    for old in [], ["-DBEFORE_MACOS_15"]:
+        run("gcc", "-O2", "-shared", "-fPIC", *old, source, "-o", stand_in)
+        assert run(sys.executable, "-c", ACCELERATED, stand_in, env=env, cwd=tmp_path).stdout == "done\n"
+
+
+ACCELERATED = """
+import ctypes, os, sys
+import numpy as np
+stand_in = ctypes.CDLL(sys.argv[1])
+os.environ["VECLIB_MAXIMUM_THREADS"] = "7"
+import atoms
+from atoms import _core
+rng = np.random.default_rng(0)
+ctx = _core.Context(3, 0, "accelerate")
+assert ctx.blas == "accelerate"
+for n, d, k in (1, 15, 17), (33, 64, 97), (300, 65, 130):
+    X, D = rng.standard_normal((n, d)), rng.standard_normal((k, d))
+    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    codes = {}
+    for os.environ["ATOMS_BLAS"] in "accelerate", "scipy":
+        for dtype in np.float32, np.float64:
+            code = atoms.recovery.lasso(X.astype(dtype), D.astype(dtype), alpha=0.5, num_threads=3)
+            codes[os.environ["ATOMS_BLAS"], dtype] = code.toarray()
+    for dtype, bound in (np.float32, 1e-3), (np.float64, 1e-6):
+        assert np.abs(codes["accelerate", dtype] - codes["scipy", dtype]).max() < bound
+assert stand_in.products() > 8, stand_in.products()
+assert stand_in.threaded() == 0, stand_in.threaded()
+assert stand_in.threading_now() == 0  # as it was before
+assert os.environ["VECLIB_MAXIMUM_THREADS"] == "7"
+print("done")
+"""
 
 
 def test_without_a_compiler_there_is_a_sentence(sdist, tmp_path):

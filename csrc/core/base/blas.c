@@ -6,6 +6,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#ifdef ATOMS_WITH_ACCELERATE
+#include <dlfcn.h>
+#endif
 #ifdef ATOMS_WITH_BLIS
 #include <blis.h>
 #include <stdio.h>
@@ -280,6 +283,101 @@ const char *atoms_blis_version(void)
 const char *atoms_blis_kernels(void)
 {
     return "";
+}
+
+#endif
+
+/* ------------------------------------------------------------ Accelerate */
+
+enum { MULTI_THREADED, SINGLE_THREADED }; /* Accelerate's BLAS_THREADING */
+
+#ifdef ATOMS_WITH_ACCELERATE
+
+/* As Accelerate exports them. Its headers ask for a compiler that knows Apple's blocks: GCC does not. */
+void sgemm_(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *, float *, float *, int *);
+void dgemm_(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *, double *, double *, int *);
+
+/* A setting of each thread, from macOS 15 on; NULL before. */
+static int (*set_threading)(unsigned);
+static unsigned (*get_threading)(void);
+
+/* Before macOS 15 the first product reads from the environment, once, how many threads there may be. */
+static void first_product(void)
+{
+    const char *name = "VECLIB_MAXIMUM_THREADS", *value = getenv(name);
+    char *saved = value ? strdup(value) : NULL, no = 'N';
+    int n = 1;
+    float one = 1, zero = 0, product;
+    setenv(name, "1", 1);
+    sgemm_(&no, &no, &n, &n, &n, &one, &one, &n, &one, &n, &zero, &product, &n);
+    if (saved)
+        setenv(name, saved, 1);
+    else
+        unsetenv(name);
+    free(saved);
+}
+
+static void start_accelerate(void)
+{
+    *(void **)&set_threading = dlsym(RTLD_DEFAULT, "BLASSetThreading");
+    *(void **)&get_threading = dlsym(RTLD_DEFAULT, "BLASGetThreading");
+    if (!set_threading || !get_threading) {
+        set_threading = NULL;
+        first_product();
+    }
+}
+
+void atoms_accelerate(atoms_ctx_params *params)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, start_accelerate);
+    params->f_sgemm = sgemm_;
+    params->f_dgemm = dgemm_;
+}
+
+int atoms_has_accelerate(void)
+{
+    return 1;
+}
+
+/* Products of this thread by this thread alone, from here on; returns what was set, for threads_again. */
+static unsigned one_thread(const atoms_ctx *ctx)
+{
+    if (ctx->p.blas != ATOMS_BLAS_ACCELERATE || !set_threading)
+        return SINGLE_THREADED;
+    unsigned before = get_threading();
+    if (before != SINGLE_THREADED)
+        set_threading(SINGLE_THREADED);
+    return before;
+}
+
+static void threads_again(unsigned before)
+{
+    if (before != SINGLE_THREADED)
+        set_threading(before);
+}
+
+#else
+
+void atoms_accelerate(atoms_ctx_params *params)
+{
+    (void)params;
+}
+
+int atoms_has_accelerate(void)
+{
+    return 0;
+}
+
+static unsigned one_thread(const atoms_ctx *ctx)
+{
+    (void)ctx;
+    return SINGLE_THREADED;
+}
+
+static void threads_again(unsigned before)
+{
+    (void)before;
 }
 
 #endif

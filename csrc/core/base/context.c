@@ -19,15 +19,23 @@ void atoms_ctx_params_init(atoms_ctx_params *params)
     memset(params, 0, sizeof *params);
     params->num_threads = 1;
     params->max_isa = ATOMS_ISA_AVX512_BF16;
-    params->blas = atoms_has_blis() ? ATOMS_BLAS_BLIS : ATOMS_BLAS_FORTRAN;
+    params->blas = atoms_has_accelerate() ? ATOMS_BLAS_ACCELERATE
+                   : atoms_has_blis()     ? ATOMS_BLAS_BLIS
+                                          : ATOMS_BLAS_FORTRAN;
+}
+
+static bool has_blas(const atoms_ctx_params *p)
+{
+    return p->blas == ATOMS_BLAS_BLIS         ? atoms_has_blis()
+           : p->blas == ATOMS_BLAS_ACCELERATE ? atoms_has_accelerate()
+                                              : p->f_sgemm && p->f_dgemm;
 }
 
 atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx)
 {
     if (params->num_threads < 1 || params->num_threads > ATOMS_MAX_THREADS ||
-        (unsigned)params->max_isa > ATOMS_ISA_AVX512_BF16 || (unsigned)params->blas > ATOMS_BLAS_FORTRAN)
-        return ATOMS_ERR_ARGUMENT;
-    if (params->blas == ATOMS_BLAS_BLIS ? !atoms_has_blis() : !params->f_sgemm || !params->f_dgemm)
+        (unsigned)params->max_isa > ATOMS_ISA_AVX512_BF16 || (unsigned)params->blas > ATOMS_BLAS_ACCELERATE ||
+        !has_blas(params))
         return ATOMS_ERR_ARGUMENT;
     atoms_status status = atoms_try_threads(params->num_threads);
     if (status == ATOMS_OK)
@@ -41,6 +49,8 @@ atoms_status atoms_ctx_new(const atoms_ctx_params *params, atoms_ctx **ctx)
         return ATOMS_ERR_MEMORY;
     c->memory_limited = atoms_memory_limited();
     c->p = *params;
+    if (params->blas == ATOMS_BLAS_ACCELERATE)
+        atoms_accelerate(&c->p);
     c->isa = atoms_cpu_isa_up_to(params->max_isa);
     c->kernels = atoms_instances_for(c->isa);
     *ctx = c;

@@ -199,6 +199,8 @@ void atoms_gemm_f64(const atoms_ctx *ctx, atoms_mnk size, atoms_f64_in a, atoms_
 /* Starts BLIS, once, with the kernel family that suits this CPU; nothing without BLIS. ATOMS_ERR_MEMORY where its first
  * buffers cannot be had. */
 atoms_status atoms_blas_start(void);
+/* The params get Accelerate's sgemm and dgemm, made ready; nothing without Accelerate. */
+void atoms_accelerate(atoms_ctx_params *params);
 /* Once, before any product: a fork waits for the products that run, so that the locks of BLIS and OpenBLAS are free in
  * the child. */
 atoms_status atoms_blas_watch_forks(void);

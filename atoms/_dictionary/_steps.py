@@ -16,6 +16,7 @@ from .._config import context
 from ..recovery import Dictionary, Status, lasso, omp
 from ..recovery._coding import without_complaints
 from ..sae._model import Batch, as_lists, blocks
+from ..sae._training import latest
 from . import _spikes as spikes
 from ._learned import Learned
 
@@ -99,9 +100,9 @@ class Steps:
     def progress(self) -> dict[str, str]:
         """What the progress bar shows."""
         h = self.learned.history
-        held_out = [v for v in h["explained_variance_val"] if not np.isnan(v)]
+        held_out = latest(h["explained_variance_val"])
         shown = {"EV": f"{h['explained_variance'][-1]:.4f}"} if h["step"] else {}
-        return shown | ({"EV held-out": f"{held_out[-1]:.4f}"} if held_out else {})
+        return shown | ({} if held_out is None else {"EV held-out": f"{held_out:.4f}"})
 
     def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None:
         """One step and its record. `val` has held-out rows in the training space."""

@@ -64,6 +64,11 @@ class TrainingDiverged(ArithmeticError):
     """The loss or the model became non-finite."""
 
 
+def latest(values: Sequence[float]) -> float | None:
+    """The last one that is not NaN. Asked at each step, so it must not look at all of them."""
+    return next((v for v in reversed(values) if not math.isnan(v)), None)
+
+
 @dataclasses.dataclass
 class Run:
     """One autoencoder's part in `train`: `trained` changes from step to step, and can be used after each."""
@@ -80,6 +85,7 @@ class Run:
     )
 
     def __post_init__(self) -> None:
+        self.ctx = context(self.num_threads)
         self.space, self.model, self.control, self.history = self.trained[:4]
         self.rate = Rate(self.settings) if self.rate is None else self.rate
         revival = None if self.judges is None else Revival(self.settings, self.model, self.judges)
@@ -87,7 +93,7 @@ class Run:
 
     def advance(self, step: int, batch: Batch, val: Any, calibrated: bool = False) -> None:
         """One step and its record. `val` has held-out rows in the training space; the last step may calibrate on it."""
-        ctx, started = context(self.num_threads), time.perf_counter()
+        ctx, started = self.ctx, time.perf_counter()
         try:
             with self.model.turns.writing():
                 stats = self.steering.step(ctx, step, batch)
@@ -151,10 +157,10 @@ class Run:
         """What the progress bar shows."""
         h = self.history
         shown = {"loss": f"{h['loss'][-1]:.4g}"} if h["loss"] else {}
-        held_out = [v for v in h["explained_variance_val"] if not np.isnan(v)]
-        if held_out:
-            shown["EV held-out"] = f"{held_out[-1]:.4f}"
-            shown["L0 held-out"] = f"{[v for v in h['l0_val'] if not np.isnan(v)][-1]:.1f}"
+        held_out = latest(h["explained_variance_val"])
+        if held_out is not None:
+            shown["EV held-out"] = f"{held_out:.4f}"
+            shown["L0 held-out"] = f"{latest(h['l0_val']):.1f}"
         if h["l0"]:
             shown |= {"L0": f"{h['l0'][-1]:.1f}", "dead": str(h["dead"][-1])}
         return shown

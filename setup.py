@@ -70,7 +70,10 @@ X86 = {
     "vnni.c": [*AVX512, "-mavx512vnni"],
     "rows_f16c.c": ["-mavx", "-mf16c"],
 }
-ARM = {"neon_dot.c": ["-march=armv8.2-a+dotprod"]}
+ARM = {
+    "neon_dot.c": ["-march=armv8.2-a+dotprod"],
+    "neon_i8mm.c": ["-march=armv8.2-a+dotprod+i8mm"],
+}
 CLANG = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 
 

@@ -228,8 +228,9 @@ def show_config() -> None:
     """Print BLAS, its version and kernel family, instruction sets, OpenMP and threads.
 
     The core uses the best instruction set that the CPU has: ``portable``, ``avx2``, ``avx2_vnni`` (laptops: AVX2 with
-    products of 8 and 16 bits), ``avx512``, ``avx512_vnni``, ``avx512_bf16``; on ARM ``neon_dot``. The environment's ATOMS_ISA names the
-    best that it may use, ATOMS_BLAS the BLAS (``blis``, on macOS ``accelerate``, or ``scipy``); both are read at each call.
+    products of 8 and 16 bits), ``avx512``, ``avx512_vnni``, ``avx512_bf16``; on ARM ``neon_dot``, ``neon_i8mm``. The
+    environment's ATOMS_ISA names the best that it may use, ATOMS_BLAS the BLAS (``blis``, on macOS ``accelerate``, or
+    ``scipy``); both are read at each call.
 
     Examples
     --------

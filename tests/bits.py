@@ -24,7 +24,7 @@ import atoms
 from atoms import _core, recovery, theory
 from atoms._report import load as load_config
 
-ISAS = ("portable", "neon_dot", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16")
+ISAS = ("portable", "neon_dot", "neon_i8mm", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16")
 TIMED = re.compile(r"second|cpu|cost|memory|wall|version|bytes", re.IGNORECASE)
 
 

@@ -66,11 +66,12 @@ typedef struct {
 typedef enum {
     ATOMS_ISA_PORTABLE = 0,    /* what every machine has */
     ATOMS_ISA_NEON_DOT = 1,    /* 64-bit ARM with products of 8 bits: FEAT_DotProd */
-    ATOMS_ISA_AVX2 = 2,        /* with fused multiply-add */
-    ATOMS_ISA_AVX2_VNNI = 3,   /* products of 8 and 16 bits in 256-bit vectors: AVX-VNNI, or AVX-512's */
-    ATOMS_ISA_AVX512 = 4,      /* F, BW, DQ and VL */
-    ATOMS_ISA_AVX512_VNNI = 5, /* those products in 512-bit vectors */
-    ATOMS_ISA_AVX512_BF16 = 6
+    ATOMS_ISA_NEON_I8MM = 2,   /* and of matrices of them: FEAT_I8MM */
+    ATOMS_ISA_AVX2 = 3,        /* with fused multiply-add */
+    ATOMS_ISA_AVX2_VNNI = 4,   /* products of 8 and 16 bits in 256-bit vectors: AVX-VNNI, or AVX-512's */
+    ATOMS_ISA_AVX512 = 5,      /* F, BW, DQ and VL */
+    ATOMS_ISA_AVX512_VNNI = 6, /* those products in 512-bit vectors */
+    ATOMS_ISA_AVX512_BF16 = 7
 } atoms_isa;
 
 ATOMS_API atoms_isa atoms_cpu_isa(void);             /* the best that this machine can run */
@@ -198,7 +199,7 @@ typedef enum {
 
 /* How pre-activations are screened. Any kind runs anywhere; results are the same. */
 typedef enum {
-    ATOMS_SCREEN_AUTO = 0, /* INT8 where VNNI or NEON_DOT is used, INT16 where AVX2 is the best it has, else F32 */
+    ATOMS_SCREEN_AUTO = 0, /* INT8 where VNNI or NEON_DOT or more is used, INT16 where AVX2 is the best it has, else F32 */
     ATOMS_SCREEN_F32 = 1,  /* products by BLAS */
     ATOMS_SCREEN_INT8 = 2, /* products of 8-bit integers */
     ATOMS_SCREEN_INT16 = 3 /* of 16-bit ones */

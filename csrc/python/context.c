@@ -190,7 +190,7 @@ static PyGetSetDef context_getset[] = {
 static PyType_Slot context_slots[] = {{Py_tp_new, context_new},
                                       {Py_tp_dealloc, context_dealloc},
                                       {Py_tp_getset, context_getset},
-                                      {Py_tp_doc, "Context(num_threads, isa=6, blas=None)"},
+                                      {Py_tp_doc, "Context(num_threads, isa=7, blas=None)"},
                                       {0, NULL}};
 
 PyType_Spec atoms_context_spec = {"atoms._core.Context", sizeof(ContextObject), 0,

@@ -23,6 +23,7 @@ TEST(base_isa_names)
 {
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_PORTABLE), "portable"));
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_NEON_DOT), "neon_dot"));
+    CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_NEON_I8MM), "neon_i8mm"));
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX2_VNNI), "avx2_vnni"));
     CHECK(!strcmp(atoms_isa_name(ATOMS_ISA_AVX512_BF16), "avx512_bf16"));
     CHECK(!strcmp(atoms_isa_name((atoms_isa)99), "unknown"));

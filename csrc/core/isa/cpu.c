@@ -19,7 +19,8 @@ static bool runs(atoms_isa isa)
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     switch (isa) {
     case ATOMS_ISA_PORTABLE: return true;
-    case ATOMS_ISA_NEON_DOT: return false;
+    case ATOMS_ISA_NEON_DOT:
+    case ATOMS_ISA_NEON_I8MM: return false;
     case ATOMS_ISA_AVX2: return avx2;
     case ATOMS_ISA_AVX2_VNNI: return vnni || (avx2 && atoms_cpu_avx_vnni());
     case ATOMS_ISA_AVX512: return avx512;
@@ -36,17 +37,37 @@ static bool dot_products(void)
 {
     return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
 }
+
+static bool matrix_products(void)
+{
+    return getauxval(AT_HWCAP2) >> 13 & 1; /* HWCAP2_I8MM */
+}
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 
-static bool dot_products(void)
+static bool feature(const char *name)
 {
     int found = 0;
     size_t size = sizeof found;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, NULL, 0) == 0 && found;
+    return sysctlbyname(name, &found, &size, NULL, 0) == 0 && found;
+}
+
+static bool dot_products(void)
+{
+    return feature("hw.optional.arm.FEAT_DotProd");
+}
+
+static bool matrix_products(void)
+{
+    return feature("hw.optional.arm.FEAT_I8MM");
 }
 #else
 static bool dot_products(void)
+{
+    return false;
+}
+
+static bool matrix_products(void)
 {
     return false;
 }
@@ -54,7 +75,8 @@ static bool dot_products(void)
 
 static bool runs(atoms_isa isa)
 {
-    return isa == ATOMS_ISA_PORTABLE || (isa == ATOMS_ISA_NEON_DOT && dot_products());
+    return isa == ATOMS_ISA_PORTABLE || (isa == ATOMS_ISA_NEON_DOT && dot_products()) ||
+           (isa == ATOMS_ISA_NEON_I8MM && dot_products() && matrix_products());
 }
 #endif
 
@@ -72,7 +94,7 @@ atoms_isa atoms_cpu_isa(void)
 
 const char *atoms_isa_name(atoms_isa isa)
 {
-    static const char *const names[] = {"portable", "neon_dot",    "avx2",       "avx2_vnni",
-                                        "avx512",   "avx512_vnni", "avx512_bf16"};
+    static const char *const names[] = {"portable",  "neon_dot", "neon_i8mm",   "avx2",
+                                        "avx2_vnni", "avx512",   "avx512_vnni", "avx512_bf16"};
     return (unsigned)isa <= ATOMS_ISA_AVX512_BF16 ? names[isa] : "unknown";
 }

@@ -50,8 +50,9 @@ WITH_VNNI(avx2_vnni_evex, avx2)
 #endif
 
 #if defined(__aarch64__)
-extern const struct sae_screens atoms_screens_neon_dot;
+extern const struct sae_screens atoms_screens_neon_dot, atoms_screens_neon_i8mm;
 static const atoms_instances neon_dot = {ROOMS(portable), .screens = &atoms_screens_neon_dot};
+static const atoms_instances neon_i8mm = {ROOMS(portable), .screens = &atoms_screens_neon_i8mm};
 #endif
 
 const atoms_instances *atoms_instances_for(atoms_isa isa)
@@ -66,6 +67,8 @@ const atoms_instances *atoms_instances_for(atoms_isa isa)
     if (isa >= ATOMS_ISA_AVX2)
         return &avx2;
 #elif defined(__aarch64__)
+    if (isa >= ATOMS_ISA_NEON_I8MM)
+        return &neon_i8mm;
     if (isa >= ATOMS_ISA_NEON_DOT)
         return &neon_dot;
 #endif

@@ -1,7 +1,7 @@
 /* instances.h: the kernels of every room, compiled once for each instruction set.
  *
- * A room's kernels.h says what its kernels are, its *.inc file is the template, and portable.c, neon_dot.c, avx2.c,
- * avx2_vnni.c, avx512.c and vnni.c compile that for one instruction set each. This table is the one place that says which
+ * A room's kernels.h says what its kernels are, its *.inc file is the template, and portable.c, neon_dot.c, neon_i8mm.c,
+ * avx2.c, avx2_vnni.c, avx512.c and vnni.c compile that for one instruction set each. This table is the one place that says which
  * of them a context uses. */
 #ifndef ATOMS_INSTANCES_H
 #define ATOMS_INSTANCES_H

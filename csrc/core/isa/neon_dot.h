@@ -3,7 +3,11 @@
 #ifndef ATOMS_NEON_DOT_H
 #define ATOMS_NEON_DOT_H
 
+#ifdef ATOMS_NEON_I8MM /* the file has products of matrices too */
+#pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#else
 #pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
 #include <arm_neon.h>
 
 #include "vectors.h"
@@ -34,8 +38,9 @@ VECTOR_FN unsigned vnlt_f32(vec_f32 a, vec_f32 b)
     return vaddvq_u32(vbicq_u32(vld1q_u32(bits), less));
 }
 
-/* Both factors are signed. */
 #define BYTES 1
+#ifndef ATOMS_NEON_I8MM
+/* Both factors are signed. */
 #define BYTES_SIGNED 1
 VECTOR_FN vec_pairs bsigned(vec_pairs a)
 {
@@ -54,5 +59,6 @@ VECTOR_FN vec_pairs bmadd(vec_pairs sum, vec_pairs a, vec_pairs b)
     __asm__ volatile("sdot %0.4s, %1.16b, %2.4b[0]" : "+w"(sum) : "w"(a), "w"(b));
     return sum;
 }
+#endif
 
 #endif

@@ -22,6 +22,7 @@ import os
 import time
 import warnings
 
+import machine
 import numpy as np
 from data import capture, default_folder, default_text
 from threadpoolctl import threadpool_limits
@@ -74,8 +75,7 @@ def sklearn(X, held, args):
 
 def spams(X, held, args):
     """A run of its own for each budget: one that is stopped and taken up again learns worse."""
-    import spams as library
-
+    library = machine.spams()
     Xt, seen = np.asfortranarray(X.T), []
     start = np.asfortranarray((X[: args.atoms] / np.linalg.norm(X[: args.atoms], axis=1, keepdims=True)).T)
     for budget in sorted({max(1, round(args.seconds * share)) for share in (1 / 8, 1 / 4, 1 / 2, 1)}):

@@ -80,8 +80,7 @@ def same_supports(a, b):
 
 
 def omp_part(args, peak):
-    import spams
-
+    spams = machine.spams()
     print("\nOMP, float32, signals/s (median)")
     print(
         "d, atoms, nonzeros, signals, noise | SPAMS | ours OLS, ratio, same supports | ours OMP, ratio | share of peak"
@@ -172,9 +171,9 @@ def at_gap(solve, X, D, alpha, target):
 
 def lasso_part(args):
     import celer
-    import spams
     from sklearn.linear_model import Lasso
 
+    spams = machine.spams()
     print("\nlasso at equal worst duality gap over |x|^2 (SPAMS's own, which has no tolerance): signals/s")
     for (d, n_atoms, k, n), share in [
         ((256, 1024, 16, 1000), 0.1),

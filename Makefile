@@ -135,7 +135,8 @@ torture: install  ## kills, full disks, short memory, signals, forks, hostile fi
 aarch64:  ## C tests cross-compiled for aarch64, run by qemu where it is installed
 	@$(PARALLEL) build/aarch64/tests
 	@file build/aarch64/tests 2>/dev/null || true
-	@if command -v qemu-aarch64 >/dev/null; then qemu-aarch64 build/aarch64/tests; else echo "no qemu-aarch64: built, not run"; fi
+	@qemu=$$(command -v qemu-aarch64-static || command -v qemu-aarch64) && $$qemu build/aarch64/tests || \
+		{ [ -z "$$qemu" ] && echo "no qemu-aarch64: built, not run"; }
 
 # The package itself there, in the distribution's own packages; ARM64= leaves the smoke test.
 ARM64 ?= base/test_aliasing.py base/test_everyday.py

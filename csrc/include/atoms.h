@@ -199,8 +199,7 @@ typedef enum {
 
 /* How pre-activations are screened. Any kind runs anywhere; results are the same. */
 typedef enum {
-    ATOMS_SCREEN_AUTO =
-        0, /* INT8 where VNNI or NEON_DOT or more is used, INT16 where AVX2 is the best it has, else F32 */
+    ATOMS_SCREEN_AUTO = 0, /* INT8 where VNNI or NEON's products of bytes are used, INT16 with AVX2 alone, else F32 */
     ATOMS_SCREEN_F32 = 1,  /* products by BLAS */
     ATOMS_SCREEN_INT8 = 2, /* products of 8-bit integers */
     ATOMS_SCREEN_INT16 = 3 /* of 16-bit ones */

@@ -1,5 +1,6 @@
 /* blas.c: the one file that knows which BLAS there is. */
 #define _POSIX_C_SOURCE 200809L /* setenv; and blis.h uses POSIX thread types */
+#define _DARWIN_C_SOURCE        /* macOS's RTLD_DEFAULT, which the line above would hide */
 #include "core.h"
 
 #include <limits.h>

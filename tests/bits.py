@@ -328,7 +328,7 @@ def main(wanted):
     warnings.simplefilter("ignore")
     X, D, S = data()
     isas = [isa for isa in ISAS if _core.Context(1, _core.ISAS.index(isa)).isa == isa]
-    kinds = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
+    kinds = [*(name for name in ("blis", "accelerate") if _core.build_info()[f"has_{name}"]), "scipy"]
 
     def show(label, results):
         for name, value in results:

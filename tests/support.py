@@ -16,7 +16,10 @@ from atoms.activations import BlockSource
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng
 ISAS = [name for i, name in enumerate(_core.ISAS) if _core.Context(1, i).isa == name]  # of this CPU
-BLAS = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]  # of this build
+BLAS = [
+    *(name for name in ("blis", "accelerate") if _core.build_info()[f"has_{name}"]),
+    "scipy",
+]  # of this build
 
 # ------------------------------------------------------------------ processes
 

@@ -280,7 +280,7 @@ class Draw:
 def handles_of(rng):
     """Contexts, dictionaries and autoencoders to call with, and their sizes."""
     isas = range(_core.ISAS.index(_core.build_info()["cpu_isa"]) + 1)
-    blas = ["blis", "scipy"] if _core.build_info()["has_blis"] else ["scipy"]
+    blas = [*(name for name in ("blis", "accelerate") if _core.build_info()[f"has_{name}"]), "scipy"]
     ctx = [
         _core.Context(int(rng.choice([1, 1, 1, 1, 2, 3])), int(rng.choice(isas)), str(rng.choice(blas)))
         for _ in range(6)

@@ -55,6 +55,10 @@ TEST(base_context_arguments)
     bad = good, bad.blas = ATOMS_BLAS_BLIS;
     CHECK(atoms_ctx_new(&bad, &ctx) == (atoms_has_blis() ? ATOMS_OK : ATOMS_ERR_ARGUMENT));
     atoms_ctx_free(ctx);
+    ctx = NULL;
+    bad = good, bad.blas = ATOMS_BLAS_ACCELERATE;
+    CHECK(atoms_ctx_new(&bad, &ctx) == (atoms_has_accelerate() ? ATOMS_OK : ATOMS_ERR_ARGUMENT));
+    atoms_ctx_free(ctx);
     atoms_ctx_free(NULL);
 
     good.num_threads = 5;

@@ -97,6 +97,31 @@ void atoms_blas_leave(const atoms_ctx *ctx)
     pthread_mutex_unlock(&gate.lock);
 }
 
+/* ----------------------------------------------------------- environment */
+
+#if defined(ATOMS_WITH_BLIS) || defined(ATOMS_WITH_ACCELERATE)
+
+/* A library that reads a variable once, when it starts, sees `value` (NULL: none); what was there is returned, to be put
+ * back. */
+static char *with_variable(const char *name, const char *value)
+{
+    const char *before = getenv(name);
+    char *saved = before ? strdup(before) : NULL;
+    if (value)
+        setenv(name, value, 1);
+    else
+        unsetenv(name);
+    return saved;
+}
+
+static void put_back(const char *name, char *saved)
+{
+    free(with_variable(name, saved));
+    free(saved);
+}
+
+#endif
+
 /* --------------------------------------------------------- kernel family */
 
 /* BLIS picks its kernels by CPU model. To a release older than the CPU an AMD model is unknown,
@@ -197,21 +222,16 @@ static int wanted_family(void)
 static void start_blis(void)
 {
     const char *name = "BLIS_ARCH_TYPE", *value = getenv(name);
-    char number[16], *saved = value ? strdup(value) : NULL;
-    if (!value || !usable(value)) {
-        int family = wanted_family();
-        snprintf(number, sizeof number, "%d", family);
-        if (family < 0)
-            unsetenv(name);
-        else
-            setenv(name, number, 1);
+    char number[16];
+    if (value && usable(value)) {
+        bli_init();
+        return;
     }
+    int family = wanted_family();
+    snprintf(number, sizeof number, "%d", family);
+    char *saved = with_variable(name, family < 0 ? NULL : number);
     bli_init();
-    if (saved)
-        setenv(name, saved, 1);
-    else
-        unsetenv(name);
-    free(saved);
+    put_back(name, saved);
 }
 
 /* A product large enough for BLIS to take the buffers that it then keeps. */
@@ -292,30 +312,42 @@ const char *atoms_blis_kernels(void)
 
 enum { MULTI_THREADED, SINGLE_THREADED }; /* Accelerate's BLAS_THREADING */
 
+/* A setting of each thread, from macOS 15 on; NULL before, and without Accelerate. */
+static int (*set_threading)(unsigned);
+static unsigned (*get_threading)(void);
+
+/* Products of this thread by this thread alone, from here on; returns what was set, for threads_again. */
+static unsigned one_thread(const atoms_ctx *ctx)
+{
+    if (ctx->p.blas != ATOMS_BLAS_ACCELERATE || !set_threading)
+        return SINGLE_THREADED;
+    unsigned before = get_threading();
+    if (before != SINGLE_THREADED)
+        set_threading(SINGLE_THREADED);
+    return before;
+}
+
+static void threads_again(unsigned before)
+{
+    if (before != SINGLE_THREADED)
+        set_threading(before);
+}
+
 #ifdef ATOMS_WITH_ACCELERATE
 
 /* As Accelerate exports them. Its headers ask for a compiler that knows Apple's blocks: GCC does not. */
 void sgemm_(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *, float *, float *, int *);
 void dgemm_(char *, char *, int *, int *, int *, double *, double *, int *, double *, int *, double *, double *, int *);
 
-/* A setting of each thread, from macOS 15 on; NULL before. */
-static int (*set_threading)(unsigned);
-static unsigned (*get_threading)(void);
-
 /* Before macOS 15 the first product reads from the environment, once, how many threads there may be. */
 static void first_product(void)
 {
-    const char *name = "VECLIB_MAXIMUM_THREADS", *value = getenv(name);
-    char *saved = value ? strdup(value) : NULL, no = 'N';
+    const char *name = "VECLIB_MAXIMUM_THREADS";
+    char *saved = with_variable(name, "1"), no = 'N';
     int n = 1;
     float one = 1, zero = 0, product;
-    setenv(name, "1", 1);
     sgemm_(&no, &no, &n, &n, &n, &one, &one, &n, &one, &n, &zero, &product, &n);
-    if (saved)
-        setenv(name, saved, 1);
-    else
-        unsetenv(name);
-    free(saved);
+    put_back(name, saved);
 }
 
 static void start_accelerate(void)
@@ -341,23 +373,6 @@ int atoms_has_accelerate(void)
     return 1;
 }
 
-/* Products of this thread by this thread alone, from here on; returns what was set, for threads_again. */
-static unsigned one_thread(const atoms_ctx *ctx)
-{
-    if (ctx->p.blas != ATOMS_BLAS_ACCELERATE || !set_threading)
-        return SINGLE_THREADED;
-    unsigned before = get_threading();
-    if (before != SINGLE_THREADED)
-        set_threading(SINGLE_THREADED);
-    return before;
-}
-
-static void threads_again(unsigned before)
-{
-    if (before != SINGLE_THREADED)
-        set_threading(before);
-}
-
 #else
 
 void atoms_accelerate(atoms_ctx_params *params)
@@ -368,17 +383,6 @@ void atoms_accelerate(atoms_ctx_params *params)
 int atoms_has_accelerate(void)
 {
     return 0;
-}
-
-static unsigned one_thread(const atoms_ctx *ctx)
-{
-    (void)ctx;
-    return SINGLE_THREADED;
-}
-
-static void threads_again(unsigned before)
-{
-    (void)before;
 }
 
 #endif

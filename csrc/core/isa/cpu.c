@@ -33,50 +33,32 @@ static bool runs(atoms_isa isa)
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
-static bool dot_products(void)
+static bool products(atoms_isa isa)
 {
-    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
-}
-
-static bool matrix_products(void)
-{
-    return getauxval(AT_HWCAP2) >> 13 & 1; /* HWCAP2_I8MM */
+    return isa == ATOMS_ISA_NEON_DOT ? getauxval(AT_HWCAP) >> 20 & 1   /* HWCAP_ASIMDDP */
+                                     : getauxval(AT_HWCAP2) >> 13 & 1; /* HWCAP2_I8MM */
 }
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 
-static bool feature(const char *name)
+static bool products(atoms_isa isa)
 {
+    const char *name = isa == ATOMS_ISA_NEON_DOT ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
     int found = 0;
     size_t size = sizeof found;
     return sysctlbyname(name, &found, &size, NULL, 0) == 0 && found;
 }
-
-static bool dot_products(void)
-{
-    return feature("hw.optional.arm.FEAT_DotProd");
-}
-
-static bool matrix_products(void)
-{
-    return feature("hw.optional.arm.FEAT_I8MM");
-}
 #else
-static bool dot_products(void)
+static bool products(atoms_isa isa)
 {
-    return false;
-}
-
-static bool matrix_products(void)
-{
+    (void)isa;
     return false;
 }
 #endif
 
 static bool runs(atoms_isa isa)
 {
-    return isa == ATOMS_ISA_PORTABLE || (isa == ATOMS_ISA_NEON_DOT && dot_products()) ||
-           (isa == ATOMS_ISA_NEON_I8MM && dot_products() && matrix_products());
+    return isa == ATOMS_ISA_PORTABLE || (isa <= ATOMS_ISA_NEON_I8MM && products(ATOMS_ISA_NEON_DOT) && products(isa));
 }
 #endif
 

@@ -202,10 +202,15 @@ def one_blas_thread(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return call
 
 
+def blas_names() -> list[str]:
+    """What ATOMS_BLAS may name in this build, the default first."""
+    info = _core.build_info()
+    return [*(name for name in ("accelerate", "blis") if info[f"has_{name}"]), "scipy"]
+
+
 def uses_scipy_blas() -> bool:
     """Whether contexts take SciPy's BLAS: this build has no other, or ATOMS_BLAS=scipy asks for it."""
-    info = _core.build_info()
-    return os.environ.get("ATOMS_BLAS") == "scipy" or not (info["has_blis"] or info["has_accelerate"])
+    return os.environ.get("ATOMS_BLAS") == "scipy" or blas_names() == ["scipy"]
 
 
 # One place for every room: with SciPy's BLAS, each function of the core runs inside serial_blas.

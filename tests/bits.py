@@ -21,7 +21,7 @@ import warnings
 import numpy as np
 
 import atoms
-from atoms import _core, recovery, theory
+from atoms import _config, _core, recovery, theory
 from atoms._report import load as load_config
 
 ISAS = ("portable", "neon_dot", "neon_i8mm", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16")
@@ -328,7 +328,7 @@ def main(wanted):
     warnings.simplefilter("ignore")
     X, D, S = data()
     isas = [isa for isa in ISAS if _core.Context(1, _core.ISAS.index(isa)).isa == isa]
-    kinds = [*(name for name in ("blis", "accelerate") if _core.build_info()[f"has_{name}"]), "scipy"]
+    kinds = _config.blas_names()
 
     def show(label, results):
         for name, value in results:

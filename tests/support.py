@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 
 import atoms
-from atoms import _core
+from atoms import _config, _core
 from atoms.activations import BlockSource
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng
 ISAS = [name for i, name in enumerate(_core.ISAS) if _core.Context(1, i).isa == name]  # of this CPU
-BLAS = [
-    *(name for name in ("blis", "accelerate") if _core.build_info()[f"has_{name}"]),
-    "scipy",
-]  # of this build
+BLAS = _config.blas_names()  # of this build
 
 # ------------------------------------------------------------------ processes
 

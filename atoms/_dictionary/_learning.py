@@ -28,7 +28,7 @@ from ..sae._model import BLOCK, decode, stacked
 from ..sae._saving import read_metric, seed_in
 from ..sae._settings import check_same_parameters
 from ..sae._space import check_metric, through
-from ..sae._training import PART, check_labels, shuffled_batches, train, training_rows
+from ..sae._training import PART, check_labels, latest, shuffled_batches, train, training_rows
 from ._learned import KIND, Learned, checked, resume
 from ._start import start
 from ._steps import Steps, code
@@ -443,11 +443,11 @@ class DictionaryLearning(Scored, Routed):
             ("metric", geometry),
         ]
         if last:
-            known = [v for v in learned.history["explained_variance_val"] if not np.isnan(v)]
+            held_out = latest(learned.history["explained_variance_val"])
             rows += [
                 ("trained", f"{last['step']:,} steps, {last['samples']:,} samples, {last['seconds']:.1f} s"),
                 ("explained variance, last batch", f"{last['explained_variance']:.4f}"),
-                ("explained variance, held out", f"{known[-1]:.4f}" if known else None),
+                ("explained variance, held out", None if held_out is None else f"{held_out:.4f}"),
                 ("L0", f"{last['l0']:.1f}"),
                 ("atoms replaced", f"{sum(learned.history['dead']):,}"),
             ]

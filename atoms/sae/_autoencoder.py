@@ -46,7 +46,7 @@ from ._settings import Settings, as_json, check_no_target, check_same_parameters
 from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
-from ._training import PART, Run, check_labels, paired, shuffled_batches, train, training_rows
+from ._training import PART, Run, check_labels, latest, paired, shuffled_batches, train, training_rows
 
 
 class SparseAutoencoder(InModel, Scored, Routed):
@@ -863,11 +863,11 @@ class SparseAutoencoder(InModel, Scored, Routed):
             ),
         ]
         if last:
-            held_out = [v for v in history["explained_variance_val"] if not np.isnan(v)]
+            held_out = latest(history["explained_variance_val"])
             rows += [
                 ("trained", f"{last['step']:,} steps, {last['samples']:,} samples, {last['seconds']:.1f} s"),
                 ("explained variance, last batch", f"{last['explained_variance']:.4f}"),
-                ("explained variance, held out", f"{held_out[-1]:.4f}" if held_out else None),
+                ("explained variance, held out", None if held_out is None else f"{held_out:.4f}"),
                 ("L0 (its target)", f"{last['l0']:.1f} ({parameters['target_l0']:g})"),
                 ("dead latents", f"{last['dead']:,}"),
             ]

@@ -93,10 +93,10 @@ class Run:
 
     def advance(self, step: int, batch: Batch, val: Any, calibrated: bool = False) -> None:
         """One step and its record. `val` has held-out rows in the training space; the last step may calibrate on it."""
-        ctx, started = self.ctx, time.perf_counter()
+        started = time.perf_counter()
         try:
             with self.model.turns.writing():
-                stats = self.steering.step(ctx, step, batch)
+                stats = self.steering.step(self.ctx, step, batch)
         except ValueError as error:
             if not batch.finite():
                 raise
@@ -109,20 +109,20 @@ class Run:
         self.control.spent += time.perf_counter() - started
         last = step == self.steering.rate.last
         if step % max(1, self.settings.max_steps // 200) == 0 or last:
-            self._look(ctx, step, stats, val, last)
+            self._look(step, stats, val, last)
         if last and calibrated and val is not None:
-            self._calibrate(ctx, val)
+            self._calibrate(val)
         if last and step >= 20 and self.history["explained_variance"][-1] < 0:
             self._warn()
         if self.callback is not None:
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
 
-    def _look(self, ctx: Any, step: int, stats: dict[str, Any], val: Any, last: bool) -> None:
+    def _look(self, step: int, stats: dict[str, Any], val: Any, last: bool) -> None:
         """The record of a step; of held-out rows, every tenth time."""
         held_out = np.nan, np.nan
         self.control.publish_cut(self.model)
         if val is not None and (step % max(1, self.settings.max_steps // 20) == 0 or last):
-            held_out = self._held_out(ctx, val)
+            held_out = self._held_out(val)
         self._record(step, stats, held_out)
 
     def check_model(self, step: int) -> None:
@@ -131,18 +131,18 @@ class Run:
         if name is not None:
             raise self._diverged(step, f"{name} became non-finite")
 
-    def _calibrate(self, ctx: Any, val: np.ndarray | Pair) -> None:
+    def _calibrate(self, val: np.ndarray | Pair) -> None:
         """Thresholds for L0 on held-out rows of the training space; their figures are then those of the result."""
         if self.model.activation not in ("jumprelu", "batchtopk"):
             return
         x = val.x if isinstance(val, Pair) else val
         batches = lambda: (Batch(x[rows]) for rows in blocks(len(x)))
         try:
-            calibrate(ctx, self.model, self.control, batches, len(val), float(self.settings.target_l0))
+            calibrate(self.ctx, self.model, self.control, batches, len(val), float(self.settings.target_l0))
         except ValueError as error:
             warnings.warn(f"X_val: thresholds are not calibrated on it: {error}", stacklevel=6)
             return
-        self.history["explained_variance_val"][-1], self.history["l0_val"][-1] = self._held_out(ctx, val)
+        self.history["explained_variance_val"][-1], self.history["l0_val"][-1] = self._held_out(val)
 
     @property
     def steps(self) -> int:
@@ -196,13 +196,13 @@ class Run:
         for key, value in values.items():
             self.history[key].append(value)
 
-    def _held_out(self, ctx: Any, val: np.ndarray | Pair) -> tuple[float, float]:
+    def _held_out(self, val: np.ndarray | Pair) -> tuple[float, float]:
         """Explained variance, centred, and L0 of rows of the training space."""
         residual, active = 0.0, 0
         x, t = (val.x, val.y) if isinstance(val, Pair) else (val, val)
         for rows in blocks(len(t)):
-            codes = self.model.encode(ctx, Batch(x[rows]))
-            e = t[rows].astype(np.float64) - self.model.rebuild(ctx, x[rows], codes)
+            codes = self.model.encode(self.ctx, Batch(x[rows]))
+            e = t[rows].astype(np.float64) - self.model.rebuild(self.ctx, x[rows], codes)
             residual += float((e * e).sum())
             active += codes.nnz
         total = float(((t - t.mean(axis=0, dtype=np.float64)) ** 2).sum())

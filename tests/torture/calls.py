@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import atoms
-from atoms import _core, controls, recovery, theory
+from atoms import _config, _core, controls, recovery, theory
 
 SIZES = [0, 1, 1, 2, 3, 15, 17, 33, 97]
 FLOATS = ["f4", "f8", "f2"]
@@ -280,7 +280,7 @@ class Draw:
 def handles_of(rng):
     """Contexts, dictionaries and autoencoders to call with, and their sizes."""
     isas = range(_core.ISAS.index(_core.build_info()["cpu_isa"]) + 1)
-    blas = [*(name for name in ("blis", "accelerate") if _core.build_info()[f"has_{name}"]), "scipy"]
+    blas = _config.blas_names()
     ctx = [
         _core.Context(int(rng.choice([1, 1, 1, 1, 2, 3])), int(rng.choice(isas)), str(rng.choice(blas)))
         for _ in range(6)

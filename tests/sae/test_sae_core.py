@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import step_as_the_core, weights_of_the_twin
+from support import ISAS, step_as_the_core, weights_of_the_twin
 
 from atoms import _core
 from atoms import _reference as reference
@@ -296,7 +296,10 @@ def test_same_bits_for_every_screen_isa_and_thread_count(activation, n, d, s, co
             sae = core_model(params, activation, k=min(4, s), ctx=ctx, screen=screen)
             bits = codes(sae, x, ctx)[:3]
             _core.sae_step(ctx, sae, x, 1e-3, 1e-3, 0.1, 0.1, 0.0, min(4, s), 5, 0, 0.5, d / 2)
-            trained = tuple(a.tobytes() for a in read(sae, params))
+            moments = [np.empty_like(params[0]) for _ in range(4)]
+            for field, array in zip((5, 6, 10, 11), moments, strict=True):
+                _core.sae_get(sae, field, array)
+            trained = tuple(a.tobytes() for a in [*read(sae, params), *moments])
             # machines without fused multiply-add round differently, and so does each BLAS, to which steps turn
             # where more than two fifths are active
             dense = len(bits[1]) / 4 > 0.4 * n * s
@@ -414,9 +417,11 @@ def test_bad_input_is_named_and_the_model_unchanged():
         )  # fmt: skip
 
 
-def test_moments_are_rounded_at_random_and_right_in_the_mean():
+@pytest.mark.parametrize("name", ISAS)
+def test_moments_are_rounded_at_random_and_right_in_the_mean(name):
     """Of latents that never fire only beta m and beta v remain: known to the bit before they are rounded."""
     d, s, steps, beta1, beta2 = 97, 33, 200, np.float32(0.9), np.float32(0.999)
+    ctx = _core.Context(2, _core.ISAS.index(name))
     params = start(d, s, 1)
     params[2][:], params[4][:] = -100, 1
     sae = core_model(params, "jumprelu")
@@ -430,7 +435,7 @@ def test_moments_are_rounded_at_random_and_right_in_the_mean():
         np.testing.assert_allclose(now[field], value, rtol=2**-8)
     start_v = now[10].astype(np.float64)
     for step in range(1, steps + 1):
-        _core.sae_step(_core.Context(2), sae, np.zeros((3, d), np.float32), 0.0, 0.0, 0.0, 0.0, 0.0, 1)
+        _core.sae_step(ctx, sae, np.zeros((3, d), np.float32), 0.0, 0.0, 0.0, 0.0, 0.0, 1)
         for first, second, decoder in ((5, 10, False), (6, 11, True)):
             want = reference.rounded_moments(beta1 * now[first], beta2 * now[second], step, decoder)
             for field, value in zip((first, second), want, strict=True):

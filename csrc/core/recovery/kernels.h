@@ -11,7 +11,7 @@ typedef struct {
     int64_t first;      /* the number of the first of them in the call: for what parameters give signal by signal */
     atoms_codes out;    /* its rows of the output */
     int64_t stride;     /* lasso: rows of the output between one penalty's codes and the next one's */
-    atoms_team *team;   /* asked in every round of a solver: a tile's may be millions. Not by OMP */
+    atoms_team *team;   /* asked in every round of a solver: a tile's may be millions */
     atoms_arena *arena; /* the thread's workspace, kept from tile to tile: see codes_open. Not OMP's */
 } codes_tile;
 
@@ -27,8 +27,8 @@ struct omp_kernels {
     /* Takes the workspace of a tile of so many signals: see base/core.h. */
     void (*lay_out)(const atoms_dict *dict, const atoms_omp_params *p, int64_t signals, atoms_arena *arena);
     /* Codes a tile of as many signals or fewer, in an arena of that size, empty. */
-    void (*run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p, const codes_tile *tile,
-                atoms_arena *arena);
+    atoms_status (*run)(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p, const codes_tile *tile,
+                        atoms_arena *arena);
 };
 
 /* OMP on the calling thread alone, which may be one of a team's: what other solvers start from. */

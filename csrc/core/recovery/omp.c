@@ -32,11 +32,11 @@ static bool open_workspace(const struct omp_kernels *kernels, const atoms_dict *
     return atoms_arena_open(arena);
 }
 
-static void run_tile(const struct omp_kernels *kernels, const atoms_ctx *ctx, const atoms_dict *dict,
-                     const atoms_omp_params *p, const codes_tile *tile, atoms_arena *arena)
+static atoms_status run_tile(const struct omp_kernels *kernels, const atoms_ctx *ctx, const atoms_dict *dict,
+                             const atoms_omp_params *p, const codes_tile *tile, atoms_arena *arena)
 {
     arena->used = 0;
-    kernels->run(ctx, dict, p, tile, arena);
+    return kernels->run(ctx, dict, p, tile, arena);
 }
 
 atoms_status omp_code(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_omp_params *p, const codes_tile *whole)
@@ -46,12 +46,13 @@ atoms_status omp_code(const atoms_ctx *ctx, const atoms_dict *dict, const atoms_
     atoms_arena arena;
     if (!open_workspace(kernels, dict, p, tile, &arena))
         return ATOMS_ERR_MEMORY;
-    for (int64_t i = 0; i < n; i += tile) {
+    atoms_status status = ATOMS_OK;
+    for (int64_t i = 0; i < n && status == ATOMS_OK; i += tile) {
         codes_tile part = codes_part(dict, whole, i, ATOMS_MIN(tile, n - i));
-        run_tile(kernels, ctx, dict, p, &part, &arena);
+        status = run_tile(kernels, ctx, dict, p, &part, &arena);
     }
     atoms_arena_close(&arena);
-    return ATOMS_OK;
+    return status;
 }
 
 atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, atoms_rows x, const atoms_omp_params *params,
@@ -66,9 +67,9 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, atoms_row
         return ATOMS_OK;
     const struct omp_kernels *kernels = kernels_for(ctx, dict);
     const int64_t tile = tile_size(dict, n), tiles = atoms_ceil_div(n, tile);
-    const codes_tile whole = {.x = x, .out = *codes};
     const int threads = (int)ATOMS_MIN(ctx->p.num_threads, tiles);
     atoms_team team = {.ctx = ctx};
+    const codes_tile whole = {.x = x, .out = *codes, .team = &team};
 #pragma omp parallel num_threads(threads)
     {
         atoms_arena arena; /* each thread's own, touched first by itself */
@@ -80,8 +81,7 @@ atoms_status atoms_omp(const atoms_ctx *ctx, const atoms_dict *shared, atoms_row
             if (!ready || atoms_team_stopped(&team))
                 continue;
             codes_tile part = codes_part(dict, &whole, k * tile, ATOMS_MIN(tile, n - k * tile));
-            run_tile(kernels, ctx, dict, params, &part, &arena);
-            atoms_team_report(&team, ATOMS_OK);
+            atoms_team_report(&team, run_tile(kernels, ctx, dict, params, &part, &arena));
         }
         atoms_arena_close(&arena);
     }

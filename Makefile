@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
+# as many processes as CPUs, of at most 1 GB each; threads that wait leave these to the others
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 # the tests of the core: not the slow ones, nor those of language models and pictures
 QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=tests/demo --ignore=tests/evaluation \
          --ignore=tests/package/test_notebooks.py tests
@@ -42,7 +44,7 @@ test: install asan coverage test-py  ## C tests under the sanitizers, all Python
 	@echo "line coverage of the C core: $$(cat build/coverage/percent)%"
 
 test-py: install  ## Python tests and doctests (PYTEST_ARGS="-k name")
-	@$(BIN)/python -m pytest -q --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
+	@$(PYTEST) --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
 
 # The tools whose files we read, beside .venv's own packages: torch stays the one that is there.
 PEERS := build/peers
@@ -162,15 +164,16 @@ test-pythons:  ## quick Python tests on every interpreter that is here, each in 
 test-scipy: install  ## quick Python tests on a build without BLIS
 	@mkdir -p build/scipy
 	@ATOMS_BLIS=none $(BIN)/python setup.py -q build -b build/scipy/py >build/scipy/log 2>&1
-	@PYTHONPATH=$$(echo build/scipy/py/lib*) $(BIN)/pytest -q $(QUICK) $(PYTEST_ARGS)
+	@PYTHONPATH=$$(echo build/scipy/py/lib*) $(PYTEST) $(QUICK) $(PYTEST_ARGS)
 
-# The C core is compiled apart, counting lines; the C tests and the quick Python tests of its rooms run it.
+# The C core is compiled apart, counting lines; the C tests and the quick Python tests of its rooms run it, with one thread
+# where a test says nothing: the counters are all threads', who would fight for them.
 coverage: install
 	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(PARALLEL) build/coverage/tests
 	@build/coverage/tests >build/coverage/log
 	@ATOMS_COVERAGE=1 $(BIN)/python setup.py -q build -b build/coverage/py >>build/coverage/log 2>&1
-	@PYTHONPATH=$$(echo build/coverage/py/lib*) $(BIN)/pytest -q $(QUICK) $(foreach room,io notebook package report,--ignore=tests/$(room)) \
+	@OMP_NUM_THREADS=1 PYTHONPATH=$$(echo build/coverage/py/lib*) $(PYTEST) $(QUICK) $(foreach room,io notebook package report,--ignore=tests/$(room)) \
 		>>build/coverage/log 2>&1 || { tail -40 build/coverage/log; exit 1; }
 	@$(BIN)/gcovr -r . --gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file --filter csrc/core/ --object-directory build/coverage --merge-mode-functions separate \
 		--json-summary build/coverage/summary.json --txt build/coverage/report.txt build/coverage 2>>build/coverage/log

@@ -180,7 +180,12 @@ def learned(X, m, init=None, **more):
 
 @pytest.mark.parametrize(
     ("d", "m", "geometry", "share"),
-    [(64, 96, "none", 0.75), (64, 96, "metric", 0.85), (576, 120, "none", 0.9), (576, 120, "metric", 0.75)],
+    [
+        (64, 96, "none", 0.75),
+        (64, 96, "metric", 0.85),
+        pytest.param(576, 120, "none", 0.9, marks=pytest.mark.slow),
+        pytest.param(576, 120, "metric", 0.75, marks=pytest.mark.slow),
+    ],
 )
 def test_planted_units_are_found_from_nothing(d, m, geometry, share):
     X, D, Z = spiky(20_000, d, m, 3)
@@ -195,7 +200,10 @@ def test_planted_units_are_found_from_nothing(d, m, geometry, share):
     assert model.history_["l0"][-1] == pytest.approx(3, abs=0.6)
 
 
-@pytest.mark.parametrize(("d", "m", "near"), [(64, 96, 0.3), (64, 96, 0.9), (576, 120, 0.9), (64, 200, 0.8)])
+@pytest.mark.parametrize(
+    ("d", "m", "near"),
+    [(64, 96, 0.3), (64, 96, 0.9), pytest.param(576, 120, 0.9, marks=pytest.mark.slow), (64, 200, 0.8)],
+)
 def test_near_copies_stay_what_they_are(d, m, near):
     """From atoms 17 degrees off, further than copies at 0.9 are from each other."""
     X, D, Z = spiky(20_000, d, m, 3, near=near)

@@ -522,6 +522,7 @@ def held_out(sae, X):
     return 1 - ((X - sae.inverse_transform(sae.transform(X))) ** 2).sum() / ((X - X.mean(0)) ** 2).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_revival_never_costs(activation, tied):
@@ -536,6 +537,7 @@ def test_revival_never_costs(activation, tied):
     assert min(explained(50), explained(100)) > explained(0) - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "activation,least", [("jumprelu", 0.5), ("relu", 0.25), ("topk", 0.5), ("batchtopk", 0.4)]
 )

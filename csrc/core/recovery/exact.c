@@ -83,7 +83,7 @@ void exact_begin(exact_job *e)
 {
     e->b.m = 0;
     memset(e->state, 0, (size_t)e->n * sizeof *e->state);
-    for (int64_t k = 0; k < e->n; k++)
+    for (int64_t k = 0; k < e->n && atoms_team_ask(e->team) == ATOMS_OK; k++)
         if (e->z[k] != 0 && !join(e, k, e->z[k] > 0 ? 1 : -1))
             e->z[k] = 0;
 }
@@ -124,7 +124,7 @@ static bool walk(exact_job *e, double lambda)
             moved |= to != *z;
             *z = to;
         }
-        if (first < 0)
+        if (first < 0 || atoms_team_ask(e->team) < 0)
             return moved;
         leave(e, first);
     }

@@ -193,7 +193,8 @@ def smollm2(*, dtype: str = "float32", head: bool = False) -> tuple[Any, Any]:
     Parameters
     ----------
     dtype : str
-        The model's parameters: "float32", "bfloat16" or "float16".
+        The model's parameters: "float32", "bfloat16" or "float16". On a CPU without AVX512_BF16 PyTorch takes four times
+        as long in bfloat16 (Zen 3).
     head : bool
         With the language-model head, which `atoms.evaluate` needs and `capture` does not.
 
@@ -230,7 +231,8 @@ def load_model(
         "smollm2"; a GGUF file; a folder made by ``save_pretrained``; or a name on the Hugging Face
         hub.
     dtype : str
-        The model's parameters: "float32", "bfloat16" or "float16".
+        The model's parameters: "float32", "bfloat16" or "float16". On a CPU without AVX512_BF16 PyTorch takes four times
+        as long in bfloat16 (Zen 3).
     head : bool
         With the language-model head, which `atoms.evaluate` needs and `capture` does not.
 

@@ -41,7 +41,7 @@ def test_pytorch_hooks():
 
 def test_ten_minutes(tmp_path):
     pytest.importorskip("torch")
-    said = run("ten_minutes.py", 6000, timeout=600, TMPDIR=str(tmp_path))
+    said = run("ten_minutes.py", 3000, timeout=1200, TMPDIR=str(tmp_path))
     assert "torch.bfloat16 rows held out" in said
     assert number(said, "L0 there ") == pytest.approx(16, rel=0.05)
     in_metric, raw = number(said, "metric_centered: "), number(said, "there, centered: ")

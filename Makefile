@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
 # as many processes as CPUs, of at most 1 GB each; threads that wait leave these to the others
-PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+SPREAD := -n auto --maxprocesses 4 --dist worksteal
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q $(SPREAD)
 # the tests of the core: not the slow ones, nor those of language models and pictures
 QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=tests/demo --ignore=tests/evaluation \
          --ignore=tests/package/test_notebooks.py tests
@@ -62,7 +63,7 @@ $(PEERS)/ready: $(VENV)/ready
 	@touch $@
 
 test-peers: $(PEERS)/ready  ## importers, exports and evaluation against SAELens, SAEBench, dictionary_learning and sparsify themselves
-	@ATOMS_PEERS=1 $(PEERS)/bin/python -m pytest -q tests/io/test_io_peers.py tests/evaluation/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
+	@ATOMS_PEERS=1 OMP_WAIT_POLICY=passive $(PEERS)/bin/python -m pytest -q $(SPREAD) tests/io/test_io_peers.py tests/evaluation/test_evaluate_peers.py -m "not slow" $(PYTEST_ARGS)
 
 # The core and its C tests, compiled once for each flavour into build/FLAVOUR: only what changed is compiled again,
 # on all CPUs. -MMD writes beside each object which headers it read.

@@ -27,24 +27,29 @@ def need(name):
         pytest.skip(f"needs {module}: make test-peers")
 
 
+def same_codes(got, codes, threshold, share):
+    """Equal to a share of the largest, but for latents that near their threshold, which rounding decides; rows without such."""
+    near = share * np.abs(codes).max()
+    torn = ((got == 0) != (codes == 0)) & (np.abs(np.maximum(got, codes) - threshold) <= near)
+    assert torn.mean() < 1e-4
+    np.testing.assert_allclose(got[~torn], codes[~torn], rtol=share, atol=near)
+    return ~torn.any(axis=1)
+
+
 def check(folder):
     """Same latents and reconstructions to 1e-5 of their size."""
     with np.load(folder / "expected.npz") as expected:
         x, codes, out = (expected[name].astype(np.float64) for name in ("x", "codes", "out"))
     model = load(folder)
-    got = model.transform(x).toarray()
     assert 0 < (codes != 0).mean() < 1
-    np.testing.assert_allclose(got, codes, rtol=1e-5, atol=1e-5 * np.abs(codes).max())
-    np.testing.assert_allclose(model.reconstruct(x), out, rtol=1e-5, atol=1e-5 * np.abs(out).max())
+    rows = same_codes(model.transform(x).toarray(), codes, model.threshold, 1e-5)
+    near = 1e-5 * np.abs(out).max()
+    np.testing.assert_allclose(model.reconstruct(x)[rows], out[rows], rtol=1e-5, atol=near)
     if model.input_norm == "none" and model.W_skip is None:
-        np.testing.assert_allclose(
-            model.inverse_transform(codes), out, rtol=1e-5, atol=1e-5 * np.abs(out).max()
-        )
+        np.testing.assert_allclose(model.inverse_transform(codes), out, rtol=1e-5, atol=near)
         z = x @ model.W_enc.astype(np.float64) + model.b_enc
         if model.activation != "topk":
-            np.testing.assert_allclose(
-                np.where(z > model.threshold, z, 0), codes, rtol=1e-4, atol=1e-4 * np.abs(codes).max()
-            )
+            same_codes(np.where(z > model.threshold, z, 0), codes, model.threshold, 1e-4)
     return model
 
 

@@ -11,7 +11,8 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
 # as many processes as CPUs, of at most 1 GB each; threads that wait leave these to the others
 SPREAD := -n auto --maxprocesses 4 --dist worksteal
-PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q $(SPREAD)
+# not `python -m pytest`, which would find this folder's package before PYTHONPATH's
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/pytest -q $(SPREAD)
 # the tests of the core: not the slow ones, nor those of language models and pictures
 QUICK := -m "not slow" -p no:cacheprovider --ignore=tests/activations --ignore=tests/demo --ignore=tests/evaluation \
          --ignore=tests/package/test_notebooks.py tests
@@ -45,7 +46,7 @@ test: install asan coverage test-py  ## C tests under the sanitizers, all Python
 	@echo "line coverage of the C core: $$(cat build/coverage/percent)%"
 
 test-py: install  ## Python tests and doctests (PYTEST_ARGS="-k name")
-	@$(PYTEST) --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q $(SPREAD) --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
 
 # The tools whose files we read, beside .venv's own packages: torch stays the one that is there.
 PEERS := build/peers
@@ -168,13 +169,14 @@ test-scipy: install  ## quick Python tests on a build without BLIS
 	@PYTHONPATH=$$(echo build/scipy/py/lib*) $(PYTEST) $(QUICK) $(PYTEST_ARGS)
 
 # The C core is compiled apart, counting lines; the C tests and the quick Python tests of its rooms run it, with one thread
-# where a test says nothing: the counters are all threads', who would fight for them.
+# where a test says nothing: the counters are all threads', who would fight for them. In one process: its end writes
+# the counts.
 coverage: install
 	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(PARALLEL) build/coverage/tests
 	@build/coverage/tests >build/coverage/log
 	@ATOMS_COVERAGE=1 $(BIN)/python setup.py -q build -b build/coverage/py >>build/coverage/log 2>&1
-	@OMP_NUM_THREADS=1 PYTHONPATH=$$(echo build/coverage/py/lib*) $(PYTEST) $(QUICK) $(foreach room,io notebook package report,--ignore=tests/$(room)) \
+	@OMP_NUM_THREADS=1 PYTHONPATH=$$(echo build/coverage/py/lib*) $(PYTEST) -n 0 $(QUICK) $(foreach room,io notebook package report,--ignore=tests/$(room)) \
 		>>build/coverage/log 2>&1 || { tail -40 build/coverage/log; exit 1; }
 	@$(BIN)/gcovr -r . --gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file --filter csrc/core/ --object-directory build/coverage --merge-mode-functions separate \
 		--json-summary build/coverage/summary.json --txt build/coverage/report.txt build/coverage 2>>build/coverage/log

@@ -36,9 +36,7 @@ for convention in ("metric_centered", "centered"):
 print(atoms.evaluate(lm, contexts[-4:], {"atoms": sae}, LAYER))
 
 # ---- back: which latent spoke for a word, what it is, and what the model says when it is strong
-ids, word = (
-    tok(s).input_ids for s in ("A class that is derived from another class is called a sub", "class")
-)
+ids, word = (tok(s).input_ids for s in ("A class derived from another class is called a sub", "class"))
 spoke = evaluation.latent_attribution(lm, sae, ids, LAYER, word[0]).sum(axis=0)
 page = sae.describe(spoke.argsort()[:-4:-1], model=lm, tokens=contexts[n:], layer=LAYER, tokenizer=tok)
 page.save(OUT / "latents.html")

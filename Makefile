@@ -46,7 +46,7 @@ test: install asan coverage test-py  ## C tests under the sanitizers, all Python
 	@echo "line coverage of the C core: $$(cat build/coverage/percent)%"
 
 test-py: install  ## Python tests and doctests (PYTEST_ARGS="-k name")
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q $(SPREAD) --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
+	@$(PYTEST) --doctest-modules --cov --cov-report= atoms tests $(PYTEST_ARGS)
 
 # The tools whose files we read, beside .venv's own packages: torch stays the one that is there.
 PEERS := build/peers

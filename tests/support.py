@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng
 ISAS = [name for i, name in enumerate(_core.ISAS) if _core.Context(1, i).isa == name]  # of this CPU
 BLAS = _config.blas_names()  # of this build
+FAST_BFLOAT16 = (
+    _config.context().isa == "avx512_bf16"
+)  # PyTorch multiplies in it as fast as in float32, or faster
 
 # ------------------------------------------------------------------ processes
 

@@ -6,13 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from support import contexts_of, decoder
+from support import FAST_BFLOAT16, contexts_of, decoder
 
 import atoms
-from atoms._config import context
 from atoms.activations import Activations, ActivationStore, ActivationStream, capture
 
-bfloat16 = pytest.mark.skipif(context().isa != "avx512_bf16", reason="this CPU has no AVX512_BF16")
+bfloat16 = pytest.mark.skipif(not FAST_BFLOAT16, reason="this CPU has no AVX512_BF16")
 CONTEXTS = contexts_of([20, 31, 20, 9])
 
 

@@ -3,9 +3,7 @@
 import nbclient
 import nbformat
 import pytest
-from support import ROOT
-
-from atoms import _config
+from support import FAST_BFLOAT16, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -31,12 +29,8 @@ def test_there_are_notebooks():
 def test_notebook_runs(path, monkeypatch, tmp_path, smollm2_folder):
     monkeypatch.setenv("ATOMS_NOTEBOOK_SMALL", "1")
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(
-        0,
-        nbformat.v4.new_code_cell(
-            FIRST.format(folder=str(smollm2_folder), fast=_config.context().isa == "avx512_bf16")
-        ),
-    )
+    first = FIRST.format(folder=str(smollm2_folder), fast=FAST_BFLOAT16)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()

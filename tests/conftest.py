@@ -92,7 +92,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The real model and its tokenizer, loaded once: it takes 20 s."""
+    """The real model and its tokenizer, loaded once: it takes 4 to 10 s."""
     from atoms import activations
 
     return activations.smollm2()

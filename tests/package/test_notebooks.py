@@ -8,7 +8,7 @@ from support import FAST_BFLOAT16, ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-# smollm2() takes 20 s: the kernels load what the tests have loaded already. In float32 where the CPU would take four times as long
+# smollm2() takes 4 to 10 s: the kernels load what the tests have loaded already. In float32 where the CPU would take four times as long
 # in bfloat16 (Zen 3).
 FIRST = """
 from atoms import activations

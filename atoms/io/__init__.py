@@ -13,6 +13,7 @@ atoms                     one ``.safetensors`` file                     `SparseA
 
 Here are `load`, `save`, `convert` and `from_pretrained`. The other files, each of which imports only from those above it::
 
+    _stored    matrices that stay in their file
     _files     files that anyone may have written, to arrays
     _model     PretrainedSAE
     _formats   one importer for each tool
@@ -59,6 +60,7 @@ _FOLDERS = {
     "gemma_scope": ("params.npz", None),
     "gemma_scope_2": ("params.safetensors", None),
 }
+_BY_PARTS = ("saelens", "sparsify", "gemma_scope_2")  # where weights may stay in the file
 # our own classes, by the kind that their files state
 _OURS: dict[str, Any] = {"SparseAutoencoder": SparseAutoencoder, "AtomicInnerProduct": AtomicInnerProduct}
 _HUB = "hf://"
@@ -74,6 +76,7 @@ def load(
     sae_id: str | None = None,
     *,
     is_transcoder: bool | None = None,
+    in_memory: bool = True,
     num_threads: int | None = None,
 ) -> Any:
     """Read a model of any known format, which is recognised from the files.
@@ -96,6 +99,11 @@ def load(
         For files that do not say it themselves (``params.npz`` of Gemma Scope): None takes it from the names that
         the release gives its repositories and folders, and warns where there are none. What a file or its
         configuration says is not overruled.
+    in_memory : bool
+        False: for models larger than memory. `W_enc` and `W_dec` stay in their file, in the type they have there (float32,
+        bfloat16, float16), and are read again for each 8,192 rows that are encoded, a quarter of a gigabyte at a time: codes
+        are the same to the bit, reconstructions to rounding. For ``.safetensors`` of SAELens, sparsify and Gemma Scope 2 whose
+        weights are used as they are stored. A file that is changed meanwhile is noticed.
     num_threads : int, optional
         Of the model.
 
@@ -124,14 +132,16 @@ def load(
     PretrainedSAE(d_in=3, d_sae=3, relu, from saelens)
     """
     if sae_id is not None:
-        repository, folder = _registered(os.fspath(path), sae_id)
-        return from_pretrained(repository, folder, is_transcoder=is_transcoder, num_threads=num_threads)
-    if os.fspath(path).startswith(_HUB):
+        path = _fetched(*_registered(os.fspath(path), sae_id))
+    elif os.fspath(path).startswith(_HUB):
         repository, revision, folder = _address(os.fspath(path))
-        return from_pretrained(
-            repository, folder, revision=revision, is_transcoder=is_transcoder, num_threads=num_threads
-        )
+        path = _fetched(repository, folder, revision=revision)
     file, kind = _found(Path(path))
+    if not in_memory and kind not in _BY_PARTS:
+        raise ValueError(
+            f"in_memory: {file} cannot be read in parts, only {', '.join(_BY_PARTS)} files can; load it into memory once, "
+            'and write it with atoms.io.save(model, folder, "saelens")'
+        )
     if kind in _OURS:
         return _OURS[kind].load(file, num_threads=num_threads)
     beside = _FOLDERS[kind][1]
@@ -139,6 +149,8 @@ def load(
         raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
     reader = getattr(_formats, kind)
     options = {"is_transcoder": is_transcoder} if kind.startswith("gemma_scope") else {}
+    if not in_memory:
+        options["in_memory"] = False
     with np.errstate(all="ignore"):  # folding may overflow; the finished weights are checked
         model: PretrainedSAE = reader(file.parent if beside is not None else file, **options)
     if is_transcoder is not None and model.is_transcoder != is_transcoder:
@@ -526,11 +538,26 @@ def from_pretrained(
     ValueError
         As `load`.
     """
+    folder = _fetched(
+        name, subfolder, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+    )
+    return load(folder, is_transcoder=is_transcoder, num_threads=num_threads)
+
+
+def _fetched(
+    name: str | os.PathLike[str],
+    subfolder: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder on this machine that is, or now holds, what `from_pretrained` was asked for."""
     parts = Path(subfolder).parts
     if Path(subfolder).is_absolute() or ".." in parts:
         raise ValueError(f"subfolder: expected a path inside the repository, got {subfolder!r}")
     if Path(name).is_dir():
-        return load(Path(name) / subfolder, is_transcoder=is_transcoder, num_threads=num_threads)
+        return Path(name) / subfolder
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -551,4 +578,4 @@ def from_pretrained(
         raise ValueError(f"name: neither a folder here nor a name on the hub: {error}") from None
     except (OSError, errors.HfHubHTTPError) as error:
         raise FileNotFoundError(f"{name}: not to be had from the hub nor its cache: {error}") from error
-    return load(Path(root) / subfolder, is_transcoder=is_transcoder, num_threads=num_threads)
+    return Path(root) / subfolder

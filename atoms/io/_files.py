@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .._files import (
     zip_error,
     zip_members,
 )
+from ._stored import StoredMatrix, from_bfloat16
 
 __all__ = ["read_json", "read_npz", "read_safetensors", "read_torch", "safetensors_metadata"]
 
@@ -35,11 +36,6 @@ _SAFETENSORS_DTYPES = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "?",
 }  # fmt: skip
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """float32 of bfloat16 numbers given as uint16."""
-    return np.asarray((bits.astype(np.uint32) << 16).view(np.float32))
 
 
 # ------------------------------------------------------------------ safetensors
@@ -66,21 +62,26 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Tensors by name; bfloat16 becomes float32, all else stays mapped from the file."""
+def read_safetensors(path: Path, stored: Iterable[str] = ()) -> dict[str, Any]:
+    """Tensors by name; bfloat16 becomes float32, all else stays mapped from the file. Matrices named in `stored` are not
+    read at all: each is a StoredMatrix.
+    """
     header, start = _header(path)
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _SAFETENSORS_DTYPES:
             raise ValueError(f"{path}: {name} has dtype {entry['dtype']}; expected F64, F32, F16 or BF16")
         dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        offset, bfloat16 = start + entry["data_offsets"][0], entry["dtype"] == "BF16"
         if 0 in shape:
-            a = np.empty(shape, dtype)
+            tensors[name] = np.empty(shape, dtype)
+        elif name in stored and len(shape) == 2 and (bfloat16 or dtype.kind == "f"):
+            tensors[name] = StoredMatrix(path, dtype, bfloat16, offset, shape)
         else:
-            a = np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape)
-        tensors[name] = from_bfloat16(a) if entry["dtype"] == "BF16" else a
+            a = np.memmap(path, dtype, "r", offset, shape)
+            tensors[name] = from_bfloat16(a) if bfloat16 else a
     return tensors
 
 
@@ -139,11 +140,11 @@ def read_torch(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def plain(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+def plain(tensors: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The tensors, if all are arrays that hold something, and of float types (counts may be integers)."""
     out = {}
     for name, a in tensors.items():
-        if not isinstance(a, np.ndarray):
+        if not isinstance(a, (np.ndarray, StoredMatrix)):
             raise ValueError(f"{path}: {name} is {type(a).__name__}, expected an array")
         if a.dtype.kind != "f" and not (a.dtype.kind in "iu" and name in ("k", "group_sizes")):
             raise ValueError(

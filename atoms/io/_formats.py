@@ -17,10 +17,12 @@ import numpy as np
 from .._config import one_blas_thread
 from ._files import plain, read_json, read_npz, read_safetensors, read_torch
 from ._model import PretrainedSAE, is_legacy
+from ._stored import StoredMatrix
 
 __all__ = ["dictionary_learning", "gemma_scope", "gemma_scope_2", "saelens", "sparsify"]
 
-Tensors = dict[str, np.ndarray]
+Tensors = dict[str, Any]  # arrays, and matrices that stay in their file
+STORED = ("W_enc", "W_dec", "w_enc", "w_dec", "encoder.weight")  # which may, with ``in_memory=False``
 
 
 def _take(tensors: Tensors, path: Path, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
@@ -87,6 +89,15 @@ def _check_size(model: PretrainedSAE, config: dict[str, Any], names: tuple[str, 
     for name, have in zip(names, (model.n_features_in_, model.d_sae, model.d_out)):
         if name in config and config[name] != have:
             raise ValueError(f"{path}: the configuration says {name} = {config[name]!r}, the weights {have}")
+
+
+def _check_kept(a: Any, path: Path, why: str) -> None:
+    """What stays in its file cannot be changed on the way."""
+    if isinstance(a, StoredMatrix):
+        raise ValueError(
+            f"in_memory: the weights of {path} are not used as they are stored ({why}); load it into memory once "
+            "and write it with atoms.io.save"
+        )
 
 
 @dataclasses.dataclass
@@ -181,7 +192,7 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     return new
 
 
-def saelens(folder: Path) -> PretrainedSAE:
+def saelens(folder: Path, in_memory: bool = True) -> PretrainedSAE:
     """SAELens 6 and earlier: ``cfg.json``, ``sae_weights.safetensors``.
 
     Inference exports and the weights of training checkpoints (their scaling or whitening beside them is
@@ -194,7 +205,7 @@ def saelens(folder: Path) -> PretrainedSAE:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     _saelens_check(config, raw, file)
-    w = plain(read_safetensors(path), path)
+    w = plain(read_safetensors(path, () if in_memory else STORED), path)
     # finetuning_scaling_factor without the weight means nothing: SAELens turns it off
     if not np.allclose(w.pop("scaling_factor", np.ones(1)), 1):
         raise ValueError(f"{path}: a finetuning scaling factor is not supported; fold it into W_dec first")
@@ -250,6 +261,7 @@ def _saelens_weights(w: Tensors, architecture: str, config: dict[str, Any], path
         raise ValueError(f"{path}: W_enc {W_enc.shape} and W_dec {W_dec.shape} do not fit each other")
     m = _Weights(W_enc, w.get("b_enc"), W_dec, w["b_dec"])
     if architecture == "gated":
+        _check_kept(W_enc, path, "gates")
         _check_gates(w, ("b_gate", "b_mag", "r_mag"), path, W_enc.shape[1:])
         m.W_enc, m.b_enc, m.threshold = _gated(w, W_enc, w["b_gate"], w["b_mag"])
     elif "threshold" in w:
@@ -273,6 +285,8 @@ def _saelens_folded(m: _Weights, config: dict[str, Any], transcoder: bool, folde
     if transcoder and norm_kind in ("expected_average_only_in", "covariance_whitening"):
         # its input and output are at two places of the model, and the file has the scale of one
         raise ValueError(f"{folder}: a transcoder with normalize_activations {norm_kind!r} is not supported")
+    if rescale or norm_kind in ("expected_average_only_in", "covariance_whitening"):
+        _check_kept(m.W_enc, folder, "decoder norms" if rescale else norm_kind)
     if norm_kind == "expected_average_only_in":
         c, norm_kind = _saelens_scale(folder), "none"
         m.W_enc, m.W_dec, m.b_dec = m.W_enc * c, m.W_dec / c, m.b_dec / c
@@ -421,7 +435,7 @@ def _agreed(path: Path, said: bool | None, asked: bool | None) -> bool | None:
     return asked if said is None else said
 
 
-def gemma_scope_2(path: Path, is_transcoder: bool | None = None) -> PretrainedSAE:
+def gemma_scope_2(path: Path, is_transcoder: bool | None = None, in_memory: bool = True) -> PretrainedSAE:
     """Gemma Scope 2: ``params.safetensors`` with lower-case names, and ``config.json`` where it is there.
 
     The configuration's ``type`` decides whether it is a transcoder, else its two hook points; the folder's name only
@@ -434,7 +448,7 @@ def gemma_scope_2(path: Path, is_transcoder: bool | None = None) -> PretrainedSA
             f"{file}: architecture {config['architecture']!r} is not supported, only 'jump_relu'"
         )
     _check_known(config, _GEMMA_SETTINGS, file)
-    w = read_safetensors(path)
+    w = read_safetensors(path, () if in_memory else STORED)
     affine, skip = _switch(config, "affine_connection", file, False), "affine_skip_connection" in w
     if affine != skip and config.get("affine_connection") is not None:
         raise ValueError(
@@ -569,11 +583,11 @@ _SPARSIFY_SETTINGS = frozenset(
 )
 
 
-def sparsify(folder: Path) -> PretrainedSAE:
+def sparsify(folder: Path, in_memory: bool = True) -> PretrainedSAE:
     """sparsify: ``cfg.json``, ``sae.safetensors``. TopK autoencoders and transcoders, skip or not."""
     path, file = folder / "sae.safetensors", folder / "cfg.json"
     config = read_json(file)
-    w = plain(read_safetensors(path), path)
+    w = plain(read_safetensors(path, () if in_memory else STORED), path)
     if config.get("activation", "topk") != "topk":
         raise ValueError(f"{file}: activation {config['activation']!r} is not supported, only 'topk'")
     if config.get("signed"):

@@ -17,10 +17,12 @@ from .._rows import by_blocks, rows_of
 from .._shown import Shown, Table
 from ..sae._in_model import InModel
 from ..sae._model import BLOCK, Batch, Model, decode, stacked
+from ._stored import StoredMatrix, spans
 
 __all__ = ["PretrainedSAE"]
 
 _ACTIVATIONS = ("jumprelu", "relu", "topk")
+HELD = 1 << 28  # bytes of a model in the core, where its weights stay in their file
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
@@ -89,7 +91,9 @@ class PretrainedSAE(InModel, Shown):
     Notes
     -----
     Encoding costs ``2 d_in d_sae`` operations a sample and goes through the core. The weights take
-    8 d_in d_sae bytes; the core's copy, made when it is first needed, takes 9 more.
+    8 d_in d_sae bytes; the core's copy, made when it is first needed, takes 9 more. What was loaded with
+    ``in_memory=False`` takes neither: `W_enc` and `W_dec` are then no arrays, but what becomes one by ``np.asarray`` or
+    by rows (``W_dec[3]``, ``W_dec[3:8]``).
 
     Examples
     --------
@@ -129,7 +133,7 @@ class PretrainedSAE(InModel, Shown):
             raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
         if input_norm not in _NORMS:
             raise ValueError(f"input_norm: expected one of {', '.join(_NORMS)}, got {input_norm!r}")
-        W_enc, W_dec = np.asarray(W_enc), np.asarray(W_dec)
+        W_enc, W_dec = (a if isinstance(a, StoredMatrix) else np.asarray(a) for a in (W_enc, W_dec))
         if W_enc.ndim != 2 or W_dec.ndim != 2 or 0 in W_enc.shape or 0 in W_dec.shape:
             raise ValueError(f"W_enc, W_dec: expected matrices, got shapes {W_enc.shape} and {W_dec.shape}")
         (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
@@ -145,14 +149,19 @@ class PretrainedSAE(InModel, Shown):
         self.W_skip = None if W_skip is None else _weight(W_skip, "W_skip", (d_in, d_out))
         self._center = _weight(center, "center", (d_in,))
         self._b_enc = _weight(b_enc, "b_enc", (d_sae,))
-        folded = (
-            self._b_enc - self._center.astype(np.float64) @ self.W_enc if self._center.any() else self._b_enc
-        )
-        self.b_enc = _weight(folded, "b_enc", (d_sae,))
+        self.b_enc = _weight(self._b_enc - self._at_center(), "b_enc", (d_sae,))
         self.is_transcoder = bool(is_transcoder) or W_skip is not None
         self.activation, self.k, self.input_norm = activation, k, input_norm
         self.config, self.source, self.num_threads = dict(config or {}), source, num_threads
         self._check()
+
+    def _at_center(self) -> Any:
+        """What the encoder makes of the center."""
+        if not self._center.any():
+            return np.float32(0)
+        if isinstance(self.W_enc, StoredMatrix):
+            return self.W_enc.T.times(self._center)
+        return self._center.astype(np.float64) @ self.W_enc
 
     def _check(self) -> None:
         """That weights, activation and k go together."""
@@ -200,18 +209,45 @@ class PretrainedSAE(InModel, Shown):
 
     def _encode(self, x: np.ndarray, work: Any = None) -> sp.csr_array:
         ctx = context(self.num_threads)
+        if isinstance(self.W_enc, StoredMatrix):
+            return self._encode_by_parts(ctx, self.W_enc.T, x, work)
         if self._model is None:
-            # tied, so that the core holds one matrix: only its encoder is used (the decoder may have another width)
-            model = Model(ctx, self.n_features_in_, self.d_sae, self.activation, k=self.k or 0, tied=True)
-            model.set("W_dec", self.W_enc.T)
-            model.set("b_enc", self._b_enc)
-            model.set("b_dec", self._center)
-            model.set("threshold", self.threshold)
-            self._model = model
+            self._model = self._core(ctx, self.W_enc.T, slice(0, self.d_sae))
         return self._model.encode(ctx, Batch(x), work)
 
+    def _core(self, ctx: Any, W: np.ndarray, latents: slice, model: Model | None = None) -> Model:
+        """The core's model of some latents, whose rows of the encoder are W; in the place of `model` where it fits."""
+        if model is None or model.d_sae != len(W):
+            k = 0 if self.k is None else min(self.k, len(W))
+            # tied, so that the core holds one matrix: only its encoder is used (the decoder may have another width)
+            model = Model(ctx, self.n_features_in_, len(W), self.activation, k=k, tied=True)
+        model.set("W_dec", W)
+        model.set("b_enc", self._b_enc[latents])
+        model.set("b_dec", self._center)
+        model.set("threshold", self.threshold[latents])
+        return model
+
+    def _encode_by_parts(self, ctx: Any, W: StoredMatrix, x: np.ndarray, work: Any) -> sp.csr_array:
+        """A part of the latents after the other: each z is what it is beside all others."""
+        model, found = None, []
+        for latents in spans(self.d_sae, HELD // (9 * self.n_features_in_)):
+            model = self._core(ctx, W.rows(latents.start, latents.stop), latents, model)
+            found.append(model.encode(ctx, Batch(x), work))
+            if self.k is not None and len(found) == 2:
+                found = [_largest(sp.hstack(found, format="csr"), self.k)]
+        return sp.csr_array(sp.hstack(found, format="csr")) if len(found) > 1 else found[0]
+
     def _decode(self, codes: sp.csr_array) -> np.ndarray:
-        return decode(context(self.num_threads), codes, self.W_dec, self.b_dec)
+        ctx = context(self.num_threads)
+        if not isinstance(self.W_dec, StoredMatrix):
+            return decode(ctx, codes, self.W_dec, self.b_dec)
+        out, bias = np.zeros((codes.shape[0], self.d_out), np.float32), self.b_dec
+        used = np.unique(codes.indices)
+        for part in spans(len(used), HELD // (4 * self.d_out)):
+            some = used[part]
+            out += decode(ctx, sp.csr_array(codes[:, some]), self.W_dec.take(some), bias)
+            bias = np.zeros_like(bias)
+        return out
 
     def _normalised(self, x: np.ndarray) -> tuple[np.ndarray, Any, Any]:
         """n(x) in float32, and the factor and shift that undo it."""
@@ -281,10 +317,25 @@ class PretrainedSAE(InModel, Shown):
         return y
 
 
-def _weight(a: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    a = np.asarray(a)
+def _largest(codes: sp.csr_array, k: int) -> sp.csr_array:
+    """The k largest of each row; of equal ones the first."""
+    row = np.repeat(np.arange(codes.shape[0]), np.diff(codes.indptr))
+    order = np.lexsort((codes.indices, -codes.data, row))
+    rank = np.empty(codes.nnz, np.int64)
+    rank[order] = np.arange(codes.nnz) - codes.indptr[row[order]]
+    keep = rank < k
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(np.diff(codes.indptr), k))])
+    return sp.csr_array((codes.data[keep], codes.indices[keep], indptr), shape=codes.shape)
+
+
+def _weight(a: Any, name: str, shape: tuple[int, ...]) -> Any:
+    a = a if isinstance(a, StoredMatrix) else np.asarray(a)
     if a.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
+    if isinstance(a, StoredMatrix):
+        if not a.finite():
+            raise ValueError(f"{name}: contains NaN or infinity")
+        return a
     # always a copy: a mapped file may be changed or cut while the model is in use
     with np.errstate(over="ignore"):
         weight = np.array(a, np.float32, order="C")

@@ -56,10 +56,10 @@ def test_what_comes_back_is_to_be_had_by_name(cls):
 # the methods that scikit-learn has on each of the eight estimators (set_output, get_feature_names_out, score,
 # set_fit_request). DictionaryLearning, with its parameters, is the last that did: atoms without an encoder are a kind of
 # their own. `consensus` came in the place of `read_text`. Raise these only for such a name, or for what cannot be guessed: the
-# target and the skip connection of a transcoder, the client of `capture`, what it and a stream have the model compute in, and
-# the incoherence that spikes are taken to have. `Sites`, without which a crosscoder's rows could not be told
+# target and the skip connection of a transcoder, the client of `capture`, what it and a stream have the model compute in,
+# the incoherence that spikes are taken to have, and whether `load` reads all into memory. `Sites`, without which a crosscoder's rows could not be told
 # from shards, and `site_scores`: 15 of the 16 parameters are the methods of the `BlockSource` that it is
-NAMES, PARAMETERS = 61, 651
+NAMES, PARAMETERS = 61, 652
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda m: m.__name__)

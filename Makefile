@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 PYTEST_ARGS ?=
+# where it is set, each of the hundreds of processes that tests start would compile the package again
+unexport PYTHONDONTWRITEBYTECODE
 # as many processes as CPUs, of at most 1 GB each; threads that wait leave these to the others
 SPREAD := -n auto --maxprocesses 4 --dist worksteal
 # not `python -m pytest`, which would find this folder's package before PYTHONPATH's

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy  # its special, when it is used
 import scipy.sparse
-import scipy.special
 
 from .. import _plot as plot
 from .._rows import Blocks, is_dask

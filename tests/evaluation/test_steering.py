@@ -277,7 +277,7 @@ def test_steering_the_real_model():
     """A latent of SmolLM2's layer 15 that fires on one word, found by attribution, set, and switched off."""
     model, tokenizer = atoms.activations.smollm2(head=True)
     text = atoms.activations.language_reference()
-    contexts = atoms.activations.tokenize(text[:60_000], tokenizer, context_length=128)
+    contexts = atoms.activations.tokenize(text[:30_000], tokenizer, context_length=128)
     X = np.array(capture(model, contexts, 15, verbose=False)[15])
     sae = atoms.SparseAutoencoder(1152, target_l0=32, max_steps=300, verbose=False).fit(X)
     ids = atoms.activations.tokenize("The capital of France is the city of", tokenizer)[0]

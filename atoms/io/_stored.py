@@ -13,6 +13,7 @@ import numpy as np
 __all__ = ["StoredMatrix", "from_bfloat16", "spans"]
 
 PART = 1 << 26  # bytes of float32 read at a time
+TURNED = 128  # rows of a transposed matrix that are read together
 NEAR = 8  # rows asked for that are closer together are read with those between
 
 
@@ -91,13 +92,18 @@ class StoredMatrix:
         with open(self._path, "rb") as file:
             if _stamp(file) != self._stamp:
                 raise ValueError(f"{self._path}: has been changed since it was opened; load the model again")
-            if self._transposed:
-                raw = np.empty((height, n), self._stored)
-                for i in range(height):
-                    raw[i] = self._read(file, i * width + start, n)
-                raw = raw.T
-            else:
+            if not self._transposed:
                 raw = self._read(file, start * width, n * width).reshape(n, width)
+                return self._widened(raw)
+            out = np.empty((n, height), np.float32)
+            for i in range(0, height, TURNED):  # what is turned at a time stays in a cache
+                raw = np.empty((min(TURNED, height - i), n), self._stored)
+                for j in range(len(raw)):
+                    raw[j] = self._read(file, (i + j) * width + start, n)
+                out[:, i : i + len(raw)] = self._widened(raw).T
+        return out
+
+    def _widened(self, raw: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # the finished weights are checked
             return np.ascontiguousarray(from_bfloat16(raw) if self._bfloat16 else raw, np.float32)
 

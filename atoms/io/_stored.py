@@ -57,7 +57,8 @@ class StoredMatrix:
     dtype = np.dtype(np.float32)
 
     def __init__(self, path: Path, dtype: Any, bfloat16: bool, offset: int, shape: tuple[int, ...]) -> None:
-        self._path, self._stored, self._bfloat16 = path, np.dtype(dtype), bfloat16
+        self._path = path.absolute()  # wherever the process goes
+        self._stored, self._bfloat16 = np.dtype(dtype), bfloat16
         self._offset, self._shape, self._transposed = offset, shape, False
         with open(path, "rb") as file:
             self._stamp = _stamp(file)

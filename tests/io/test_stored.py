@@ -202,6 +202,15 @@ def test_a_file_that_changes_is_noticed(tmp_path):
     assert atoms.load(path, in_memory=False).transform(X).nnz
 
 
+def test_the_process_may_go_elsewhere(tmp_path, monkeypatch):
+    written(tmp_path / "sae", "relu")
+    monkeypatch.chdir(tmp_path)
+    sae = atoms.load("sae", in_memory=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert sae.transform(rows(5)).nnz
+
+
 def test_a_file_cut_while_it_is_read(tmp_path, monkeypatch):
     path = written(tmp_path / "sae", "relu")
     sae, file = atoms.load(path, in_memory=False), path / "sae_weights.safetensors"

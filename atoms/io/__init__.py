@@ -149,8 +149,8 @@ def load(
         raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
     reader = getattr(_formats, kind)
     options = {"is_transcoder": is_transcoder} if kind.startswith("gemma_scope") else {}
-    if not in_memory:
-        options["in_memory"] = False
+    if kind in _BY_PARTS:
+        options["in_memory"] = in_memory
     with np.errstate(all="ignore"):  # folding may overflow; the finished weights are checked
         model: PretrainedSAE = reader(file.parent if beside is not None else file, **options)
     if is_transcoder is not None and model.is_transcoder != is_transcoder:

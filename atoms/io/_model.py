@@ -16,8 +16,8 @@ from .._config import context, one_blas_thread
 from .._rows import by_blocks, rows_of
 from .._shown import Shown, Table
 from ..sae._in_model import InModel
-from ..sae._model import BLOCK, Batch, Model, decode, stacked
-from ._stored import StoredMatrix, spans
+from ..sae._model import BLOCK, Batch, Model, blocks, decode, stacked
+from ._stored import StoredMatrix
 
 __all__ = ["PretrainedSAE"]
 
@@ -230,8 +230,8 @@ class PretrainedSAE(InModel, Shown):
     def _encode_by_parts(self, ctx: Any, W: StoredMatrix, x: np.ndarray, work: Any) -> sp.csr_array:
         """A part of the latents after the other: each z is what it is beside all others."""
         model, found = None, []
-        for latents in spans(self.d_sae, HELD // (9 * self.n_features_in_)):
-            model = self._core(ctx, W.rows(latents.start, latents.stop), latents, model)
+        for latents in blocks(self.d_sae, max(1, HELD // (9 * self.n_features_in_))):
+            model = self._core(ctx, W[latents], latents, model)
             found.append(model.encode(ctx, Batch(x), work))
             if self.k is not None and len(found) == 2:
                 found = [_largest(sp.hstack(found, format="csr"), self.k)]
@@ -243,7 +243,8 @@ class PretrainedSAE(InModel, Shown):
             return decode(ctx, codes, self.W_dec, self.b_dec)
         out, bias = np.zeros((codes.shape[0], self.d_out), np.float32), self.b_dec
         used = np.unique(codes.indices)
-        for part in spans(len(used), HELD // (4 * self.d_out)):
+        # one part at least: where nothing is active the bias is left
+        for part in blocks(max(1, len(used)), max(1, HELD // (4 * self.d_out))):
             some = used[part]
             out += decode(ctx, sp.csr_array(codes[:, some]), self.W_dec.take(some), bias)
             bias = np.zeros_like(bias)
@@ -329,19 +330,17 @@ def _largest(codes: sp.csr_array, k: int) -> sp.csr_array:
 
 
 def _weight(a: Any, name: str, shape: tuple[int, ...]) -> Any:
-    a = a if isinstance(a, StoredMatrix) else np.asarray(a)
+    stored = isinstance(a, StoredMatrix)
+    a = a if stored else np.asarray(a)
     if a.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
-    if isinstance(a, StoredMatrix):
-        if not a.finite():
-            raise ValueError(f"{name}: contains NaN or infinity")
-        return a
-    # always a copy: a mapped file may be changed or cut while the model is in use
-    with np.errstate(over="ignore"):
-        weight = np.array(a, np.float32, order="C")
-    if not np.isfinite(weight).all():
+    if not stored:
+        # always a copy: a mapped file may be changed or cut while the model is in use
+        with np.errstate(over="ignore"):
+            a = np.array(a, np.float32, order="C")
+    if not (a.finite() if stored else np.isfinite(a).all()):
         raise ValueError(f"{name}: contains NaN or infinity")
-    return weight
+    return a
 
 
 def is_legacy(config: dict[str, Any]) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["StoredMatrix", "from_bfloat16", "spans"]
+from ..sae._model import blocks
+
+__all__ = ["StoredMatrix", "from_bfloat16"]
 
 PART = 1 << 26  # bytes of float32 read at a time
 TURNED = 128  # rows of a transposed matrix that are read together
@@ -20,12 +22,6 @@ NEAR = 8  # rows asked for that are closer together are read with those between
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     """float32 of bfloat16 numbers given as uint16."""
     return np.asarray((bits.astype(np.uint32) << 16).view(np.float32))
-
-
-def spans(n: int, size: int) -> Iterator[slice]:
-    """n things in parts of about equal size, at most `size`."""
-    count = max(1, -(-n // max(1, size)))
-    return (slice(n * i // count, n * (i + 1) // count) for i in range(count))
 
 
 def _stamp(file: Any) -> tuple[int, ...]:
@@ -124,16 +120,14 @@ class StoredMatrix:
 
     def parts(self) -> Iterator[slice]:
         """Slices that cut the rows into parts to be read one after the other."""
-        return spans(len(self), PART // (4 * self.shape[1]))
+        return blocks(len(self), max(1, PART // (4 * self.shape[1])))
 
     def finite(self) -> bool:
-        return all(bool(np.isfinite(self.rows(part.start, part.stop)).all()) for part in self.parts())
+        return all(bool(np.isfinite(self[part]).all()) for part in self.parts())
 
     def times(self, vector: np.ndarray) -> np.ndarray:
         """Its product with a vector, in float64."""
-        return np.concatenate(
-            [self.rows(part.start, part.stop) @ vector.astype(np.float64) for part in self.parts()]
-        )
+        return np.concatenate([self[part] @ vector.astype(np.float64) for part in self.parts()])
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, (int, np.integer)) and -len(self) <= key < len(self):

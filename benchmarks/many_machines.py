@@ -68,7 +68,12 @@ def measured():
             "whiten": (lambda: here(metric.whiten), lambda: there(metric.whiten(far))),
             "SparseAutoencoder.transform": (lambda: here(sae.transform), lambda: there(sae.transform(far))),
         }
-        options = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+        options = {
+            "n_workers": 1,
+            "threads_per_worker": 1,
+            "processes": True,
+            "dashboard_address": "127.0.0.1:0",
+        }
         with LocalCluster(**options) as cluster, Client(cluster):
             yield f"{BLOCKS} blocks of {MEGABYTES} MB, {D} columns, one thread, {TURNS} turns; medians in seconds"
             for name, both in work.items():

@@ -246,7 +246,7 @@ if __name__ == "__main__":
     ours = together.Atoms()
     want = ours.work()
     with LocalCluster(n_workers=2 if {processes} else 1, threads_per_worker=1 if {processes} else 4,
-                      processes={processes}, dashboard_address=None) as cluster, Client(cluster) as client:
+                      processes={processes}, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as client:
         done = client.gather([client.submit(job, ours, i, pure=False) for i in range(12)])
     assert all(found == want for found, _ in done), (done, want)
     if {processes}:  # Dask's nanny gives each worker's libraries one thread, and so do we

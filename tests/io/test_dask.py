@@ -390,11 +390,18 @@ def test_certificates_and_stability_of_lazy_codes(X, make):
 
 @contextlib.contextmanager
 def cluster_of(n):
-    """A client of so many workers, each a process of its own."""
+    """A client of so many workers, each a process of its own.
+
+    At any free port: Dask warns where its own, 8787, belongs to another test.
+    """
     with (
         warnings.catch_warnings(),
         distributed.LocalCluster(
-            n_workers=n, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+            n_workers=n,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -156,6 +156,7 @@ SIGNAL_LIMIT: int
 SIGNAL_NONFINITE: int
 SIGNAL_RANGE: int
 SIGNAL_INFEASIBLE: int
+SIGNAL_OPEN: int
 PURSUIT_MP: int
 PURSUIT_GRADIENT: int
 PURSUIT_COSAMP: int
@@ -190,6 +191,7 @@ def lasso(
     positive: bool,
     tol: float,
     max_rounds: int,
+    most_atoms: int,
     indices: NDArray[Any],
     values: NDArray[Any],
     counts: NDArray[Any],

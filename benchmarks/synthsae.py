@@ -233,7 +233,10 @@ def judged(what: str, sae, size: str, cache: Path, n: int, more: dict) -> None:
 
 
 def learn(o) -> None:
-    """The tied autoencoder, then expectation maximisation from it; both judged, the clock stopped meanwhile."""
+    """The tied autoencoder, then expectation maximisation from it; both judged, the clock stopped meanwhile.
+
+    With --start truth expectation maximisation begins at the true features instead: does it stay there?
+    """
     import atoms
 
     print(
@@ -252,11 +255,15 @@ def learn(o) -> None:
             judged(what, as_judged, o.size, o.cache, o.judge, more)
             last = time.process_time()
 
-        sae = atoms.SparseAutoencoder(
-            latents, target_l0=o.l0, tied=True, batch_size=1024, max_steps=o.steps, learning_rate=3e-3, random_state=seed,
-            num_threads=o.threads, verbose=False,
-        ).fit(X)  # fmt: skip
-        judge("tied autoencoder", sae, 0)
+        if o.start == "truth":
+            generator, _, top = frequent(o)
+            begin = generator.features[top]
+        else:
+            begin = atoms.SparseAutoencoder(
+                latents, target_l0=o.l0, tied=True, batch_size=1024, max_steps=o.steps, learning_rate=3e-3, random_state=seed,
+                num_threads=o.threads, verbose=False,
+            ).fit(X)  # fmt: skip
+            judge("tied autoencoder", begin, 0)
         units = atoms.DictionaryLearning(
             latents, coder="spikes", incoherence=o.incoherence, batch_size=8192, max_steps=o.em_steps, sweeps=2,
             random_state=seed, num_threads=o.threads, verbose=False,
@@ -265,9 +272,9 @@ def learn(o) -> None:
         def look(model, figures) -> None:
             step = figures["step"]
             if step == o.em_steps or step % o.every == 0:
-                judge(f"spikes, {step} steps", model, 8192 * step)
+                judge(f"spikes, {step} steps" + ", from the truth" * (o.start == "truth"), model, 8192 * step)
 
-        units.fit(X, init=sae, callback=look)
+        units.fit(X, init=begin, callback=look)
 
 
 def rivals(o) -> None:
@@ -420,6 +427,7 @@ def main() -> None:
         "--em-steps", type=int, default=24, help="of expectation maximisation, 8,192 samples each"
     )
     parser.add_argument("--incoherence", type=float, default=1.0, help="see atoms.DictionaryLearning")
+    parser.add_argument("--start", default="autoencoder", choices=["autoencoder", "truth"], help="of `learn`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--every", type=int, default=8, help="judge after so many of these")
     parser.add_argument("--judge", type=int, default=50_000, help="samples to judge on")

@@ -121,8 +121,9 @@ def _numpy_product(x: Array, center: Array | None, W: Array) -> Array:
         return np.asarray((x if center is None else x - center) @ W)
 
 
-def _gram_fits(d: Dictionary, itemsize: int) -> bool:
-    return bool((-(-d.n_atoms // 64) * 64) ** 2 * itemsize <= d.gram_bytes)
+def gram_fits(d: Dictionary, more: int = 0) -> bool:
+    """Whether the Gram matrix may be made, with so many more bytes for each product."""
+    return bool((-(-d.n_atoms // 64) * 64) ** 2 * (d.dtype.itemsize + more) <= d.gram_bytes)
 
 
 def hold_gram(d: Dictionary, units: bool = False, coarse: bool = False) -> None:
@@ -131,10 +132,9 @@ def hold_gram(d: Dictionary, units: bool = False, coarse: bool = False) -> None:
     With `units` also atoms and Gram matrix in 16 bits, to screen by; with `coarse` too, a Gram matrix made of the
     16-bit atoms may take the place of both.
     """
-    size = d.dtype.itemsize
-    if _gram_fits(d, size):
+    if gram_fits(d):
         with d._lock:
-            units = units and _gram_fits(d, size + 2)
+            units = units and gram_fits(d, 2)
             _core.dict_gram(context(d.num_threads), d._handle, units, units and coarse)
 
 

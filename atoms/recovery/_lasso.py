@@ -11,7 +11,18 @@ from .._checks import check_count, check_number
 from .._config import context
 from .._rows import Blocks, is_dask, table
 from ._coding import BLOCK_BYTES, Codes, RecoveryInfo, by_blocks, code, complain, csr, packed
-from ._dictionary import Array, Dictionary, dictionary_of, handle_of, hold_gram, hold_screen, whitened
+from ._dictionary import (
+    Array,
+    Dictionary,
+    dictionary_of,
+    gram_fits,
+    handle_of,
+    hold_gram,
+    hold_screen,
+    whitened,
+)
+
+_SET = 192  # atoms of a working set beyond which products one by one cost more than a Gram matrix
 
 # ---------------------------------------------------------------------------- lasso
 
@@ -72,7 +83,8 @@ def lasso(
     bounds the change of every correlation; only atoms that may have reached the penalty are evaluated, and no others
     enter the duality gap. In float32 with VNNI these correlations are 16-bit products, with an error bound
     that is added to that distance; what enters code and gap is evaluated in float32. This takes the atoms once more
-    in 16 bits and no Gram matrix. Other CPUs and float64 hold the Gram matrix where it fits and bring correlations
+    in 16 bits and no Gram matrix. Signals whose set outgrows 192 atoms, as small penalties make them, are solved as elsewhere.
+    Other CPUs and float64 hold the Gram matrix where it fits and bring correlations
     up to date from it, at ``n_atoms`` multiplications for each coefficient that changed. Each thread holds 32
     signals, their ``32 * n_atoms`` correlations, the Gram matrix of the working set that it is at, and those of up
     to 64 atoms for the signals that wait.
@@ -92,7 +104,7 @@ def lasso(
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, rows: slice, out: Codes) -> None:
-        _solve_lasso(ctx, handle, x, alphas, positive, stop, rounds, out)
+        _solve_lasso(ctx, d, x, out, alphas=alphas, positive=positive, tol=stop, max_rounds=rounds)
 
     return code("lasso", X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True)
 
@@ -175,7 +187,16 @@ def _path(
         indices, values = np.empty((k * m, d.n_atoms), np.int32), np.empty((k * m, d.n_atoms), d.dtype)
         out = [np.zeros(k * m, t) for t in (np.int32, np.int8, np.int32, np.float64, np.float64)]
         x = whitened(d, X[rows])
-        _solve_lasso(ctx, handle_of(d), x, grid, positive, stop, rounds, Codes(indices, values, *out))
+        _solve_lasso(
+            ctx,
+            d,
+            x,
+            Codes(indices, values, *out),
+            alphas=grid,
+            positive=positive,
+            tol=stop,
+            max_rounds=rounds,
+        )
         for whole, part in zip(wholes, out, strict=True):
             whole[:, rows] = part.reshape(k, m)
         for a in range(k):  # the core gives all signals' codes for one penalty, then those for the next
@@ -186,13 +207,23 @@ def _path(
     return codes, [RecoveryInfo(status[a], residual[a], steps[a], gap[a]) for a in range(k)]
 
 
-def _solve_lasso(
-    ctx: Any, handle: Any, x: Array, alphas: Array, positive: bool, stop: float, rounds: int, out: Codes
-) -> None:
-    """Codes of the signals x for each penalty, all signals of one penalty after those of the one before."""
-    _core.lasso(
-        ctx, handle, x, alphas=alphas, positive=positive, tol=stop, max_rounds=rounds, **out._asdict()
-    )
+def _solve_lasso(ctx: Any, d: Dictionary, x: Array, out: Codes, **how: Any) -> None:
+    """Codes of the signals x for each penalty, all signals of one penalty after those of the one before.
+
+    Signals whose working set outgrows what 16-bit rows are good for are solved again by the Gram matrix, where it fits.
+    """
+    most = _SET if gram_fits(d) else d.n_atoms
+    _core.lasso(ctx, handle_of(d), x, most_atoms=most, **how, **out._asdict())
+    left = np.flatnonzero(out.status[: len(x)] == _core.SIGNAL_OPEN)
+    if not len(left):
+        return
+    hold_gram(d)
+    rows = (np.arange(len(how["alphas"]))[:, None] * len(x) + left).ravel()
+    again = Codes._make(None if whole is None else whole[rows] for whole in out)
+    _core.lasso(ctx, handle_of(d), x[left], most_atoms=0, **how, **again._asdict())
+    for whole, part in zip(out, again, strict=True):
+        if whole is not None:
+            whole[rows] = part
 
 
 def _penalties(alphas: Any, n_alphas: int, eps: float, X: Array | Blocks, d: Dictionary) -> Array:

@@ -411,12 +411,13 @@ ATOMS_API atoms_status atoms_dict_fine(const atoms_ctx *ctx, atoms_dict *dict);
 
 /* What became of one signal. */
 typedef enum {
-    ATOMS_SIGNAL_CONVERGED = 0, /* the stopping rule was met, or the residual is all rounding */
-    ATOMS_SIGNAL_DEPENDENT = 1, /* the same, after leaving out atoms in the span of those chosen: OMP only */
-    ATOMS_SIGNAL_LIMIT = 2,     /* stopped by the limit on atoms or steps; the code is the best yet */
-    ATOMS_SIGNAL_NONFINITE = 3, /* NaN or infinity in the signal: empty code, residual and gap NaN */
-    ATOMS_SIGNAL_RANGE = 4,     /* a coefficient is too large for the type: empty code */
-    ATOMS_SIGNAL_INFEASIBLE = 5 /* no code meets the constraint: the code is the nearest found. Basis pursuit only */
+    ATOMS_SIGNAL_CONVERGED = 0,  /* the stopping rule was met, or the residual is all rounding */
+    ATOMS_SIGNAL_DEPENDENT = 1,  /* the same, after leaving out atoms in the span of those chosen: OMP only */
+    ATOMS_SIGNAL_LIMIT = 2,      /* stopped by the limit on atoms or steps; the code is the best yet */
+    ATOMS_SIGNAL_NONFINITE = 3,  /* NaN or infinity in the signal: empty code, residual and gap NaN */
+    ATOMS_SIGNAL_RANGE = 4,      /* a coefficient is too large for the type: empty code */
+    ATOMS_SIGNAL_INFEASIBLE = 5, /* no code meets the constraint: the code is the nearest found. Basis pursuit only */
+    ATOMS_SIGNAL_OPEN = 6        /* its working set outgrew most_atoms: empty code. Lasso only */
 } atoms_signal_status;
 
 /* Where a solver writes. The caller's arrays, one row for each signal. */
@@ -452,10 +453,13 @@ typedef struct {
     int positive;         /* codes >= 0 */
     double tol;           /* > 0: stop at a duality gap of tol |x|^2 */
     int64_t max_rounds;   /* working sets tried for each penalty */
+    int64_t most_atoms; /* where 16-bit rows serve, of a working set: a signal that needs more is left open; 0: they do
+                             not serve */
 } atoms_lasso_params;
 
 /* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets, and by active sets where that creeps.
- * Codes of width m at least; those of penalty a and signal i go to row a n + i. steps: working sets tried. */
+ * Codes of width m at least; those of penalty a and signal i go to row a n + i. steps: working sets tried. With 16-bit rows
+ * the products of a working set are taken one by one, which is dear for large ones: there the Gram matrix does it. */
 ATOMS_API atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x,
                                    const atoms_lasso_params *params, const atoms_codes *codes);
 

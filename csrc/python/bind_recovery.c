@@ -209,19 +209,20 @@ static PyObject *py_omp(PyObject *self, PyObject *args, PyObject *kwargs)
 static PyObject *py_lasso(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"ctx",    "handle", "X",      "alphas", "positive", "tol", "max_rounds", "indices",
-                            "values", "counts", "status", "steps",  "residual", "gap", NULL};
+    static char *names[] = {"ctx",     "handle", "X",      "alphas", "positive", "tol",      "max_rounds", "most_atoms",
+                            "indices", "values", "counts", "status", "steps",    "residual", "gap",        NULL};
     call_objects o = {0};
     PyObject *o_alphas;
     atoms_lasso_params p = {0};
     call c;
     void *alphas;
-    long long max_rounds;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOpdLOOOOOOO:lasso", names, &o.ctx, &o.dict, &o.x, &o_alphas,
-                                     &p.positive, &p.tol, &max_rounds, &o.indices, &o.values, &o.counts, &o.status,
-                                     &o.steps, &o.residual, &o.gap))
+    long long max_rounds, most_atoms;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOpdLLOOOOOOO:lasso", names, &o.ctx, &o.dict, &o.x, &o_alphas,
+                                     &p.positive, &p.tol, &max_rounds, &most_atoms, &o.indices, &o.values, &o.counts,
+                                     &o.status, &o.steps, &o.residual, &o.gap))
         return NULL;
     p.max_rounds = max_rounds;
+    p.most_atoms = most_atoms;
     atoms_status status = ATOMS_OK;
     bool ready = open_input(&c, o.ctx, o.dict, o.x) == 0 &&
                  args_array(&c.a, o_alphas, (array_spec){"alphas", NPY_FLOAT64, 1, {-1}, false, false}, &alphas) == 0;
@@ -491,8 +492,8 @@ PyMethodDef atoms_recovery_methods[] = {
                 "omp(ctx, handle, X, n_nonzero, tol, ols, nonnegative, indptr, support, indices, values, "
                 "counts, status, steps, residual)"),
     ATOMS_NAMED("lasso", py_lasso,
-                "lasso(ctx, handle, X, alphas, positive, tol, max_rounds, indices, values, counts, status, "
-                "steps, residual, gap)"),
+                "lasso(ctx, handle, X, alphas, positive, tol, max_rounds, most_atoms, indices, values, counts, "
+                "status, steps, residual, gap)"),
     ATOMS_NAMED("basis", py_basis,
                 "basis(ctx, handle, X, sigma, tol, max_steps, indices, values, counts, status, steps, "
                 "residual, gap)"),
@@ -512,15 +513,10 @@ PyMethodDef atoms_recovery_methods[] = {
     {NULL, NULL, 0, NULL}};
 
 const atoms_constant atoms_recovery_constants[] = {
-    {"SIGNAL_CONVERGED", ATOMS_SIGNAL_CONVERGED},
-    {"SIGNAL_DEPENDENT", ATOMS_SIGNAL_DEPENDENT},
-    {"SIGNAL_LIMIT", ATOMS_SIGNAL_LIMIT},
-    {"SIGNAL_NONFINITE", ATOMS_SIGNAL_NONFINITE},
-    {"SIGNAL_RANGE", ATOMS_SIGNAL_RANGE},
-    {"SIGNAL_INFEASIBLE", ATOMS_SIGNAL_INFEASIBLE},
-    {"PURSUIT_MP", ATOMS_PURSUIT_MP},
-    {"PURSUIT_GRADIENT", ATOMS_PURSUIT_GRADIENT},
-    {"PURSUIT_COSAMP", ATOMS_PURSUIT_COSAMP},
-    {"PURSUIT_IHT", ATOMS_PURSUIT_IHT},
-    {NULL, 0},
+    {"SIGNAL_CONVERGED", ATOMS_SIGNAL_CONVERGED}, {"SIGNAL_DEPENDENT", ATOMS_SIGNAL_DEPENDENT},
+    {"SIGNAL_LIMIT", ATOMS_SIGNAL_LIMIT},         {"SIGNAL_NONFINITE", ATOMS_SIGNAL_NONFINITE},
+    {"SIGNAL_RANGE", ATOMS_SIGNAL_RANGE},         {"SIGNAL_INFEASIBLE", ATOMS_SIGNAL_INFEASIBLE},
+    {"SIGNAL_OPEN", ATOMS_SIGNAL_OPEN},           {"PURSUIT_MP", ATOMS_PURSUIT_MP},
+    {"PURSUIT_GRADIENT", ATOMS_PURSUIT_GRADIENT}, {"PURSUIT_COSAMP", ATOMS_PURSUIT_COSAMP},
+    {"PURSUIT_IHT", ATOMS_PURSUIT_IHT},           {NULL, 0},
 };

@@ -45,7 +45,7 @@ static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, int method
         return atoms_omp(ctx, dict, rows_of(x, N), &p, &few);
     }
     if (method == 1) {
-        atoms_lasso_params p = {1, &alpha, 0, 1e-8, 100};
+        atoms_lasso_params p = {1, &alpha, 0, 1e-8, 100, ATOMS};
         return atoms_lasso(ctx, dict, rows_of(x, N), &p, &all);
     }
     if (method == 2) {
@@ -152,7 +152,7 @@ TEST(recovery_extreme_penalties_stay_inside)
                 x[i] = atoms_test_random(&seed);
                 scaled[i] = x[i] * norms[a % 6];
             }
-            const atoms_lasso_params p = {1, &alphas[a / 6 % 6], a / 36, 1e-6, 50};
+            const atoms_lasso_params p = {1, &alphas[a / 6 % 6], a / 36, 1e-6, 50, FEW};
             CHECK(atoms_lasso(ctx, dict, (atoms_rows){scaled, ATOMS_F64, SIGNALS, FEW, FEW, 1}, &p, &codes) ==
                   ATOMS_OK);
             for (int i = 0; i < SIGNALS; i++) {
@@ -261,13 +261,27 @@ TEST(recovery_lasso_screened)
     CHECK(atoms_dict_new(ctx, rows_of(atoms, ATOMS), ATOMS_F32, &dict) == ATOMS_OK);
     CHECK(atoms_dict_units(ctx, dict) == ATOMS_OK);
     for (int a = 0; a < 2; a++) {
-        atoms_lasso_params p = {1, &alphas[a], 0, 1e-5, 1000};
+        atoms_lasso_params p = {1, &alphas[a], 0, 1e-5, 1000, ATOMS};
         int nth;
         const atoms_codes first = into(&c, ATOMS), second = into(&again, ATOMS);
         CHECK_SHORT_MEMORY(nth, 200, atoms_lasso(ctx, dict, rows_of(x, N), &p, &first));
         CHECK(atoms_lasso(ctx, dict, rows_of(x, N), &p, &second) == ATOMS_OK);
         for (int i = 0; i < N; i++)
             CHECK(c.status[i] == ATOMS_SIGNAL_CONVERGED && c.counts[i] == again.counts[i] && c.gap[i] == again.gap[i]);
+        p.most_atoms = 1;
+        CHECK(atoms_lasso(ctx, dict, rows_of(x, N), &p, &first) == ATOMS_OK);
+        int open = 0;
+        for (int i = 0; i < N; i++) {
+            open += c.status[i] == ATOMS_SIGNAL_OPEN;
+            CHECK(c.status[i] == ATOMS_SIGNAL_CONVERGED || (c.status[i] == ATOMS_SIGNAL_OPEN && c.counts[i] == 0));
+        }
+        CHECK(open > 0 || !atoms_dict_has_units(dict));
+        p.most_atoms = 0;
+        CHECK(atoms_lasso(ctx, dict, rows_of(x, N), &p, &second) == ATOMS_OK);
+        for (int i = 0; i < N; i++)
+            CHECK(again.status[i] == ATOMS_SIGNAL_CONVERGED);
+        p.most_atoms = -1;
+        CHECK(atoms_lasso(ctx, dict, rows_of(x, N), &p, &second) == ATOMS_ERR_ARGUMENT);
     }
     atoms_dict_free(dict);
     atoms_ctx_free(ctx);

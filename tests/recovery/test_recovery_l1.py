@@ -196,6 +196,26 @@ def test_lasso_waits_for_correlations_and_goes_on(isa, dtype, kind):
                 assert gap <= tol * (x @ x) and want <= gap + 0.2 * tol * (x @ x)
 
 
+def test_lasso_on_sets_too_large_for_screens(isa):
+    """Small penalties over many atoms, some of the signals: with a Gram matrix and with none, alone and together."""
+    X, D, _ = planted(9, 900, 48, 5, seed=2, noise=0.5, dtype=np.float32)
+    X[::2] = RNG(3).standard_normal(X[::2].shape)  # as dense as codes get
+    for alpha in (0.3, 2e-3):
+        held, bare = Dictionary(D), Dictionary(D, gram_bytes=0)
+        codes, info = lasso(X, held, alpha, return_info=True)
+        assert (info.status == Status.CONVERGED).all()
+        other = lasso(X, bare, alpha)
+        for i, (x, z, far) in enumerate(zip(X, codes.toarray(), other.toarray(), strict=True)):
+            gap = reference.lasso_gap(x.astype(float), D.astype(float), z.astype(float), alpha)
+            assert gap <= 3e-4 * (x @ x) and info.gap[i] <= 1e-4 * (x @ x)
+            values = [0.5 * np.sum((x - c @ D) ** 2) + alpha * abs(c).sum() for c in (z, far)]
+            assert abs(values[0] - values[1]) <= 1e-4 * (x @ x)
+            np.testing.assert_array_equal(lasso(X[i : i + 1], D, alpha).toarray()[0], z)
+    _, path = lasso_path(X, D, [0.3, 2e-3])
+    for x, z in zip(X, path[1].toarray(), strict=True):
+        assert reference.lasso_gap(x.astype(float), D.astype(float), z.astype(float), 2e-3) <= 3e-4 * (x @ x)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e-9, 1e9, 1e20])
 def test_lasso_in_float32_is_indifferent_to_scale(isa, scale):
     X, D, _ = planted(12, 97, 33, 3, noise=0.1)

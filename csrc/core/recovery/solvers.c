@@ -100,9 +100,12 @@ atoms_status atoms_lasso(const atoms_ctx *ctx, const atoms_dict *dict, atoms_row
     for (int64_t a = 0; a < params->n_alphas; a++)
         if (!(params->alphas[a] > 0) || !isfinite(params->alphas[a]))
             return ATOMS_ERR_ARGUMENT;
-    if (!fit(dict, x, codes, dict->n) || params->n_alphas < 1 || !(params->tol > 0))
+    if (!fit(dict, x, codes, dict->n) || params->n_alphas < 1 || !(params->tol > 0) || params->most_atoms < 0)
         return ATOMS_ERR_ARGUMENT;
-    return run(ctx, dict, x, params, codes, kernels_for(ctx, dict)->lasso);
+    atoms_dict view = dict_view(dict);
+    if (params->most_atoms == 0)
+        view.units = (dict_units){0};
+    return run(ctx, &view, x, params, codes, kernels_for(ctx, dict)->lasso);
 }
 
 atoms_status atoms_basis(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, const atoms_basis_params *params,

@@ -22,7 +22,7 @@ from ._stored import StoredMatrix
 __all__ = ["PretrainedSAE"]
 
 _ACTIVATIONS = ("jumprelu", "relu", "topk")
-HELD = 1 << 28  # bytes of a model in the core, where its weights stay in their file
+HELD = 1 << 28  # bytes of a part of a model whose weights stay in their file: 4 a weight as read, 5 in the core
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
@@ -220,7 +220,7 @@ class PretrainedSAE(InModel, Shown):
         if model is None or model.d_sae != len(W):
             k = 0 if self.k is None else min(self.k, len(W))
             # tied, so that the core holds one matrix: only its encoder is used (the decoder may have another width)
-            model = Model(ctx, self.n_features_in_, len(W), self.activation, k=k, tied=True)
+            model = Model(ctx, self.n_features_in_, len(W), self.activation, k=k, tied=True, frozen=True)
         model.set("W_dec", W)
         model.set("b_enc", self._b_enc[latents])
         model.set("b_dec", self._center)

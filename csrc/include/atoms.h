@@ -222,11 +222,12 @@ typedef struct {
     int64_t prefix[ATOMS_MAX_PREFIXES]; /* ascending widths, the last one d_sae */
     int64_t d_out;                      /* 0: an autoencoder; else a transcoder, to rows of so many values; not tied */
     int skip;                           /* a transcoder's: with a skip connection */
+    int frozen;                         /* it encodes alone: matrices have no moments, and there are no steps */
 } atoms_sae_params;
 
 /* JUMPRELU, bandwidth 0.1, Adam's 0.9, 0.999 and 1e-8, clip 1, AUTO; sizes zero. */
 ATOMS_API void atoms_sae_params_init(atoms_sae_params *params);
-/* All arrays zero. Memory: about (tied ? 9 : 17) * d_in * d_sae bytes. */
+/* All arrays zero. Memory: about (tied ? 9 : 17) * d_in * d_sae bytes; frozen (tied ? 5 : 9). */
 ATOMS_API atoms_status atoms_sae_new(const atoms_ctx *ctx, const atoms_sae_params *params, atoms_sae **sae);
 ATOMS_API void atoms_sae_free(atoms_sae *sae);
 ATOMS_API const atoms_sae_params *atoms_sae_get_params(const atoms_sae *sae);

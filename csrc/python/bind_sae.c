@@ -64,17 +64,17 @@ static int read_prefixes(PyObject *obj, atoms_sae_params *p)
 static PyObject *sae_new(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"ctx",   "d_in",    "d_sae", "activation", "k",        "tied",  "bandwidth", "beta1",
-                            "beta2", "epsilon", "clip",  "screen",     "prefixes", "d_out", "skip",      NULL};
+    static char *names[] = {"ctx",     "d_in", "d_sae",  "activation", "k",     "tied", "bandwidth", "beta1", "beta2",
+                            "epsilon", "clip", "screen", "prefixes",   "d_out", "skip", "frozen",    NULL};
     atoms_sae_params p;
     atoms_sae_params_init(&p);
     long long d_in, d_sae, k = 0, d_out = 0;
     int activation = ATOMS_JUMPRELU, screen = ATOMS_SCREEN_AUTO;
     const atoms_ctx *ctx;
     PyObject *o_ctx, *o_prefixes = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiOLp:sae_new", names, &o_ctx, &d_in, &d_sae,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLL|iLpfffffiOLpp:sae_new", names, &o_ctx, &d_in, &d_sae,
                                      &activation, &k, &p.tied, &p.bandwidth, &p.beta1, &p.beta2, &p.epsilon, &p.clip,
-                                     &screen, &o_prefixes, &d_out, &p.skip) ||
+                                     &screen, &o_prefixes, &d_out, &p.skip, &p.frozen) ||
         atoms_get_ctx(o_ctx, &ctx) < 0 || read_prefixes(o_prefixes, &p) < 0)
         return NULL;
     p.d_in = d_in;
@@ -462,7 +462,7 @@ const atoms_constant atoms_sae_constants[] = {
 PyMethodDef atoms_sae_methods[] = {
     ATOMS_NAMED("sae_new", sae_new,
                 "sae_new(ctx, d_in, d_sae, activation, k, tied, bandwidth, beta1, beta2, epsilon, clip, screen, "
-                "prefixes, d_out=0, skip=0)"),
+                "prefixes, d_out=0, skip=0, frozen=0)"),
     {"sae_get", sae_get, METH_VARARGS, "sae_get(sae, field, out)"},
     {"sae_set", sae_set, METH_VARARGS, "sae_set(sae, field, values)"},
     {"sae_nonfinite", sae_nonfinite, METH_O,

@@ -203,6 +203,48 @@ TEST(sae_refuses_what_it_cannot_train)
     atoms_sae_free(sae);
 }
 
+TEST(sae_frozen_encodes_and_no_more)
+{
+    fill();
+    atoms_ctx *ctx = atoms_test_context(atoms_test_contexts() - 1);
+    atoms_sae *trained = new_sae(ctx, ATOMS_JUMPRELU, true, false), *frozen = NULL;
+    atoms_sae_params p = *atoms_sae_get_params(trained);
+    p.frozen = 1;
+    CHECK(atoms_sae_new(ctx, &p, &frozen) == ATOMS_OK);
+    static float w[S * D];
+    const atoms_sae_field weights[] = {ATOMS_W_DEC, ATOMS_B_ENC, ATOMS_B_DEC, ATOMS_THRESHOLD};
+    for (int f = 0; f < 4; f++) {
+        atoms_sae_get(trained, weights[f], w);
+        atoms_sae_set(frozen, weights[f], w);
+    }
+    atoms_batch from = batch_of(x, N);
+    atoms_sae_stats stats;
+    atoms_csr *codes[2] = {NULL, NULL};
+    CHECK(atoms_sae_encode(ctx, trained, &from, &codes[0], &stats) == ATOMS_OK);
+    CHECK(atoms_sae_encode(ctx, frozen, &from, &codes[1], &stats) == ATOMS_OK);
+    static int32_t of[2][N * S];
+    static float z[2][N * S];
+    int64_t indptr[2][N + 1];
+    for (int k = 0; k < 2; k++)
+        atoms_csr_copy(codes[k], indptr[k], of[k], z[k]);
+    const size_t n = (size_t)indptr[0][N];
+    CHECK(n > 0 && memcmp(indptr[0], indptr[1], sizeof indptr[0]) == 0);
+    CHECK(memcmp(of[0], of[1], n * sizeof(int32_t)) == 0 && memcmp(z[0], z[1], n * sizeof(float)) == 0);
+    CHECK(atoms_sae_step(ctx, frozen, &from, &step_params, &stats) == ATOMS_ERR_ARGUMENT);
+    const int64_t row = 0;
+    const float one = 1;
+    CHECK(atoms_sae_reset(ctx, 1, frozen, &row, x, NULL, &one, &one) == ATOMS_ERR_ARGUMENT);
+    int64_t shape[2];
+    CHECK(atoms_sae_shape(frozen, ATOMS_W_DEC_M, shape) == 2 && shape[0] == 0);
+    atoms_sae_get(frozen, ATOMS_W_DEC_M, NULL); /* nothing */
+    CHECK(atoms_sae_nonfinite(frozen) == -1);
+    for (int k = 0; k < 2; k++)
+        atoms_csr_free(codes[k]);
+    atoms_sae_free(trained);
+    atoms_sae_free(frozen);
+    atoms_ctx_free(ctx);
+}
+
 /* The workspace that stays from step to step, for batches, threads and AuxK that come and go: every step is that of an
  * autoencoder which one thread trains. */
 TEST(sae_workspace_fits_every_step)

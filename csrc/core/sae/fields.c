@@ -45,6 +45,8 @@ static uint32_t *moment_words(const atoms_sae *sae, atoms_sae_field field, int *
 
 static int64_t rows_of(const atoms_sae *sae, atoms_sae_field field)
 {
+    if (sae->p.frozen && is_moment(field))
+        return 0;
     return field < ATOMS_W_SKIP ? sae->p.d_sae : sae->p.skip ? sae->p.d_in : 0;
 }
 
@@ -158,7 +160,7 @@ atoms_status atoms_sae_reset(const atoms_ctx *ctx, int64_t k, atoms_sae *sae, co
                              const float *readers, const float *scales, const float *thresholds)
 {
     const sae_kernels *kernels = ctx->kernels->sae;
-    if (sae->p.d_out && !readers)
+    if (sae->p.frozen || (sae->p.d_out && !readers))
         return ATOMS_ERR_ARGUMENT;
     for (int64_t i = 0; i < k; i++)
         if (idx[i] < 0 || idx[i] >= sae->p.d_sae)

@@ -40,10 +40,10 @@ static void take_vector(atoms_arena *arena, sae_vector *v, int64_t n)
     ATOMS_TAKE(arena, v->v, n);
 }
 
-static void take_matrix(atoms_arena *arena, sae_matrix *a, int64_t n)
+static void take_matrix(atoms_sae *sae, sae_matrix *a, int64_t n)
 {
-    ATOMS_TAKE(arena, a->w, n);
-    ATOMS_TAKE(arena, a->mv, n);
+    ATOMS_TAKE(&sae->arena, a->w, n);
+    ATOMS_TAKE(&sae->arena, a->mv, sae->p.frozen ? 0 : n);
 }
 
 static sae_extent extent_of(int64_t d)
@@ -58,13 +58,13 @@ static void lay_out(atoms_sae *sae)
     atoms_arena *arena = &sae->arena;
     sae_image *image = &sae->image;
     int64_t s = sae->rows;
-    take_matrix(arena, &sae->dec, s * sae->out.ld);
+    take_matrix(sae, &sae->dec, s * sae->out.ld);
     if (sae->p.tied)
         sae->enc = sae->dec;
     else
-        take_matrix(arena, &sae->enc, s * sae->in.ld);
+        take_matrix(sae, &sae->enc, s * sae->in.ld);
     if (sae->p.skip)
-        take_matrix(arena, &sae->skip, sae->p.d_in * sae->out.ld);
+        take_matrix(sae, &sae->skip, sae->p.d_in * sae->out.ld);
     take_vector(arena, &sae->b_enc, s);
     take_vector(arena, &sae->thr, s);
     take_vector(arena, &sae->b_dec, sae->out.ld);

@@ -68,7 +68,8 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_ba
     const atoms_batch *y = x->target;
     if (sae->p.d_out ? !y || y->n != x->n || y->x.d != sae->p.d_out : y != NULL)
         return ATOMS_ERR_ARGUMENT;
-    if (x->n < 1 || x->x.d != sae->p.d_in || (topk && (params->k < 1 || params->k > sae->p.d_sae)) || params->aux_k < 0)
+    if (sae->p.frozen || x->n < 1 || x->x.d != sae->p.d_in || (topk && (params->k < 1 || params->k > sae->p.d_sae)) ||
+        params->aux_k < 0)
         return ATOMS_ERR_ARGUMENT;
     sae_step step = {ctx, ctx->kernels->sae, sae, &sae->batch, params};
     atoms_status status = sae_batch_reserve(ctx, sae, &sae->batch, x->n, sae->p.n_prefixes + (params->aux_k > 0));

@@ -22,7 +22,7 @@ from ._stored import StoredMatrix
 __all__ = ["PretrainedSAE"]
 
 _ACTIVATIONS = ("jumprelu", "relu", "topk")
-HELD = 1 << 28  # bytes of a part of a model whose weights stay in their file: 4 a weight as read, 5 in the core
+HELD = 1 << 28  # bytes of a part of the weights that stay in their file: 4 each as read, 5 in the core
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 

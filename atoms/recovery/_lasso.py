@@ -22,7 +22,8 @@ from ._dictionary import (
     whitened,
 )
 
-_SET = 192  # atoms of a working set beyond which products one by one cost more than a Gram matrix
+_SET = 192  # atoms of a working set beyond which products one by one cost more than a Gram matrix,
+_GRAM_ATOMS = 4096  # where that is of so many: a larger one is not made for what may be a single signal
 
 # ---------------------------------------------------------------------------- lasso
 
@@ -83,8 +84,8 @@ def lasso(
     bounds the change of every correlation; only atoms that may have reached the penalty are evaluated, and no others
     enter the duality gap. In float32 with VNNI these correlations are 16-bit products, with an error bound
     that is added to that distance; what enters code and gap is evaluated in float32. This takes the atoms once more
-    in 16 bits and no Gram matrix. Signals whose set outgrows 192 atoms, as small penalties make them, are solved as elsewhere.
-    Other CPUs and float64 hold the Gram matrix where it fits and bring correlations
+    in 16 bits and no Gram matrix. Signals whose set outgrows 192 of at most 4,096 atoms, as small penalties make them, are
+    solved as elsewhere. Other CPUs and float64 hold the Gram matrix where it fits and bring correlations
     up to date from it, at ``n_atoms`` multiplications for each coefficient that changed. Each thread holds 32
     signals, their ``32 * n_atoms`` correlations, the Gram matrix of the working set that it is at, and those of up
     to 64 atoms for the signals that wait.
@@ -210,9 +211,10 @@ def _path(
 def _solve_lasso(ctx: Any, d: Dictionary, x: Array, out: Codes, **how: Any) -> None:
     """Codes of the signals x for each penalty, all signals of one penalty after those of the one before.
 
-    Signals whose working set outgrows what 16-bit rows are good for are solved again by the Gram matrix, where it fits.
+    Signals whose working set outgrows what 16-bit rows are good for are solved again by the Gram matrix. Which they are
+    depends on signal and dictionary alone, for bits do.
     """
-    most = _SET if gram_fits(d) else d.n_atoms
+    most = _SET if gram_fits(d) and d.n_atoms <= _GRAM_ATOMS else d.n_atoms
     _core.lasso(ctx, handle_of(d), x, most_atoms=most, **how, **out._asdict())
     left = np.flatnonzero(out.status[: len(x)] == _core.SIGNAL_OPEN)
     if not len(left):

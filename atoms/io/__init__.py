@@ -6,7 +6,8 @@ tool                      files                                         written 
 SAELens (6 and before)    ``cfg.json``, ``sae_weights.safetensors``     yes, ``"saelens"``
 Gemma Scope               ``params.npz``                                yes, ``"npz"``
 Gemma Scope 2             ``params.safetensors``, ``config.json``
-dictionary_learning       ``ae.pt``, ``config.json``                    crosscoders: ``"crosscoder"``
+dictionary_learning       ``ae.pt``, ``config.json``
+its crosscoders           ``model.safetensors``, ``config.json``        yes, ``"crosscoder"``
 sparsify                  ``cfg.json``, ``sae.safetensors``             yes, TopK: ``"sparsify"``
 atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`, ``push_to_hub``
 ========================  ============================================  =========================================
@@ -59,6 +60,7 @@ _FOLDERS = {
     "dictionary_learning": ("ae.pt", None),
     "gemma_scope": ("params.npz", None),
     "gemma_scope_2": ("params.safetensors", None),
+    "crosscoder": ("model.safetensors", "config.json"),
 }
 _BY_PARTS = ("saelens", "sparsify", "gemma_scope_2")  # where weights may stay in the file
 # our own classes, by the kind that their files state
@@ -67,7 +69,7 @@ _HUB = "hf://"
 # all that is fetched from there
 _FILES = (
     "cfg.json", "config.json", "sae_weights.safetensors", "sae.safetensors", "ae.pt", "params.npz",
-    "params.safetensors", "activation_scaler.json", "activation_whitening.safetensors", FILE,
+    "params.safetensors", "model.safetensors", "activation_scaler.json", "activation_whitening.safetensors", FILE,
 )  # fmt: skip
 
 
@@ -91,7 +93,8 @@ def load(
         With `sae_id`, the name of a release in SAELens's registry, or a repository of the hub; else an address as
         above, a folder as its tool wrote it, or one file of it: ``.safetensors`` (also those of
         `SparseAutoencoder.save` and `AtomicInnerProduct.save`), ``.npz`` (Gemma Scope), ``.pt``
-        (dictionary_learning; needs PyTorch, whose weights_only loader runs no code).
+        (dictionary_learning; needs PyTorch, whose weights_only loader runs no code). Of its crosscoders, whose rows are those of
+        all sites side by side, ``model.safetensors``.
     sae_id : str, optional
         Which autoencoder of the release. The registry is that of the SAELens that is installed, which is not
         imported; the files come through `from_pretrained`.
@@ -207,7 +210,7 @@ def _kind_of_file(path: Path) -> str:
                 f"{path}: written by atoms as {kind or 'nothing'}, which this version does not know"
             )
         return kind
-    for kind in ("saelens", "sparsify"):
+    for kind in ("saelens", "sparsify", "crosscoder"):
         if path.name == _FOLDERS[kind][0]:
             return kind
     return "gemma_scope_2"
@@ -421,16 +424,17 @@ def _as_crosscoder(
     # one threshold for all: where each latent has its own, they are rescaled until all are 1
     shared, by = (threshold[0], np.ones_like(threshold)) if np.ptp(threshold) == 0 else (1, threshold)
     W_enc, W_dec = arrays["W_enc"] / by, arrays["W_dec"] * by[:, None]
+    k = sae.config.get("k", 100) if isinstance(sae, PretrainedSAE) else k_of(sae.target_l0)  # 100: theirs
     tensors = {
         "encoder.weight": np.ascontiguousarray(W_enc.reshape(n, d, m)), "encoder.bias": arrays["b_enc"] / by,
         "decoder.weight": np.ascontiguousarray(W_dec.reshape(m, n, d).transpose(1, 0, 2)),
         "decoder.bias": arrays["b_dec"].reshape(n, d),
-        "threshold": np.array(shared, np.float32), "k": np.array(k_of(sae.target_l0), np.int32),
+        "threshold": np.array(shared, np.float32), "k": np.array(k, np.int32),
         "code_normalization_id": np.array(4, np.int64),  # NONE, as its enumeration counts
         "target_rms": np.array(1, np.float32),
     }  # fmt: skip
     return tensors, {
-        "activation_dim": d, "dict_size": m, "num_layers": n, "k": k_of(sae.target_l0), "code_normalization": "NONE",
+        "activation_dim": d, "dict_size": m, "num_layers": n, "k": k, "code_normalization": "NONE",
     }  # fmt: skip
 
 

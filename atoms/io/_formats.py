@@ -19,7 +19,7 @@ from ._files import plain, read_json, read_npz, read_safetensors, read_torch
 from ._model import PretrainedSAE, is_legacy
 from ._stored import StoredMatrix
 
-__all__ = ["dictionary_learning", "gemma_scope", "gemma_scope_2", "saelens", "sparsify"]
+__all__ = ["crosscoder", "dictionary_learning", "gemma_scope", "gemma_scope_2", "saelens", "sparsify"]
 
 Tensors = dict[str, Any]  # arrays, and matrices that stay in their file
 STORED = ("W_enc", "W_dec", "w_enc", "w_dec", "encoder.weight")  # which may, with ``in_memory=False``
@@ -465,6 +465,98 @@ def gemma_scope_2(path: Path, is_transcoder: bool | None = None, in_memory: bool
     model = _gemma(w, path, config, "gemma_scope_2", _agreed(path, said, is_transcoder))
     _check_size(model, config, ("d_in", "d_sae", "d_out"), file)
     return model
+
+
+# ------------------------------------------------------------------ crosscoders
+
+# of dictionary_learning's fork that has them
+_CROSS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias", "code_normalization_id")
+_CROSS_SCALING = ("activation_mean", "activation_std", "activation_global_scale", "target_rms")
+_CROSS_SETTINGS = frozenset(
+    ("activation_dim", "dict_size", "num_layers", "num_decoder_layers", "k", "code_normalization", "target_rms",
+     "code_normalization_alpha_sae", "code_normalization_alpha_cc", "activation_mean", "activation_std",
+     # of a beginning
+     "same_init_for_all_layers", "norm_init_scale", "init_with_transpose")
+)  # fmt: skip
+
+
+def crosscoder(folder: Path) -> PretrainedSAE:
+    """dictionary_learning's CrossCoder and BatchTopKCrossCoder: ``model.safetensors`` and ``config.json``.
+
+    Rows are those of all sites side by side. A latent's code there is compared with the threshold after it has been
+    multiplied by a norm of its decoder; here its threshold is divided by that instead.
+    """
+    path, file = folder / "model.safetensors", folder / "config.json"
+    config, w = read_json(file), read_safetensors(path)
+    _take(w, path, _CROSS, ("k", "threshold", *_CROSS_SCALING))
+    _check_known(config, _CROSS_SETTINGS, file)
+    E, D = np.asarray(w["encoder.weight"]), np.asarray(w["decoder.weight"])
+    if E.ndim != 3 or 0 in E.shape or D.shape != (E.shape[0], E.shape[2], E.shape[1]):
+        raise ValueError(
+            f"{path}: encoder.weight has shape {E.shape}, decoder.weight {D.shape}; expected (sites, d, latents) and "
+            "(sites, latents, d)"
+        )
+    n, d, m = E.shape
+    E, D = E.astype(np.float64), D.astype(np.float64)
+    norms, b_dec = np.linalg.norm(D, axis=2), np.asarray(w["decoder.bias"], np.float64).reshape(-1)
+    threshold = np.zeros(m)
+    if "threshold" in w:
+        by = _cross_norms(w, norms, config, path)
+        bound = max(0.0, _scalar(w["threshold"], "threshold", path))  # -1: no step has been taken
+        most = float(np.finfo(np.float32).max)  # of a latent without a decoder, which never passes
+        threshold = np.minimum(bound / np.maximum(by, bound / most), most) if bound > 0 else threshold
+    center, scale, back = _cross_scaling(w, (n, d), path)
+    E, D = E * scale[:, None, None], D * back[:, None, None]
+    if b_dec.shape == center.shape:
+        b_dec = b_dec * np.repeat(back, d) + center
+    model = _model(
+        path, E.reshape(n * d, m), w["encoder.bias"], D.transpose(1, 0, 2).reshape(m, n * d), b_dec,
+        threshold=threshold if threshold.any() else None, activation="jumprelu" if threshold.any() else "relu",
+        center=center, config=config, source="crosscoder",
+    )  # fmt: skip
+    for name, have in (("activation_dim", d), ("dict_size", m), ("num_layers", n), ("num_decoder_layers", n)):
+        if config.get(name) is not None and config[name] != have:
+            raise ValueError(f"{file}: says {name} = {config[name]!r}, the weights {have}")
+    model.sites_ = tuple(slice(l * d, (l + 1) * d) for l in range(n))
+    whole = np.sqrt((norms**2).sum(axis=0))
+    model.site_norms_ = (norms / np.where(whole > 0, whole, 1)).T
+    return model
+
+
+def _cross_norms(w: Tensors, norms: np.ndarray, config: dict[str, Any], path: Path) -> np.ndarray:
+    """What a latent's code is multiplied with before it is compared; norms (sites, latents) of its decoder."""
+    kind = _scalar(w["code_normalization_id"], "code_normalization_id", path)
+    each, whole = norms.sum(axis=0), np.sqrt((norms**2).sum(axis=0))
+    alpha = {
+        of: _scalar(
+            config.get(f"code_normalization_alpha_{of}", default), f"code_normalization_alpha_{of}", path
+        )
+        for of, default in (("sae", 1.0), ("cc", 0.1))
+    }
+    known = {1: each, 2: whole, 3: alpha["sae"] * whole + alpha["cc"] * each, 4: np.ones_like(whole)}
+    if kind not in known:
+        raise ValueError(
+            f"{path}: code_normalization_id {kind:g} is not supported"
+            + (": each site has codes of its own (DECOUPLED)" if kind == 5 else "")
+        )
+    by: np.ndarray = known[int(kind)]
+    return by
+
+
+def _cross_scaling(
+    w: Tensors, shape: tuple[int, int], path: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of activations: what is subtracted (sites * d), each site's factor, and the factor back."""
+    mean, std = (np.asarray(w.get(name, np.full(shape, np.nan)), np.float64) for name in _CROSS_SCALING[:2])
+    scale = np.asarray(w.get("activation_global_scale", np.ones(shape[0])), np.float64)
+    if mean.shape != shape or std.shape != shape or scale.shape != shape[:1]:
+        raise ValueError(
+            f"{path}: activation_mean, activation_std and activation_global_scale have shapes {mean.shape}, {std.shape} and "
+            f"{scale.shape}; expected {shape}, {shape} and {shape[:1]}"
+        )
+    if np.isnan(mean).any() or np.isnan(std).any():  # as their class says that there is none
+        return np.zeros(shape[0] * shape[1]), np.ones(shape[0]), np.ones(shape[0])
+    return mean.reshape(-1), scale, 1 / (scale + 1e-8)
 
 
 # ------------------------------------------------------------------ dictionary_learning

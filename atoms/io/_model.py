@@ -82,6 +82,8 @@ class PretrainedSAE(InModel, Shown):
     n_features_in_, d_sae, d_out : int
     metric : None
         For interfaces that ask: it was trained in Euclidean geometry.
+    sites_, site_norms_
+        Of a crosscoder, as `SparseAutoencoder` has them; else None. Its rows are those of all sites side by side.
 
     Raises
     ------
@@ -91,7 +93,7 @@ class PretrainedSAE(InModel, Shown):
     Notes
     -----
     Encoding costs ``2 d_in d_sae`` operations a sample and goes through the core. The weights take
-    8 d_in d_sae bytes; the core's copy, made when it is first needed, takes 9 more. What was loaded with
+    8 d_in d_sae bytes; the core's copy, made when it is first needed, takes 5 more. What was loaded with
     ``in_memory=False`` takes neither: `W_enc` and `W_dec` are then no arrays, but what becomes one by ``np.asarray`` or
     by rows (``W_dec[3]``, ``W_dec[3:8]``).
 
@@ -108,6 +110,8 @@ class PretrainedSAE(InModel, Shown):
     """
 
     metric = None
+    sites_: tuple[slice, ...] | None = None
+    site_norms_: np.ndarray | None = None
     _model: Model | None = None  # made when it is first needed, by each process for itself
 
     @one_blas_thread
@@ -180,6 +184,7 @@ class PretrainedSAE(InModel, Shown):
     def __repr__(self) -> str:
         what = f"{self.activation}, k={self.k}" if self.k else self.activation
         what += ", transcoder" if self.is_transcoder else ""
+        what += f", {len(self.sites_)} sites" if self.sites_ else ""
         what += f", {self.input_norm}" if self.input_norm != "none" else ""
         return f"PretrainedSAE(d_in={self.n_features_in_}, d_sae={self.d_sae}, {what}, from {self.source or 'arrays'})"
 

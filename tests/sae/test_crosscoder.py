@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import Blocks, Stop, decoder, explained, random_contexts, stop_after
 
 import atoms
@@ -372,6 +372,115 @@ def test_an_export_for_dictionary_learning(activation, tied, tmp_path):
     near = np.abs(rebuilt.reshape(len(x), -1) - sae.reconstruct(rows)) < 1e-3 * np.abs(rows).max()
     assert near.mean() > 0.999
     assert activation == "jumprelu" or np.ptp(sae.threshold) == 0  # each of ours has its own
+
+
+def written(folder, norm=1, scaled=False, **changed):
+    """A crosscoder as dictionary_learning's fork writes it, rows for it, and its forward pass restated."""
+    rng, n, d, m = np.random.default_rng(norm), 3, 11, 40
+    x = rng.standard_normal((400, n, d)) * np.array([1.0, 5.0, 0.3])[:, None] + 2
+    w = {"encoder.weight": rng.standard_normal((n, d, m)) / 5, "encoder.bias": 0.1 * rng.standard_normal(m),
+         "decoder.weight": rng.standard_normal((n, m, d)) * rng.uniform(0, 2, m)[:, None] / 5, "decoder.bias": rng.standard_normal((n, d)),
+         "threshold": np.array(0.6), "k": np.array(7), "code_normalization_id": np.array(norm), "target_rms": np.array(2.0),
+         "activation_mean": np.full((n, d), np.nan), "activation_std": np.full((n, d), np.nan),
+         "activation_global_scale": np.ones(n)}  # fmt: skip
+    if scaled:
+        w |= {"activation_mean": x.mean(axis=0), "activation_std": x.std(axis=0)}
+        w["activation_global_scale"] = 2 / np.sqrt((w["activation_std"] ** 2).sum(axis=1) + 1e-8)
+    w["decoder.weight"][:, 0] = 0  # never above any threshold but that of NONE
+    w |= changed
+    folder.mkdir()
+    typed = {
+        k: np.ascontiguousarray(v, np.int64 if k in ("k", "code_normalization_id") else np.float32)
+        for k, v in w.items()
+    }
+    save_file(typed, folder / "model.safetensors")
+    config = {
+        "activation_dim": d,
+        "dict_size": m,
+        "num_layers": n,
+        "k": 7,
+        "code_normalization": "?",
+        "activation_mean": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    each = np.linalg.norm(w["decoder.weight"], axis=2)
+    by = {
+        1: each.sum(0),
+        2: np.sqrt((each**2).sum(0)),
+        3: np.sqrt((each**2).sum(0)) + 0.1 * each.sum(0),
+        4: 1.0,
+    }[norm]
+    mean = np.nan_to_num(w["activation_mean"])
+    t = (x - mean) * w["activation_global_scale"][:, None]
+    f = np.maximum(np.einsum("bld,ldm->bm", t, w["encoder.weight"]) + w["encoder.bias"], 0)
+    f *= f * by > w["threshold"]
+    y = np.einsum("bm,lmd->bld", f, w["decoder.weight"]) + w["decoder.bias"]
+    y = y / (w["activation_global_scale"][:, None] + 1e-8) + mean if scaled else y
+    return x.astype(np.float32), f, y, each
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+@pytest.mark.parametrize("norm", [1, 2, 3, 4], ids=["crosscoder", "sae", "mixed", "none"])
+def test_dictionary_learnings_are_read(norm, scaled, tmp_path):
+    x, f, y, each = written(tmp_path / "a", norm, scaled)
+    sae, rows = atoms.load(tmp_path / "a"), x.reshape(len(x), -1)
+    codes = sae.transform(rows)
+    assert ((codes.toarray() > 0) == (f > 0)).mean() > 1 - 1e-4 and 0 < (f > 0).mean() < 0.7
+    near = (codes.toarray() > 0) == (f > 0)
+    np.testing.assert_allclose(codes.toarray()[near], f[near], atol=1e-5 * f.max())
+    whole = near.all(axis=1)
+    np.testing.assert_allclose(
+        sae.reconstruct(rows)[whole], y.reshape(rows.shape)[whole], atol=2e-5 * abs(y).max()
+    )
+    assert (sae.transform(Sites(*np.ascontiguousarray(x.transpose(1, 0, 2)))) != codes).nnz == 0
+    assert sae.sites_ == (slice(0, 11), slice(11, 22), slice(22, 33)) and "3 sites" in repr(sae)
+    want = each / np.maximum(np.linalg.norm(each, axis=0), 1e-30)
+    np.testing.assert_allclose(sae.site_norms_, want.T, atol=1e-6)
+    again = pickle.loads(pickle.dumps(sae))
+    assert (again.transform(rows) != codes).nnz == 0 and again.sites_ == sae.sites_
+    if norm == 4:  # all of its thresholds are above zero and within float32: it can be written
+        atoms.io.save(sae, tmp_path / "b", "crosscoder")
+        back = atoms.load(tmp_path / "b" / "model.safetensors")
+        np.testing.assert_allclose(back.reconstruct(rows), sae.reconstruct(rows), atol=1e-4 * abs(y).max())
+    with pytest.raises(ValueError, match="is a crosscoder"):
+        atoms.evaluate(None, [[1, 2, 3]], {"mine": sae}, 1)
+
+
+def test_without_a_threshold_all_that_is_positive_is_active(tmp_path):
+    x, *_ = written(tmp_path / "a", 1, threshold=np.array(-1.0))
+    sae = atoms.load(tmp_path / "a")
+    assert sae.activation == "relu" and not sae.threshold.any() and sae.transform(x.reshape(len(x), -1)).nnz
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"code_normalization_id": np.array(6)}, "code_normalization_id 6 is not supported"),
+        ({"code_normalization_id": np.array(5)}, "each site has codes of its own"),
+        ({"decoder.weight": np.zeros((3, 40, 12))}, r"decoder.weight \(3, 40, 12\); expected"),
+        ({"encoder.weight": np.zeros((33, 40)), }, "encoder.weight has shape"),
+        ({"activation_mean": np.zeros((2, 11))}, r"have shapes \(2, 11\)"),
+        ({"encoder.bias": np.full(40, np.nan)}, "b_enc: contains NaN"),
+        ({"threshold": np.zeros(3)}, "threshold should be one finite number"),
+        ({"more": np.zeros(3)}, "unknown more"),
+    ],
+)  # fmt: skip
+def test_a_damaged_crosscoder_is_refused(changed, message, tmp_path):
+    x, *_ = written(tmp_path / "a")
+    file = tmp_path / "a" / "model.safetensors"
+    w = dict(load_file(file)) | {k: np.asarray(v, np.float32) for k, v in changed.items()}
+    save_file(w, file)
+    with pytest.raises(ValueError, match=message):
+        atoms.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("said", [{"num_layers": 2}, {"dict_size": 41}, {"encoder_layers": [0, 2]}])
+def test_what_a_crosscoders_configuration_says_must_hold(said, tmp_path):
+    written(tmp_path / "a")
+    file = tmp_path / "a" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    with pytest.raises(ValueError, match=rf"config.json: .*{next(iter(said))}"):
+        atoms.load(tmp_path / "a")
 
 
 def test_what_an_export_cannot_express(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._config import one_blas_thread
+from .._rows import columns
 from ._files import plain, read_json, read_npz, read_safetensors, read_torch
 from ._model import PretrainedSAE, is_legacy
 from ._stored import StoredMatrix
@@ -517,7 +518,7 @@ def crosscoder(folder: Path) -> PretrainedSAE:
     for name, have in (("activation_dim", d), ("dict_size", m), ("num_layers", n), ("num_decoder_layers", n)):
         if config.get(name) is not None and config[name] != have:
             raise ValueError(f"{file}: says {name} = {config[name]!r}, the weights {have}")
-    model.sites_ = tuple(slice(l * d, (l + 1) * d) for l in range(n))
+    model.sites_ = columns((d,) * n)
     whole = np.sqrt((norms**2).sum(axis=0))
     model.site_norms_ = (norms / np.where(whole > 0, whole, 1)).T
     return model

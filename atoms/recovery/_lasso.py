@@ -177,6 +177,7 @@ def _path(
     """Codes for each penalty, and what became of the signals."""
     hold_screen(d)
     ctx, k, n = context(num_threads), grid.size, X.shape[0]
+    how = {"alphas": grid, "positive": positive, "tol": stop, "max_rounds": rounds}
     status, steps = np.zeros((k, n), np.int8), np.zeros((k, n), np.int32)
     residual, gap, counts = np.zeros((k, n)), np.zeros((k, n)), np.zeros((k, n), np.int32)
     wholes: Any = (counts, status, steps, residual, gap)
@@ -188,16 +189,7 @@ def _path(
         indices, values = np.empty((k * m, d.n_atoms), np.int32), np.empty((k * m, d.n_atoms), d.dtype)
         out = [np.zeros(k * m, t) for t in (np.int32, np.int8, np.int32, np.float64, np.float64)]
         x = whitened(d, X[rows])
-        _solve_lasso(
-            ctx,
-            d,
-            x,
-            Codes(indices, values, *out),
-            alphas=grid,
-            positive=positive,
-            tol=stop,
-            max_rounds=rounds,
-        )
+        _solve_lasso(ctx, d, x, Codes(indices, values, *out), **how)
         for whole, part in zip(wholes, out, strict=True):
             whole[:, rows] = part.reshape(k, m)
         for a in range(k):  # the core gives all signals' codes for one penalty, then those for the next

@@ -454,8 +454,7 @@ typedef struct {
     int positive;         /* codes >= 0 */
     double tol;           /* > 0: stop at a duality gap of tol |x|^2 */
     int64_t max_rounds;   /* working sets tried for each penalty */
-    int64_t most_atoms; /* where 16-bit rows serve, of a working set: a signal that needs more is left open; 0: they do
-                             not serve */
+    int64_t most_atoms;   /* in a working set where 16-bit rows serve, or the signal is left open; 0: they do not */
 } atoms_lasso_params;
 
 /* argmin 1/2 |x - z D|^2 + alpha sum |z_j|, by coordinate descent on working sets, and by active sets where that creeps.

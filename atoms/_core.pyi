@@ -129,6 +129,28 @@ def sae_step(
     target_shift: NDArray[np.float32] | None = ...,
     target_scale: float = ...,
 ) -> dict[str, Any]: ...
+def sae_train(
+    ctx: Context,
+    sae: Any,
+    X: NDArray[Any],
+    rates: NDArray[np.float32],
+    control: NDArray[np.float64],
+    target_l0: float,
+    k: int,
+    fixed_l1: bool = ...,
+    row_multiple: float = ...,
+    wait: float = ...,
+    aux_k: int = ...,
+    dead_after: int = ...,
+    aux_coefficient: float = ...,
+    index: NDArray[np.int64] | None = ...,
+    shift: NDArray[np.float32] | None = ...,
+    scale: float = ...,
+    target: NDArray[Any] | None = ...,
+    target_index: NDArray[np.int64] | None = ...,
+    target_shift: NDArray[np.float32] | None = ...,
+    target_scale: float = ...,
+) -> tuple[int, dict[str, Any]]: ...
 def sae_encode(
     ctx: Context,
     sae: Any,

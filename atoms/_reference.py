@@ -467,6 +467,36 @@ class SparseAutoencoderTwin:
         return error, penalty, l0
 
 
+def steered(
+    control: dict[str, float], threshold: Array, stats: dict[str, float], *,
+    activation: str, target_l0: float, bandwidth: float = 0.1, fixed_l1: bool = False,
+) -> tuple[dict[str, float], Array]:  # fmt: skip
+    """What the next step is steered by, and its thresholds, after a step with these figures."""
+    c, excess = dict(control), stats["l0"] / target_l0 - 1
+
+    def mean(name: str, value: float) -> float:
+        return value if c[name] == 0 else 0.95 * c[name] + 0.05 * value
+
+    c["row"] = mean("row", stats["row_scale"])
+    if activation == "jumprelu":
+        if stats["band"] > 0:
+            c["price"] = mean("price", max(stats["band_gain"], 0.0))
+            step = 0.3 * (stats["l0"] - target_l0) / (stats["band"] / bandwidth)
+            c["shift"] = float(np.clip(step, -0.05, 0.05))
+        else:
+            c["shift"] = 0.01 * float(np.sign(excess))
+        if excess < -0.4:
+            threshold = threshold * max(1 + excess, 0.1) ** 0.1
+    elif activation == "relu" and not fixed_l1:
+        l1 = c["l1"] or 0.01 * max(stats["squared_error"], 1e-12) / target_l0
+        c["press"] = float(np.clip(3 * excess, -2.0, 2.0))
+        l1 *= float(np.exp(np.clip(0.1 * excess, -0.05, 0.05)))
+        c["l1"] = min(l1, 2 * float(np.sqrt(stats["squared_error"])))
+    elif activation == "batchtopk":
+        c["cut"] = mean("cut", stats["lowest"])
+    return c, threshold
+
+
 # ---- metric
 
 

@@ -110,7 +110,8 @@ def parse_region(name: str, events: np.ndarray) -> Region:
 
 
 def parse(events: np.ndarray, names: dict[int, str]) -> list[Run]:
-    """The runs between marks."""
+    """The runs between marks. A mark says how many there were since the one before: steps that one call took have the
+    same regions one after the other, and what is between them in equal parts."""
     marks = np.flatnonzero(events["kind"] == MARK)
     runs = []
     for first, last in itertools.pairwise(marks):
@@ -121,7 +122,11 @@ def parse(events: np.ndarray, names: dict[int, str]) -> list[Run]:
             parse_region(names.get(int(part["value"][b]), "?"), part[b : e + 1]) for b, e in zip(begins, ends)
         ]
         inside = float((part["seconds"][ends] - part["seconds"][begins]).sum())
-        runs.append(Run(float(part["seconds"][-1] - part["seconds"][0]) - inside, regions))
+        serial = float(part["seconds"][-1] - part["seconds"][0]) - inside
+        count = max(1, int(events["value"][last]))
+        each, rest = divmod(len(regions), count)
+        if rest == 0:  # else latents were revived, too
+            runs += [Run(serial / count, regions[i * each : (i + 1) * each]) for i in range(count)]
     return runs
 
 
@@ -180,14 +185,26 @@ def sae(shape: tuple[int, int, int, int], **options):
         from train_step import planted
 
         import atoms
+        from atoms import _core
+        from atoms.sae import _training
 
         same_order()
         X = planted(batch, d_in)
+        take = _core.sae_train
+
+        def counted(ctx, handle, rows, rates, *rest, **options):
+            stats = take(ctx, handle, rows, rates, *rest, **options)
+            tick(len(rates))
+            return stats
+
+        _core.sae_train = counted
+        if hasattr(ctypes.CDLL(None), "record_start"):
+            _training.CALL *= threads  # as many steps a call as they would take together
         model = atoms.SparseAutoencoder(
             d_sae, target_l0=l0, batch_size=batch, max_steps=10**6, learning_rate=1e-6, num_threads=threads,
             verbose=False, **options,
         )  # fmt: skip
-        model.fit(X, callback=lambda model, stats: tick())
+        model.fit(X)
 
     return work
 
@@ -302,16 +319,16 @@ def serve(name: str, threads: int) -> None:
         library.record_events.restype = ctypes.c_void_p
     state = {"left": 3, "file": "", "last": 0.0, "before": 0, "wall": [], "quiet": []}
 
-    def tick() -> None:
+    def tick(runs: int = 1) -> None:
         now, lost = time.perf_counter(), preemptions()
         if recorded:
-            library.record_mark(ctypes.c_long(0))
+            library.record_mark(ctypes.c_long(runs))
         if state["last"]:
-            seconds = now - state["last"]
+            seconds = (now - state["last"]) / runs
             state["wall"].append(seconds)
             if lost == state["before"]:
                 state["quiet"].append(seconds)
-        state["left"] -= 1
+        state["left"] -= runs
         if state["left"] > 0:
             state["last"], state["before"] = time.perf_counter(), preemptions()
             return

@@ -307,7 +307,7 @@ class DictionaryLearning(Scored, Routed):
             seed = [parameters["random_state"], 6, step]
             for index in shuffled_batches(len(part), parameters["batch_size"], seed):
                 step += 1
-                run.advance(step, self._learned.space.batch(part, index), None)
+                run.advance(step, 1, self._learned.space.batch(part, index), None)
         return self
 
     @property

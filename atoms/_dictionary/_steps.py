@@ -104,9 +104,16 @@ class Steps:
         shown = {"EV": f"{h['explained_variance'][-1]:.4f}"} if h["step"] else {}
         return shown | ({} if held_out is None else {"EV held-out": f"{held_out:.4f}"})
 
-    def advance(self, step: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False) -> None:
+    def until(self, step: int) -> int:
+        """Steps are taken one by one."""
+        return step
+
+    def advance(
+        self, first: int, steps: int, batch: Batch, val: np.ndarray | None, calibrated: bool = False
+    ) -> None:
         """One step and its record. `val` has held-out rows in the training space."""
-        learned, started = self.learned, time.perf_counter()
+        assert steps == 1
+        step, learned, started = first, self.learned, time.perf_counter()
         t = batch.dense() - learned.center
         if (bad := first_nonfinite_row(t)) >= 0:
             raise nonfinite_error(t, "X", bad if batch.rows is None else int(batch.rows[bad]))

@@ -369,9 +369,9 @@ class Sampler:
         )
         self._order = self._permutation()
 
-    def next(self) -> np.ndarray:
-        """Row numbers of the next batch."""
-        parts, need = [], self.batch_size
+    def next(self, batches: int = 1) -> np.ndarray:
+        """Row numbers of the next batches, one after the other."""
+        parts, need = [], batches * self.batch_size
         while need:
             part = self._order[self.position : self.position + need]
             parts.append(part)
@@ -394,9 +394,9 @@ class RowSampler(Sampler):
         """Rows to begin from (mean, scale, initial atoms): all of them."""
         return self.rows
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The next batch, as `Rows.refer` gives it."""
-        return self.rows.refer(self.next())
+    def draw(self, most: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
+        """The next batch, or whole ones, at most so many, one after the other; as `Rows.refer` gives them."""
+        return self.rows.refer(self.next(most))
 
     @property
     def fixed(self) -> bool:
@@ -577,10 +577,11 @@ class BlockSampler:
             self.close()
             self.drawn += batches * self.batch_size
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """An array and the numbers of its rows that are meant (None: all), valid until the next draw."""
+    def draw(self, most: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
+        """An array and the numbers of its rows that are meant (None: all), valid until the next draw: the next batch,
+        or whole ones, at most so many, that come of the same group."""
         parts: list[np.ndarray] = []
-        need = self.batch_size
+        need = self.batch_size * max(1, min(most, (len(self._order) - self._at) // self.batch_size))
         while True:
             if self._at == len(self._order):
                 self._advance()

@@ -107,8 +107,8 @@ class _InMemory(RowSampler):
     def first(self) -> Any:
         return self.both
 
-    def draw(self) -> tuple[Any, np.ndarray | None]:
-        index = self.next()
+    def draw(self, most: int = 1) -> tuple[Any, np.ndarray | None]:
+        index = self.next(most)
         (x, i), (y, j) = self.rows.refer(index), self.targets.refer(index)
         if i is not None and j is not None and np.array_equal(i, j):
             return Pair(x, y), i
@@ -119,7 +119,7 @@ class _Joint:
     """Batches of rows that lie side by side, d columns of x first."""
 
     def __init__(self, inner: BlockSampler | StreamSampler, d: int) -> None:
-        self._inner, self._d = inner, d
+        self._inner, self._d, self.batch_size = inner, d, inner.batch_size
         self.skip, self.ending, self.close = inner.skip, inner.ending, inner.close
 
     def _split(self, rows: np.ndarray) -> Pair:
@@ -129,8 +129,8 @@ class _Joint:
         rows = self._inner.first()
         return PairedRows.of(self._split(rows.slice(0, rows.n)))
 
-    def draw(self) -> tuple[Pair, np.ndarray | None]:
-        rows, index = self._inner.draw()
+    def draw(self, most: int = 1) -> tuple[Pair, np.ndarray | None]:
+        rows, index = self._inner.draw(most)
         return self._split(rows), index
 
     @property

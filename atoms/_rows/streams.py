@@ -181,13 +181,16 @@ class StreamSampler:
                 self._refill()
         return self._end
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """An array and the numbers of its rows that are meant, valid until the next draw."""
+    def draw(self, most: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
+        """An array and the numbers of its rows that are meant, valid until the next draw: the next batch, or whole ones,
+        at most so many, between which the buffer is not filled again."""
         self.ending()
-        self._drawn += 1
         if self._in_memory is not None:
-            return self._in_memory.draw()
-        index = self._order[self._at : self._at + self.batch_size]
+            return self._in_memory.draw(most)
+        last = self._capacity // 2 if self._open else len(self._order) - self.batch_size
+        count = max(1, min(most, (last - self._at) // self.batch_size + 1))
+        index = self._order[self._at : self._at + count * self.batch_size]
+        self._drawn += count
         self._at += len(index)
         return self._buffer, index
 

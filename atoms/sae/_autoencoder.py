@@ -484,7 +484,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         recorded = len(trained.history["step"])
         for index in shuffled_batches(len(part), settings.batch_size, [*settings.seed, 6, step]):
             step += 1
-            run.advance(step, trained.space.batch(part, index), None)
+            run.advance(step, 1, trained.space.batch(part, index), None)
         if len(trained.history["step"]) > recorded:
             run.check_model(step)
 

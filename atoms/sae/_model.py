@@ -52,6 +52,12 @@ class Batch(NamedTuple):
         x = (self.X if self.rows is None else self.X[self.rows]).astype(np.float32, copy=False)
         return x if self.shift is None else (x - self.shift) * np.float32(self.scale)
 
+    def part(self, start: int) -> Batch:
+        """The rows from number `start` on."""
+        X, rows = (self.X[start:], None) if self.rows is None else (self.X, self.rows[start:])
+        target = None if self.target is None else self.target.part(start)
+        return Batch(X, rows, self.shift, self.scale, target)
+
     def finite(self) -> bool:
         """Whether all numbers are, those of the target too."""
         return bool(np.isfinite(self.dense()).all()) and (self.target is None or self.target.finite())

@@ -1,4 +1,4 @@
-"""A step of training, and what steers it: learning rate, sparsity on its target, dead latents."""
+"""Steps of training, and what steers them: learning rate, sparsity on its target, dead latents."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from ._rate import Rate
 from ._revival import JUDGES, Revival
 from ._settings import Settings
 
+STEERED = (
+    "price",
+    "shift",
+    "l1",
+    "press",
+    "cut",
+    "row",
+    "revive",
+)  # what the core changes of `Control`, in its order
 ROW_LIMIT = 4.0  # of the usual |error| |row|, beyond which a row's gradients are scaled down
 
 
@@ -36,13 +45,8 @@ class Control:
             model.set("threshold", np.full(model.d_sae, self.cut, np.float32))
 
 
-def _within(value: float, most: float) -> float:
-    """np.clip, which for one number takes as long as a region of sixteen threads."""
-    return min(max(value, -most), most)
-
-
 class Steering:
-    """Takes a model through its steps, and changes its control by each step's figures."""
+    """Takes a model through its steps; the core changes its control by each step's figures."""
 
     def __init__(
         self, settings: Settings, model: Model, control: Control, rate: Rate, revival: Revival | None
@@ -50,65 +54,47 @@ class Steering:
         self.settings, self.model, self.control, self.rate = settings, model, control, rate
         self.revival = revival
 
-    def step(self, ctx: Any, step: int, batch: Batch) -> dict[str, Any]:
-        """Step number `step`; its figures."""
-        s, c, rate = self.settings, self.control, self.rate(step)
-        stats: dict[str, Any] = _core.sae_step(
-            ctx,
-            self.model.handle,
-            batch.X,
-            index=batch.rows,
-            shift=batch.shift,
-            scale=batch.scale,
-            learning_rate=rate,
-            threshold_rate=rate,
-            l0_coefficient=c.price,
-            l1_coefficient=c.l1 * float(np.exp(c.press)) if c.l1 else 0.0,
-            threshold_shift=c.shift,
-            k=s.k,
-            aux_k=s.aux_k,
-            dead_after=self._dead_window(),
-            aux_coefficient=float(s.aux_coefficient),
-            row_limit=ROW_LIMIT * c.row,
-            **_target(batch),
-        )
-        c.row = stats["row_scale"] if c.row == 0 else 0.95 * c.row + 0.05 * stats["row_scale"]
-        self._steer(stats)
-        self._revive(ctx, step)
-        return stats
+    def take(self, ctx: Any, first: int, steps: int, batch: Batch) -> dict[str, Any]:
+        """Steps from number `first` on, each with as many rows of the batch; the last one's figures."""
+        size, end, step = len(batch) // steps, first + steps, first
+        while True:
+            rest = batch if step == first else batch.part((step - first) * size)
+            done, stats = self._take(ctx, step, end - step, rest)
+            step += done
+            self._revive(ctx, step - 1)
+            if step == end or not np.isfinite(stats["squared_error"]):
+                return stats
 
-    # ---------------------------------------------------------------- sparsity
-
-    def _steer(self, stats: dict[str, Any]) -> None:
-        """Bring L0 towards its target, by what the activation has for that."""
-        c, s = self.control, self.settings
-        if s.activation == "jumprelu":
-            self._steer_thresholds(stats)
-        elif s.activation == "relu" and s.l1_coefficient is None:
-            if c.l1 == 0:
-                c.l1 = 0.01 * max(stats["squared_error"], 1e-12) / s.target_l0
-            excess = stats["l0"] / s.target_l0 - 1
-            # L0 drifts for as long as the coefficient is off: by the sum over all steps alone, it would swing for ever
-            c.press = _within(3 * excess, 2.0)
-            c.l1 *= float(np.exp(_within(0.1 * excess, 0.05)))
-            # beyond 2 |error| it shrinks every activation, and only has further to come back
-            c.l1 = min(c.l1, 2 * float(np.sqrt(stats["squared_error"])))
-        elif s.activation == "batchtopk":
-            c.cut = stats["lowest"] if c.cut == 0 else 0.95 * c.cut + 0.05 * stats["lowest"]
-
-    def _steer_thresholds(self, stats: dict[str, Any]) -> None:
-        """The price at which the thresholds' gradients balance, and the Newton step common to them."""
-        c, s = self.control, self.settings
-        excess = stats["l0"] / s.target_l0 - 1
-        if stats["band"] > 0:
-            gain = max(stats["band_gain"], 0.0)
-            c.price = gain if c.price == 0 else 0.95 * c.price + 0.05 * gain
-            density = stats["band"] / s.bandwidth
-            c.shift = _within(0.3 * (stats["l0"] - s.target_l0) / density, 0.05)
-        else:
-            c.shift = 0.01 * float(np.sign(excess))
-        if excess < -0.4:  # L0 is so low that most bands are empty and say nothing: all thresholds shrink
-            self.model.set("threshold", self.model.get("threshold") * max(1 + excess, 0.1) ** 0.1)
+    def _take(self, ctx: Any, first: int, steps: int, batch: Batch) -> tuple[int, dict[str, Any]]:
+        """As many of these steps as there are until latents are to be revived: how many, and the last one's figures."""
+        s, c = self.settings, self.control
+        wait = c.pause * self._wait() if self.revival is not None and self.rate.revives(first) else 0.0
+        c.revive = max(c.revive, self._wait())
+        control = np.array([getattr(c, name) for name in STEERED])
+        try:
+            taken: tuple[int, dict[str, Any]] = _core.sae_train(
+                ctx,
+                self.model.handle,
+                batch.X,
+                np.array([self.rate(step) for step in range(first, first + steps)], np.float32),
+                control,
+                float(s.target_l0),
+                s.k,
+                fixed_l1=s.l1_coefficient is not None,
+                row_multiple=ROW_LIMIT,
+                wait=wait,
+                aux_k=s.aux_k,
+                dead_after=self._dead_window(),
+                aux_coefficient=float(s.aux_coefficient),
+                index=batch.rows,
+                shift=batch.shift,
+                scale=batch.scale,
+                **_target(batch),
+            )
+        finally:  # before a step that failed or was interrupted there may have been others
+            for name, value in zip(STEERED, control.tolist(), strict=True):
+                setattr(c, name, value)
+        return taken
 
     # ------------------------------------------------------------ dead latents
 
@@ -121,18 +107,21 @@ class Steering:
         window = self._dead_window() or int(100 * self.settings.d_sae / self.settings.target_l0)
         return np.flatnonzero(self.model.get("last_fired") <= self.model.samples - window)
 
+    def _wait(self) -> float:
+        """Steps from one revival to the next."""
+        return max(self._dead_window(), 2 * JUDGES) / self.settings.batch_size
+
     def _revive(self, ctx: Any, step: int) -> None:
         """Once in a while; where few of those that were tried paid, half as often the next time."""
-        s, c, window = self.settings, self.control, self._dead_window()
-        wait = max(window, 2 * JUDGES) / s.batch_size
-        if self.revival is None or step < max(wait, c.revive) or not self.rate.revives(step):
+        c = self.control
+        if self.revival is None or step < c.revive or not self.rate.revives(step):
             return
         dead = self.dead()
         if len(dead):
             c.publish_cut(self.model)
             share = self.revival(ctx, step, dead, c.l1)
             c.pause = 1.0 if share > 0.05 else 2 * c.pause
-        c.revive = step + c.pause * wait
+        c.revive = step + c.pause * self._wait()
 
 
 def _target(batch: Batch) -> dict[str, Any]:

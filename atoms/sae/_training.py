@@ -39,6 +39,7 @@ from ._steering import Steering
 
 PART = 65536  # rows that `partial_fit` shuffles at a time
 KEPT = 1 << 30  # bytes of whitened rows, of all metrics
+CALL = 0.05  # seconds that the core takes steps before Python looks: others wait so long for their turn
 
 
 class Training(Protocol):
@@ -54,7 +55,8 @@ class Training(Protocol):
     def save(self) -> Callable[[Any], None]: ...  # writes it
     @property
     def steps(self) -> int: ...  # done
-    def advance(self, step: int, batch: Batch, val: Any, calibrated: bool = False) -> None: ...
+    def until(self, step: int) -> int: ...
+    def advance(self, first: int, steps: int, batch: Batch, val: Any, calibrated: bool = False) -> None: ...
     def end(self, seen: int, last: int) -> None: ...
     def check_model(self, step: int) -> None: ...
     def progress(self) -> dict[str, str]: ...
@@ -91,24 +93,37 @@ class Run:
         revival = None if self.judges is None else Revival(self.settings, self.model, self.judges)
         self.steering = Steering(self.settings, self.model, self.control, self.rate, revival)
 
-    def advance(self, step: int, batch: Batch, val: Any, calibrated: bool = False) -> None:
-        """One step and its record. `val` has held-out rows in the training space; the last step may calibrate on it."""
+    def until(self, step: int) -> int:
+        """The first step, of those from this one on, after which there is more to do than to take the next."""
+        if self.callback is not None:
+            return step
+        return max(step, min(-(-step // self._every) * self._every, self.steering.rate.last))
+
+    @property
+    def _every(self) -> int:
+        """Steps from one record to the next."""
+        return max(1, self.settings.max_steps // 200)
+
+    def advance(self, first: int, steps: int, batch: Batch, val: Any, calibrated: bool = False) -> None:
+        """Steps from number `first` on, none beyond `until`, and the last one's record.
+
+        `val` has held-out rows in the training space; the last step of all may calibrate on it.
+        """
         started = time.perf_counter()
         try:
             with self.model.turns.writing():
-                stats = self.steering.step(self.ctx, step, batch)
+                stats = self.steering.take(self.ctx, first, steps, batch)
         except ValueError as error:
             if not batch.finite():
                 raise
-            stats = {"squared_error": np.inf}  # x is finite, so b_dec is what diverged
-            cause: ValueError | None = error
-        else:
-            cause = None
+            # x is finite, so b_dec is what diverged
+            raise self._diverged(self.model.steps + 1, "the loss became inf") from error
+        step = first + steps - 1
         if not math.isfinite(stats["squared_error"]):
-            raise self._diverged(step, f"the loss became {stats['squared_error']}") from cause
+            raise self._diverged(self.model.steps, f"the loss became {stats['squared_error']}")
         self.control.spent += time.perf_counter() - started
         last = step == self.steering.rate.last
-        if step % max(1, self.settings.max_steps // 200) == 0 or last:
+        if step % self._every == 0 or last:
             self._look(step, stats, val, last)
         if last and calibrated and val is not None:
             self._calibrate(val)
@@ -293,19 +308,24 @@ def train(
     kept = {key: Kept(space, KEPT // len(spaces)) for key, space in spaces.items()}
     saved = time.perf_counter()
     with progress_bar(what, steps, "step", verbose=verbose, first=first) as bar:
-        for step in range(first + 1, steps + 1):
+        step, pace = first, 0.0  # seconds that a step takes
+        while step < steps:
             ending = sampler.ending()
             if ending is not None and ending[1] < steps:
                 steps = ending[1]
                 for run in runs:
                     run.end(*ending)
-            if step > steps:
-                break
-            batches = _draw(sampler, kept, steps - first)
+                continue
+            most = _most(runs, step, steps, checkpoint_steps)
+            within_call = max(1, int(CALL / pace)) if pace else 1
+            batches, count = _draw(sampler, kept, steps - first, min(most, within_call))
+            began = time.perf_counter()
             for run in runs:
                 key = id(run.space.metric)
-                run.advance(step, batches[key], vals[key], calibrated)
-            bar.update()
+                run.advance(step + 1, count, batches[key], vals[key], calibrated)
+            pace = (time.perf_counter() - began) / count
+            step += count
+            bar.update(count)
             bar.set_postfix(runs[0].progress(), refresh=False)
             due = checkpoint_steps is not None and step % checkpoint_steps == 0
             if due or step == steps or time.perf_counter() - saved > 60 * checkpoint_minutes:
@@ -314,13 +334,22 @@ def train(
     return steps
 
 
+def _most(runs: Sequence[Training], step: int, steps: int, checkpoint_steps: int | None) -> int:
+    """Steps after this one until there is more to do than to take the next."""
+    end = min(steps, *(run.until(step + 1) for run in runs))
+    if checkpoint_steps is not None:
+        end = min(end, step - step % checkpoint_steps + checkpoint_steps)
+    return end - step
+
+
 def _draw(
-    sampler: RowSampler | BlockSampler | StreamSampler, kept: dict[int, Kept], steps: int
-) -> dict[int, Batch]:
-    """The next batch of so many in all, in each training space."""
-    raw, index = sampler.draw()
-    again = sampler.fixed and steps * len(raw if index is None else index) > len(raw)
-    return {key: mapped.batch(raw, index, again) for key, mapped in kept.items()}
+    sampler: RowSampler | BlockSampler | StreamSampler, kept: dict[int, Kept], steps: int, most: int
+) -> tuple[dict[int, Batch], int]:
+    """The next batches, at most so many, as one in each training space, and how many they are; `steps` are drawn in all."""
+    raw, index = sampler.draw(most)
+    count = len(raw if index is None else index) // sampler.batch_size
+    again = sampler.fixed and steps * sampler.batch_size > len(raw)
+    return {key: mapped.batch(raw, index, again) for key, mapped in kept.items()}, count
 
 
 def _checkpoint(runs: Sequence[Training], step: int) -> None:

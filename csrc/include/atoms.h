@@ -367,6 +367,39 @@ typedef struct {
 ATOMS_API atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
                                       const atoms_sae_step_params *params, atoms_sae_stats *stats);
 
+/* Several steps in a row, between which training is steered: what the caller would do between two steps takes as long as
+ * a step of many threads. */
+typedef struct {
+    int64_t steps;       /* each with the next x->n / steps rows */
+    const float *rates;  /* (steps,) learning rates, the thresholds' too */
+    double target_l0;    /* JUMPRELU and RELU: their prices are changed until L0 is that */
+    int fixed_l1;        /* RELU: control->l1 stays as it is */
+    double row_multiple; /* row_limit, in multiples of what is usual; 0: none */
+    double wait;         /* steps from one look for dead latents to the next; 0: nobody looks */
+    int64_t k;           /* from here on as in atoms_sae_step_params; dead_after counts for those looks too */
+    int64_t aux_k;
+    int64_t dead_after;
+    float aux_coefficient;
+} atoms_sae_plan;
+
+/* What training steers by; zeros, but for an l1 that is given, before the first step. */
+typedef struct {
+    double price; /* JUMPRELU: l0_coefficient of the next step: the mean gain of an activation near its threshold */
+    double shift; /* JUMPRELU: threshold_shift of the next step: a Newton step towards target_l0 */
+    double l1;    /* RELU: its coefficient on the whole, */
+    double press; /* and the logarithm of what it is multiplied with in the next step */
+    double cut;   /* BATCHTOPK: mean of the lowest active z: what thresholds are to be for inference */
+    double row;   /* mean of row_scale */
+    double look;  /* the step, as ATOMS_COUNTERS has it, after which dead latents are looked for next */
+} atoms_sae_control;
+
+/* Steps until all are done, one fails, a loss is not finite, or a look has found dead latents, which is then as before: the caller
+ * revives them, or not, and says when to look again. *done is how many steps changed the model and the control; stats
+ * are of the last that was begun. The same bits however many steps a call has. */
+ATOMS_API atoms_status atoms_sae_train(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
+                                       const atoms_sae_plan *plan, atoms_sae_control *control, int64_t *done,
+                                       atoms_sae_stats *stats);
+
 /* -------------------------------------------------------------- recovery
  *
  * Sparse codes z of signals x (n, d) over a dictionary D of m atoms d_j (m, d): x_i ~ sum_j z_ij d_j. Make the dictionary

@@ -316,6 +316,58 @@ static PyObject *sae_step(PyObject *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+#define CONTROLS 7 /* of atoms_sae_control */
+_Static_assert(sizeof(atoms_sae_control) == CONTROLS * sizeof(double),
+               "the control is its numbers, one after the other");
+
+static PyObject *sae_train(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    (void)self;
+    static char *names[] = {
+        "ctx",      "sae",          "X",      "rates",        "control",      "target_l0",       "k",
+        "fixed_l1", "row_multiple", "wait",   "aux_k",        "dead_after",   "aux_coefficient", "index",
+        "shift",    "scale",        "target", "target_index", "target_shift", "target_scale",    NULL};
+    given_batch x = {"X", "index", "shift", Py_None, Py_None, Py_None};
+    given_batch y = {"target", "target_index", "target_shift", Py_None, Py_None, Py_None};
+    PyObject *o_ctx, *capsule, *o_rates, *o_control, *result = NULL;
+    atoms_sae_plan plan = {0};
+    atoms_batch batch = {.scale = 1}, target = {.scale = 1};
+    long long k, aux_k = 0, dead_after = 0;
+    const atoms_ctx *ctx;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOdL|pddLLfOOfOOOf:sae_train", names, &o_ctx, &capsule, &x.rows,
+                                     &o_rates, &o_control, &plan.target_l0, &k, &plan.fixed_l1, &plan.row_multiple,
+                                     &plan.wait, &aux_k, &dead_after, &plan.aux_coefficient, &x.index, &x.shift,
+                                     &batch.scale, &y.rows, &y.index, &y.shift, &target.scale) ||
+        atoms_get_ctx(o_ctx, &ctx) < 0)
+        return NULL;
+    plan.k = k;
+    plan.aux_k = aux_k;
+    plan.dead_after = dead_after;
+    handle *h = enter(capsule, true);
+    if (!h)
+        return NULL;
+    arguments a = {0};
+    void *rates, *control;
+    if (args_array(&a, o_rates, INPUT("rates", NPY_FLOAT32, 1, -1), &rates) == 0) {
+        plan.rates = rates;
+        plan.steps = args_length(&a, 0);
+        array_spec spec = {"control", NPY_FLOAT64, 1, {CONTROLS}, .written = true};
+        if (args_array(&a, o_control, spec, &control) == 0 &&
+            take_batch(&a, atoms_sae_get_params(h->sae)->d_in, &x, &batch) == 0 &&
+            take_target(&a, h, &y, &batch, &target) == 0) {
+            atoms_sae_stats stats;
+            atoms_status status;
+            int64_t done;
+            WITHOUT_GIL(status = atoms_sae_train(ctx, h->sae, &batch, &plan, control, &done, &stats));
+            result = status < 0 ? raise_row(status, &stats, "sae_train")
+                                : Py_BuildValue("LN", (long long)done, stats_dict(&stats));
+        }
+    }
+    args_release(&a);
+    leave(h, true);
+    return result;
+}
+
 /* What encoding works in. A call takes it out and puts it back, so that two at once each have their own. */
 typedef struct {
     _Atomic(atoms_csr *) codes;
@@ -472,6 +524,11 @@ PyMethodDef atoms_sae_methods[] = {
                 "sae_step(ctx, sae, X, learning_rate, threshold_rate, l0_coefficient, l1_coefficient, "
                 "threshold_shift, k, aux_k=0, dead_after=0, aux_coefficient=0, row_limit=0, index=None, "
                 "shift=None, scale=1, target=None, target_index=None, target_shift=None, target_scale=1)"),
+    ATOMS_NAMED(
+        "sae_train", sae_train,
+        "sae_train(ctx, sae, X, rates, control, target_l0, k, fixed_l1=0, row_multiple=0, wait=0, "
+        "aux_k=0, dead_after=0, aux_coefficient=0, index=None, shift=None, scale=1, target=None, target_index=None, "
+        "target_shift=None, target_scale=1)"),
     {"sae_work", sae_work, METH_NOARGS, "sae_work(): what calls of sae_encode may share, one after the other"},
     ATOMS_NAMED("sae_encode", sae_encode, "sae_encode(ctx, sae, X, index=None, shift=None, scale=1, work=None)"),
     ATOMS_NAMED("decode", decode, "decode(ctx, indptr, indices, values, W_dec, bias, out)"),

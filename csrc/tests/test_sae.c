@@ -156,6 +156,41 @@ TEST(sae_learns_on_every_context)
     }
 }
 
+/* One call of several steps, and one call for each of them: the same model and the same control. */
+TEST(sae_trains_in_any_number_of_calls)
+{
+    fill();
+    float rates[] = {1e-2f, 2e-2f, 5e-3f};
+    for (int a = ATOMS_JUMPRELU; a <= ATOMS_BATCHTOPK; a++) {
+        atoms_ctx *ctx = atoms_test_context(0);
+        atoms_sae *once = new_sae(ctx, (atoms_activation)a, false, false);
+        atoms_sae *apart = new_sae(ctx, (atoms_activation)a, false, false);
+        atoms_sae_plan plan = {.steps = 3, .rates = rates, .target_l0 = 4, .row_multiple = 4, .k = K};
+        atoms_sae_control control = {0}, other = {0};
+        atoms_sae_stats stats, last;
+        atoms_batch from = batch_of(x, N / 3 * 3);
+        int64_t done;
+        CHECK(atoms_sae_train(ctx, once, &from, &plan, &control, &done, &stats) == ATOMS_OK && done == 3);
+        plan.steps = 1;
+        for (int i = 0; i < 3; i++) {
+            from = batch_of(x + (ptrdiff_t)i * (N / 3) * D, N / 3);
+            plan.rates = rates + i;
+            CHECK(atoms_sae_train(ctx, apart, &from, &plan, &other, &done, &last) == ATOMS_OK && done == 1);
+        }
+        CHECK(memcmp(&control, &other, sizeof control) == 0 && control.row > 0);
+        CHECK(stats.squared_error == last.squared_error && stats.total_variance == last.total_variance);
+        static float one[S * D], two[S * D];
+        atoms_sae_get(once, ATOMS_W_DEC, one);
+        atoms_sae_get(apart, ATOMS_W_DEC, two);
+        CHECK(memcmp(one, two, sizeof one) == 0);
+        plan.steps = 2;
+        from.n = 3;
+        CHECK(atoms_sae_train(ctx, once, &from, &plan, &control, &done, &stats) == ATOMS_ERR_ARGUMENT && done == 0);
+        atoms_sae_free(once);
+        atoms_sae_free(apart);
+    }
+}
+
 TEST(sae_refuses_what_it_cannot_train)
 {
     atoms_sae_params p;

@@ -36,6 +36,8 @@ SHAPES = {
     "sae_reset": {"idx": "m", "rows": "md", "readers": "md", "scales": "m", "thresholds": "m"},
     "sae_step": {"X": "nd", "index": "n", "shift": "d"}
     | {"target": "nd", "target_index": "n", "target_shift": "d"},
+    "sae_train": {"X": "nd", "rates": "m", "control": "7", "index": "n", "shift": "d"}
+    | {"target": "nd", "target_index": "n", "target_shift": "d"},
     "sae_encode": {"X": "nd", "index": "n", "shift": "d"},
     "decode": {"indptr": "N", "indices": "c", "values": "c", "W_dec": "kd", "bias": "d", "out": "nd"},
     "lasso": {"alphas": "c", "indices": "Cr", "values": "Cr", "counts": "C", "status": "C", "steps": "C"}
@@ -102,6 +104,7 @@ FLOAT32 = {
     "readers",
     "scales",
     "thresholds",
+    "rates",
     "shift",
     "target_shift",
 }

@@ -12,7 +12,8 @@
  *     update.c      by latent: the gradients of its rows, its bias and its threshold, and Adam; the decoder's bias
  *     dense.c       both of these as matrix products, where most latents are active; a transcoder's skip connection
  *
- * model.c makes and frees the autoencoder, fields.c reads and writes its arrays. */
+ * train.c takes steps in a row and steers them. model.c makes and frees the autoencoder, fields.c reads and writes its
+ * arrays. */
 #ifndef ATOMS_SAE_H
 #define ATOMS_SAE_H
 
@@ -214,6 +215,14 @@ static inline int64_t sae_image_bytes(atoms_screen kind)
 {
     return kind == ATOMS_SCREEN_INT16 ? 2 : kind == ATOMS_SCREEN_INT8 ? 1 : 0;
 }
+
+/* ---------------------------------------------------------------- step.c */
+
+/* atoms_sae_step, but for stats->total_variance, */
+atoms_status sae_take_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
+                           const atoms_sae_step_params *params, atoms_sae_stats *stats);
+/* which is this, of the batch of the last step: with many threads, a twentieth of a step. */
+double sae_total_variance(const atoms_sae *sae);
 
 /* --------------------------------------------------------------- batch.c */
 

@@ -12,16 +12,12 @@ static void set_floors(const sae_step *step)
                                                           : b->topk_floor;
 }
 
-#define SOME_COLUMNS 64 /* summed side by side */
-
-static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
+static void batch_statistics(const sae_batch *b, atoms_sae_stats *stats)
 {
-    const sae_batch *b = step->batch;
-    int64_t width = step->sae->out.width, d = step->sae->out.d;
-    double n = (double)b->n, square = 0, mean = 0, roots = 0;
+    double n = (double)b->n, roots = 0;
+    float lowest = 3e38f;
     for (int64_t p = 0; p < b->panels; p++) {
         const sae_list *l = &b->list[p];
-        square += b->y_sums[p * (1 + width)];
         stats->squared_error += l->loss / n;
         stats->penalty += l->penalty / n;
         roots += l->roots / n;
@@ -30,7 +26,21 @@ static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
         stats->seconds.screen += l->screen;
         stats->seconds.exact += l->exact;
         stats->seconds.decode += l->decode;
+        lowest = ATOMS_MIN(lowest, l->lowest);
     }
+    stats->row_scale = roots * roots;
+    stats->lowest = lowest < 3e38f ? (double)lowest : 0;
+}
+
+#define SOME_COLUMNS 64 /* summed side by side */
+
+double sae_total_variance(const atoms_sae *sae)
+{
+    const sae_batch *b = &sae->batch;
+    int64_t width = sae->out.width, d = sae->out.d;
+    double n = (double)b->n, square = 0, mean = 0;
+    for (int64_t p = 0; p < b->panels; p++)
+        square += b->y_sums[p * (1 + width)];
     for (int64_t from = 0; from < d; from += SOME_COLUMNS) {
         double column[SOME_COLUMNS] = {0};
         for (int64_t p = 0; p < b->panels; p++)
@@ -39,12 +49,7 @@ static void batch_statistics(const sae_step *step, atoms_sae_stats *stats)
         for (int64_t c = 0; c < ATOMS_MIN(SOME_COLUMNS, d - from); c++)
             mean += column[c] / n * (column[c] / n);
     }
-    stats->total_variance = square / n - mean;
-    stats->row_scale = roots * roots;
-    float lowest = 3e38f;
-    for (int64_t p = 0; p < b->panels; p++)
-        lowest = ATOMS_MIN(lowest, b->list[p].lowest);
-    stats->lowest = lowest < 3e38f ? (double)lowest : 0;
+    return square / n - mean;
 }
 
 /* From x to the lists of active latents: x - b_dec, then z where it counts, then which of them do. */
@@ -60,8 +65,8 @@ static atoms_status activations(const sae_step *step, const atoms_batch *x, atom
     return status;
 }
 
-atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
-                            const atoms_sae_step_params *params, atoms_sae_stats *stats)
+atoms_status sae_take_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
+                           const atoms_sae_step_params *params, atoms_sae_stats *stats)
 {
     *stats = (atoms_sae_stats){.bad_row = -1};
     bool topk = sae->p.activation >= ATOMS_TOPK;
@@ -79,7 +84,7 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_ba
         status = sae_gradients(&step);
     if (status != ATOMS_OK)
         return status;
-    batch_statistics(&step, stats);
+    batch_statistics(&sae->batch, stats);
 
     double t0 = sae_now();
     status = sae_sort_by_latent(&step);
@@ -88,5 +93,14 @@ atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_ba
         status = sae_update(&step, sae, stats);
     stats->seconds.sort = t1 - t0;
     stats->seconds.update = sae_now() - t1;
+    return status;
+}
+
+atoms_status atoms_sae_step(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
+                            const atoms_sae_step_params *params, atoms_sae_stats *stats)
+{
+    atoms_status status = sae_take_step(ctx, sae, x, params, stats);
+    if (status == ATOMS_OK)
+        stats->total_variance = sae_total_variance(sae);
     return status;
 }

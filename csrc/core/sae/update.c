@@ -383,7 +383,7 @@ static void update_skip(const update *u)
     const atoms_sae *sae = u->sae;
     const sae_extent *out = &sae->out;
     const sae_kernels *k = u->step->kernels;
-    int64_t d = sae->p.skip ? sae->p.d_in : 0;
+    int64_t d = sae->p.d_in;
 #pragma omp parallel for num_threads(u->step->ctx->p.num_threads) schedule(dynamic, 1)
     for (int64_t from = 0; from < d; from += SKIP_ROWS) {
         float *g = u->step->batch->rows + atoms_thread() * SKIP_ROWS * out->ld;
@@ -426,7 +426,8 @@ atoms_status sae_update(const sae_step *step, atoms_sae *sae, atoms_sae_stats *s
     atoms_status status = update_latents(&u);
     if (status != ATOMS_OK)
         return status;
-    update_skip(&u);
+    if (sae->p.skip)
+        update_skip(&u);
     update_bias(&u);
     sae->counters[0] = number;
     sae->counters[1] += b->n;

@@ -13,15 +13,8 @@ from ._rate import Rate
 from ._revival import JUDGES, Revival
 from ._settings import Settings
 
-STEERED = (
-    "price",
-    "shift",
-    "l1",
-    "press",
-    "cut",
-    "row",
-    "revive",
-)  # what the core changes of `Control`, in its order
+# what the core changes of `Control`, in its order
+STEERED = ("price", "shift", "l1", "press", "cut", "row", "revive")
 ROW_LIMIT = 4.0  # of the usual |error| |row|, beyond which a row's gradients are scaled down
 
 
@@ -60,9 +53,11 @@ class Steering:
         while True:
             rest = batch if step == first else batch.part((step - first) * size)
             done, stats = self._take(ctx, step, end - step, rest)
+            if not np.isfinite(stats["squared_error"]):
+                return stats
             step += done
             self._revive(ctx, step - 1)
-            if step == end or not np.isfinite(stats["squared_error"]):
+            if step == end:
                 return stats
 
     def _take(self, ctx: Any, first: int, steps: int, batch: Batch) -> tuple[int, dict[str, Any]]:

@@ -117,6 +117,7 @@ def simulated(name: str, runs: int, meeting: float, bandwidth: float) -> dict:
         "seconds": [],
         "from_memory": [],
         "as_recorded": [],
+        "busy": [],
         "regions": {},
     }
     for threads in THREADS:
@@ -127,6 +128,7 @@ def simulated(name: str, runs: int, meeting: float, bandwidth: float) -> dict:
         cost = meeting * threads / 2 if threads > 1 else 0.0
         least = {region: size / bandwidth for region, size in bytes_of.items()}
         record["seconds"].append(simulate.makespan(recorded, threads, cost))
+        record["busy"].append(simulate.busy(recorded, threads, record["seconds"][-1]))
         record["from_memory"].append(simulate.makespan(recorded, threads, cost, least))
         record["as_recorded"].append(
             statistics.median(simulate.makespan(run, threads, cost) for run in every)
@@ -199,6 +201,8 @@ def simulate_all(options: argparse.Namespace) -> None:
         record.setdefault(name, {})[options.label] = part
         shares = " | ".join(f"{100 * e:.0f}%" for e in efficiency(part, "seconds")[1:])
         print(f"| {name} | {1e3 * part['seconds'][0]:.1f} | {shares} |", flush=True)
+        shares = " | ".join(f"{100 * b:.0f}%" for b in part["busy"][1:])
+        print(f"| the same by each run's own work | | {shares} |", flush=True)
         record = {key: record[key] for key in simulate.WORKLOADS if key in record}
         results.write_text(json.dumps(record, indent=1) + "\n")
     try:

@@ -85,6 +85,16 @@ def makespan(run: Run, threads: int, meeting: float = 0.0, least: dict[str, floa
     return total
 
 
+def busy(run: Run, threads: int, seconds: float) -> float:
+    """The share of the time that so many threads have in these seconds in which they work.
+
+    Of one run, so that a clock that changes from process to process does not count.
+    """
+    segments = [s for region in run.regions for s in region.segments]
+    work = sum(sum(s.tasks) + sum(s.before.values()) + sum(s.after.values()) for s in segments)
+    return (run.serial + work) / (threads * seconds)
+
+
 # -------------------------------------------------------- what was recorded
 
 

@@ -56,6 +56,12 @@ def test_events_become_runs(simulate):
     assert first.tasks == [2.0, 1.0] and first.before == {0: 1.0, 1: 1.0}
     assert second.before == {0: 3.0, 1: 1.0}
     assert s.makespan(run, 2) == 3 + 3 + 3
+    assert s.busy(run, 2, 9.0) == 12 / 18  # 3 between regions, 9 in tasks and beside them
+    kinds[-1] = (s.MARK, 2, 12)  # two steps, but of one region: not told apart
+    assert s.parse(np.array(kinds, s.EVENT), {7: "loop"}) == []
+    again = [(kind, value, seconds + 9) for kind, value, seconds in kinds[1:-1]]
+    both = s.parse(np.array([*kinds[:-1], *again, (s.MARK, 2, 20)], s.EVENT), {7: "loop"})
+    assert [r.serial for r in both] == [1.0, 1.0] and both[0].regions == both[1].regions
 
 
 CODE = """

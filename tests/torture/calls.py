@@ -153,8 +153,8 @@ class Draw:
     def __init__(self, rng, handles):
         self.rng, self.handles = rng, handles
         self.sizes = {c: pick(rng, SIZES) for c in "ndkmcr"}
-        self.sizes |= {"3": 3, "2": 2, "7": 7, "E": _core.EV_ROWS, "T": _core.EV_TOKENS, "B": _core.COSINE_BINS}
-        self.sizes["L"] = 1 << _core.COSINE_LOW_BITS
+        self.sizes |= {"3": 3, "2": 2, "E": _core.EV_ROWS, "T": _core.EV_TOKENS, "B": _core.COSINE_BINS}
+        self.sizes |= {"7": 7, "L": 1 << _core.COSINE_LOW_BITS}
         self.odd = rng.random() < 0.3  # then anything may come, else what fits
 
     def chance(self, p):

@@ -95,6 +95,11 @@ class TrainingSpace:
         return cls(rows.d, None, about, scales[0] if widths is None else np.array(scales), widths)
 
     @property
+    def by_number(self) -> bool:
+        """Whether batches are numbers of raw rows, which the core maps as it reads them, and not copies."""
+        return self.metric is None and self.widths is None
+
+    @property
     def scales(self) -> np.ndarray:
         """The scale of each coordinate of a crosscoder (d,), float64."""
         assert self.widths is not None
@@ -106,13 +111,12 @@ class TrainingSpace:
             assert self.target is not None
             read = self.batch(x.x, index)
             return Batch(read.X, read.rows, read.shift, read.scale, self.target.batch(x.y, index))
+        if self.by_number:
+            return Batch(x, index, self.mean.astype(np.float32), self.scale)
         if self.metric is not None:
             return Batch(without_frames(self.metric, "whiten")(x if index is None else x[index]))
-        if self.widths is not None:  # the core scales all coordinates alike
-            return Batch(
-                Batch(x, index, self.mean.astype(np.float32)).dense() * self.scales.astype(np.float32)
-            )
-        return Batch(x, index, self.mean.astype(np.float32), self.scale)
+        # the core scales all coordinates alike, and sites have scales of their own
+        return Batch(Batch(x, index, self.mean.astype(np.float32)).dense() * self.scales.astype(np.float32))
 
     def to_space(self, x: Any) -> Any:
         """Raw activations, of one side or a `Pair`, to the training space, float32."""

@@ -40,6 +40,7 @@ from ._steering import Steering
 PART = 65536  # rows that `partial_fit` shuffles at a time
 KEPT = 1 << 30  # bytes of whitened rows, of all metrics
 CALL = 0.05  # seconds that the core takes steps before Python looks: others wait so long for their turn
+COPIED = 1 << 26  # bytes of rows of several batches that are copied for one call
 
 
 class Training(Protocol):
@@ -302,10 +303,7 @@ def train(
     """
     first, steps = runs[0].steps, int(runs[0].settings.max_steps)
     sampler.skip(first)
-    # one for each metric; without a metric, all runs have the same mean and scale
-    spaces = {id(run.space.metric): run.space for run in runs}
-    vals = {key: None if val is None else space.to_space(val) for key, space in spaces.items()}
-    kept = {key: Kept(space, KEPT // len(spaces)) for key, space in spaces.items()}
+    batches = _Batches(runs, sampler, val)
     saved = time.perf_counter()
     with progress_bar(what, steps, "step", verbose=verbose, first=first) as bar:
         step, pace = first, 0.0  # seconds that a step takes
@@ -317,12 +315,11 @@ def train(
                     run.end(*ending)
                 continue
             most = _most(runs, step, steps, checkpoint_steps)
-            within_call = max(1, int(CALL / pace)) if pace else 1
-            batches, count = _draw(sampler, kept, steps - first, min(most, within_call))
+            count = batches.draw(steps - first, min(most, int(CALL / pace) if pace else 1))
             began = time.perf_counter()
             for run in runs:
-                key = id(run.space.metric)
-                run.advance(step + 1, count, batches[key], vals[key], calibrated)
+                batch, held = batches.of(run)
+                run.advance(step + 1, count, batch, held, calibrated)
             pace = (time.perf_counter() - began) / count
             step += count
             bar.update(count)
@@ -342,14 +339,33 @@ def _most(runs: Sequence[Training], step: int, steps: int, checkpoint_steps: int
     return end - step
 
 
-def _draw(
-    sampler: RowSampler | BlockSampler | StreamSampler, kept: dict[int, Kept], steps: int, most: int
-) -> tuple[dict[int, Batch], int]:
-    """The next batches, at most so many, as one in each training space, and how many they are; `steps` are drawn in all."""
-    raw, index = sampler.draw(most)
-    count = len(raw if index is None else index) // sampler.batch_size
-    again = sampler.fixed and steps * sampler.batch_size > len(raw)
-    return {key: mapped.batch(raw, index, again) for key, mapped in kept.items()}, count
+class _Batches:
+    """The batches that all runs see, and the rows held out, in the training space of each."""
+
+    def __init__(
+        self, runs: Sequence[Training], sampler: RowSampler | BlockSampler | StreamSampler, val: Any
+    ) -> None:
+        # one for each metric; without a metric, all runs have the same mean and scale
+        spaces = {id(run.space.metric): run.space for run in runs}
+        self._sampler, self._batches = sampler, dict[int, Batch]()
+        self._vals = {key: None if val is None else space.to_space(val) for key, space in spaces.items()}
+        self._kept = {key: Kept(space, KEPT // len(spaces)) for key, space in spaces.items()}
+        by_number = sampler.fixed and all(space.by_number for space in spaces.values())
+        size = 4 * runs[0].space.d * sampler.batch_size
+        self._most = np.inf if by_number else COPIED // size
+
+    def draw(self, steps: int, most: int) -> int:
+        """The next ones, at most so many, and how many they are; `steps` are drawn in all."""
+        sampler = self._sampler
+        raw, index = sampler.draw(int(max(1, min(most, self._most))))
+        again = sampler.fixed and steps * sampler.batch_size > len(raw)
+        self._batches = {key: kept.batch(raw, index, again) for key, kept in self._kept.items()}
+        return len(raw if index is None else index) // sampler.batch_size
+
+    def of(self, run: Training) -> tuple[Batch, Any]:
+        """Those that were drawn last, one after the other, and the rows held out."""
+        key = id(run.space.metric)
+        return self._batches[key], self._vals[key]
 
 
 def _checkpoint(runs: Sequence[Training], step: int) -> None:

@@ -282,3 +282,20 @@ def test_how_long_a_call_is_changes_no_bit(activation, metric, monkeypatch):
     for a, b in zip(slow, fast, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(a[:-1], b[:-1], strict=True))
         np.testing.assert_equal(a[-1], b[-1])
+
+
+def test_a_call_copies_few_rows(monkeypatch):
+    """Rows that a metric whitens for a call are held until it ends."""
+    X = np.random.default_rng(0).standard_normal((3000, 24)).astype(np.float32)
+    calls = []
+    take = _core.sae_train
+    monkeypatch.setattr(_core, "sae_train", lambda *a, **k: calls.append(len(a[3])) or take(*a, **k))
+    monkeypatch.setattr(_training, "CALL", 1e9)
+    monkeypatch.setattr(_training, "COPIED", 3 * 64 * 24 * 4)
+    metric = atoms.AtomicInnerProduct().fit(X)
+    for rows, options, most in ((X, {}, 6), (X, {"metric": metric}, 3), ([X[:900], X[900:]], {}, 3)):
+        calls.clear()
+        atoms.SparseAutoencoder(32, target_l0=3, max_steps=1200, batch_size=64, verbose=False, **options).fit(
+            rows, X_val=X[:100]
+        )
+        assert max(calls) == most

@@ -327,7 +327,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
         target_val : array (m, d_out), optional
             With a target, what is to be rebuilt of `X_val`: the explained variance is its.
         callback : callable, optional
-            Called after each step with the estimator and the step's figures; `atoms.loggers` has some.
+            Called after each step with the estimator and the step's figures; `atoms.loggers` has some. Steps are then
+            single calls of the core, which with many threads take up to a quarter longer than several in one.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
             Start from these weights (of raw activations, as this class gives them) instead of afresh. A transcoder with a
             target and only then; with ``tied=True``, one whose encoder is its decoder's transpose in the training space.

@@ -188,6 +188,7 @@ TEST(sae_trains_in_any_number_of_calls)
         CHECK(atoms_sae_train(ctx, once, &from, &plan, &control, &done, &stats) == ATOMS_ERR_ARGUMENT && done == 0);
         atoms_sae_free(once);
         atoms_sae_free(apart);
+        atoms_ctx_free(ctx);
     }
 }
 

@@ -114,6 +114,10 @@ class _InMemory(RowSampler):
             return Pair(x, y), i
         return Pair(x if i is None else x[i], y if j is None else y[j]), None
 
+    @property
+    def fixed(self) -> bool:
+        return super().fixed and len(self.targets.shards) == 1
+
 
 class _Joint:
     """Batches of rows that lie side by side, d columns of x first."""

@@ -393,9 +393,9 @@ typedef struct {
     double look;  /* the step, as ATOMS_COUNTERS has it, after which dead latents are looked for next */
 } atoms_sae_control;
 
-/* Steps until all are done, one fails, a loss is not finite, or a look has found dead latents, which is then as before: the caller
- * revives them, or not, and says when to look again. *done is how many steps changed the model and the control; stats
- * are of the last that was begun. The same bits however many steps a call has. */
+/* Steps until all are done, one fails, a loss is not finite, or a look has found dead latents: then control->look stays, and
+ * the caller, who may revive them, says when to look again. *done is how many steps changed the model and the control;
+ * stats are of the last that was begun. The same bits however many steps a call has. */
 ATOMS_API atoms_status atoms_sae_train(const atoms_ctx *ctx, atoms_sae *sae, const atoms_batch *x,
                                        const atoms_sae_plan *plan, atoms_sae_control *control, int64_t *done,
                                        atoms_sae_stats *stats);

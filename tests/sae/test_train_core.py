@@ -293,9 +293,12 @@ def test_a_call_copies_few_rows(monkeypatch):
     monkeypatch.setattr(_training, "CALL", 1e9)
     monkeypatch.setattr(_training, "COPIED", 3 * 64 * 24 * 4)
     metric = atoms.AtomicInnerProduct().fit(X)
-    for rows, options, most in ((X, {}, 6), (X, {"metric": metric}, 3), ([X[:900], X[900:]], {}, 3)):
+    shards = [X[:900], X[900:]]
+    for rows, target, options, most in (
+        (X, None, {}, 6), (X, None, {"metric": metric}, 3), (shards, None, {}, 3), (X, X, {}, 6), (X, shards, {}, 3)
+    ):  # fmt: skip
         calls.clear()
         atoms.SparseAutoencoder(32, target_l0=3, max_steps=1200, batch_size=64, verbose=False, **options).fit(
-            rows, X_val=X[:100]
+            rows, target=target, X_val=X[:100], target_val=None if target is None else X[:100]
         )
         assert max(calls) == most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -328,7 +329,9 @@ class SparseAutoencoder(InModel, Scored, Routed):
             With a target, what is to be rebuilt of `X_val`: the explained variance is its.
         callback : callable, optional
             Called after each step with the estimator and the step's figures; `atoms.loggers` has some. Steps are then
-            single calls of the core, which with many threads take up to a quarter longer than several in one.
+            single calls of the core, which with many threads take up to a quarter longer than several in one. A callback
+            with an attribute `every`, an integer, as loggers have one, is called after each multiple of so many steps
+            alone, and where something is added to `history_`, the last step among them.
         init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
             Start from these weights (of raw activations, as this class gives them) instead of afresh. A transcoder with a
             target and only then; with ``tied=True``, one whose encoder is its decoder's transpose in the training space.
@@ -1064,7 +1067,7 @@ def fit_many(
     massive : {"keep", "drop"} or float
         Which rows of massive norm are left out, see `SparseAutoencoder.fit`.
     callback : callable, optional
-        Called after each step of each autoencoder, with it and the step's figures.
+        Called after each step of each autoencoder, with it and the step's figures; or less often, as in `SparseAutoencoder.fit`.
     init : object with W_enc, W_dec, b_enc, b_dec and threshold, optional
         What all of them start from.
     checkpoints : sequence of path or None, optional
@@ -1103,7 +1106,8 @@ def fit_many(
         if any(run.steps == 0 for run in runs):
             warn_of_massive(read_side(sampler.first()), 3, rows.widths)
         for sae, run in zip(saes, runs):
-            run.callback = None if callback is None else functools.partial(callback, sae)
+            if callback is not None:
+                run.callback, run.asks = functools.partial(callback, sae), _asks(callback)
         with _taking(saes, runs, rows, dropped):
             last = train(
                 runs, sampler, val, calibrated=calibrate, verbose=saes[0].verbose,
@@ -1111,6 +1115,12 @@ def fit_many(
             )  # fmt: skip
     _warn_of_the_end(saes, rows.n, last, type(X).__name__, val is None)
     return saes
+
+
+def _asks(callback: Any) -> int:
+    """After how many steps a callback is called again: its `every` where that is a number of steps."""
+    every = getattr(callback, "every", 1)
+    return int(every) if isinstance(every, numbers.Integral) and every > 1 else 1
 
 
 def _check_together(saes: list[SparseAutoencoder], paths: list[Any]) -> None:

@@ -79,13 +79,14 @@ class Run:
     settings: Settings
     trained: Trained
     num_threads: int | None
-    callback: Callable[[dict[str, Any]], None] | None  # after each step, with its figures
+    callback: Callable[[dict[str, Any]], None] | None  # with a step's figures
     path: str | os.PathLike[str] | None  # of the checkpoint
     save: Callable[[Any], None]  # writes it
     rate: Rate | None = None  # None: fit's
     judges: np.ndarray | Pair | None = (
         None  # rows of the training space for `Revival`; None: no latent is revived
     )
+    asks: int = 1  # the callback, for each multiple of so many steps, and for each record
 
     def __post_init__(self) -> None:
         self.ctx = context(self.num_threads)
@@ -96,9 +97,8 @@ class Run:
 
     def until(self, step: int) -> int:
         """The first step, of those from this one on, after which there is more to do than to take the next."""
-        if self.callback is not None:
-            return step
-        return max(step, min(-(-step // self._every) * self._every, self.steering.rate.last))
+        stops = [self._every] if self.callback is None else [self._every, self.asks]
+        return max(step, min(self.steering.rate.last, *(-(-step // every) * every for every in stops)))
 
     @property
     def _every(self) -> int:
@@ -124,13 +124,14 @@ class Run:
             raise self._diverged(self.model.steps, f"the loss became {stats['squared_error']}")
         self.control.spent += time.perf_counter() - started
         last = step == self.steering.rate.last
-        if step % self._every == 0 or last:
+        recorded = step % self._every == 0 or last
+        if recorded:
             self._look(step, stats, val, last)
         if last and calibrated and val is not None:
             self._calibrate(val)
         if last and step >= 20 and self.history["explained_variance"][-1] < 0:
             self._warn()
-        if self.callback is not None:
+        if self.callback is not None and (recorded or step % self.asks == 0):
             self.callback({"step": step, "learning_rate": self.steering.rate(step), **stats})
 
     def _look(self, step: int, stats: dict[str, Any], val: Any, last: bool) -> None:

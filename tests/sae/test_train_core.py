@@ -302,3 +302,43 @@ def test_a_call_copies_few_rows(monkeypatch):
             rows, target=target, X_val=X[:100], target_val=None if target is None else X[:100]
         )
         assert max(calls) == most
+
+
+@pytest.mark.parametrize(
+    "every,stops", [(7, True), (np.int64(7), True), (1, False), (2.5, False), (0, False), (True, False)]
+)
+def test_a_callback_that_asks_for_some_steps(every, stops, monkeypatch):
+    """Others share a call of the core. What is no number of steps is not taken for one."""
+    X = np.random.default_rng(0).standard_normal((3000, 24)).astype(np.float32)
+    monkeypatch.setattr(_training, "CALL", 1e9)
+    calls, take = [], _core.sae_train
+    monkeypatch.setattr(_core, "sae_train", lambda *a, **k: calls.append(len(a[3])) or take(*a, **k))
+
+    class Asked:
+        def __init__(self):
+            self.every, self.steps, self.weights = every, [], []
+
+        def __call__(self, sae, figures):
+            self.steps.append(figures["step"])
+            self.weights.append(sae.W_dec)
+
+    make = lambda seed=0: atoms.SparseAutoencoder(
+        32, target_l0=3, max_steps=1205, batch_size=64, verbose=False, random_state=seed
+    )
+    some, each = Asked(), {}
+    found = make().fit(X, X_val=X[:100], callback=some)
+    longest = max(calls)
+    always = make().fit(
+        X, X_val=X[:100], callback=lambda sae, figures: each.update({figures["step"]: sae.W_dec})
+    )
+    assert np.array_equal(found.W_dec, always.W_dec)
+    assert list(each) == list(range(1, 1206))
+    if stops:
+        assert some.steps == sorted({*range(7, 1206, 7), *found.history_["step"]}) and some.steps[-1] == 1205
+        assert longest == 6
+    else:
+        assert some.steps == list(each) and longest == 1
+    assert all(np.array_equal(each[step], W) for step, W in zip(some.steps, some.weights, strict=True))
+    together = Asked()
+    atoms.fit_many([make(1), make(2)], X, callback=together)
+    assert together.steps == [step for step in some.steps for _ in range(2)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from ._checks import atoms_of, check_rows
 from ._shown import Shown, Table
 from ._steering import as_module
 from .activations import Model, Pass
@@ -69,7 +70,7 @@ def logit_attribution(model: Any, dictionary: Any, latents: Any = None, *, k: in
     ----------
     model : torch.nn.Module
         With its head, as for :func:`atoms.evaluate`.
-    dictionary : object with W_dec (d_sae, d_model)
+    dictionary : object with W_dec (d_sae, d_model) or components_, or the atoms themselves
         Of the residual stream.
     latents : array of int, optional
         By default all.
@@ -92,10 +93,10 @@ def logit_attribution(model: Any, dictionary: Any, latents: Any = None, *, k: in
     wrapped = Model(model)
     torch = wrapped.torch
     U = _unembedding(wrapped)  # (d_model, vocabulary)
-    W = np.asarray(dictionary.W_dec)
+    W = check_rows(atoms_of(dictionary, "dictionary"), "dictionary")
     if W.shape[1] != U.shape[0]:
         raise ValueError(
-            f"dictionary: W_dec has {W.shape[1]} columns, the unembedding {U.shape[0]} rows; take one of the residual stream"
+            f"dictionary: its atoms have {W.shape[1]} columns, the unembedding {U.shape[0]} rows; take one of the residual stream"
         )
     chosen = np.arange(len(W)) if latents is None else np.asarray(latents)
     if (

@@ -143,9 +143,18 @@ def _check_shape(a: np.ndarray, name: str, ndim: int, min_rows: int) -> None:
         )
 
 
-def atoms_of(D: Any) -> Any:
-    """Atoms as rows: the ``W_dec`` of a model (ours, a control, one that `atoms.load` read), or the array itself."""
-    return getattr(D, "W_dec", D)
+def atoms_of(D: Any, name: str) -> Any:
+    """Atoms as rows: the ``W_dec`` of a model (ours, a control, one that `atoms.load` read) or the ``components_`` of
+    scikit-learn's, or the array itself."""
+    if hasattr(D, "W_dec") or hasattr(type(D), "W_dec"):  # which says itself where it is not fitted
+        return D.W_dec
+    if hasattr(D, "components_"):
+        return D.components_
+    if hasattr(D, "transform"):
+        raise TypeError(
+            f"{name}: expected atoms as rows, got a {type(D).__name__} without any; is it fitted?"
+        )
+    return D
 
 
 def check_rows(a: Any, name: str) -> np.ndarray:

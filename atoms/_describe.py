@@ -172,6 +172,11 @@ def describe(sae: Any, latents: Any, place: dict[str, Any], asked: dict[str, Any
         {"latent": int(j), "nearest": near} for j, near in zip(chosen, _nearest(sae, W, chosen, count))
     ]
     if tokens is not None:
+        if getattr(sae, "sites_", None) is not None:
+            raise ValueError(
+                "tokens: a crosscoder reads several places at once, and a page has one; leave tokens out, and give "
+                "top_contexts what transform makes of the rows of all sites"
+            )
         where, *rows = _rows(place, model, tokens, asked)
         codes, massive = _columns(sae, rows[0], chosen)
         left = f", {massive:,} of massive norm left out" if massive else ""

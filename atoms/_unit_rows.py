@@ -13,7 +13,7 @@ from ._config import context
 
 def unit_rows(D: Any, metric: Any, num_threads: int | None, name: str = "D") -> tuple[np.ndarray, np.ndarray]:
     """Whitened rows of unit norm in float32, and the norms that they had, in float64; of a model, its ``W_dec``."""
-    D = check_rows(atoms_of(D), name)
+    D = check_rows(atoms_of(D, name), name)
     root = whitener_of(metric, D.shape[1])
     unit = np.empty(D.shape, np.float32)
     norms = np.empty(D.shape[0])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from . import _plot as plot
 
@@ -258,7 +259,8 @@ def _reconstruction(sae: Any, X: np.ndarray) -> tuple[Any, np.ndarray]:
     codes = without_frames(sae)(X)
     # a normalised input cannot be rebuilt from the codes alone
     normed = getattr(sae, "input_norm", "none") != "none"
-    return codes, np.asarray(sae.reconstruct(X) if normed else sae.inverse_transform(codes))
+    X_hat = sae.reconstruct(X) if normed else sae.inverse_transform(codes)
+    return sp.csr_array(codes), np.asarray(X_hat)  # scikit-learn's codes are dense
 
 
 @old_keyword("progress", "verbose")
@@ -299,8 +301,8 @@ def evaluate(
         batches and workers have as many PyTorch threads.
     dictionaries : object, or mapping of name to object
         Each with ``transform`` and ``inverse_transform``: `SparseAutoencoder`, `PretrainedSAE` (no
-        transcoders: their output belongs elsewhere), anything of `atoms.controls`. A single one is
-        called "autoencoder".
+        transcoders: their output belongs elsewhere), `DictionaryLearning`, `SparseCoder`, anything of `atoms.controls`,
+        and scikit-learn's, such as its PCA. A single one is called "autoencoder".
     layer : int or str
         One block, or the name of a module, as in :func:`atoms.activations.capture`.
     site : str
@@ -418,12 +420,23 @@ def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) ->
 
 def _check_widths(named: Mapping[str, Any], d: int) -> None:
     for name, sae in named.items():
-        width = np.shape(sae.W_dec)[1]
+        width = _width(sae, f"dictionaries: {name}")
         if width != d:
             raise ValueError(
                 f"dictionaries: {name} takes activations of width {width}, this place of the model has {d}; "
                 "name the layer and site it was trained on"
             )
+
+
+def _width(sae: Any, name: str) -> int:
+    """Of the activations that a model takes."""
+    if hasattr(sae, "n_features_in_"):
+        return int(sae.n_features_in_)
+    if hasattr(type(sae), "W_dec") or hasattr(sae, "W_dec"):
+        return int(np.shape(sae.W_dec)[1])
+    raise TypeError(
+        f"{name} ({type(sae).__name__}) does not say how wide its activations are, by n_features_in_ or W_dec; is it fitted?"
+    )
 
 
 def _check_head(plan: Pass) -> None:
@@ -521,14 +534,11 @@ class _Tally:
     def __init__(self, named: Mapping[str, Any], conventions: Sequence[str], mean: np.ndarray):
         self.named, self.mean = named, np.asarray(mean, np.float64)
         _check_widths(named, len(self.mean))
-        fitted = {name: as_fitted(sae) for name, sae in named.items()}
         self.variances = {
-            name: {c: ExplainedVariance(c, _metric_of(sae), mean=mean) for c in conventions}
-            for name, sae in fitted.items()
+            name: {c: ExplainedVariance(c, _metric_of(as_fitted(sae)), mean=mean) for c in conventions}
+            for name, sae in named.items()
         }
-        self.fired = {
-            name: np.zeros(int(getattr(sae, "d_sae_", sae.d_sae)), np.int64) for name, sae in fitted.items()
-        }
+        self.fired: dict[str, Any] = dict.fromkeys(named, 0)
         self.columns: dict[Any, list[np.ndarray]] = {}
 
     def add(self, column: Any, values: np.ndarray) -> None:
@@ -541,7 +551,7 @@ class _Tally:
                 v + first if column == "context" else v for v in values
             )
         for name, fired in other.fired.items():
-            self.fired[name] += fired
+            self.fired[name] = self.fired[name] + fired
             for convention, variance in other.variances[name].items():
                 self.variances[name][convention].merge(variance)
 
@@ -555,7 +565,7 @@ class _Tally:
             codes, X_hat = _reconstruction(sae, X)
             codes.eliminate_zeros()
             self.add((name, "l0"), np.diff(codes.indptr))
-            self.fired[name] += np.bincount(codes.indices, minlength=len(self.fired[name]))
+            self.fired[name] = self.fired[name] + np.bincount(codes.indices, minlength=codes.shape[1])
             for variance in self.variances[name].values():
                 variance.update(X, X_hat)
             out[name,] = X_hat

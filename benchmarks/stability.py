@@ -1,7 +1,7 @@
 """Do seeds find the same atoms, and do consensus dictionaries of different seeds?
 
     python benchmarks/stability.py [--data ROWS.npy | --planted] [--kinds sae omp ...] [--sizes 576 1152 2304] [--seeds 8]
-        [--samples 500000] [--metric]
+        [--samples 500000] [--metric] [--keep FOLDER]
 
 Two groups of so many seeds each train on the same rows (SmolLM2's layer 15, as the other benchmarks; the last tenth held
 out). PW-MCC is the mean matched |cosine| (in the metric with --metric) of two dictionaries: of single seeds of the two groups,
@@ -19,7 +19,8 @@ dictionary explains is judged by matching pursuit, which needs no encoder. With 
     random     random directions, a control
     shuffled   the autoencoder of rows whose coordinates were shuffled, a control
 
-Writes results/stability.jsonl, a line for each figure.
+Writes results/stability.jsonl, a line for each figure. With --keep each seed's dictionary is kept in that folder, of one setting
+alone, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -145,9 +146,21 @@ class Judge:
         )
 
 
+def trained(kind, X, options, seed, metric):
+    """One seed's dictionary, which may be there already."""
+    file = options.keep and options.keep / f"{kind}-{options.d_sae}-{seed}.npy"
+    if file and file.exists():
+        return np.load(file)
+    D = TRAIN[kind](X, options, seed, metric)
+    if file:
+        options.keep.mkdir(parents=True, exist_ok=True)
+        np.save(file, D)
+    return D
+
+
 def consensus(judge, kind, groups, options, metric):
     """Of the first 2, 4, ... seeds of each group, and of all: the last are given back."""
-    for k in [k for k in (2, 4, 8, 16, 32) if k < options.seeds] + [options.seeds]:
+    for k in [k for k in (2, 4, 8, 16, 32, 64) if k < options.seeds] + [options.seeds]:
         started = time.process_time()
         found = [theory.consensus(group[:k], metric) for group in groups]
         cut = [c.atoms[: options.d_sae] for c in found]
@@ -179,7 +192,10 @@ def measure(options, X, held, metric, truth):
             continue
         started = time.process_time()
         groups = [
-            [TRAIN[kind](X, options, 100 * group + k, metric) for k in range(options.seeds)]
+            [
+                trained(kind, X, options, max(100, options.seeds) * group + k, metric)
+                for k in range(options.seeds)
+            ]
             for group in (0, 1)
         ]
         each = (time.process_time() - started) / 2 / options.seeds
@@ -202,6 +218,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500_000)
     parser.add_argument("--metric", action="store_true")
     parser.add_argument("--tied", action="store_true")
+    parser.add_argument("--keep", type=Path, help="folder of the seeds' dictionaries")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("--seeds: 2 or more in each group, whose consensus is taken")

@@ -37,7 +37,7 @@ def start(rows: Rows, p: dict[str, Any], metric: Any, init: Any, data: dict[str,
             shared = spikes.directions(t, m, rng)
             D[: len(shared)] = shared
         return _ready(Learned.new(space, center, D, p, data), t + center, p["batch_size"])
-    given = check_array(atoms_of(init), "init")
+    given = check_array(atoms_of(init, "init"), "init")
     if given.shape != (m, rows.d):
         raise ValueError(f"init: expected atoms of shape {(m, rows.d)}, got {given.shape}")
     if (row := first_nonfinite_row(given)) >= 0:

@@ -9,7 +9,7 @@ Gemma Scope 2             ``params.safetensors``, ``config.json``
 dictionary_learning       ``ae.pt``, ``config.json``
 its crosscoders           ``model.safetensors``, ``config.json``        yes, ``"crosscoder"``
 sparsify                  ``cfg.json``, ``sae.safetensors``             yes, TopK: ``"sparsify"``
-atoms                     one ``.safetensors`` file                     `SparseAutoencoder.save`, ``push_to_hub``
+atoms                     one ``.safetensors`` file                     ``save`` of each model, ``push_to_hub``
 ========================  ============================================  =========================================
 
 Here are `load`, `save`, `convert` and `from_pretrained`. The other files, each of which imports only from those above it::
@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from .._dictionary import DictionaryLearning
 from .._files import replacing, sync_folder
 from .._version import __version__
 from ..metric import AtomicInnerProduct
@@ -64,7 +65,8 @@ _FOLDERS = {
 }
 _BY_PARTS = ("saelens", "sparsify", "gemma_scope_2")  # where weights may stay in the file
 # our own classes, by the kind that their files state
-_OURS: dict[str, Any] = {"SparseAutoencoder": SparseAutoencoder, "AtomicInnerProduct": AtomicInnerProduct}
+_OURS: dict[str, Any] = {c.__name__: c for c in (SparseAutoencoder, DictionaryLearning, AtomicInnerProduct)}
+_WITHOUT_ENCODER = ("DictionaryLearning", "AtomicInnerProduct")
 _HUB = "hf://"
 # all that is fetched from there
 _FILES = (
@@ -92,7 +94,7 @@ def load(
     path : path, or str
         With `sae_id`, the name of a release in SAELens's registry, or a repository of the hub; else an address as
         above, a folder as its tool wrote it, or one file of it: ``.safetensors`` (also those of
-        `SparseAutoencoder.save` and `AtomicInnerProduct.save`), ``.npz`` (Gemma Scope), ``.pt``
+        `SparseAutoencoder.save`, `DictionaryLearning.save` and `AtomicInnerProduct.save`), ``.npz`` (Gemma Scope), ``.pt``
         (dictionary_learning; needs PyTorch, whose weights_only loader runs no code). Of its crosscoders, whose rows are those of
         all sites side by side, ``model.safetensors``.
     sae_id : str, optional
@@ -112,7 +114,7 @@ def load(
 
     Returns
     -------
-    PretrainedSAE, SparseAutoencoder or AtomicInnerProduct
+    PretrainedSAE, SparseAutoencoder, DictionaryLearning or AtomicInnerProduct
 
     Raises
     ------
@@ -141,12 +143,15 @@ def load(
         path = _fetched(repository, folder, revision=revision)
     file, kind = _found(Path(path))
     if not in_memory and kind not in _BY_PARTS:
+        once = '; load it into memory once, and write it with atoms.io.save(model, folder, "saelens")'
         raise ValueError(
-            f"in_memory: {file} cannot be read in parts, only {', '.join(_BY_PARTS)} files can; load it into memory once, "
-            'and write it with atoms.io.save(model, folder, "saelens")'
+            f"in_memory: {file} cannot be read in parts, only {', '.join(_BY_PARTS)} files can"
+            + ("" if kind in _WITHOUT_ENCODER else once)
         )
     if kind in _OURS:
-        return _OURS[kind].load(file, num_threads=num_threads)
+        ours = _OURS[kind].load(file, num_threads=num_threads)
+        _check_transcoder(file, ours, is_transcoder)
+        return ours
     beside = _FOLDERS[kind][1]
     if beside is not None and not (file.parent / beside).is_file():
         raise FileNotFoundError(f"{file}: {beside} is not beside it; a {kind} model is both")
@@ -156,10 +161,16 @@ def load(
         options["in_memory"] = in_memory
     with np.errstate(all="ignore"):  # folding may overflow; the finished weights are checked
         model: PretrainedSAE = reader(file.parent if beside is not None else file, **options)
-    if is_transcoder is not None and model.is_transcoder != is_transcoder:
-        raise ValueError(f"is_transcoder: {file} says {model.is_transcoder}, got {is_transcoder}")
+    _check_transcoder(file, model, is_transcoder)
     model.num_threads = num_threads
     return model
+
+
+def _check_transcoder(file: Path, model: Any, expected: bool | None) -> None:
+    """ValueError where a file is of the other kind."""
+    said = getattr(model, "is_transcoder", False)
+    if expected is not None and said != expected:
+        raise ValueError(f"is_transcoder: {file} says {said}, got {expected}")
 
 
 def _address(path: str) -> tuple[str, str | None, str]:
@@ -302,6 +313,8 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     ------
     FileExistsError
         `path` is there already.
+    TypeError
+        `sae` is no autoencoder.
     ValueError
         The format cannot express the model: ``"npz"`` has no TopK, no input norm and no skip connection, ``"saelens"`` no
         TopK transcoder, ``"sparsify"`` nothing but TopK, without input norm and to as many features as from. Crosscoders have
@@ -312,7 +325,12 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")
-    sae = as_fitted(sae)
+    sae, names = as_fitted(sae), ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    if not all(hasattr(sae, name) for name in (*names, "activation")):
+        raise TypeError(
+            f"sae: expected a SparseAutoencoder or a PretrainedSAE, got a {type(sae).__name__}: other tools' files hold "
+            "an encoder, a decoder and thresholds"
+        )
     sites = getattr(sae, "sites_", None)
     if (sites is not None) != (format == "crosscoder"):
         raise ValueError(
@@ -321,7 +339,6 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
             if sites is not None
             else "format: 'crosscoder' is of several places, and sae is of one; use 'saelens'"
         )
-    names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     arrays: dict[str, Any] = {name: np.ascontiguousarray(getattr(sae, name), np.float32) for name in names}
     if format == "sparsify":
         tensors, said = _as_sparsify(sae, arrays)

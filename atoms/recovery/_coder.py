@@ -201,7 +201,7 @@ class SparseCoder(Scored):
             raise nonfinite_error(X, "X", row)
         given = X[: 2 * X.shape[1]] if self.dictionary is None else self.dictionary
         if not isinstance(given, Dictionary):
-            given = check_array(atoms_of(given), "dictionary")
+            given = check_array(atoms_of(given, "dictionary"), "dictionary")
             double = self.method.startswith("basis") or given.dtype == X.dtype == np.float64
             given = Dictionary(
                 given,

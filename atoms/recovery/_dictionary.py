@@ -48,7 +48,7 @@ class Dictionary(Shown):
         gram_bytes: int = 1 << 31,
         num_threads: int | None = None,
     ) -> None:
-        given = a = np.array(check_array(atoms_of(atoms), "dictionary"))
+        given = a = np.array(check_array(atoms_of(atoms, "dictionary"), "dictionary"))
         self.dtype = np.dtype(a.dtype if dtype is None and a.dtype == np.float64 else dtype or np.float32)
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
@@ -177,6 +177,6 @@ def dictionary_of(
                 "metric: the Dictionary was made with another metric; pass the metric to Dictionary"
             )
         return dictionary
-    a = check_array(atoms_of(dictionary), "dictionary")
+    a = check_array(atoms_of(dictionary, "dictionary"), "dictionary")
     double = dtype == np.float64 or (X.dtype == np.float64 and a.dtype == np.float64)
     return Dictionary(a, metric=metric, dtype=np.float64 if double else np.float32, num_threads=num_threads)

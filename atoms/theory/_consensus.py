@@ -136,7 +136,7 @@ def consensus(
     >>> found.found_in, found.members[0]
     (array([3, 2, 1, 1]), array([1, 0, 0]))
     """
-    dictionaries = [np.asarray(atoms_of(D)) for D in dictionaries]
+    dictionaries = [np.asarray(atoms_of(D, f"dictionaries[{k}]")) for k, D in enumerate(dictionaries)]
     if len(dictionaries) < 2:
         raise ValueError(f"dictionaries: expected two or more, got {len(dictionaries)}")
     if not 0 < cosine <= 1:

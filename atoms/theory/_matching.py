@@ -256,7 +256,7 @@ def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -
     """
     bases, ranks = [], []
     for D, name in ((A, "A"), (B, "B")):
-        D = check_rows(atoms_of(D), name)
+        D = check_rows(atoms_of(D, name), name)
         root = whitener_of(metric, D.shape[1])
         gram = np.zeros((D.shape[1], D.shape[1]))
         for first in range(0, len(D), 4096):

@@ -133,5 +133,12 @@ def test_what_is_missing_is_left_out_or_said(model, sae):
     for wrong in ([40], [-1], [0.5], ["a"]):
         with pytest.raises(ValueError, match="latents: expected numbers from 0 to 39"):
             sae.describe(wrong)
+    X = np.random.default_rng(0).standard_normal((300, D)).astype(np.float32)
+    both = atoms.SparseAutoencoder(24, target_l0=3, max_steps=5, verbose=False).fit(
+        atoms.activations.Sites(X, X)
+    )
+    assert both.describe([5]).latents[0].density is None
+    with pytest.raises(ValueError, match="tokens: a crosscoder reads several places"):
+        both.describe([5], model=model, tokens=TOKENS, layer=1)
     with pytest.raises(TypeError, match="tokenizer: expected one with `decode`"):
         sae.describe([5], tokenizer=3)

@@ -169,6 +169,40 @@ def test_all_kinds_of_dictionaries(model, sae, rows, tmp_path):
     assert np.isnan(got["autoencoder"].explained_variance["variance_of_error"].low)
 
 
+def test_models_whose_codes_are_pursued_and_those_of_scikit_learn(model, rows):
+    """Whatever has `transform` and `inverse_transform`, dense codes too."""
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    X = rows[1]
+    learned = atoms.DictionaryLearning(
+        24, 3, metric=atoms.AtomicInnerProduct().fit(X), max_steps=5, verbose=False
+    ).fit(X)
+    every = {
+        "learned": learned,
+        "coder": atoms.SparseCoder(learned.W_dec, n_nonzero=2).fit(X),
+        "PCA": decomposition.PCA(4).fit(X),
+        "all of it": decomposition.PCA().fit(X),
+        "metric": atoms.AtomicInnerProduct().fit(X),
+    }
+    got = evaluate(model, contexts_of(20), every, 1, verbose=False)
+    assert [got[name].l0.estimate for name in every] == pytest.approx([3, 2, 4, 16, 16])
+    assert [len(got[name].density) for name in every] == [24, 24, 4, 16, 16]
+    for name in ("all of it", "metric"):
+        assert got[name].explained_variance["centered"].estimate == pytest.approx(1, abs=1e-5)
+    held = capture(model, contexts_of(20), 1, verbose=False)[1]  # without first tokens, as what is counted
+    for name in ("learned", "coder", "PCA"):
+        D = every[name]
+        by_hand = atoms.theory.explained_variance(
+            held, D.inverse_transform(D.transform(held)), "centered"
+        ).total
+        assert got[name].explained_variance["centered"].estimate == pytest.approx(by_hand, abs=1e-4)
+    alone = evaluate(model, contexts_of(20), learned, 1, verbose=False)["autoencoder"]
+    assert list(alone.explained_variance) == ["centered", "uncentered", "metric"]
+    with pytest.raises(ValueError, match="not fitted"):
+        evaluate(model, contexts_of(2), atoms.DictionaryLearning(24, 3), 1, verbose=False)
+    with pytest.raises(TypeError, match=r"PCA \(PCA\) does not say how wide .* is it fitted"):
+        evaluate(model, contexts_of(2), {"PCA": decomposition.PCA(4)}, 1, verbose=False)
+
+
 def test_input_normalisation_is_undone(model, rows):
     """A layer-norm SAE that keeps everything is the identity inside the model."""
     eye = np.eye(16)
@@ -304,6 +338,14 @@ def test_logit_attribution_errors(model, tiny):
         logit_attribution(model, right, [16])
     with pytest.raises(ValueError, match="k: expected 1 to 61"):
         logit_attribution(model, right, k=0)
+    with pytest.raises(TypeError, match="dictionary: expected atoms as rows, got a AtomicInnerProduct"):
+        logit_attribution(model, atoms.AtomicInnerProduct())
+    coder = atoms.SparseCoder(right.W_dec, n_nonzero=2)
+    coder.fit(np.eye(16))
+    for same in (coder, right.W_dec):
+        np.testing.assert_array_equal(
+            logit_attribution(model, same, k=3).top_ids, logit_attribution(model, right, k=3).top_ids
+        )
     assert logit_attribution(model, right, k=3).top_ids.shape == (16, 3)
     assert logit_attribution(model, right, np.array([], int)).top_ids.shape == (0, 10)
 

@@ -215,6 +215,29 @@ def test_our_models_go_out_and_come_back(activation, whitened, tmp_path):
         assert isinstance(load(tmp_path / "aip.safetensors"), atoms.AtomicInnerProduct)
 
 
+def test_models_without_an_encoder(tmp_path):
+    """They come back as what they are, and go nowhere else."""
+    metric = atoms.AtomicInnerProduct().fit(X)
+    learned = atoms.DictionaryLearning(24, 3, metric=metric, max_steps=2, verbose=False).fit(X)
+    learned.save(tmp_path / "learned.safetensors")
+    back = load(tmp_path / "learned.safetensors", num_threads=1)
+    assert isinstance(back, atoms.DictionaryLearning) and back.num_threads == 1
+    np.testing.assert_array_equal(back.transform(X).toarray(), learned.transform(X).toarray())
+    with pytest.raises(ValueError, match="in_memory: .* cannot be read in parts.*files can$"):
+        load(tmp_path / "learned.safetensors", in_memory=False)
+    with pytest.raises(ValueError, match="is_transcoder: .* says False, got True"):
+        load(tmp_path / "learned.safetensors", is_transcoder=True)
+    with pytest.raises(ValueError, match="holds no autoencoder but a DictionaryLearning"):
+        convert(tmp_path / "learned.safetensors", tmp_path / "x")
+    means = atoms.controls.KMeansDictionary(5).fit(X)
+    for thing in (learned, back, metric, means, 3):
+        with pytest.raises(
+            TypeError, match=f"sae: expected a SparseAutoencoder .* got a {type(thing).__name__}"
+        ):
+            save(thing, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_what_a_format_cannot_say(tmp_path):
     with pytest.raises(ValueError, match="'npz' has no place for TopK"):
         save(model("topk"), tmp_path / "a.npz", "npz")

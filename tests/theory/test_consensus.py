@@ -103,6 +103,10 @@ def test_models_go_in_and_copies_in_one_dictionary_stay_apart():
         atoms.SparseAutoencoder(24, target_l0=3, max_steps=20, random_state=s, verbose=False).fit(X)
         for s in (0, 1)
     ]
+    coder = atoms.SparseCoder(seeds[0].W_dec, n_nonzero=2).fit(
+        X
+    )  # its atoms are components_, as scikit-learn's
+    assert consensus([coder, seeds[1]]).atoms.tobytes() == consensus(seeds).atoms.tobytes()
     found = consensus(seeds)
     assert found.members.shape[1] == 2 and found.atoms.shape[1] == 12
     assert "found in" in found._table().text() and "2 dictionaries" in repr(found)
@@ -121,8 +125,10 @@ def test_models_go_in_and_copies_in_one_dictionary_stay_apart():
         ([np.eye(3), np.full((2, 3), np.nan)], {}, r"dictionaries\[1\]: row 0 is not finite"),
         ([np.eye(3), np.eye(3)], {"cosine": 0}, "cosine: expected a number above 0"),
         ([np.eye(3), np.eye(3)[0]], {}, r"dictionaries\[1\]"),
+        ([np.eye(3), atoms.SparseAutoencoder(3)], {}, "not fitted"),
+        ([np.eye(3), atoms.SparseCoder(np.eye(3), n_nonzero=1)], {}, r"dictionaries\[1\]: .* is it fitted"),
     ],
 )
 def test_what_cannot_be_is_said(dictionaries, more, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         consensus(dictionaries, **more)

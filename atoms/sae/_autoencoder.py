@@ -1120,7 +1120,7 @@ def fit_many(
 def _asks(callback: Any) -> int:
     """After how many steps a callback is called again: its `every` where that is a number of steps."""
     every = getattr(callback, "every", 1)
-    return int(every) if isinstance(every, numbers.Integral) and every > 1 else 1
+    return max(1, int(every)) if isinstance(every, numbers.Integral) else 1
 
 
 def _check_together(saes: list[SparseAutoencoder], paths: list[Any]) -> None:

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from .._dictionary import DictionaryLearning
+from .. import _dictionary
 from .._files import replacing, sync_folder
 from .._version import __version__
 from ..metric import AtomicInnerProduct
@@ -65,7 +65,9 @@ _FOLDERS = {
 }
 _BY_PARTS = ("saelens", "sparsify", "gemma_scope_2")  # where weights may stay in the file
 # our own classes, by the kind that their files state
-_OURS: dict[str, Any] = {c.__name__: c for c in (SparseAutoencoder, DictionaryLearning, AtomicInnerProduct)}
+_OURS: dict[str, Any] = {
+    c.__name__: c for c in (SparseAutoencoder, _dictionary.DictionaryLearning, AtomicInnerProduct)
+}
 _WITHOUT_ENCODER = ("DictionaryLearning", "AtomicInnerProduct")
 _HUB = "hf://"
 # all that is fetched from there

@@ -5,7 +5,8 @@
 
 Two groups of so many seeds each train on the same rows (SmolLM2's layer 15, as the other benchmarks; the last tenth held
 out). PW-MCC is the mean matched |cosine| (in the metric with --metric) of two dictionaries: of single seeds of the two groups,
-and of the groups' consensus dictionaries (`atoms.theory.consensus`), cut to d_sae atoms, those that most seeds have. What a
+and of the groups' consensus dictionaries (`atoms.theory.consensus`), cut to d_sae atoms by two rules (records
+without `cut_by` are by the first). What a
 dictionary explains is judged by matching pursuit, which needs no encoder. With --planted, rows of 256 true atoms
 (planted.py, under their metric), it is also said how many of these each finds. Kinds:
 
@@ -133,7 +134,7 @@ class Judge:
             "sd": float(np.std([m.mcc for m in matched], ddof=1)) if len(matched) > 1 else None,
             "above_0.9": float(np.mean([m.share_above(0.9) for m in matched])),
             "explained": float(np.mean([explained(D, self.held, self.mean, self.options, self.metric) for D in judged])),
-            "cpu_s": round(spent, 1), **more,
+            "cpu_s": spent and round(spent, 1), **more,
         }  # fmt: skip
         if self.truth is not None:
             W = planted.whitener(self.held)
@@ -159,19 +160,23 @@ def trained(kind, X, options, seed, metric):
 
 
 def consensus(judge, kind, groups, options, metric):
-    """Of the first 2, 4, ... seeds of each group, and of all: the last are given back."""
+    """Of the first 2, 4, ... seeds of each group, and of all, of which the last cut is given back.
+
+    Cut to the atoms that most seeds have, then to those whose |cosines| with the seeds' atoms have the largest sum.
+    """
     for k in [k for k in (2, 4, 8, 16, 32, 64) if k < options.seeds] + [options.seeds]:
         started = time.process_time()
         found = [theory.consensus(group[:k], metric) for group in groups]
-        cut = [c.atoms[: options.d_sae] for c in found]
-        m = theory.match_dictionaries(*cut, metric)
-        in_all = [c.found_in == k for c in found]
-        nearest = m.nearest_a[in_all[0][: options.d_sae]]
-        judge(
-            kind, k, [cut], time.process_time() - started,
-            in_all=float(np.mean([here.sum() for here in in_all])),
-            nearest_of_these=float(nearest.mean()) if len(nearest) else None,
-        )  # fmt: skip
+        spent = time.process_time() - started
+        for by, worth in (("seeds", lambda c: c.found_in), ("cosines", lambda c: c.found_in * c.cosine)):
+            best = [np.argsort(-worth(c), kind="stable")[: options.d_sae] for c in found]
+            cut = [c.atoms[rows] for c, rows in zip(found, best)]
+            nearest = theory.match_dictionaries(*cut, metric).nearest_a[found[0].found_in[best[0]] == k]
+            judge(
+                kind, k, [cut], spent, cut_by=by,
+                in_all=float(np.mean([(c.found_in == k).sum() for c in found])),
+                nearest_of_these=float(nearest.mean()) if len(nearest) else None,
+            )  # fmt: skip
     return cut
 
 
@@ -198,7 +203,7 @@ def measure(options, X, held, metric, truth):
             ]
             for group in (0, 1)
         ]
-        each = (time.process_time() - started) / 2 / options.seeds
+        each = None if options.keep else (time.process_time() - started) / 2 / options.seeds
         judge(kind, 1, list(zip(*groups)), each)
         cut = consensus(judge, kind, groups, options, metric)
         if kind == "omp" and "relearned" in options.kinds:

@@ -5,10 +5,10 @@
 
 Two groups of so many seeds each train on the same rows (SmolLM2's layer 15, as the other benchmarks; the last tenth held
 out). PW-MCC is the mean matched |cosine| (in the metric with --metric) of two dictionaries: of single seeds of the two groups,
-and of the groups' consensus dictionaries (`atoms.theory.consensus`), cut to d_sae atoms by two rules (records
-without `cut_by` are by the first). What a
-dictionary explains is judged by matching pursuit, which needs no encoder. With --planted, rows of 256 true atoms
-(planted.py, under their metric), it is also said how many of these each finds. Kinds:
+and of the groups' consensus dictionaries (`atoms.theory.consensus`), cut to d_sae atoms by two rules (records without
+`cut_by`, and what was learned again from them, are by the first). What a dictionary explains is judged by matching pursuit,
+which needs no encoder. With --planted, rows of 256 true atoms (planted.py, under their metric), it is also said how many of
+these each finds. Kinds:
 
     sae        the autoencoder
     average    its decoder's mean over the last tenth of the steps, while the rate falls to nothing

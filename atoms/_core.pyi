@@ -356,5 +356,7 @@ def nearest(
     absolute: bool,
     index: NDArray[np.int64],
     value: NDArray[np.float32],
+    back_index: NDArray[np.int64] | None = None,
+    back_value: NDArray[np.float32] | None = None,
 ) -> None: ...
 def babel(ctx: Context, unit: NDArray[np.float32], babel: NDArray[np.float64], /) -> None: ...

@@ -61,8 +61,7 @@ def _edges(units: list[np.ndarray], cosine: float, num_threads: int | None) -> n
     found = []
     for a, A in enumerate(units):
         for b, B in enumerate(units[:a]):
-            index, value = nearest(A, B, num_threads)
-            back, _ = nearest(B, A, num_threads)
+            (index, value), (back, _) = nearest(A, B, num_threads)
             rows = np.flatnonzero((back[index] == np.arange(len(index))) & (value >= cosine))
             found.append(
                 np.stack([-value[rows].astype(np.float64), *np.broadcast_arrays(a, rows, b, index[rows])], 1)
@@ -125,7 +124,7 @@ def consensus(
 
     Notes
     -----
-    Costs k (k - 1) products of two dictionaries, of which tiles are held. The consensus of few dictionaries is in part
+    Costs k (k - 1) / 2 products of two dictionaries, of which tiles are held. The consensus of few dictionaries is in part
     chance: of two unrelated ones mutual nearest neighbours pass a low `cosine` too.
 
     Examples

@@ -68,15 +68,13 @@ class Matching(Shown):
         return Table(f"Matching of {len(self.nearest_a):,} with {len(self.nearest_b):,} atoms", rows)
 
 
-def nearest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """For each unit row of a, that of b with the largest |cosine|: its number, and that cosine."""
-    index, value = np.empty(len(a), np.int64), np.empty(len(a), np.float32)
-    _core.nearest(context(num_threads), a, b, True, index, value)
-    return index, value
-
-
-def _largest(a: np.ndarray, b: np.ndarray, num_threads: int | None) -> np.ndarray:
-    return np.minimum(nearest(a, b, num_threads)[1].astype(np.float64), 1.0)
+def nearest(
+    a: np.ndarray, b: np.ndarray, num_threads: int | None
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """For each unit row of a, that of b with the largest |cosine|, and the other way: its number, and that cosine."""
+    of_a, of_b = ((np.empty(n, np.int64), np.empty(n, np.float32)) for n in (len(a), len(b)))
+    _core.nearest(context(num_threads), a, b, True, *of_a, *of_b)
+    return of_a, of_b
 
 
 @one_blas_thread
@@ -169,7 +167,9 @@ def match_dictionaries(
         raise ValueError("A, B: expected at least one atom in each, got none")
     if candidates < 1:
         raise ValueError(f"candidates: expected at least 1, got {candidates}")
-    nearest_a, nearest_b = _largest(a, b, num_threads), _largest(b, a, num_threads)
+    nearest_a, nearest_b = (
+        np.minimum(value.astype(np.float64), 1.0) for _, value in nearest(a, b, num_threads)
+    )
     small, large, swapped = (a, b, False) if len(a) <= len(b) else (b, a, True)
     exact = len(small) * len(large) <= _DENSE**2
     if exact:

@@ -607,9 +607,10 @@ ATOMS_API atoms_status atoms_unit_rows(const atoms_ctx *ctx, atoms_rows x, const
                                        double *norms, int64_t *bad_row);
 
 /* For each row of a the row of b, b.n >= 1, with the largest product with it, or with absolute != 0 the largest
- * |product|: index (a.n), the first of equals, and value (a.n), that product or |product|. */
+ * |product|: index (a.n), the first of equals, and value (a.n), that product or |product|. back_index and back_value
+ * (b.n): the same for each row of b among those of a, a.n >= 1, from the same products; both NULL: not wanted. */
 ATOMS_API atoms_status atoms_nearest(const atoms_ctx *ctx, atoms_matrix a, atoms_matrix b, int absolute, int64_t *index,
-                                     float *value);
+                                     float *value, int64_t *back_index, float *back_value);
 
 /* babel (kmax) float64: babel[k - 1] is the largest, over atoms, sum of the k largest |cosines| of an atom with others;
  * 1 <= kmax < n. Memory: 128 rows of n float32 and two more for each thread. */

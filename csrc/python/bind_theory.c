@@ -139,15 +139,15 @@ done:
 static PyObject *nearest(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     (void)self;
-    static char *names[] = {"ctx", "A", "B", "absolute", "index", "value", NULL};
-    PyObject *o_ctx, *o_a, *o_b, *o_index, *o_value, *result = NULL;
+    static char *names[] = {"ctx", "A", "B", "absolute", "index", "value", "back_index", "back_value", NULL};
+    PyObject *o_ctx, *o_a, *o_b, *o_index, *o_value, *o_back = Py_None, *o_back_value = Py_None, *result = NULL;
     const atoms_ctx *ctx;
     int absolute;
     arguments held = {0};
     atoms_matrix a, b;
-    void *index, *value;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOpOO:nearest", names, &o_ctx, &o_a, &o_b, &absolute, &o_index,
-                                     &o_value) ||
+    void *index, *value, *back, *back_value;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOpOO|OO:nearest", names, &o_ctx, &o_a, &o_b, &absolute, &o_index,
+                                     &o_value, &o_back, &o_back_value) ||
         atoms_get_ctx(o_ctx, &ctx) < 0 || take_matrix(&held, o_a, "A", &a) < 0 || take_matrix(&held, o_b, "B", &b) < 0)
         goto done;
     if (a.d != b.d) {
@@ -156,10 +156,14 @@ static PyObject *nearest(PyObject *self, PyObject *args, PyObject *kwargs)
     }
     const array_spec index_of = {"index", NPY_INT64, 1, {a.n}, .written = true};
     const array_spec value_of = {"value", NPY_FLOAT32, 1, {a.n}, .written = true};
-    if (args_array(&held, o_index, index_of, &index) < 0 || args_array(&held, o_value, value_of, &value) < 0)
+    const array_spec back_of = {"back_index", NPY_INT64, 1, {b.n}, .written = true, .optional = true};
+    const array_spec back_value_of = {"back_value", NPY_FLOAT32, 1, {b.n}, .written = true, .optional = true};
+    if (args_array(&held, o_index, index_of, &index) < 0 || args_array(&held, o_value, value_of, &value) < 0 ||
+        args_array(&held, o_back, back_of, &back) < 0 ||
+        args_array(&held, o_back_value, back_value_of, &back_value) < 0)
         goto done;
     atoms_status status;
-    WITHOUT_GIL(status = atoms_nearest(ctx, a, b, absolute, index, value));
+    WITHOUT_GIL(status = atoms_nearest(ctx, a, b, absolute, index, value, back, back_value));
     result = atoms_raise(status, "nearest");
 done:
     args_release(&held);
@@ -199,6 +203,6 @@ PyMethodDef atoms_theory_methods[] = {
     ATOMS_NAMED("unit_rows", unit_rows, "unit_rows(ctx, D, whitener|None, unit, norms) -> bad row or -1"),
     {"cosine_histogram", cosine_histogram, METH_VARARGS, "cosine_histogram(ctx, unit, counts)"},
     {"cosine_refine", cosine_refine, METH_VARARGS, "cosine_refine(ctx, unit, slot, counts)"},
-    ATOMS_NAMED("nearest", nearest, "nearest(ctx, A, B, absolute, index, value)"),
+    ATOMS_NAMED("nearest", nearest, "nearest(ctx, A, B, absolute, index, value, back_index=None, back_value=None)"),
     {"babel", babel, METH_VARARGS, "babel(ctx, unit, babel)"},
     {NULL, NULL, 0, NULL}};

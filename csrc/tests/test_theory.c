@@ -150,8 +150,8 @@ TEST(theory_cosines_by_their_bits)
 
 TEST(theory_nearest_and_babel)
 {
-    static float a[N * D], values[N];
-    static int64_t index[N];
+    static float a[N * D], values[N], other_values[N], back_values[N];
+    static int64_t index[N], other[N], back[N];
     static double babel[K];
     uint64_t seed = 5;
     for (int i = 0; i < N * D; i++)
@@ -159,7 +159,10 @@ TEST(theory_nearest_and_babel)
     for (int c = 0; c < atoms_test_contexts(); c++) {
         atoms_ctx *ctx = atoms_test_context(c);
         for (int absolute = 0; absolute < 2; absolute++) {
-            CHECK(atoms_nearest(ctx, matrix(a, N), matrix(a + 3 * D, N - 3), absolute, index, values) == ATOMS_OK);
+            const atoms_matrix all = matrix(a, N), some = matrix(a + 3 * D, N - 3);
+            CHECK(atoms_nearest(ctx, all, some, absolute, index, values, NULL, NULL) == ATOMS_OK);
+            CHECK(atoms_nearest(ctx, some, all, absolute, other, other_values, back, back_values) == ATOMS_OK);
+            CHECK(memcmp(back, index, sizeof index) == 0 && memcmp(back_values, values, sizeof values) == 0);
             for (int i = 0; i < N; i++) {
                 float best = -INFINITY;
                 int where = 0;
@@ -199,9 +202,9 @@ TEST(theory_nearest_and_babel)
 /* Every entry point, called once; 1: it did what `expect` says. */
 static void call_all(atoms_ctx *ctx, atoms_status expect, int allocations)
 {
-    static float x[N * D], unit[N * D], values[N];
+    static float x[N * D], unit[N * D], values[N], others[N];
     static double sums[2 * ATOMS_EV_ROWS * D], tokens[N * 4], norms[N], babel[K];
-    static int64_t counts[ATOMS_COSINE_BINS], fine[1 << ATOMS_COSINE_LOW_BITS], index[N], bad;
+    static int64_t counts[ATOMS_COSINE_BINS], fine[1 << ATOMS_COSINE_LOW_BITS], index[N], other[N], bad;
     static int32_t slot[ATOMS_COSINE_BINS];
     fill(x, N * D, 6);
     for (int i = 1; i <= allocations || i == 1; i++) {
@@ -217,7 +220,7 @@ static void call_all(atoms_ctx *ctx, atoms_status expect, int allocations)
         CALL(atoms_unit_rows(ctx, plain(x, N), NULL, unit, norms, &bad));
         CALL(atoms_cosine_histogram(ctx, matrix(x, N), counts));
         CALL(atoms_cosine_refine(ctx, matrix(x, N), slot, 1, fine));
-        CALL(atoms_nearest(ctx, matrix(x, N), matrix(x, N), 1, index, values));
+        CALL(atoms_nearest(ctx, matrix(x, N), matrix(x, N), 1, index, values, other, others));
         CALL(atoms_babel(ctx, matrix(x, N), K, babel));
 #undef CALL
     }
@@ -251,8 +254,12 @@ TEST(theory_arguments)
     CHECK(atoms_unit_rows(ctx, narrow, NULL, x, numbers, &bad) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_cosine_histogram(ctx, matrix(x, 0), NULL) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_cosine_refine(ctx, matrix(x, 1), NULL, 0, NULL) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_nearest(ctx, matrix(x, 1), matrix(x, 0), 1, &index, &value) == ATOMS_ERR_ARGUMENT);
-    CHECK(atoms_nearest(ctx, matrix(x, 1), (atoms_matrix){x, 1, D - 1}, 1, &index, &value) == ATOMS_ERR_ARGUMENT);
+    const atoms_matrix none = matrix(x, 0), some = matrix(x, 1), narrower = {x, 1, D - 1};
+    CHECK(atoms_nearest(ctx, some, none, 1, &index, &value, NULL, NULL) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_nearest(ctx, some, narrower, 1, &index, &value, NULL, NULL) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_nearest(ctx, some, some, 1, &index, &value, &index, NULL) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_nearest(ctx, none, some, 1, &index, &value, &index, &value) == ATOMS_ERR_ARGUMENT);
+    CHECK(atoms_nearest(ctx, none, some, 1, NULL, NULL, NULL, NULL) == ATOMS_OK);
     CHECK(atoms_babel(ctx, matrix(x, 1), 1, numbers) == ATOMS_ERR_ARGUMENT);
     CHECK(atoms_babel(ctx, matrix(x, 2), 2, numbers) == ATOMS_ERR_ARGUMENT);
     atoms_ctx_free(ctx);

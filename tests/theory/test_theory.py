@@ -451,7 +451,7 @@ def test_stability_refuses_what_is_not_l0():
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-@pytest.mark.parametrize("n,m,d", [(1, 1, 1), (15, 17, 33), (300, 600, 9), (97, 1030, 4)])
+@pytest.mark.parametrize("n,m,d", [(1, 1, 1), (15, 17, 33), (300, 600, 9), (97, 1030, 4), (1030, 97, 4)])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_nearest(isa, n, m, d, absolute):
     rng = np.random.default_rng(13)
@@ -459,8 +459,15 @@ def test_nearest(isa, n, m, d, absolute):
     want_index, want = reference.nearest(A, B, absolute)
     for threads in (1, 3):
         index, value = np.empty(n, np.int64), np.empty(n, np.float32)
-        _core.nearest(_core.Context(threads, _core.ISAS.index(isa)), A, B, absolute, index, value)
+        back, back_value = np.empty(m, np.int64), np.empty(m, np.float32)
+        ctx = _core.Context(threads, _core.ISAS.index(isa))
+        _core.nearest(ctx, A, B, absolute, index, value)
         assert np.array_equal(index, want_index) and np.array_equal(value, want)
+        index[:], value[:] = -1, 0
+        _core.nearest(ctx, A, B, absolute, index, value, back, back_value)
+        assert np.array_equal(index, want_index) and np.array_equal(value, want)
+        want_back, want_size = reference.nearest(B, A, absolute)
+        assert np.array_equal(back, want_back) and np.array_equal(back_value, want_size)
 
 
 @pytest.mark.parametrize("n,d", [(2, 3), (15, 17), (97, 33), (700, 6)])

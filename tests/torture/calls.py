@@ -52,7 +52,7 @@ SHAPES = {
     "unit_rows": {"D": "kd", "whitener": "dd", "unit": "kd", "norms": "k"},
     "cosine_histogram": {"unit": "kd", "counts": "B"},
     "cosine_refine": {"unit": "kd", "slot": "B", "counts": "cL"},
-    "nearest": {"A": "nd", "B": "kd", "index": "n", "value": "n"},
+    "nearest": {"A": "nd", "B": "kd", "index": "n", "value": "n", "back_index": "k", "back_value": "k"},
     "babel": {"unit": "kd", "babel": "K"},
     "dict_new": {"atoms": "kd"},
     "sae_new": {"prefixes": "m"},

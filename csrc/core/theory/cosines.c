@@ -99,35 +99,89 @@ atoms_status atoms_cosine_refine(const atoms_ctx *ctx, atoms_matrix unit, const 
 
 /* --------------------------------------------------------------- nearest */
 
-atoms_status atoms_nearest(const atoms_ctx *ctx, atoms_matrix a, atoms_matrix b, int absolute, int64_t *index,
-                           float *value)
+enum { NEAREST_ROWS = 256 /* of a task: so many by THEORY_SIDE products at a time */ };
+
+typedef struct {
+    atoms_matrix a, b;
+    int absolute, back; /* back: whether b's nearest are wanted too */
+    int threads;
+    float *products; /* (threads, NEAREST_ROWS, THEORY_SIDE) */
+    float *best;     /* (threads, b.n): b's nearest among the rows of a that a thread has seen */
+    int64_t *where;  /* the same, their rows */
+} nearest;
+
+/* | products of each thread | best of each | where of each | */
+static void lay_out_nearest(nearest *p, atoms_arena *arena)
 {
-    enum { ROWS = 256 /* of a task: ROWS by THEORY_SIDE products at a time */ };
-    if (a.n < 0 || b.n < 1 || a.d < 1 || a.d != b.d)
-        return ATOMS_ERR_ARGUMENT;
-    const theory_kernels *k = ctx->kernels->theory;
-    const int threads = ctx->p.num_threads;
-    const int64_t tasks = atoms_ceil_div(a.n, ROWS), size = ROWS * THEORY_SIDE;
-    float *products = atoms_alloc(threads * size, sizeof *products);
-    if (!products)
-        return ATOMS_ERR_MEMORY;
-    atoms_team team = {.ctx = ctx};
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t t = 0; t < tasks; t++) {
-        const int64_t first = t * ROWS;
-        const atoms_matrix rows = theory_rows(a, first, ROWS);
-        float *c = products + atoms_thread() * size;
-        for (int64_t i = 0; i < rows.n; i++) {
-            index[first + i] = 0;
-            value[first + i] = -INFINITY;
-        }
-        for (int64_t j = 0; j < b.n && atoms_team_ask(&team) == ATOMS_OK; j += THEORY_SIDE) {
-            const atoms_matrix some = theory_rows(b, j, THEORY_SIDE);
-            theory_products(ctx, rows, some, c, some.n);
-            for (int64_t i = 0; i < rows.n; i++)
-                k->largest(some.n, c + i * some.n, absolute, j, value + first + i, index + first + i);
-        }
+    ATOMS_TAKE(arena, p->products, (int64_t)p->threads * NEAREST_ROWS * THEORY_SIDE);
+    ATOMS_TAKE(arena, p->best, p->back ? p->threads * p->b.n : 0);
+    ATOMS_TAKE(arena, p->where, p->back ? p->threads * p->b.n : 0);
+}
+
+static void begin(int64_t n, float *best, int64_t *where)
+{
+    for (int64_t i = 0; i < n; i++) {
+        best[i] = -INFINITY;
+        where[i] = 0;
     }
-    atoms_free(products);
+}
+
+/* The rows of a from `first` on beside those of b from `second` on. */
+static void nearest_tile(const atoms_ctx *ctx, const nearest *p, int64_t first, int64_t second, int64_t *index,
+                         float *value)
+{
+    const theory_kernels *k = ctx->kernels->theory;
+    const atoms_matrix rows = theory_rows(p->a, first, NEAREST_ROWS), some = theory_rows(p->b, second, THEORY_SIDE);
+    const int64_t thread = atoms_thread(), mine = thread * p->b.n + second;
+    float *c = p->products + thread * NEAREST_ROWS * THEORY_SIDE;
+    theory_products(ctx, rows, some, c, some.n);
+    for (int64_t i = 0; i < rows.n; i++) {
+        const float *row = c + i * some.n;
+        k->largest(some.n, row, p->absolute, second, value + first + i, index + first + i);
+        if (p->back)
+            k->columns(some.n, row, p->absolute, first + i, p->best + mine, p->where + mine);
+    }
+}
+
+/* What the threads have found, brought together; of equals the first row of a. */
+static void merge_nearest(const nearest *p, int64_t *index, float *value)
+{
+    begin(p->b.n, value, index);
+    for (int thread = 0; thread < p->threads; thread++)
+        for (int64_t j = 0; j < p->b.n; j++) {
+            const float best = p->best[thread * p->b.n + j];
+            const int64_t where = p->where[thread * p->b.n + j];
+            if (best > value[j] || (best == value[j] && where < index[j])) {
+                value[j] = best;
+                index[j] = where;
+            }
+        }
+}
+
+atoms_status atoms_nearest(const atoms_ctx *ctx, atoms_matrix a, atoms_matrix b, int absolute, int64_t *index,
+                           float *value, int64_t *back_index, float *back_value)
+{
+    const int back = back_index && back_value;
+    if (a.n < back || b.n < 1 || a.d < 1 || a.d != b.d || !back_index != !back_value)
+        return ATOMS_ERR_ARGUMENT;
+    const int64_t tasks = atoms_ceil_div(a.n, NEAREST_ROWS);
+    nearest p = {.a = a, .b = b, .absolute = absolute, .back = back};
+    p.threads = (int)ATOMS_MIN(ctx->p.num_threads, ATOMS_MAX(1, tasks));
+    atoms_arena arena = {0};
+    lay_out_nearest(&p, &arena);
+    if (!atoms_arena_open(&arena))
+        return ATOMS_ERR_MEMORY;
+    lay_out_nearest(&p, &arena);
+    if (back)
+        begin(p.threads * b.n, p.best, p.where);
+    begin(a.n, value, index);
+    atoms_team team = {.ctx = ctx};
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic)
+    for (int64_t t = 0; t < tasks; t++)
+        for (int64_t j = 0; j < b.n && atoms_team_ask(&team) == ATOMS_OK; j += THEORY_SIDE)
+            nearest_tile(ctx, &p, t * NEAREST_ROWS, j, index, value);
+    if (back)
+        merge_nearest(&p, back_index, back_value);
+    atoms_arena_close(&arena);
     return team.status;
 }

@@ -30,6 +30,8 @@ typedef struct theory_kernels {
     void (*refine)(int64_t n, const float *c, const int32_t *slot, int64_t *counts);
     /* Where c (n), or |c|, exceeds *best: *best = its largest value, *where = offset + the first place of that. */
     void (*largest)(int64_t n, const float *c, int absolute, int64_t offset, float *best, int64_t *where);
+    /* For each j of n where c[j], or |c[j]|, exceeds best[j]: best[j] = that, where[j] = row. */
+    void (*columns)(int64_t n, const float *c, int absolute, int64_t row, float *best, int64_t *where);
 } theory_kernels;
 
 #endif

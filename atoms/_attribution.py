@@ -184,7 +184,7 @@ def latent_attribution(
     ----------
     model : torch.nn.Module
         With its language-model head, as for :func:`atoms.evaluate`.
-    sae : SparseAutoencoder, PretrainedSAE or module
+    sae : SparseAutoencoder, PretrainedSAE, DictionaryLearning or module
         Of activations at `layer`, as for :func:`atoms.steer`.
     tokens : 1-D array of int, or what else `capture` takes
         One context.

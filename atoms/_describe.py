@@ -35,7 +35,7 @@ class LatentDescription:
     density : float
         Share of the tokens at which it is active.
     strongest : float
-        Its largest activation, in the units of `transform`.
+        Its largest activation, in the units of `transform`; 0 where none is positive.
     histogram : tuple of ndarray
         Counts (24,) and edges (25,) of its activations that are not zero.
     contexts : list of Context
@@ -58,7 +58,7 @@ class LatentDescription:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Description:
-    """The result of `SparseAutoencoder.describe`: a page in a notebook, `save` makes it a file, ``print`` gives text.
+    """The result of `describe`: a page in a notebook, `save` makes it a file, ``print`` gives text.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ def _lines(one: LatentDescription) -> list[str]:
 
 
 _LEGEND = (
-    "Bars: tokens by activation, from zero to the strongest (heights are square roots of the counts). Beside words: what a "
+    "Bars: tokens by activation, from the least or zero to the strongest (heights are square roots of the counts). Beside words: what a "
     "unit of the latent adds to their logits, straight from its decoder row. Beside latents: cosines of decoder rows. "
     "Contexts: the darker, the more active; underlined where one was picked for its peak."
 )
@@ -181,6 +181,11 @@ def describe(sae: Any, latents: Any, place: dict[str, Any], asked: dict[str, Any
         codes, massive = _columns(sae, rows[0], chosen)
         left = f", {massive:,} of massive norm left out" if massive else ""
         notes.append(f"{where}: {codes.shape[0] - massive:,} tokens{left}")
+        if len(codes.data) and codes.data.min() < 0:
+            share = 100 * (codes.data < 0).mean()
+            notes.append(
+                f"{share:.2g}% of the activations are negative; contexts and strongest are of the positive ones"
+            )
         _add_firing(parts, codes, rows, decode, count, int(asked["window"]), codes.shape[0] - massive)
     if model is not None:
         try:
@@ -291,7 +296,8 @@ def _add_firing(
             strongest,
             found[i],
         )
-        part["histogram"] = np.histogram(values, BINS, (0.0, strongest or 1.0))
+        least = float(values.min(initial=0.0))
+        part["histogram"] = np.histogram(values, BINS, (least, strongest if strongest > least else 1.0))
 
 
 def _nearest(sae: Any, W: np.ndarray, chosen: np.ndarray, count: int) -> list[list[tuple[int, float]]]:

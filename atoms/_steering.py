@@ -35,9 +35,9 @@ def steer(
     ----------
     model : torch.nn.Module
         As `capture` takes it, on any device and of any type.
-    sae : SparseAutoencoder or PretrainedSAE
+    sae : SparseAutoencoder, PretrainedSAE or DictionaryLearning
         Of activations at `layer`; no transcoder. Also a module with ``encode``, ``decode`` and ``W_dec``, as
-        `SparseAutoencoder.to_torch` and SAELens have them.
+        `SparseAutoencoder.to_torch` and SAELens have them. A dictionary's codes are those of `transform`.
     layer : int or str
         A block, or the name of a module, as in :func:`atoms.activations.capture`.
     site : str
@@ -98,15 +98,19 @@ def steer(
 
 
 def as_module(sae: Any) -> Any:
-    """An autoencoder as a module whose weights want no gradients; what is one already, as it is."""
+    """An autoencoder or a dictionary as a module whose weights want no gradients; what is one already, as it is."""
     check_one_place(sae, "sae:")
     if hasattr(sae, "to_torch"):
         return sae.to_torch().requires_grad_(False)
+    if hasattr(sae, "transform") and isinstance(getattr(sae, "W_dec", None), np.ndarray):
+        from .sae._module import TorchDictionary
+
+        return TorchDictionary(sae)
     missing = [name for name in ("encode", "decode", "W_dec") if not hasattr(sae, name)]
     if missing:
         raise TypeError(
-            f"sae: expected a SparseAutoencoder, a PretrainedSAE or a PyTorch module like theirs, got "
-            f"{type(sae).__name__} without {missing[0]}"
+            f"sae: expected a SparseAutoencoder, a PretrainedSAE, a DictionaryLearning or a PyTorch module like the "
+            f"first two's, got {type(sae).__name__} without {missing[0]}"
         )
     return sae
 

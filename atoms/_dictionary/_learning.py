@@ -24,6 +24,7 @@ from .._scored import Scored, as_codes
 from ..recovery import Dictionary
 from ..recovery._coding import complain
 from ..sae._checkpoints import held
+from ..sae._in_model import Described
 from ..sae._model import BLOCK, decode, stacked
 from ..sae._saving import read_metric, seed_in
 from ..sae._settings import check_same_parameters
@@ -34,7 +35,7 @@ from ._start import start
 from ._steps import Steps, code
 
 
-class DictionaryLearning(Scored, Routed):
+class DictionaryLearning(Described, Scored, Routed):
     """Online dictionary learning over sparse codes that no encoder gives: OMP's, the lasso's, or those of spikes by mean field.
 
     Activations are mapped to the training space of `SparseAutoencoder`: ``t(x) = (x - mean) S^(1/2)`` under

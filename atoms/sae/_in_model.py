@@ -1,4 +1,4 @@
-"""What an autoencoder, ours or another's, offers for the model whose activations it reads."""
+"""What an autoencoder, ours or another's, or a dictionary offers for the model whose activations it reads."""
 
 from __future__ import annotations
 
@@ -7,12 +7,86 @@ from typing import Any
 __all__: list[str] = []
 
 
-class InModel:
+class Described:
+    """`describe`, of whatever has atoms and codes."""
+
+    def _place(self) -> dict[str, Any]:
+        """What is known of the place in the model, by the names that SAELens has."""
+        return {}
+
+    def describe(
+        self,
+        latents: Any,
+        *,
+        model: Any = None,
+        tokens: Any = None,
+        layer: int | str | None = None,
+        site: str = "residual",
+        tokenizer: Any = None,
+        count: int = 8,
+        window: int = 24,
+    ) -> Any:
+        """What some latents are: a page for a notebook, or to be sent as one file.
+
+        Of each latent (each atom of a dictionary): how often it fires and how strongly, its strongest contexts
+        (:func:`atoms.evaluation.top_contexts`), the words it raises and lowers
+        (:func:`atoms.evaluation.logit_attribution`), and the latents most like it. What is not given is left out.
+
+        Parameters
+        ----------
+        latents : int or sequence of int
+            Which.
+        model : torch.nn.Module, optional
+            With its head, for the words; runs over `tokens`.
+        tokens : what `capture` takes, or Activations, optional
+            Contexts in which to look for the latents. Tokens whose norm is more than ten times the median stand in the
+            contexts and count for nothing: they would be the strongest of half the latents.
+        layer : int or str, optional
+            A block, or the name of a module; a file of SAELens may say it.
+        site : str
+            "residual", "mlp" or "attention", of a layer by number.
+        tokenizer : optional
+            With ``decode``: words instead of numbers. By default ``model.tokenizer`` where there is one.
+        count : int
+            Contexts, words and neighbours of each latent.
+        window : int
+            Tokens of each context.
+
+        Returns
+        -------
+        atoms.evaluation.Description
+            With ``save(path)``.
+
+        Raises
+        ------
+        ValueError
+            Latents that there are not, tokens without a model or a layer, and as `capture` does.
+
+        Examples
+        --------
+        >>> import numpy as np, atoms
+        >>> sae = atoms.io.PretrainedSAE(np.eye(3), np.zeros(3), np.eye(3), np.zeros(3), activation="relu")
+        >>> print(sae.describe([1], count=1))
+        1 of 3 latents of PretrainedSAE
+        <BLANKLINE>
+        latent 1
+          nearest: 0 0.00
+        """
+        from .._describe import describe
+
+        asked = {"model": model, "tokens": tokens, "layer": layer, "site": site, "tokenizer": tokenizer}
+        return describe(self, latents, self._place(), {**asked, "count": count, "window": window})
+
+
+class InModel(Described):
     """Methods that `SparseAutoencoder` and `PretrainedSAE` share."""
 
     def _portable(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Weights by name, the rule by which latents are active, and what is known of the place in the model."""
         raise NotImplementedError
+
+    def _place(self) -> dict[str, Any]:
+        return self._portable()[2]
 
     def to_torch(self, *, device: Any = None, dtype: Any = None, **metadata: Any) -> Any:
         """The autoencoder as a ``torch.nn.Module``, with weights of its own, for the model it came from.
@@ -70,66 +144,3 @@ class InModel:
 
         weights, rule, known = self._portable()
         return TorchSAE(weights, rule, {**known, **metadata}, dtype, device)
-
-    def describe(
-        self,
-        latents: Any,
-        *,
-        model: Any = None,
-        tokens: Any = None,
-        layer: int | str | None = None,
-        site: str = "residual",
-        tokenizer: Any = None,
-        count: int = 8,
-        window: int = 24,
-    ) -> Any:
-        """What some latents are: a page for a notebook, or to be sent as one file.
-
-        Of each latent: how often it fires and how strongly, its strongest contexts
-        (:func:`atoms.evaluation.top_contexts`), the words it raises and lowers
-        (:func:`atoms.evaluation.logit_attribution`), and the latents most like it. What is not given is left out.
-
-        Parameters
-        ----------
-        latents : int or sequence of int
-            Which.
-        model : torch.nn.Module, optional
-            With its head, for the words; runs over `tokens`.
-        tokens : what `capture` takes, or Activations, optional
-            Contexts in which to look for the latents. Tokens whose norm is more than ten times the median stand in the
-            contexts and count for nothing: they would be the strongest of half the latents.
-        layer : int or str, optional
-            A block, or the name of a module; a file of SAELens may say it.
-        site : str
-            "residual", "mlp" or "attention", of a layer by number.
-        tokenizer : optional
-            With ``decode``: words instead of numbers. By default ``model.tokenizer`` where there is one.
-        count : int
-            Contexts, words and neighbours of each latent.
-        window : int
-            Tokens of each context.
-
-        Returns
-        -------
-        atoms.evaluation.Description
-            With ``save(path)``.
-
-        Raises
-        ------
-        ValueError
-            Latents that there are not, tokens without a model or a layer, and as `capture` does.
-
-        Examples
-        --------
-        >>> import numpy as np, atoms
-        >>> sae = atoms.io.PretrainedSAE(np.eye(3), np.zeros(3), np.eye(3), np.zeros(3), activation="relu")
-        >>> print(sae.describe([1], count=1))
-        1 of 3 latents of PretrainedSAE
-        <BLANKLINE>
-        latent 1
-          nearest: 0 0.00
-        """
-        from .._describe import describe
-
-        asked = {"model": model, "tokens": tokens, "layer": layer, "site": site, "tokenizer": tokenizer}
-        return describe(self, latents, self._portable()[2], {**asked, "count": count, "window": window})

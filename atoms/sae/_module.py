@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._frames import without_frames
+
 __all__: list[str] = []
 
 
@@ -188,3 +190,24 @@ class TorchSAE(torch.nn.Module):
 
     def turn_on_forward_pass_hook_z_reshaping(self) -> None:
         self.hook_z_reshaping_mode = True
+
+
+class TorchDictionary(torch.nn.Module):
+    """A dictionary whose codes no encoder gives: `encode` is its `transform`, on the CPU and without gradients."""
+
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    input_norm = "none"  # decoding depends on the codes alone
+
+    def __init__(self, dictionary: Any) -> None:
+        super().__init__()
+        self._transform = without_frames(dictionary)
+        for name in ("W_dec", "b_dec"):
+            self.register_buffer(name, torch.tensor(np.asarray(getattr(dictionary, name), np.float32)))
+
+    def encode(self, x: Any) -> Any:
+        codes = self._transform(x.detach().reshape(-1, x.shape[-1]).to("cpu", torch.float32).numpy())
+        return torch.from_numpy(codes.toarray()).to(self.W_dec.device).reshape(*x.shape[:-1], -1)
+
+    def decode(self, codes: Any) -> Any:
+        return codes @ self.W_dec + self.b_dec

@@ -80,6 +80,26 @@ def test_figures_are_those_of_the_parts(model, sae):
     assert str(again) == str(found) == repr(found) and "66 tokens" in found.note
 
 
+@pytest.mark.parametrize("coder", ["omp", "nn-omp"])
+def test_atoms_of_a_dictionary(model, coder):
+    """Signed codes: contexts of the positive ones, and the page says that there are others."""
+    rows = capture(model, TOKENS, 1, verbose=False)
+    learned = atoms.DictionaryLearning(S, coder=coder, n_nonzero=6, batch_size=64, max_steps=3, verbose=False)
+    codes = learned.fit(rows[1]).transform(rows[1]).toarray()
+    chosen = np.argsort((codes < 0).sum(0))[[-1, 0]].tolist()
+    found = learned.describe(chosen, model=model, tokens=rows, layer=1, tokenizer=Letters())
+    assert found.title == f"2 of {S} latents of DictionaryLearning"
+    share = 100 * (codes[:, chosen] < 0).sum() / (codes[:, chosen] != 0).sum()
+    assert (coder == "omp") == (f"{share:.2g}% of the activations are negative" in found.note)
+    for one, j in zip(found.latents, chosen, strict=True):
+        a = codes[:, j]
+        assert one.density == (a != 0).mean() and one.strongest == max(a.max(), 0) and one.raises
+        counts, edges = one.histogram
+        assert counts.sum() == (a != 0).sum() and edges[0] == min(a.min(), 0)
+        assert all(c.activations[-1] > 0 for c in one.contexts)
+    assert Balanced(found._page() + "</body></html>").seen.count("h2") == 2
+
+
 def test_massive_tokens_are_no_contexts(model, sae):
     rows = capture(model, TOKENS, 1, verbose=False)
     codes = sae.transform(rows[1]).toarray()

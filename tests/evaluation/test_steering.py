@@ -57,15 +57,22 @@ def hooks_left(model):
 
 
 @pytest.mark.parametrize("error_term", [True, False])
-@pytest.mark.parametrize("kind", ["jumprelu", "topk", "layer_norm", "trained"])
+@pytest.mark.parametrize("kind", ["jumprelu", "topk", "layer_norm", "trained", "omp", "nn-lasso"])
 def test_set_scaled_and_off(model, kind, error_term):
-    if kind == "trained":
+    if kind in ("trained", "omp", "nn-lasso"):
         rows = np.array(capture(model, IDS, 1, verbose=False)[1])
         rows = np.concatenate([rows + np.random.default_rng(i).normal(0, 0.1, rows.shape) for i in range(40)])
         aip = atoms.AtomicInnerProduct(shrinkage="oas").fit(rows)
-        sae = atoms.SparseAutoencoder(
-            S, metric=aip, target_l0=4, max_steps=60, batch_size=64, verbose=False
-        ).fit(rows)
+        if kind == "trained":
+            sae = atoms.SparseAutoencoder(
+                S, metric=aip, target_l0=4, max_steps=60, batch_size=64, verbose=False
+            )
+        else:  # codes that no encoder gives
+            more = {"alpha": 0.3} if kind == "nn-lasso" else {"n_nonzero": 4}
+            sae = atoms.DictionaryLearning(
+                S, coder=kind, metric=aip, batch_size=64, max_steps=5, verbose=False, **more
+            )
+        sae = sae.fit(rows)
     else:
         more = {
             "jumprelu": {},
@@ -248,6 +255,24 @@ def test_attribution_is_the_derivative_of_scaling_a_latent(model, norm):
     for j in np.argsort(-np.abs(total))[:6].tolist():
         slope = (logit(j, 1 + 1e-3) - logit(j, 1 - 1e-3)) / 2e-3
         assert total[j] == pytest.approx(slope, rel=2e-2, abs=2e-3 * float(np.abs(total).max()))
+
+
+def test_attribution_of_a_dictionary_is_that_of_its_codes(model):
+    rows = np.array(capture(model, IDS, 0, verbose=False)[0])
+    rows = np.concatenate([rows + np.random.default_rng(i).normal(0, 0.1, rows.shape) for i in range(20)])
+    learned = atoms.DictionaryLearning(S, n_nonzero=4, batch_size=64, max_steps=5, verbose=False).fit(rows)
+    found = latent_attribution(model, learned, IDS[0], 0, 11)
+    codes = learned.transform(capture(model, IDS[:1], 0, verbose=False)[0])
+    assert set(zip(*found.nonzero())) == {(i + 1, j) for i, j in zip(*codes.nonzero())} and found.nnz
+    total = np.asarray(found.sum(axis=0)).ravel()
+    for j in np.argsort(-np.abs(total))[:3].tolist():
+        up, down = (logit_of(model, learned, j, 1 + sign * 1e-2) for sign in (1, -1))
+        assert total[j] == pytest.approx((up - down) / 2e-2, rel=0.1, abs=0.02 * float(np.abs(total).max()))
+
+
+def logit_of(model, learned, j, factor):
+    with torch.no_grad(), atoms.steer(model, learned, 0, scale={j: factor}):
+        return float(model(torch.from_numpy(IDS[:1])).logits[0, -1, 11])
 
 
 def test_attribution_leaves_no_gradients_and_says_what_is_wrong(model):

@@ -91,6 +91,9 @@ def omp(
     the squared norm of its part outside the span is below 3e-5 (float32) or 1e-12 (float64); it is left out
     and the status says so. A signal that is explained down to rounding stops early.
 
+    The Gram matrix is made where a call has signals enough to be worth it: the last digits of a code may then be others than
+    in a call of few signals; of threads, blocks and workers they never depend.
+
     References
     ----------
     Rubinstein, Zibulevsky, Elad, "Efficient implementation of the K-SVD algorithm using batch

@@ -105,6 +105,52 @@ TEST(recovery_short_memory)
     }
 }
 
+static double along(const double *a, const double *b)
+{
+    double sum = 0;
+    for (int e = 0; e < D; e++)
+        sum += a[e] * b[e];
+    return sum;
+}
+
+/* Least squares over the atoms of the code: what is left has no part along any of them. */
+TEST(recovery_nonnegative_codes)
+{
+    static double atoms[ATOMS * D], x[N * D];
+    static codes one, many;
+    uint64_t seed = 11;
+    int again = 0;
+    fill(atoms, ATOMS * D, &seed);
+    fill(x, N * D, &seed);
+    const atoms_omp_params p = {.n_nonzero = 20, .tol = -1, .nonnegative = 1};
+    atoms_ctx *a = atoms_test_context(0), *b = atoms_test_context(1);
+    atoms_dict *dict = NULL;
+    CHECK(atoms_dict_new(a, rows_of(atoms, ATOMS), ATOMS_F64, &dict) == ATOMS_OK);
+    const atoms_codes from_one = into(&one, ATOMS), from_many = into(&many, ATOMS);
+    CHECK(atoms_omp(a, dict, rows_of(x, N), &p, &from_one) == ATOMS_OK);
+    CHECK(atoms_omp(b, dict, rows_of(x, N), &p, &from_many) == ATOMS_OK);
+    for (int i = 0; i < N; i++) {
+        const int count = one.counts[i];
+        const int32_t *j = one.indices + i * ATOMS;
+        const double *z = one.values + i * ATOMS;
+        CHECK(count == many.counts[i] && !memcmp(z, many.values + i * ATOMS, (size_t)count * sizeof *z));
+        again += one.steps[i] > count;
+        double r[D];
+        memcpy(r, x + i * D, sizeof r);
+        for (int k = 0; k < count; k++)
+            for (int e = 0; e < D; e++)
+                r[e] -= z[k] * atoms[j[k] * D + e];
+        for (int k = 0; k < count; k++)
+            CHECK(z[k] > 0 && fabs(along(atoms + j[k] * D, r)) < 1e-10);
+        CHECK(fabs(sqrt(along(r, r)) - one.residual[i]) < 1e-10);
+    }
+    CHECK(again > 3); /* codes that some atom has left */
+    int nth;
+    CHECK_SHORT_MEMORY(nth, 200, atoms_omp(a, dict, rows_of(x, N), &p, &from_one));
+    atoms_dict_free(dict);
+    atoms_ctx_free(a), atoms_ctx_free(b);
+}
+
 /* Signals that no code meets get the nearest one, or say that memory is short. */
 TEST(recovery_basis_infeasible_in_short_memory)
 {

@@ -130,6 +130,34 @@ def test_nonnegative_codes_refit_by_nnls():
             np.testing.assert_allclose(code, reference.omp(x, D, 6, nonnegative=True), atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", ["independent", "near copies", "copies"])
+def test_long_nonnegative_codes(isa, kind, dtype):
+    """Where atoms leave and come back, hundreds of times."""
+    from scipy.optimize import nnls
+
+    rng = np.random.default_rng(4)
+    D = rng.standard_normal((400, 120))
+    if kind == "near copies":
+        D = D[rng.integers(100, size=400)] + 0.03 * D
+    if kind == "copies":
+        D[200:] = D[rng.integers(200, size=200)] * rng.uniform(0.1, 10, (200, 1))
+    X = rng.standard_normal((3, 120))
+    D, X = D.astype(dtype), X.astype(dtype)
+    codes, info = omp(X, D, 90, nonnegative=True, return_info=True)
+    assert codes.data.min() > 0 and info.steps.max() > info.steps.min() >= np.diff(codes.indptr).min() > 40
+    for x, code, residual in zip(X.astype(float), codes.toarray().astype(float), info.residual, strict=True):
+        support = np.flatnonzero(code)
+        best, rest = nnls(D[support].astype(float).T, x)
+        assert residual <= rest * (1 + (1e-6 if dtype == np.float64 else 1e-4))
+        want = reference.omp(x, D.astype(float), 90, nonnegative=True)
+        if dtype == np.float64 and kind != "copies":  # of copies either may be chosen
+            np.testing.assert_allclose(code, want, atol=1e-7)
+        assert residual == pytest.approx(
+            np.linalg.norm(x - want @ D), rel=1e-6 if dtype == np.float64 else 0.05
+        )
+
+
 @pytest.mark.parametrize("gram_bytes", [0, 1 << 30])
 def test_nonnegative_codes_take_all_of_a_support(isa, gram_bytes):
     from scipy.optimize import nnls

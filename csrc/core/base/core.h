@@ -225,12 +225,6 @@ int64_t atoms_cholesky(int64_t n, double *a, int64_t ld, double floor);
 /* Solves L L' x = b in place, L as atoms_cholesky leaves it. */
 void atoms_cholesky_solve(int64_t n, const double *l, int64_t ld, double *b);
 
-/* Solves the non-negative least squares problem min |a z - b| over z >= 0 given gram = a'a
- * (t, t; leading dimension ld) and b = a'x, by Lawson and Hanson's active sets. work: at least
- * t * (t + 4) doubles and t flags. Returns the number of inner steps, or -1 at the limit. */
-int atoms_nnls_gram(int64_t t, const double *gram, int64_t ld, const double *b, double *z, double *work,
-                    int8_t *passive);
-
 /* The k-th largest of v (n values, reordered), 1 <= k <= n. */
 float atoms_kth_largest(float *v, int64_t n, int64_t k);
 

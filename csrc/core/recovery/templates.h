@@ -11,6 +11,7 @@
 
 #include "exact.h"
 #include "kernels.h"
+#include "nonnegative.h"
 
 #include <math.h>
 

@@ -99,14 +99,14 @@ def smollm2():
 
 
 @pytest.fixture
-def loaded_smollm2(smollm2, monkeypatch):
-    """Whatever loads the real model in this process gets the one that is loaded already."""
+def loaded_smollm2(smollm2, smollm2_folder, monkeypatch):
+    """Whatever loads the real model in this process gets the one that is loaded already, or another from its folder."""
     from atoms import activations
 
-    load = activations.smollm2
-
     def again(*, dtype="float32", head=False):
-        return load(dtype=dtype, head=head) if head or dtype != "float32" else smollm2
+        if head or dtype != "float32":
+            return activations.load_model(str(smollm2_folder), dtype=dtype, head=head)
+        return smollm2
 
     monkeypatch.setattr(activations, "smollm2", again)
     monkeypatch.setattr(activations._models, "smollm2", again)  # load_model's

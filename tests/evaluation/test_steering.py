@@ -298,13 +298,13 @@ def test_attribution_leaves_no_gradients_and_says_what_is_wrong(model):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_steering_the_real_model():
+def test_steering_the_real_model(smollm2_folder):
     """A latent of SmolLM2's layer 15 that fires on one word, found by attribution, set, and switched off."""
-    model, tokenizer = atoms.activations.smollm2(head=True)
+    model, tokenizer = atoms.activations.load_model(str(smollm2_folder), head=True)
     text = atoms.activations.language_reference()
-    contexts = atoms.activations.tokenize(text[:30_000], tokenizer, context_length=128)
+    contexts = atoms.activations.tokenize(text[:15_000], tokenizer, context_length=128)
     X = np.array(capture(model, contexts, 15, verbose=False)[15])
-    sae = atoms.SparseAutoencoder(1152, target_l0=32, max_steps=300, verbose=False).fit(X)
+    sae = atoms.SparseAutoencoder(1152, target_l0=32, max_steps=150, verbose=False).fit(X)
     ids = atoms.activations.tokenize("The capital of France is the city of", tokenizer)[0]
     paris = tokenizer.encode(" Paris")[0]
     found = latent_attribution(model, sae, ids, 15, paris)

@@ -102,7 +102,7 @@ def as_module(sae: Any) -> Any:
     check_one_place(sae, "sae:")
     if hasattr(sae, "to_torch"):
         return sae.to_torch().requires_grad_(False)
-    if hasattr(sae, "transform") and isinstance(getattr(sae, "W_dec", None), np.ndarray):
+    if hasattr(sae, "transform") and hasattr(type(sae), "W_dec"):
         from .sae._module import TorchDictionary
 
         return TorchDictionary(sae)

@@ -221,6 +221,7 @@ def test_what_is_wrong_is_said(model):
         (ValueError, "latents: expected a finite number for latent 1, got '4'", (sae, 1, {1: "4"})),
         (TypeError, "latents: expected a mapping", (sae, 1, [17])),
         (TypeError, "without encode", (np.eye(3), 1, {1: 1.0})),
+        (ValueError, "not fitted", (atoms.DictionaryLearning(S), 1, {1: 1.0})),
         (ValueError, "sae: is a transcoder", (autoencoder(is_transcoder=True), 1, {1: 1.0})),
     ):
         with pytest.raises(error, match=match), atoms.steer(model, *arguments):

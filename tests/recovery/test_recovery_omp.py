@@ -130,6 +130,24 @@ def test_nonnegative_codes_refit_by_nnls():
             np.testing.assert_allclose(code, reference.omp(x, D, 6, nonnegative=True), atol=1e-9)
 
 
+@pytest.mark.parametrize("gram_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("selection", ["omp", "ols"])
+@pytest.mark.parametrize("kind", ["independent", "near copies", "in common"])
+def test_long_float32_codes_choose_as_float64_does(isa, kind, selection, gram_bytes):
+    """Where less is left of a signal than screened correlations are off by."""
+    rng = np.random.default_rng(1)
+    D = rng.standard_normal((500, 200)).astype(np.float32)
+    if kind == "near copies":
+        D = (rng.standard_normal((80, 200))[rng.integers(80, size=500)] + 0.2 * D).astype(np.float32)
+    if kind == "in common":
+        D[:, 0] += 10
+    X = rng.standard_normal((3, 200)).astype(np.float32)
+    codes, info = omp(X, Dictionary(D, gram_bytes=gram_bytes), 170, selection=selection, return_info=True)
+    want, true = omp(X.astype(float), D.astype(float), 170, selection=selection, return_info=True)
+    np.testing.assert_array_equal(codes.indices, want.indices)
+    np.testing.assert_allclose(info.residual, true.residual, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("kind", ["independent", "near copies", "copies"])
 def test_long_nonnegative_codes(isa, kind, dtype):

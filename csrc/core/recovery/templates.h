@@ -69,6 +69,7 @@ enum {
     LEFT_OVER = 8,   /* signals that it leaves open, taken together */
     IN_FLIGHT = 2,   /* signals in flight on a thread: one's Gram row is fetched during the other's pass */
     OPEN = -2,       /* no atom was chosen: a coarse screen cannot tell */
+    CROWDED = -3,    /* nor was one here: evaluating those that may be best costs more than alphas made anew */
     NEAR_SHARE = 8,  /* lasso: one atom in so many is evaluated by itself at most: all at once cost less each */
     CREEPS = 12,     /* lasso: rounds after which coordinate descent is taken to creep: others need 2 to 9 */
     QUICK = 30,      /* denoising: penalties after which it is solved exactly: others need 2 to 5 */

@@ -99,13 +99,14 @@ def smollm2():
 
 
 @pytest.fixture
-def loaded_smollm2(smollm2, smollm2_folder, monkeypatch):
+def loaded_smollm2(smollm2, request, monkeypatch):
     """Whatever loads the real model in this process gets the one that is loaded already, or another from its folder."""
     from atoms import activations
 
     def again(*, dtype="float32", head=False):
         if head or dtype != "float32":
-            return activations.load_model(str(smollm2_folder), dtype=dtype, head=head)
+            folder = request.getfixturevalue("smollm2_folder")  # 540 MB, for those alone that need another
+            return activations.load_model(str(folder), dtype=dtype, head=head)
         return smollm2
 
     monkeypatch.setattr(activations, "smollm2", again)

@@ -12,8 +12,9 @@ The files, each of which imports only from those above it::
     _hub           the same file on the Hugging Face hub, with a card
     _checkpoints   the files of one run: locked, and of one step
     _training      Run, train: steps, history, checkpoints, of one autoencoder or of several in one pass
-    _module        TorchSAE, the same as a PyTorch module; the one file that imports torch
-    _in_model      InModel: the methods for the model that the activations came from, PretrainedSAE's too
+    _module        TorchSAE, the same as a PyTorch module, and TorchDictionary; the one file that imports torch
+    _in_model      InModel: the methods for the model that the activations came from, PretrainedSAE's too; Described, the one
+                   that DictionaryLearning has as well
     _autoencoder   SparseAutoencoder, which holds a Trained, and fit_many
 """
 

@@ -1086,7 +1086,10 @@ def fit_many(
     ------
     ValueError
         Where `batch_size` or `max_steps` differ, or as `SparseAutoencoder.fit` does.
+    TypeError
+        `saes` holds something else.
     """
+    _check_kinds(saes)
     paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
     _check_together(saes, paths)
     rows, val, dropped = training_rows(X, X_val, massive, target, target_val)
@@ -1121,6 +1124,16 @@ def _asks(callback: Any) -> int:
     """After how many steps a callback is called again: its `every` where that is a number of steps."""
     every = getattr(callback, "every", 1)
     return max(1, int(every)) if isinstance(every, numbers.Integral) else 1
+
+
+def _check_kinds(saes: Any) -> None:
+    """TypeError unless it is a list of autoencoders."""
+    if not isinstance(saes, (list, tuple)):
+        raise TypeError(f"saes: expected a list of SparseAutoencoder, got a {type(saes).__name__}")
+    for k, sae in enumerate(saes):
+        if not isinstance(sae, SparseAutoencoder):
+            what = sae.__name__ + " itself" if isinstance(sae, type) else f"a {type(sae).__name__}"
+            raise TypeError(f"saes[{k}]: expected a SparseAutoencoder, got {what}")
 
 
 def _check_together(saes: list[SparseAutoencoder], paths: list[Any]) -> None:

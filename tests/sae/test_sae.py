@@ -344,6 +344,13 @@ def test_several_in_one_pass_equal_each_alone(X):
         assert state(atoms.SparseAutoencoder(**sae.get_params(deep=False)).fit(X)) == state(sae)
     with pytest.raises(ValueError, match="batch_size"):
         atoms.fit_many([quick(), quick(batch_size=64)], X)
+    for saes, said in (
+        (quick(), "saes: expected a list of SparseAutoencoder, got a SparseAutoencoder"),
+        ([quick(), atoms.DictionaryLearning(8, n_nonzero=2)], r"saes\[1\]: .* got a DictionaryLearning"),
+        ([atoms.SparseAutoencoder], r"saes\[0\]: .* got SparseAutoencoder itself"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            atoms.fit_many(saes, X)
 
 
 def test_warm_start(metric, X):

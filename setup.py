@@ -101,8 +101,10 @@ class Build(build_ext):
         flags = CLANG.get(platform.machine().lower(), {}) if "clang" in version.stdout else None
 
         def compiled(file, extra_postargs, **options):
-            own = [] if flags is None else ["-Wno-unknown-pragmas", *flags.get(os.path.basename(file), [])]
-            return one_by_one([file], extra_postargs=[*extra_postargs, *own], **options)
+            name = os.path.basename(file)
+            own = [] if flags is None else ["-Wno-unknown-pragmas", *flags.get(name, [])]
+            blas = blas_cflags if name == "blas.c" else []  # so a compiler's cache has the others, whatever the BLAS
+            return one_by_one([file], extra_postargs=[*extra_postargs, *blas, *own], **options)
 
         def at_once(sources, **options):
             with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
@@ -116,14 +118,14 @@ class Build(build_ext):
 debug = "-g" if os.environ.get("ATOMS_DEBUG") or os.environ.get("ATOMS_COVERAGE") else "-g0"
 cflags = f"-std=c11 -O3 {debug} -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno".split()
 ldflags = ["-fopenmp"]
-blis_cflags, blis_ldflags = blis_flags()
+blas_cflags, blas_ldflags = blis_flags()
 accelerate = os.environ.get(
     "ATOMS_ACCELERATE", "-framework Accelerate" if sys.platform == "darwin" else "none"
 )
 if accelerate != "none":
-    cflags.append("-DATOMS_WITH_ACCELERATE")
-    ldflags += accelerate.split()
-elif not blis_cflags:
+    blas_cflags.append("-DATOMS_WITH_ACCELERATE")
+    blas_ldflags += accelerate.split()
+elif not blas_cflags:
     print("atoms: building without BLIS, on the BLAS that SciPy exports", file=sys.stderr)
 if os.environ.get("ATOMS_COVERAGE"):
     cflags.append("--coverage")
@@ -137,8 +139,8 @@ setup(
             sources=sorted(glob("csrc/core/*/*.c")) + sorted(glob("csrc/python/*.c")),
             depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True),
             include_dirs=["csrc/include", "csrc/core", numpy.get_include()],
-            extra_compile_args=cflags + blis_cflags,
-            extra_link_args=ldflags + blis_ldflags,
+            extra_compile_args=cflags,
+            extra_link_args=ldflags + blas_ldflags,
             libraries=["m"],
         )
     ],

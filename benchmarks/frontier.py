@@ -1,7 +1,7 @@
 """How held-out quality grows with tokens and with width, and how many tokens 0.9 would take.
 
     python benchmarks/frontier.py capture --texts ../shared/data     # layers 8, 15, 22, once
-    python benchmarks/frontier.py run [--layers 8 15 22] [--kinds atoms features learned]
+    python benchmarks/frontier.py run [--layers 8 15 22] [--kinds atoms features learned random memorizing]
     python benchmarks/frontier.py table
 
 Text: WikiText-2's valid and test parts and CounterFact's prompts, in contexts of 256 tokens, their first tokens and
@@ -10,7 +10,8 @@ factor on its thresholds), its second to judge. Training rows are the first N of
 a smaller set is a part of each larger one.
 
 Kinds: atoms (threshold autoencoder under the AIP), features (BatchTopK, Euclidean), learned (`DictionaryLearning` with OMP
-codes under the AIP; its L0 is exact). Everybody sees as many samples, in batches of 512, whatever N is; the metric is fitted to
+codes under the AIP; its L0 is exact). Controls, under the AIP: random (directions, coded by OMP) and memorizing (every training
+row an atom, one to a code; its width is N). Everybody sees as many samples, in batches of 512, whatever N is; the metric is fitted to
 the training rows alone. Held-out variance is centred, in the metric fitted to *all* training rows, so that one convention judges
 every N. q* is the paper's, beside that of random directions at the same codes' L0.
 
@@ -79,9 +80,14 @@ def run(task: dict, X: np.ndarray, tune: np.ndarray, held: np.ndarray, judge) ->
 
     X = X[: task["tokens"]]
     metric = None if task["kind"] == "features" else atoms.AtomicInnerProduct(num_threads=1).fit(X)
-    common = {"metric": metric, "random_state": task["seed"], "num_threads": 1, "verbose": False}
+    own = {"metric": metric, "random_state": task["seed"], "num_threads": 1}
+    common = {**own, "verbose": False}
     wall, cpu = time.perf_counter(), time.process_time()
-    if task["kind"] == "learned":
+    if task["kind"] == "random":
+        model = atoms.controls.RandomDictionary(task["width"], task["l0"], **own).fit(X)
+    elif task["kind"] == "memorizing":
+        model = atoms.controls.MemorizingDictionary(**own).fit(X)
+    elif task["kind"] == "learned":
         model = atoms.DictionaryLearning(
             task["width"], n_nonzero=task["l0"], max_steps=task["samples"] // 2048, **common
         ).fit(X)
@@ -97,7 +103,10 @@ def run(task: dict, X: np.ndarray, tune: np.ndarray, held: np.ndarray, judge) ->
     rebuilt = model.inverse_transform(codes)
     held = np.asarray(held, np.float32)
     some = np.asarray(X[:: max(1, len(X) // 20_000)], np.float32)
-    stability = theory.stability(model.W_dec, np.diff(codes.indptr), metric=judge, num_threads=1)
+    if task["kind"] == "memorizing":  # of one atom to a code it is 1, whatever the atoms
+        stability = theory.stability(model.W_dec[:2], np.ones(2, int), metric=judge)
+    else:
+        stability = theory.stability(model.W_dec, np.diff(codes.indptr), metric=judge, num_threads=1)
     explained = lambda x, x_hat, how: float(theory.explained_variance(x, x_hat, how, metric=judge).total)
     return {
         "metric": explained(held, rebuilt, "metric_centered"),
@@ -119,10 +128,10 @@ def run_all(options: argparse.Namespace) -> None:
         X, tune, held = rows(layer)
         judge = atoms.AtomicInnerProduct(num_threads=1).fit(X)
         tasks = [
-            {"kind": kind, "layer": layer, "tokens": min(tokens, len(X)), "width": width, "l0": l0, "samples": options.samples,
-             "seed": seed}
+            {"kind": kind, "layer": layer, "tokens": n, "width": n if kind == "memorizing" else width,
+             "l0": 1 if kind == "memorizing" else l0, "samples": options.samples, "seed": seed}
             for seed in options.seeds for width in options.widths for l0 in options.l0 for kind in options.kinds
-            for tokens in options.tokens
+            for n in (min(tokens, len(X)) for tokens in options.tokens)
         ]  # fmt: skip
         for task in tasks:
             if identity(task, IDENTITY) in done:
@@ -217,12 +226,13 @@ def draw(groups: dict) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    groups = {name: group for name, group in groups.items() if len({r["tokens"] for r in group}) >= 5}
+    colours = {"atoms": "#1f4e79", "features": "#b35806", "learned": "#2d7d46"}
+    whole = lambda name, group: name[4] in colours and len({r["tokens"] for r in group}) >= 5
+    groups = {name: group for name, group in groups.items() if whole(name, group)}
     layers = sorted({name[0] for name in groups})
     figure, axes = plt.subplots(
         2, len(layers), figsize=(4 * len(layers), 6.4), squeeze=False, sharex=True, sharey="row"
     )
-    colours = {"atoms": "#1f4e79", "features": "#b35806", "learned": "#2d7d46"}
     for name, group in sorted(groups.items()):
         layer, width, l0, _, kind = name
         tokens = sorted({r["tokens"] for r in group})

@@ -103,7 +103,8 @@ class Build(build_ext):
         def compiled(file, extra_postargs, **options):
             name = os.path.basename(file)
             own = [] if flags is None else ["-Wno-unknown-pragmas", *flags.get(name, [])]
-            blas = blas_cflags if name == "blas.c" else []  # so a compiler's cache has the others, whatever the BLAS
+            # no other file knows BLAS, and a compiler's cache has the others whichever it is
+            blas = blas_cflags if name == "blas.c" else []
             return one_by_one([file], extra_postargs=[*extra_postargs, *blas, *own], **options)
 
         def at_once(sources, **options):

@@ -153,17 +153,30 @@ def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarr
     """Scale pre-activations by the one factor that reconstructs best.
 
     Where samples share a few strong directions, so do the latents that fire together, and
-    unscaled they would reconstruct a sample many times over.
+    unscaled they would reconstruct a sample many times over. A row far out activates thousands, and alone could
+    bring the factor to nothing: at least a quarter of what is best for the others stays.
     """
     sample, centred = _spread(sample, 2048), _spread(centred, 2048)
     rebuilt = model.decode(ctx, model.encode(ctx, Batch(sample)))
     part = rebuilt.astype(np.float64) - model.get("b_dec")
-    power = float((part * part).sum())
-    alpha = float(np.clip((part * centred).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
+    usual = _usual(centred)
+    alpha = max(_best_factor(part, centred), _best_factor(part[usual], centred[usual]) / 4)
     for name in ("W_enc", "b_enc", "threshold"):
         scaled = model.get(name)
         scaled *= alpha  # in place: a third copy would be the peak of all training
         model.set(name, scaled)
+
+
+def _best_factor(part: np.ndarray, rows: np.ndarray) -> float:
+    """Of part, from 0.001 to 1, at which it comes nearest to the rows."""
+    power = float((part * part).sum())
+    return float(np.clip((part * rows).sum() / power, 1e-3, 1.0)) if power > 0 else 1.0
+
+
+def _usual(rows: np.ndarray) -> np.ndarray:
+    """Which rows are at most four times as far out as the median."""
+    norm = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    return np.asarray(norm <= 4 * np.median(norm[norm > 0])) if norm.any() else norm == 0
 
 
 def _set_tied(

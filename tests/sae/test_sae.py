@@ -353,6 +353,21 @@ def test_several_in_one_pass_equal_each_alone(X):
             atoms.fit_many(saes, X)
 
 
+@pytest.mark.filterwarnings("ignore:X. .* rows have a norm above")
+@pytest.mark.parametrize("activation", ["batchtopk", "relu"])
+def test_one_row_far_out_leaves_the_first_scale(activation):
+    """It would be rebuilt by hundreds of latents at once, and their scale went down to a fifteenth for it alone."""
+    rng = np.random.default_rng(0)
+    D = rng.standard_normal((128, 32))
+    codes = rng.exponential(size=(2000, 128)) * (rng.random((2000, 128)) < 0.05)
+    X = (codes @ (D / np.linalg.norm(D, axis=1, keepdims=True))).astype(np.float32)
+    far = X.copy()
+    far[7] *= 100
+    settings = {"activation": activation, "target_l0": 8, "max_steps": 1, "learning_rate": 1e-12}
+    size = [np.linalg.norm(quick(d_sae=4000, **settings).fit(rows).W_enc) for rows in (X, far)]
+    assert size[1] > 0.15 * size[0]
+
+
 def test_warm_start(metric, X):
     first = quick(metric=metric).fit(X)
     again = quick(metric=metric, learning_rate=1e-12, max_steps=1).fit(X, init=first)

@@ -153,7 +153,7 @@ def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarr
     """Scale pre-activations by the one factor that reconstructs best.
 
     Where samples share a few strong directions, so do the latents that fire together, and
-    unscaled they would reconstruct a sample many times over. A row far out activates thousands, and alone could
+    unscaled they would reconstruct a sample many times over. A rare row far out activates thousands, and alone could
     bring the factor to nothing: at least a quarter of what is best for the others stays.
     """
     sample, centred = _spread(sample, 2048), _spread(centred, 2048)
@@ -174,9 +174,10 @@ def _best_factor(part: np.ndarray, rows: np.ndarray) -> float:
 
 
 def _usual(rows: np.ndarray) -> np.ndarray:
-    """Which rows are at most four times as far out as the median."""
+    """Which rows are at most four times as far out as the median; all where others are more than one in 500: no accident."""
     norm = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return np.asarray(norm <= 4 * np.median(norm[norm > 0])) if norm.any() else norm == 0
+    far = norm > 4 * np.median(norm[norm > 0]) if norm.any() else norm > 0
+    return ~far if 500 * far.sum() <= len(rows) else np.ones_like(far)
 
 
 def _set_tied(

@@ -103,10 +103,9 @@ def run(task: dict, X: np.ndarray, tune: np.ndarray, held: np.ndarray, judge) ->
     rebuilt = model.inverse_transform(codes)
     held = np.asarray(held, np.float32)
     some = np.asarray(X[:: max(1, len(X) // 20_000)], np.float32)
-    if task["kind"] == "memorizing":  # of one atom to a code it is 1, whatever the atoms
-        stability = theory.stability(model.W_dec[:2], np.ones(2, int), metric=judge)
-    else:
-        stability = theory.stability(model.W_dec, np.diff(codes.indptr), metric=judge, num_threads=1)
+    # of one atom to a code q* is 1, whatever the others
+    D = model.W_dec[:2] if task["kind"] == "memorizing" else model.W_dec
+    stability = theory.stability(D, np.diff(codes.indptr), metric=judge, num_threads=1)
     explained = lambda x, x_hat, how: float(theory.explained_variance(x, x_hat, how, metric=judge).total)
     return {
         "metric": explained(held, rebuilt, "metric_centered"),

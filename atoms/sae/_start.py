@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._config import one_blas_thread, serial_blas
-from .._rows import Pair, PairedRows, Rows
+from .._rows import Pair, PairedRows, Rows, squared_norms
 from ._model import Batch, Model, blocks
 from ._revival import worth
 from ._settings import Settings
@@ -159,8 +159,9 @@ def _scale_encoder(ctx: Any, model: Model, sample: np.ndarray, centred: np.ndarr
     sample, centred = _spread(sample, 2048), _spread(centred, 2048)
     rebuilt = model.decode(ctx, model.encode(ctx, Batch(sample)))
     part = rebuilt.astype(np.float64) - model.get("b_dec")
-    usual = _usual(centred)
-    alpha = max(_best_factor(part, centred), _best_factor(part[usual], centred[usual]) / 4)
+    alpha, usual = _best_factor(part, centred), _usual(centred)
+    if not usual.all():
+        alpha = max(alpha, _best_factor(part[usual], centred[usual]) / 4)
     for name in ("W_enc", "b_enc", "threshold"):
         scaled = model.get(name)
         scaled *= alpha  # in place: a third copy would be the peak of all training
@@ -175,7 +176,7 @@ def _best_factor(part: np.ndarray, rows: np.ndarray) -> float:
 
 def _usual(rows: np.ndarray) -> np.ndarray:
     """Which rows are at most four times as far out as the median; all where others are more than one in 500: no accident."""
-    norm = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    norm = np.sqrt(squared_norms(rows))
     far = norm > 4 * np.median(norm[norm > 0]) if norm.any() else norm > 0
     return ~far if 500 * far.sum() <= len(rows) else np.ones_like(far)
 

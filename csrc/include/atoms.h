@@ -326,7 +326,8 @@ ATOMS_API atoms_status atoms_sae_encode(const atoms_ctx *ctx, const atoms_sae *s
                                         atoms_csr **csr, atoms_sae_stats *stats);
 ATOMS_API int64_t atoms_csr_nnz(const atoms_csr *csr); /* number of entries */
 /* indptr (n + 1,), indices and values (nnz,); indices ascend within a row. */
-ATOMS_API void atoms_csr_copy(const atoms_csr *csr, int64_t *indptr, int32_t *indices, float *values);
+ATOMS_API void atoms_csr_copy(const atoms_ctx *ctx, const atoms_csr *csr, int64_t *indptr, int32_t *indices,
+                              float *values);
 ATOMS_API void atoms_csr_free(atoms_csr *csr);
 
 /* Codes where the caller has them. */

@@ -396,14 +396,14 @@ static PyObject *sae_work(PyObject *self, PyObject *args)
 }
 
 /* (indptr, indices, values, stats): new arrays. */
-static PyObject *csr_tuple(const atoms_csr *csr, int64_t n, const atoms_sae_stats *stats)
+static PyObject *csr_tuple(const atoms_ctx *ctx, const atoms_csr *csr, int64_t n, const atoms_sae_stats *stats)
 {
     npy_intp rows = n + 1, nnz = atoms_csr_nnz(csr);
     PyObject *indptr = PyArray_SimpleNew(1, &rows, NPY_INT64);
     PyObject *indices = PyArray_SimpleNew(1, &nnz, NPY_INT32);
     PyObject *values = PyArray_SimpleNew(1, &nnz, NPY_FLOAT32);
     if (indptr && indices && values)
-        atoms_csr_copy(csr, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
+        atoms_csr_copy(ctx, csr, PyArray_DATA((PyArrayObject *)indptr), PyArray_DATA((PyArrayObject *)indices),
                        PyArray_DATA((PyArrayObject *)values));
     PyObject *dict = indptr && indices && values ? stats_dict(stats) : NULL;
     if (!dict) {
@@ -439,7 +439,7 @@ static PyObject *sae_encode(PyObject *self, PyObject *args, PyObject *kwargs)
         atoms_sae_stats stats;
         atoms_status status;
         WITHOUT_GIL(status = atoms_sae_encode(ctx, h->sae, &batch, &csr, &stats));
-        result = status < 0 ? raise_row(status, &stats, "sae_encode") : csr_tuple(csr, batch.n, &stats);
+        result = status < 0 ? raise_row(status, &stats, "sae_encode") : csr_tuple(ctx, csr, batch.n, &stats);
         atoms_csr_free(w ? atomic_exchange(&w->codes, csr) : csr);
     }
     args_release(&a);

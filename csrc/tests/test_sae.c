@@ -94,7 +94,7 @@ static void check_codes(const atoms_ctx *ctx, const atoms_sae *sae)
     atoms_batch from = batch_of(x, N);
     CHECK(atoms_sae_encode(ctx, sae, &from, &codes, &stats) == ATOMS_OK);
     CHECK(atoms_csr_nnz(codes) > 0);
-    atoms_csr_copy(codes, indptr, indices, values);
+    atoms_csr_copy(ctx, codes, indptr, indices, values);
     CHECK(indptr[0] == 0 && indptr[N] == atoms_csr_nnz(codes));
     for (int i = 0; i < N; i++)
         for (int64_t e = indptr[i]; e < indptr[i + 1]; e++)
@@ -262,7 +262,7 @@ TEST(sae_frozen_encodes_and_no_more)
     static float z[2][N * S];
     int64_t indptr[2][N + 1];
     for (int k = 0; k < 2; k++)
-        atoms_csr_copy(codes[k], indptr[k], of[k], z[k]);
+        atoms_csr_copy(ctx, codes[k], indptr[k], of[k], z[k]);
     const size_t n = (size_t)indptr[0][N];
     CHECK(n > 0 && memcmp(indptr[0], indptr[1], sizeof indptr[0]) == 0);
     CHECK(memcmp(of[0], of[1], n * sizeof(int32_t)) == 0 && memcmp(z[0], z[1], n * sizeof(float)) == 0);

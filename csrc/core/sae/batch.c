@@ -43,7 +43,7 @@ static sae_scratch take_scratch(atoms_arena *arena, const atoms_sae *sae, int64_
  *     the latents:        floor | limit, rest, size
  *     what is listed:     list, aux | scratch | each thread's part of that | piece, piece_start | counts of each
  *     for a step only:    yc, y_sums (transcoders) | err | err_sum, weight, partial, bands | dead (AuxK)
- *                         | start, aux_start, at | g_bias
+ *                         | start, aux_start, at | g_bias | bins (BatchTopK)
  *
  * What grows with the number of active latents lies in blocks of its own: the lists by sample, the lists by latent, the
  * candidates, the gradients that threads hold. */
@@ -99,6 +99,8 @@ static void lay_out(sae_batch *b, const atoms_sae *sae)
     ATOMS_TAKE(arena, b->aux_start, s);
     ATOMS_TAKE(arena, b->at, 2 * ATOMS_MIN(panels, (int64_t)b->threads) * s);
     ATOMS_TAKE(arena, b->g_bias, s);
+    if (sae->p.activation == ATOMS_BATCHTOPK)
+        ATOMS_TAKE(arena, b->bins, CUT_BINS * (int64_t)b->threads);
 }
 
 /* The arena, and the blocks of which it holds the addresses. */

@@ -75,7 +75,7 @@ int64_t atoms_csr_nnz(const atoms_csr *csr)
     return n;
 }
 
-void atoms_csr_copy(const atoms_csr *csr, int64_t *indptr, int32_t *indices, float *values)
+void atoms_csr_copy(const atoms_ctx *ctx, const atoms_csr *csr, int64_t *indptr, int32_t *indices, float *values)
 {
     const sae_batch *b = &csr->batch;
     int64_t at = 0;
@@ -84,11 +84,16 @@ void atoms_csr_copy(const atoms_csr *csr, int64_t *indptr, int32_t *indices, flo
         const sae_list *l = &b->list[p];
         for (int64_t r = 0; r < PANEL_SAMPLES && p * PANEL_SAMPLES + r < b->n; r++)
             indptr[p * PANEL_SAMPLES + r + 1] = at + l->start[r + 1];
-        if (l->n) {
-            memcpy(indices + at, l->latent, (size_t)l->n * sizeof *indices);
-            memcpy(values + at, l->z, (size_t)l->n * sizeof *values);
-        }
         at += l->n;
+    }
+#pragma omp parallel for num_threads(ctx->p.num_threads) schedule(static)
+    for (int64_t p = 0; p < b->panels; p++) {
+        const sae_list *l = &b->list[p];
+        int64_t from = indptr[p * PANEL_SAMPLES];
+        if (l->n) {
+            memcpy(indices + from, l->latent, (size_t)l->n * sizeof *indices);
+            memcpy(values + from, l->z, (size_t)l->n * sizeof *values);
+        }
     }
 }
 

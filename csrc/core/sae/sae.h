@@ -25,6 +25,7 @@
 #define BLOCK_LATENTS 768 /* latents screened at a time; a multiple of SCREEN_LATENTS */
 #define BLOCK_SAMPLES 256 /* samples whose codes are made dense at a time, for the gradients of rows */
 #define PART_LATENTS 64   /* latents that one partial sum over latents is of */
+#define CUT_BINS 1024     /* sizes of entries that BatchTopK tells apart before it looks at each */
 
 /* --------------------------------------------------- parts of the model */
 
@@ -71,6 +72,7 @@ typedef struct {
     float *z;  /* pre-activation */
     float *ga; /* gradient of the loss by the activation */
     sae_room room;
+    int64_t near, ties;           /* BatchTopK: entries in ga as large as the cut or nearly; those as large that stay */
     double loss, penalty;         /* sums over the samples */
     double roots;                 /* of sqrt(|xhat - x| |xc|), none above the step's limit */
     float lowest;                 /* z of the entries; 3e38 where there are none */
@@ -120,6 +122,7 @@ typedef struct {
     sae_piece *piece;               /* (THREAD_PIECES threads,) a thread's, or where latents are cut a tile's */
     int64_t *piece_start;           /* where their `start` lie */
     float topk_floor;               /* the next batch's floor, TOPK and BATCHTOPK */
+    int32_t *bins;                  /* (threads, CUT_BINS) how many entries are of which size, BATCHTOPK only */
 
     /* from here on for a step only */
     float *err;     /* (errors, samples, out.ld) xhat - x: a block for each prefix, and one for AuxK if in use */

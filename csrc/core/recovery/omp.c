@@ -2,17 +2,19 @@
 #include "kernels.h"
 
 enum {
-    LEAST_TILE = 32, /* signals */
-    MOST_TILE = 512, /* many rows, so that the product packs the dictionary seldom */
-    TILES = 8,       /* at least so many where there are the signals, to keep all threads busy */
+    TILES = 128,          /* at least so many where there are the signals, to keep all threads busy */
+    LEAST_TILE = 32,      /* signals; */
+    LEAST_OF_LARGE = 128, /* of a dictionary that no cache holds, for each tile reads it */
+    MOST_TILE = 512,      /* its correlations take room */
 };
+#define LARGE ((int64_t)1 << 21)      /* numbers in such a dictionary */
 #define FREE_BYTES ((int64_t)1 << 24) /* Gram-free: bytes of correlations in one tile */
 
 /* Signals in a tile: depends on the problem only. */
 static int64_t tile_size(const atoms_dict *dict, int64_t n)
 {
-    int64_t tile = atoms_whole(n / TILES, 32);
-    tile = ATOMS_MAX(LEAST_TILE, ATOMS_MIN(MOST_TILE, tile));
+    const int64_t least = dict->np * dict->d > LARGE ? LEAST_OF_LARGE : LEAST_TILE;
+    int64_t tile = ATOMS_MAX(least, ATOMS_MIN(MOST_TILE, atoms_whole(n / TILES, 32)));
     if (!dict->gram && !dict->coarse)
         tile = ATOMS_MAX(8, ATOMS_MIN(tile, FREE_BYTES / (dict->np * (int64_t)atoms_dtype_size(dict->type))));
     return ATOMS_MAX(1, ATOMS_MIN(tile, n));

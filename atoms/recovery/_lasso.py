@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import check_count, check_number
+from .._checks import check_count, check_number, rows_in_all
 from .._config import context
 from .._rows import Blocks, is_dask, table
 from ._coding import BLOCK_BYTES, Codes, RecoveryInfo, by_blocks, code, complain, csr, packed
@@ -22,8 +22,10 @@ from ._dictionary import (
     whitened,
 )
 
-_SET = 192  # atoms of a working set beyond which products one by one cost more than a Gram matrix,
-_GRAM_ATOMS = 4096  # where that is of so many: a larger one is not made for what may be a single signal
+_SMALL = 1024  # atoms up to which a Gram matrix has paid after a few hundred signals,
+_GRAM_ATOMS = 4096  # and up to which it has after
+_REPAID = 2  # signals to an atom
+_SET = 128  # atoms of a working set that go by 16-bit rows; a Gram matrix of at most _GRAM_ATOMS costs less than more do
 
 # ---------------------------------------------------------------------------- lasso
 
@@ -101,11 +103,11 @@ def lasso(
     d = dictionary_of(dictionary, X, metric, num_threads)
     alphas = np.array([check_number(alpha, "alpha", 0, strict=True)])
     stop, rounds = check_number(tol, "tol", 0, strict=True), check_count(max_iter, "max_iter")
-    hold_screen(d)
+    most = _prepare(d, X.shape[0])
     ctx = context(num_threads)
 
     def solve(handle: Any, x: Array, rows: slice, out: Codes) -> None:
-        _solve_lasso(ctx, d, x, out, alphas=alphas, positive=positive, tol=stop, max_rounds=rounds)
+        _solve_lasso(ctx, d, x, out, most, alphas=alphas, positive=positive, tol=stop, max_rounds=rounds)
 
     return code("lasso", X, d, d.n_atoms, solve, verbose=verbose, return_info=return_info, has_gap=True)
 
@@ -175,7 +177,7 @@ def _path(
     X: Array, d: Dictionary, grid: Array, positive: bool, stop: float, rounds: int, num_threads: int | None
 ) -> tuple[list[Any], list[RecoveryInfo]]:
     """Codes for each penalty, and what became of the signals."""
-    hold_screen(d)
+    most = _prepare(d, X.shape[0])
     ctx, k, n = context(num_threads), grid.size, X.shape[0]
     how = {"alphas": grid, "positive": positive, "tol": stop, "max_rounds": rounds}
     status, steps = np.zeros((k, n), np.int8), np.zeros((k, n), np.int32)
@@ -189,7 +191,7 @@ def _path(
         indices, values = np.empty((k * m, d.n_atoms), np.int32), np.empty((k * m, d.n_atoms), d.dtype)
         out = [np.zeros(k * m, t) for t in (np.int32, np.int8, np.int32, np.float64, np.float64)]
         x = whitened(d, X[rows])
-        _solve_lasso(ctx, d, x, Codes(indices, values, *out), **how)
+        _solve_lasso(ctx, d, x, Codes(indices, values, *out), most, **how)
         for whole, part in zip(wholes, out, strict=True):
             whole[:, rows] = part.reshape(k, m)
         for a in range(k):  # the core gives all signals' codes for one penalty, then those for the next
@@ -200,13 +202,24 @@ def _path(
     return codes, [RecoveryInfo(status[a], residual[a], steps[a], gap[a]) for a in range(k)]
 
 
-def _solve_lasso(ctx: Any, d: Dictionary, x: Array, out: Codes, **how: Any) -> None:
+def _prepare(d: Dictionary, n: int) -> int:
+    """Makes ready what n signals multiply by; atoms of the largest working set that goes by 16-bit rows.
+
+    Of signals that come in blocks all count, so that bits do not depend on how they are cut.
+    """
+    repaid = rows_in_all(n) >= _REPAID * d.n_atoms
+    if gram_fits(d) and d.n_atoms <= (_GRAM_ATOMS if repaid else _SMALL):
+        hold_gram(d)
+        return 0
+    hold_screen(d)
+    return _SET if gram_fits(d) and d.n_atoms <= _GRAM_ATOMS else d.n_atoms
+
+
+def _solve_lasso(ctx: Any, d: Dictionary, x: Array, out: Codes, most: int, **how: Any) -> None:
     """Codes of the signals x for each penalty, all signals of one penalty after those of the one before.
 
-    Signals whose working set outgrows what 16-bit rows are good for are solved again by the Gram matrix. Which they are
-    depends on signal and dictionary alone, for bits do.
+    Signals whose working set outgrows `most` atoms are solved again by the Gram matrix, whatever the others do.
     """
-    most = _SET if gram_fits(d) and d.n_atoms <= _GRAM_ATOMS else d.n_atoms
     _core.lasso(ctx, handle_of(d), x, most_atoms=most, **how, **out._asdict())
     left = np.flatnonzero(out.status[: len(x)] == _core.SIGNAL_OPEN)
     if not len(left):

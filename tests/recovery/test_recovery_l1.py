@@ -160,10 +160,21 @@ def test_lasso_with_twin_atoms_and_on_the_path():
     assert (info.status == Status.LIMIT).any() and (info.gap[info.status == 2] > 0).all()
 
 
-def test_lasso_bits_do_not_depend_on_threads():
-    X, D, _ = planted(300, 96, 33, 5, noise=0.2, dtype=np.float32)
-    a, b = (lasso(X, D, 0.1, num_threads=t) for t in (1, 3))
-    assert (a.indices == b.indices).all() and (a.data == b.data).all()
+def test_lasso_by_the_gram_matrix_of_many_signals_is_that_by_screens():
+    X, D, _ = planted(2400, 1100, 33, 4, noise=0.2, dtype=np.float32)
+    d = Dictionary(D)
+    few, many = lasso(X[:500], d, 0.3, tol=1e-6), lasso(X, d, 0.3, tol=1e-6)
+    assert d.has_gram
+    np.testing.assert_allclose(few.toarray(), many[:500].toarray(), atol=2e-3)
+
+
+@pytest.mark.parametrize("n_atoms", [96, 1100], ids=["gram", "screens"])
+def test_lasso_bits_do_not_depend_on_threads_or_other_signals(n_atoms):
+    X, D, _ = planted(700, n_atoms, 33, 5, noise=0.2, dtype=np.float32)
+    whole = lasso(X, D, 0.1)
+    some = scipy.sparse.vstack([lasso(X[:13], D, 0.1), lasso(X[13:300], D, 0.1), lasso(X[300:], D, 0.1)])
+    for other in (lasso(X, D, 0.1, num_threads=1), lasso(X, D, 0.1, num_threads=3), some.tocsr()):
+        assert (whole.indices == other.indices).all() and (whole.data == other.data).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -196,14 +207,16 @@ def test_lasso_waits_for_correlations_and_goes_on(isa, dtype, kind):
                 assert gap <= tol * (x @ x) and want <= gap + 0.2 * tol * (x @ x)
 
 
-def test_lasso_on_sets_too_large_for_screens(isa):
+@pytest.mark.parametrize("n_atoms", [900, 1100], ids=["gram", "screens"])
+def test_lasso_on_sets_too_large_for_screens(isa, n_atoms):
     """Small penalties over many atoms, some of the signals: with a Gram matrix and with none, alone and together."""
-    X, D, _ = planted(9, 900, 48, 5, seed=2, noise=0.5, dtype=np.float32)
+    X, D, _ = planted(9, n_atoms, 48, 5, seed=2, noise=0.5, dtype=np.float32)
     X[::2] = RNG(3).standard_normal(X[::2].shape)  # as dense as codes get
     for alpha in (0.3, 2e-3):
         held, bare = Dictionary(D), Dictionary(D, gram_bytes=0)
         codes, info = lasso(X, held, alpha, return_info=True)
         assert (info.status == Status.CONVERGED).all()
+        assert held.has_gram or (n_atoms, alpha) == (1100, 0.3)  # the other penalty outgrows screens
         other = lasso(X, bare, alpha)
         for i, (x, z, far) in enumerate(zip(X, codes.toarray(), other.toarray(), strict=True)):
             gap = reference.lasso_gap(x.astype(float), D.astype(float), z.astype(float), alpha)

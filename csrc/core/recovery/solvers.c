@@ -4,7 +4,10 @@
 
 #include <math.h>
 
-#define TILE_SIGNALS 32 /* few, for their times differ */
+/* Few, for their times differ; where they are no more than that, fewer, for all threads to have some. */
+#define MOST_SIGNALS 32
+#define LEAST_SIGNALS 8
+#define TILES 64
 
 /* Mean field: many, so that the product packs the dictionary seldom. */
 #define SPIKES_SIGNALS 128
@@ -77,7 +80,8 @@ static atoms_status run_tiles(const atoms_ctx *ctx, const atoms_dict *shared, at
 static atoms_status run(const atoms_ctx *ctx, const atoms_dict *dict, atoms_rows x, const void *params,
                         const atoms_codes *codes, codes_solver solve)
 {
-    return run_tiles(ctx, dict, x, params, codes, TILE_SIGNALS, solve);
+    const int64_t tile = ATOMS_MAX(LEAST_SIGNALS, ATOMS_MIN(MOST_SIGNALS, x.n / TILES));
+    return run_tiles(ctx, dict, x, params, codes, tile, solve);
 }
 
 /* Whether these are signals of the dictionary's length, and codes have room for `width` entries each. */

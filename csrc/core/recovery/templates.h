@@ -67,6 +67,7 @@ typedef double number_f64;
 enum {
     MOST_TRIES = 64, /* atoms that a step of OMP evaluates after a coarse screen */
     LEFT_OVER = 8,   /* signals that it leaves open, taken together */
+    ASK_EVERY = 8,   /* rounds of steps: the question whether to stop reads a clock */
     IN_FLIGHT = 2,   /* signals in flight on a thread: one's Gram row is fetched during the other's pass */
     OPEN = -2,       /* no atom was chosen: a coarse screen cannot tell */
     CROWDED = -3,    /* nor was one here: evaluating those that may be best costs more than alphas made anew */

@@ -81,16 +81,18 @@ def lasso(
     -----
     Coordinate descent on a working set with its Gram matrix in cache, ended by a step to the minimiser on the support;
     after 12 rounds, or in the last, the set is solved exactly, by active sets in float64.
-    Correlations of all atoms with the residuals are taken for up to 32 signals at once, two or three times in all:
+    The dictionary's Gram matrix is held, and correlations are brought up to date from it, at ``n_atoms`` multiplications for
+    each coefficient that changed: on CPUs without VNNI and in float64 always, where it fits ``gram_bytes``; in float32 with
+    VNNI over at most 1,024 atoms, and 4,096 where there are two signals to an atom or more.
+    Else correlations of all atoms with the residuals are taken for up to 32 signals at once, two or three times in all:
     ``n_atoms * d_in`` multiplications a signal each time. In between, the distance that the residual has moved
     bounds the change of every correlation; only atoms that may have reached the penalty are evaluated, and no others
-    enter the duality gap. In float32 with VNNI these correlations are 16-bit products, with an error bound
+    enter the duality gap. With VNNI these correlations are 16-bit products, with an error bound
     that is added to that distance; what enters code and gap is evaluated in float32. This takes the atoms once more
-    in 16 bits and no Gram matrix. Signals whose set outgrows 192 of at most 4,096 atoms, as small penalties make them, are
-    solved as elsewhere. Other CPUs and float64 hold the Gram matrix where it fits and bring correlations
-    up to date from it, at ``n_atoms`` multiplications for each coefficient that changed. Each thread holds 32
-    signals, their ``32 * n_atoms`` correlations, the Gram matrix of the working set that it is at, and those of up
-    to 64 atoms for the signals that wait.
+    in 16 bits. Signals whose set outgrows 128 of at most 4,096 atoms, as small penalties make them, are
+    solved by the Gram matrix after all. So the last bits of a code may depend on how many signals come with it, but not on
+    which they are, nor on threads. Each thread holds 32 signals, their ``32 * n_atoms`` correlations, the Gram matrix of the
+    working set that it is at, and those of up to 64 atoms for the signals that wait.
 
     Examples
     --------

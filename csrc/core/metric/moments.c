@@ -16,7 +16,9 @@
 enum {
     DEPTH = 256,                /* rows summed in registers: a group of 8 columns stays in 16 KB of L1 */
     PACK_ROWS = 64,             /* rows packed by one task: whole rows, so that memory is read in order */
-    TILE_PANELS = 12,           /* a tile's columns, in panels: DEPTH rows of them stay in L2 */
+    TILE_PANELS = 12,           /* a tile's columns at most, in panels: DEPTH rows of them stay in L2 */
+    LEAST_PANELS = 3,           /* and at least, where many threads are to have some tiles each, */
+    THREAD_TILES = 4,           /* about so many */
     PHASE_DOUBLES = 512 * 1024, /* what a phase's panels may hold */
     BLOCK_ROWS = 32             /* rows converted at a time where they can't go straight into a panel */
 };
@@ -26,7 +28,8 @@ typedef struct {
     atoms_rows x;
     int64_t panels;               /* of the d columns */
     int64_t depths;               /* slices of a phase */
-    int64_t row_panels;           /* a tile's rows, in panels */
+    int64_t row_panels;           /* a tile's rows, in panels, */
+    int64_t col_panels;           /* and its columns */
     int64_t row_tiles, col_tiles; /* tiles of the whole square, those below the diagonal empty */
     double *shift;                /* padded to whole panels, as are all sums */
     double *buffer, *sums;        /* of two phases */
@@ -118,8 +121,8 @@ static void update_group(const moments *m, int64_t depth, const double *slice, i
 /* One tile of the result += the products of all slices of a phase. */
 static void product_task(const moments *m, const phase *ph, int64_t task)
 {
-    int64_t pj0 = task / m->row_tiles * TILE_PANELS, pi0 = task % m->row_tiles * m->row_panels;
-    int64_t pj1 = ATOMS_MIN(pj0 + TILE_PANELS, m->panels);
+    int64_t pj0 = task / m->row_tiles * m->col_panels, pi0 = task % m->row_tiles * m->row_panels;
+    int64_t pj1 = ATOMS_MIN(pj0 + m->col_panels, m->panels);
     int64_t pi1 = ATOMS_MIN(pi0 + m->row_panels, pj1);
     for (int64_t s = 0; ph->i0 + s * DEPTH < ph->i1; s++) {
         int64_t depth = ATOMS_MIN(DEPTH, ph->i1 - ph->i0 - s * DEPTH);
@@ -146,7 +149,7 @@ static void mirror_upper(const atoms_ctx *ctx, int64_t d, double *a)
 
 /* ------------------------------------------------------------------ moments */
 
-static void choose_sizes(moments *m)
+static void choose_sizes(moments *m, int threads)
 {
     m->panels = atoms_ceil_div(m->x.d, PANEL_COLUMNS);
     m->depths = PHASE_DOUBLES / (DEPTH * m->panels * PANEL_COLUMNS);
@@ -154,7 +157,11 @@ static void choose_sizes(moments *m)
     /* few rows a tile where there are few tiles to share out, more where fetching costs more */
     m->row_panels = ATOMS_MAX(1, ATOMS_MIN(4, m->panels / 16));
     m->row_tiles = atoms_ceil_div(m->panels, m->row_panels);
-    m->col_tiles = atoms_ceil_div(m->panels, TILE_PANELS);
+    m->col_panels = TILE_PANELS;
+    while (m->col_panels > LEAST_PANELS && /* half of the tiles are below the diagonal */
+           m->row_tiles * atoms_ceil_div(m->panels, m->col_panels) < 2 * THREAD_TILES * threads)
+        m->col_panels /= 2;
+    m->col_tiles = atoms_ceil_div(m->panels, m->col_panels);
 }
 
 /* | shift | panels of two phases, in turn | their sums |      the panels are 2 * 4 MB, or 2 * 512 rows */
@@ -213,7 +220,7 @@ atoms_status atoms_moments(const atoms_ctx *ctx, atoms_rows x, const double *shi
         return ATOMS_ERR_ARGUMENT;
     moments m = {.kernels = ctx->kernels->metric, .x = x, .second = second};
     atoms_arena arena = {0};
-    choose_sizes(&m);
+    choose_sizes(&m, ctx->p.num_threads);
     lay_out(&m, &arena);
     if (!atoms_arena_open(&arena))
         return ATOMS_ERR_MEMORY;

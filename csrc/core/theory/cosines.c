@@ -60,7 +60,9 @@ static atoms_status for_all_pairs(const atoms_ctx *ctx, all_pairs *p, int64_t *c
     if (!atoms_arena_open(&arena))
         return ATOMS_ERR_MEMORY;
     lay_out(p, &arena);
-    memset(p->counts, 0, (size_t)(p->threads * p->size) * sizeof *p->counts);
+#pragma omp parallel for num_threads(p->threads) schedule(static)
+    for (int thread = 0; thread < p->threads; thread++)
+        memset(p->counts + thread * p->size, 0, (size_t)p->size * sizeof *p->counts);
     atoms_team team = {.ctx = ctx};
 #pragma omp parallel for num_threads(p->threads) schedule(dynamic)
     for (int64_t t = 0; t < side * side; t++) {
@@ -68,6 +70,7 @@ static atoms_status for_all_pairs(const atoms_ctx *ctx, all_pairs *p, int64_t *c
         if (second >= first && atoms_team_ask(&team) == ATOMS_OK)
             count_tile(ctx, p, first, second);
     }
+#pragma omp parallel for num_threads(p->threads) schedule(static)
     for (int64_t j = 0; j < p->size; j++) {
         counts[j] = 0;
         for (int thread = 0; thread < p->threads; thread++)

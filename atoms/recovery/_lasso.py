@@ -91,7 +91,7 @@ def lasso(
     that is added to that distance; what enters code and gap is evaluated in float32. This takes the atoms once more
     in 16 bits. Signals whose set outgrows 128 of at most 4,096 atoms, as small penalties make them, are
     solved by the Gram matrix after all. So the last bits of a code may depend on how many signals come with it, but not on
-    which they are, nor on threads. Each thread holds 32 signals, their ``32 * n_atoms`` correlations, the Gram matrix of the
+    which they are, nor on threads. Each thread holds up to 32 signals, their ``32 * n_atoms`` correlations, the Gram matrix of the
     working set that it is at, and those of up to 64 atoms for the signals that wait.
 
     Examples

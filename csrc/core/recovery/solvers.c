@@ -4,7 +4,8 @@
 
 #include <math.h>
 
-/* Few, for their times differ; where they are no more than that, fewer, for all threads to have some. */
+/* Signals in a tile: few, for their times differ, and fewer where that gives less than TILES of them, so that all threads
+ * have some. */
 #define MOST_SIGNALS 32
 #define LEAST_SIGNALS 8
 #define TILES 64

@@ -5,17 +5,19 @@
  * again with a floor of zero. */
 #include "sae.h"
 
-/* Keeps z > cut and the first `ties` of z == cut, in [from, to) of l, moved down to *at. */
-static void keep(sae_list *l, int32_t from, int32_t to, float cut, int64_t *ties, int32_t *at)
+/* Of sample r, whose entries begin at *from, keeps z > cut and the first `ties` of z == cut, moved down to *to. */
+static void keep(sae_list *l, int r, float cut, int64_t *ties, int32_t *from, int32_t *to)
 {
-    for (int32_t e = from; e < to; e++) {
-        bool tie = l->z[e] == cut && *ties > 0;
-        if (l->z[e] > cut || tie) {
+    for (int32_t end = l->start[r + 1]; *from < end; ++*from) {
+        float z = l->z[*from];
+        bool tie = z == cut && *ties > 0;
+        if (z > cut || tie) {
             *ties -= tie;
-            l->latent[*at] = l->latent[e];
-            l->z[(*at)++] = l->z[e];
+            l->latent[*to] = l->latent[*from];
+            l->z[(*to)++] = z;
         }
     }
+    l->start[r + 1] = *to;
 }
 
 static int64_t above(const float *z, int64_t n, float cut)
@@ -98,12 +100,8 @@ static void keep_panel(sae_list *l, float cut)
 {
     int32_t to = 0, from = 0;
     int64_t ties = l->ties;
-    for (int r = 0; r < PANEL_SAMPLES; r++) {
-        int32_t end = l->start[r + 1];
-        keep(l, from, end, cut, &ties, &to);
-        from = end;
-        l->start[r + 1] = to;
-    }
+    for (int r = 0; r < PANEL_SAMPLES; r++)
+        keep(l, r, cut, &ties, &from, &to);
     l->n = to;
 }
 
@@ -142,7 +140,7 @@ static bool select_panel(sae_list *l, int64_t n_samples, int64_t k, float *work,
     bool lacking = false;
     int32_t to = 0, from = 0;
     for (int r = 0; r < PANEL_SAMPLES; r++) {
-        int32_t end = l->start[r + 1], n = end - from;
+        int32_t n = l->start[r + 1] - from;
         lacking |= n < k && r < n_samples;
         float cut = 0;
         int64_t ties = 0;
@@ -152,9 +150,7 @@ static bool select_panel(sae_list *l, int64_t n_samples, int64_t k, float *work,
             ties = k - above(work, n, cut);
             *lowest = ATOMS_MIN(*lowest, cut);
         }
-        keep(l, from, end, cut, &ties, &to);
-        from = end;
-        l->start[r + 1] = to;
+        keep(l, r, cut, &ties, &from, &to);
     }
     l->n = to;
     return lacking;

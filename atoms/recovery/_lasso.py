@@ -79,8 +79,9 @@ def lasso(
 
     Notes
     -----
-    Coordinate descent on a working set with its Gram matrix in cache, ended by a step to the minimiser on the support;
-    after 12 rounds, or in the last, the set is solved exactly, by active sets in float64.
+    Coordinate descent on a working set with its Gram matrix in cache; where it creeps, and at the end, from minimiser to
+    minimiser for the signs there are, by a Cholesky factor that atoms leave. The atoms that violate optimality most join the
+    set, at most as many as the code has, or 48; after 30 rounds, or in the last, the set is solved exactly, in float64.
     The dictionary's Gram matrix is held, and correlations are brought up to date from it, at ``n_atoms`` multiplications for
     each coefficient that changed: on CPUs without VNNI and in float64 always, where it fits ``gram_bytes``; in float32 with
     VNNI over at most 1,024 atoms, and 4,096 where there are two signals to an atom or more.

@@ -108,6 +108,28 @@ def test_lasso_over_dependent_atoms_ends_with_a_certificate(isa, kind):
     assert (small.status == Status.CONVERGED).all()
 
 
+@pytest.mark.parametrize("gram_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("kind", ["common", "clusters", "random"])
+def test_long_lasso_codes_over_atoms_much_alike(isa, kind, gram_bytes):
+    n_atoms, d, rng = 600, 200, RNG(3)
+    D = rng.standard_normal((n_atoms, d)) / np.sqrt(d)
+    if kind == "common":
+        D += 2 * RNG(4).standard_normal(d) / np.sqrt(d)
+    if kind == "clusters":
+        D = RNG(4).standard_normal((25, d))[np.arange(n_atoms) % 25] / np.sqrt(d) + 0.1 * D
+    D = (D / np.linalg.norm(D, axis=1, keepdims=True)).astype(np.float32)
+    X = rng.standard_normal((6, d)).astype(np.float32)
+    top = np.abs(X @ D.T).max(axis=1)
+    atoms = Dictionary(D, gram_bytes=gram_bytes)
+    for share in (0.3, 0.05):
+        alpha = share * float(top.min())
+        codes, info = lasso(X, atoms, alpha, return_info=True)
+        assert (info.status == Status.CONVERGED).all() and info.steps.max() < 30
+        assert codes.nnz > (15 if share == 0.3 else 60) * len(X)
+        for x, z in zip(X.astype(float), codes.toarray().astype(float), strict=True):
+            assert reference.lasso_gap(x, D.astype(float), z, alpha) <= 1.1e-4 * (x @ x)
+
+
 def test_a_path_at_tight_tolerances_is_its_single_penalties():
     X, D = RNG(5).standard_normal((5, 40)), RNG(6).standard_normal((160, 40))
     alphas, codes, infos = lasso_path(X, D, n_alphas=6, eps=1e-4, tol=1e-10, return_info=True)

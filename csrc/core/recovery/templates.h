@@ -72,10 +72,16 @@ enum {
     OPEN = -2,       /* no atom was chosen: a coarse screen cannot tell */
     CROWDED = -3,    /* nor was one here: evaluating those that may be best costs more than alphas made anew */
     NEAR_SHARE = 8,  /* lasso: one atom in so many is evaluated by itself at most: all at once cost less each */
-    CREEPS = 12,     /* lasso: rounds after which coordinate descent is taken to creep: others need 2 to 9 */
+    SWEEPS = 14,     /* lasso: of coordinate descent, after which it is taken to creep */
+    NEWCOMERS = 48,  /* lasso: atoms that join the set in a round, or as many as are in the code */
+    ADMISSION_BINS = 64,
+    CREEPS = 30,     /* lasso: rounds after which the set is solved exactly: others need 2 to 25 */
     QUICK = 30,      /* denoising: penalties after which it is solved exactly: others need 2 to 5 */
     KEPT = 64,       /* atoms of which a signal that waits keeps the Gram matrix */
+    FACTOR_ROWS = 4, /* of a Cholesky factor that are made together, by so many columns: */
+    FACTOR_STRIP = 2 * VLEN_f64,
 };
+#define FACTOR_ROOM(n) atoms_whole(n, 16) /* a length that rows of a factor of n atoms may have */
 #define FIRST_SHARE 0.3 /* of the worst violation: most smaller ones are not of the code, as long as little is fitted */
 
 /* Types of the templates, each explained where it is defined. */

@@ -109,7 +109,7 @@ def test_lasso_over_dependent_atoms_ends_with_a_certificate(isa, kind):
 
 
 @pytest.mark.parametrize("gram_bytes", [0, 1 << 30])
-@pytest.mark.parametrize("kind", ["common", "clusters", "random"])
+@pytest.mark.parametrize("kind", ["common", "clusters", "copies", "random"])
 def test_long_lasso_codes_over_atoms_much_alike(isa, kind, gram_bytes):
     n_atoms, d, rng = 600, 200, RNG(3)
     D = rng.standard_normal((n_atoms, d)) / np.sqrt(d)
@@ -117,6 +117,8 @@ def test_long_lasso_codes_over_atoms_much_alike(isa, kind, gram_bytes):
         D += 2 * RNG(4).standard_normal(d) / np.sqrt(d)
     if kind == "clusters":
         D = RNG(4).standard_normal((25, d))[np.arange(n_atoms) % 25] / np.sqrt(d) + 0.1 * D
+    if kind == "copies":
+        D = RNG(4).standard_normal((150, d))[np.arange(n_atoms) % 150] / np.sqrt(d) + 1e-3 * D
     D = (D / np.linalg.norm(D, axis=1, keepdims=True)).astype(np.float32)
     X = rng.standard_normal((6, d)).astype(np.float32)
     top = np.abs(X @ D.T).max(axis=1)

@@ -75,7 +75,8 @@ enum {
     SWEEPS = 14,     /* lasso: of coordinate descent, after which it is taken to creep */
     NEWCOMERS = 48,  /* lasso: atoms that join the set in a round, or as many as are in the code */
     ADMISSION_BINS = 64,
-    CREEPS = 30,     /* lasso: rounds after which the set is solved exactly: others need 2 to 25 */
+    CREEPS = 30,     /* lasso: rounds after which the set is solved exactly: others need 2 to 25; */
+    STALLS = 3,      /* or so many in a row without a gap that falls */
     QUICK = 30,      /* denoising: penalties after which it is solved exactly: others need 2 to 5 */
     KEPT = 64,       /* atoms of which a signal that waits keeps the Gram matrix */
     FACTOR_ROWS = 4, /* of a Cholesky factor that are made together, by so many columns: */

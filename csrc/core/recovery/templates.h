@@ -88,6 +88,7 @@ enum {
 /* Types of the templates, each explained where it is defined. */
 #define stored FN(stored)
 #define state FN(state)
+#define narrow FN(narrow)
 #define job FN(job)
 #define problem FN(problem)
 #define inputs FN(inputs)

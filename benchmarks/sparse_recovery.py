@@ -1,6 +1,6 @@
 """Sparse recovery against SPAMS, scikit-learn and celer: same threads, same precision, same rule.
 
-    python benchmarks/sparse_recovery.py [--part omp lasso growth] [--repeats 5] [--threads 2]
+    python benchmarks/sparse_recovery.py [--part omp lasso growth long] [--repeats 5] [--threads 2]
 
 Rates are signals a second with everything counted: normalising the atoms, the Gram matrix,
 correlations, steps, the CSR array. Competitors are timed in turns with ours and medians compared.
@@ -226,9 +226,71 @@ def lasso_part(args):
             )
 
 
+def unit(a):
+    return (a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32)
+
+
+def alike(kind, n_atoms, d, seed=0):
+    """Unit atoms: random ones; with a direction in common; or in 48 clusters, of cosine 0.9 or 0.99 within."""
+    g = np.random.default_rng(seed)
+    own = unit(g.standard_normal((n_atoms, d)))
+    if kind == "common":
+        return unit(own + 2 * unit(g.standard_normal((1, d))))
+    if kind != "random":
+        share = {"clusters of 0.9": 1 / 3, "clusters of 0.99": 0.1}[kind]
+        return unit(unit(g.standard_normal((48, d)))[np.arange(n_atoms) % 48] + share * own)
+    return own
+
+
+def long_part(args, d=576, n_atoms=1152, n=600):
+    """Codes of tens to hundreds of nonzeros, of Gaussian signals, whose codes no dictionary here makes shorter."""
+    spams = machine.spams()
+    X = np.random.default_rng(1).standard_normal((n, d)).astype(np.float32)
+    Xf = np.asfortranarray(X.T)
+    print(f"\nlong codes: {d} dimensions, {n_atoms} atoms, {n} Gaussian signals; signals/s")
+    print("atoms | OLS, nonzeros | SPAMS, its |r|^2 | ours, ratio, |r|^2")
+    kinds = ("random", "common", "clusters of 0.9", "clusters of 0.99")
+    for kind, k in itertools.product(kinds, (32, 64, 128, 200, 288)):
+        D = alike(kind, n_atoms, d)
+        Df = np.asfortranarray(D.T)
+        times, codes = in_turns(
+            [
+                lambda Df=Df, k=k: spams.omp(Xf, Df, L=k, eps=0.0, numThreads=args.threads).T,
+                lambda D=D, k=k: omp(X, D, k, selection="ols", num_threads=args.threads),
+            ],
+            3,
+        )
+        left = [float(np.mean(np.sum((X - c @ D) ** 2, axis=1))) for c in codes]
+        print(
+            f"{kind} | {k} | {n / times[0]:.0f}, {left[0]:.3f} | {n / times[1]:.0f}, {times[0] / times[1]:.2f}, {left[1]:.3f}",
+            flush=True,
+        )
+    print(
+        "atoms | lasso, share of the largest correlation, nonzeros | SPAMS, objective | ours, ratio, objective"
+    )
+    for kind, share in itertools.product(kinds, (0.5, 0.3, 0.2, 0.1, 0.05)):
+        D = alike(kind, n_atoms, d)
+        Df, alpha = np.asfortranarray(D.T), share * float(np.median(np.abs(X @ D.T).max(axis=1)))
+        times, codes = in_turns(
+            [
+                lambda Df=Df, a=alpha: spams.lasso(Xf, Df, lambda1=a, mode=2, numThreads=args.threads).T,
+                lambda D=D, a=alpha: lasso(X, D, a, tol=1e-5, num_threads=args.threads),
+            ],
+            3,
+        )
+        objective = [
+            float(np.mean(np.sum((X - c @ D) ** 2, axis=1)) / 2 + alpha * abs(c).sum() / n) for c in codes
+        ]
+        print(
+            f"{kind} | {share}, {codes[1].nnz / n:.0f} | {n / times[0]:.0f}, {objective[0]:.4f} | {n / times[1]:.0f}, "
+            f"{times[0] / times[1]:.2f}, {objective[1]:.4f}",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", nargs="+", default=["omp", "sklearn", "growth", "lasso"])
+    parser.add_argument("--part", nargs="+", default=["omp", "sklearn", "growth", "lasso", "long"])
     parser.add_argument("--d", nargs="+", type=int, help="only OMP's shapes with these d")
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
@@ -243,3 +305,5 @@ if __name__ == "__main__":
         growth_part(arguments, limit)
     if "lasso" in arguments.part:
         lasso_part(arguments)
+    if "long" in arguments.part:
+        long_part(arguments)

@@ -132,13 +132,14 @@ def test_nonnegative_codes_refit_by_nnls():
 
 @pytest.mark.parametrize("gram_bytes", [0, 1 << 30])
 @pytest.mark.parametrize("selection", ["omp", "ols"])
-@pytest.mark.parametrize("kind", ["independent", "near copies", "in common"])
+@pytest.mark.parametrize("kind", ["independent", "near copies", "nearer copies", "in common"])
 def test_long_float32_codes_choose_as_float64_does(isa, kind, selection, gram_bytes):
     """Where less is left of a signal than screened correlations are off by."""
     rng = np.random.default_rng(1)
     D = rng.standard_normal((500, 200)).astype(np.float32)
-    if kind == "near copies":
-        D = (rng.standard_normal((80, 200))[rng.integers(80, size=500)] + 0.2 * D).astype(np.float32)
+    if kind.endswith("copies"):
+        apart = 0.2 if kind == "near copies" else 0.15
+        D = (rng.standard_normal((80, 200))[rng.integers(80, size=500)] + apart * D).astype(np.float32)
     if kind == "in common":
         D[:, 0] += 10
     X = rng.standard_normal((3, 200)).astype(np.float32)

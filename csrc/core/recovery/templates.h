@@ -53,11 +53,10 @@ typedef double number_f64;
 #define NRM_FLOOR_f32 0x1p-19f
 #define NRM_FLOOR_f64 1e-13
 
-/* 1 where OMP keeps its rows u as pairs of 16-bit integers: float32 where there are products of them. */
+/* 1 where OMP can keep its rows u as pairs of 16-bit integers: float32 where there are products of them. */
 #define QUANTISED FN(QUANTISED)
 #define QUANTISED_f32 PAIRS
 #define QUANTISED_f64 0
-#define STORED_ROWS(steps) ((steps) / (1 + QUANTISED)) /* of a panel of u; an even number of steps */
 
 /* 1 where 16-bit correlations and Gram matrices will do for OMP. */
 #ifndef UNITS
@@ -86,7 +85,6 @@ enum {
 #define FIRST_SHARE 0.3 /* of the worst violation: most smaller ones are not of the code, as long as little is fitted */
 
 /* Types of the templates, each explained where it is defined. */
-#define stored FN(stored)
 #define state FN(state)
 #define narrow FN(narrow)
 #define job FN(job)

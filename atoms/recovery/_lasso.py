@@ -24,7 +24,7 @@ from ._dictionary import (
 
 _SMALL = 1024  # atoms up to which a Gram matrix has paid after a few hundred signals,
 _GRAM_ATOMS = 4096  # and up to which it has after
-_REPAID = 2  # signals to an atom
+_REPAID = 0.5  # signals to an atom
 _SET = 128  # atoms of a working set that go by 16-bit rows; a Gram matrix of at most _GRAM_ATOMS costs less than more do
 
 # ---------------------------------------------------------------------------- lasso
@@ -81,10 +81,12 @@ def lasso(
     -----
     Coordinate descent on a working set with its Gram matrix in cache; where it creeps, and at the end, from minimiser to
     minimiser for the signs there are, by a Cholesky factor that atoms leave. The atoms that violate optimality most join the
-    set, at most as many as the code has, or 48; after 30 rounds, or in the last, the set is solved exactly, in float64.
+    set, at most as many as the code has, or 48. What rounding may have made of correlations is kept account of: a gap that
+    it may have made small is proved from the residual. After 30 rounds, or three whose gap does not fall, or in the last, the
+    set is solved exactly, in float64.
     The dictionary's Gram matrix is held, and correlations are brought up to date from it, at ``n_atoms`` multiplications for
     each coefficient that changed: on CPUs without VNNI and in float64 always, where it fits ``gram_bytes``; in float32 with
-    VNNI over at most 1,024 atoms, and 4,096 where there are two signals to an atom or more.
+    VNNI over at most 1,024 atoms, and 4,096 where there is one signal to two atoms or more.
     Else correlations of all atoms with the residuals are taken for up to 32 signals at once, two or three times in all:
     ``n_atoms * d_in`` multiplications a signal each time. In between, the distance that the residual has moved
     bounds the change of every correlation; only atoms that may have reached the penalty are evaluated, and no others

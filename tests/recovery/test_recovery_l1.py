@@ -129,7 +129,7 @@ def test_long_lasso_codes_over_atoms_much_alike(isa, kind, gram_bytes):
         assert (info.status == Status.CONVERGED).all() and info.steps.max() < 30
         assert codes.nnz > (15 if share == 0.3 else 60) * len(X)
         for x, z in zip(X.astype(float), codes.toarray().astype(float), strict=True):
-            assert reference.lasso_gap(x, D.astype(float), z, alpha) <= (1.1 * tol + 1e-6) * (x @ x)
+            assert reference.lasso_gap(x, D.astype(float), z, alpha) <= (1.1 * tol + 3e-6) * (x @ x)
 
 
 def test_a_path_at_tight_tolerances_is_its_single_penalties():
@@ -192,7 +192,7 @@ def test_lasso_by_the_gram_matrix_of_many_signals_is_that_by_screens():
     np.testing.assert_allclose(few.toarray(), many[:500].toarray(), atol=2e-3)
 
 
-@pytest.mark.parametrize("n_atoms", [96, 1100], ids=["gram", "screens"])
+@pytest.mark.parametrize("n_atoms", [96, 1500], ids=["gram", "screens"])
 def test_lasso_bits_do_not_depend_on_threads_or_other_signals(n_atoms):
     X, D, _ = planted(700, n_atoms, 33, 5, noise=0.2, dtype=np.float32)
     whole = lasso(X, D, 0.1)

@@ -132,6 +132,22 @@ def test_long_lasso_codes_over_atoms_much_alike(isa, kind, gram_bytes):
             assert reference.lasso_gap(x, D.astype(float), z, alpha) <= (1.1 * tol + 3e-6) * (x @ x)
 
 
+@pytest.mark.filterwarnings("ignore::atoms.recovery.RecoveryWarning")
+def test_gaps_that_rounding_hides_are_not_taken_for_proofs(isa):
+    """Penalties of a ten-millionth to a hundredth of signals that the atoms do not span."""
+    rng, seen = RNG(5), []
+    for _ in range(30):
+        D = abs(rng.standard_normal((15, 64))).astype(np.float32)
+        X = (1e7 * rng.standard_normal((8, 64)) / 8).astype(np.float32)
+        alpha = 10 ** rng.uniform(0, 5)
+        codes, info = lasso(X, D, alpha, return_info=True)
+        for x, z, status in zip(X.astype(float), codes.toarray().astype(float), info.status, strict=True):
+            gap = reference.lasso_gap(x, D.astype(float), z, alpha)
+            assert status == Status.LIMIT or gap <= 2.2e-4 * (x @ x)
+            seen.append(int(status))
+    assert {0, 2} <= set(seen)
+
+
 def test_a_path_at_tight_tolerances_is_its_single_penalties():
     X, D = RNG(5).standard_normal((5, 40)), RNG(6).standard_normal((160, 40))
     alphas, codes, infos = lasso_path(X, D, n_alphas=6, eps=1e-4, tol=1e-10, return_info=True)

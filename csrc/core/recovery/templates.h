@@ -80,8 +80,8 @@ enum {
     KEPT = 64,       /* atoms of which a signal that waits keeps the Gram matrix */
     FACTOR_ROWS = 4, /* of a Cholesky factor that are made together, by so many columns: */
     FACTOR_STRIP = 2 * VLEN_f64,
+    RESIDUAL_PART = 64, /* coordinates of a residual that are summed together */
 };
-#define FACTOR_ROOM(n) atoms_whole(n, 16) /* a length that rows of a factor of n atoms may have */
 #define FIRST_SHARE 0.3 /* of the worst violation: most smaller ones are not of the code, as long as little is fitted */
 
 /* Types of the templates, each explained where it is defined. */

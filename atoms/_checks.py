@@ -16,6 +16,8 @@ from ._arrays import Lazy, as_array, check_bits, flatter, opened, refuse
 
 __all__ = [
     "Place",
+    "Sent",
+    "aligned",
     "atoms_of",
     "check_array",
     "check_count",
@@ -210,12 +212,40 @@ def whitener_of(metric: Any, d: int) -> np.ndarray | None:
     return whitener
 
 
-def narrow(codes: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """The same codes, numbered by int32 where that holds them: scikit-learn takes no other."""
-    if max(codes.nnz, *codes.shape) > np.iinfo(np.int32).max:
-        return codes
-    indices, indptr = (a.astype(np.int32, copy=False) for a in (codes.indices, codes.indptr))
-    return scipy.sparse.csr_array((codes.data, indices, indptr), shape=codes.shape)
+def aligned(value: Any) -> Any:
+    """The same where it is made of other things than arrays, and arrays as the core takes them.
+
+    What another process sends lies anywhere in its message (Dask hands arrays on without a copy).
+    """
+    if isinstance(value, np.ndarray):
+        return value if value.flags.aligned else np.require(value, requirements="A")
+    if scipy.sparse.issparse(value):
+        matrix: Any = value
+        given: Any = scipy.sparse.csr_array(matrix)
+        parts: Any = tuple(map(aligned, (given.data, given.indices, given.indptr)))
+        return scipy.sparse.csr_array(parts, shape=given.shape)
+    if type(value) is dict:
+        return {name: aligned(part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(aligned, value))
+    return value
+
+
+class Sent:
+    """What may come from another process, with arrays that the core is to take."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(aligned(state))
+
+
+def narrow(
+    values: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]
+) -> scipy.sparse.csr_array:
+    """A CSR array numbered by int32 where that holds it: scikit-learn takes no other, and SciPy would widen all indices
+    to the type of `indptr`."""
+    index = np.int32 if max(len(values), *shape) <= np.iinfo(np.int32).max else np.int64
+    numbers: Any = (indices.astype(index, copy=False), indptr.astype(index, copy=False))
+    return scipy.sparse.csr_array((values, *numbers), shape=shape)
 
 
 # ------------------------------------------------------------- a part of all rows

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ._checks import feature_names
+from ._checks import Sent, feature_names
 from ._frames import check_output
 from ._rows import Blocks, is_dask, rows_of, table
 from ._shown import Shown, Table
@@ -54,7 +54,7 @@ def _not_fitted_error() -> type[Exception]:
     return NotFittedError if module is None else module.NotFittedError
 
 
-class Estimator(Shown):
+class Estimator(Shown, Sent):
     """Parameters, representation and checks, as scikit-learn's estimators have them.
 
     A subclass stores each constructor argument under its own name, unchanged, and checks it in

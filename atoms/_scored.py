@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import scipy.sparse as sp
 from ._arrays import as_array
 from ._estimator import Estimator
 from ._frames import without_frames
-from ._rows import Blocks, finite_blocks, is_dask
+from ._rows import Blocks, as_now, finite_blocks, is_dask
 from .theory import ExplainedVariance
 from .theory._variance import seen_beside
 
@@ -69,7 +68,7 @@ class Scored(Estimator):
         convention = "centered" if metric is None else "metric_centered"
         found = ExplainedVariance(convention, metric, num_threads=self.num_threads)
         if is_dask(X):
-            for part in Blocks(X).gathered(_explained, copy.copy(self), found):
+            for part in Blocks(X).gathered(_explained, as_now(self), found):
                 found.merge(part)
             return float(found.result().total)
         for block in finite_blocks(self._check_rows(X, reset=False)):

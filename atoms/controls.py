@@ -238,9 +238,9 @@ class _Dictionary(Scored):
             np.concatenate(value, dtype=np.float32, casting="same_kind") if value else np.zeros(0, np.float32)
         )
         atoms = np.concatenate(index).astype(np.int32) if index else np.zeros(0, np.int32)
-        codes = scipy.sparse.csr_array((entries, atoms, starts), shape=(len(X), len(self._unit)))
+        codes = narrow(entries, atoms, starts, (len(X), len(self._unit)))
         codes.eliminate_zeros()
-        return narrow(codes)
+        return codes
 
     @by_blocks
     @one_blas_thread

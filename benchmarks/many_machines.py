@@ -1,6 +1,6 @@
 """What Dask costs: blocks of 100 MB through a cluster of one process of one thread, and through this process, in turns.
 
-    python benchmarks/many_machines.py            about 3 minutes; writes benchmarks/results/many_machines.txt
+    python benchmarks/many_machines.py            about 4 minutes; writes benchmarks/results/many_machines.txt
     python benchmarks/many_machines.py --model    only what one autoencoder's training would gain from several machines
 
 Both read the same files, and both work with one thread. The overhead is the ratio of the medians, less one.
@@ -20,7 +20,7 @@ import numpy as np
 import atoms
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "many_machines.txt"
-D, MEGABYTES, BLOCKS, TURNS = 576, 100, 6, 5
+D, MEGABYTES, BLOCKS, TURNS = 576, 100, 12, 5
 # samples a second of a training step on 2 cores of Zen 4 (benchmarks/results/train_step.txt), at L0 48
 RATES = {(576, 2304): 101_452, (2304, 36_864): 2_594}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import check_count, check_number, seed_of
+from .._checks import Sent, check_count, check_number, seed_of
 from .._files import check_tensor, load_tensors, reading, save_tensors
 from ..sae._saving import check_resumed, read_space, write_space
 from ..sae._space import TrainingSpace
@@ -21,7 +21,7 @@ HISTORY = (
 
 
 @dataclasses.dataclass
-class Learned:
+class Learned(Sent):
     """A dictionary as far as it has been learned. Its arrays are replaced by each step, never changed."""
 
     space: TrainingSpace

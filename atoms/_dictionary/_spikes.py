@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _core
+from .._checks import Sent
 from .._config import context, one_blas_thread
 from ..recovery import Dictionary
 from ..recovery._coding import Codes, packed
@@ -29,7 +30,7 @@ COUNT, HITS, FIRST, SECOND, DOUBT, CERTAIN, AGE = range(7)
 
 
 @dataclasses.dataclass
-class Spikes:
+class Spikes(Sent):
     """What is known of how atoms fire. Its array is replaced by each step, never changed."""
 
     sums: Array  # (n_atoms, 7) float64, see the names above: discounted sums over samples, AGE in steps

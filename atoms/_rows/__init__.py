@@ -25,7 +25,7 @@ import numpy as np
 from .._arrays import is_stream
 from .._checks import check_array, first_nonfinite_row, nonfinite_error
 from .beside import Sites, columns, in_memory, site_rows
-from .clusters import Blocks, by_blocks, is_dask, told
+from .clusters import Blocks, as_now, by_blocks, is_dask, told
 from .massive import MASSIVE, SomeNorms, site_norms, squared_norms, warn_of_massive
 from .numbered import (
     PASS_ROWS,
@@ -57,6 +57,7 @@ __all__ = [
     "SomeNorms",
     "StreamRows",
     "StreamSampler",
+    "as_now",
     "by_blocks",
     "columns",
     "finite_blocks",

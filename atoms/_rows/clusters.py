@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy.sparse
 
-from .._checks import Place, numbered
+from .._checks import Place, aligned, numbered
 from .massive import squared_norms
 from .numbered import Rows
 
@@ -198,6 +198,12 @@ class Blocks:
         return Blocks(self.far.map_blocks(_within, limit, dtype=self.far.dtype, chunks=sizes), self.name)
 
 
+def as_now(estimator: Any) -> Any:
+    """A copy for tasks that run later: what it makes of rows now, whatever becomes of it."""
+    own = getattr(estimator, "_as_now", None)
+    return copy.copy(estimator) if own is None else own()
+
+
 def by_blocks(method: _F) -> _F:
     """A method of rows X, each of which has its own part in what comes back, and, of arrays of Dask, arrays of Dask."""
 
@@ -206,8 +212,7 @@ def by_blocks(method: _F) -> _F:
         # into an array in memory they are read one after the other
         if not is_dask(X) or any(isinstance(a, np.ndarray) for a in (*args, *options.values())):
             return method(self, X, *args, **options)
-        own = copy.copy(self)  # as it is now
-        return Blocks(X).mapped(_method, own, method.__name__, args, options)
+        return Blocks(X).mapped(_method, as_now(self), method.__name__, args, options)
 
     return wrapped  # type: ignore[return-value]
 
@@ -231,16 +236,6 @@ def _held(pickled: bytes) -> _Held:
     return _Held(pickle.loads(pickled))
 
 
-def _aligned(rows: Any) -> Any:
-    """A block as the core takes it."""
-    if not scipy.sparse.issparse(rows):
-        return np.require(rows, requirements="A")
-    given: Any = rows
-    parts: Any = scipy.sparse.csr_array(given)
-    own: Any = tuple(np.require(part, requirements="A") for part in (parts.data, parts.indices, parts.indptr))
-    return scipy.sparse.csr_array(own, shape=parts.shape)
-
-
 def _same(value: Any) -> Any:
     return value
 
@@ -249,7 +244,7 @@ def _given(
     function: Callable[..., Any], place: Place, shape: tuple[int, Any], blocks: list[Any], held: _Held
 ) -> Any:
     """What the function gives; None where the block has no rows."""
-    rows, *beside = map(_aligned, blocks)
+    rows, *beside = map(aligned, blocks)
     d, n = shape
     if rows.ndim != 2 or rows.shape[1] != d or not (np.isnan(n) or len_of(rows) == n):
         raise ValueError(

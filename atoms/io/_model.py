@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from .. import _core
 from .._arrays import as_array
-from .._checks import part_by_part
+from .._checks import Sent, narrow, part_by_part
 from .._config import context, one_blas_thread
 from .._rows import by_blocks, rows_of
 from .._shown import Shown, Table
@@ -26,7 +26,7 @@ HELD = 1 << 28  # bytes of a part of the weights that stay in their file: 4 each
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
-class PretrainedSAE(InModel, Shown):
+class PretrainedSAE(InModel, Shown, Sent):
     """A sparse autoencoder or transcoder that was trained by another tool, for use only.
 
     Whatever the file's conventions (transposed weights, a decoder bias subtracted from the input, input
@@ -331,7 +331,7 @@ def _largest(codes: sp.csr_array, k: int) -> sp.csr_array:
     rank[order] = np.arange(codes.nnz) - codes.indptr[row[order]]
     keep = rank < k
     indptr = np.concatenate([[0], np.cumsum(np.minimum(np.diff(codes.indptr), k))])
-    return sp.csr_array((codes.data[keep], codes.indices[keep], indptr), shape=codes.shape)
+    return narrow(codes.data[keep], codes.indices[keep], indptr, codes.shape)
 
 
 def _weight(a: Any, name: str, shape: tuple[int, ...]) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _plot as plot
 from .._checks import (
+    aligned,
     block_number,
     check_array,
     check_count,
@@ -617,7 +618,7 @@ class AtomicInnerProduct(Routed):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
+        state = dict(aligned(state))
         if "_second" in state:
             sums = {field: state.pop(name) for name, field in _PICKLED.items()}
             state["_moments"] = Moments(n=state["n_samples_seen_"], **sums)

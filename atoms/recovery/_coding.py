@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import scipy.sparse
 
 from .. import _core
-from .._checks import outside, row_name
+from .._checks import narrow, outside, row_name
 from .._progress import progress_bar
 from .._rows import Blocks, is_dask, table, told
 from .._shown import Shown, Table
@@ -186,12 +185,9 @@ def csr(counts: Array, parts: list[tuple[Array, Array]], shape: tuple[int, int],
     """One CSR array of the codes of all blocks, as `packed` gives them."""
     indptr = np.zeros(shape[0] + 1, np.int64)
     np.cumsum(counts, out=indptr[1:])
-    index = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
     indices = np.concatenate([p[0] for p in parts]) if parts else np.empty(0, np.int32)
     values = np.concatenate([p[1] for p in parts]) if parts else np.empty(0, dtype)
-    return scipy.sparse.csr_array(
-        (values, indices.astype(index, copy=False), indptr.astype(index)), shape=shape
-    )
+    return narrow(values, indices, indptr, shape)
 
 
 _silent = contextvars.ContextVar("_silent", default=False)  # of one thread; the warnings' filters are of all

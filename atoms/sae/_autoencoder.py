@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from .. import _core
 from .. import _plot as plot
 from .. import metric as metrics
-from .._checks import part_by_part
+from .._checks import aligned, part_by_part
 from .._config import context
 from .._estimator import Routed, restored
 from .._files import opened_tensors, reading
@@ -972,10 +972,20 @@ class SparseAutoencoder(InModel, Scored, Routed):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
+        return self._state(training_state=True)
+
+    def _state(self, training_state: bool) -> dict[str, Any]:
         state = {k: v for k, v in vars(self).items() if k not in ("_fitted", "_folded")}
-        return state | _saving.as_state(self._fitted) if "_fitted" in vars(self) else state
+        return state | _saving.as_state(self._fitted, training_state) if "_fitted" in vars(self) else state
+
+    def _as_now(self) -> SparseAutoencoder:
+        """Without Adam's moments, two thirds of what would go to another process."""
+        own = type(self).__new__(type(self))
+        own.__setstate__(self._state(training_state=False))
+        return own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = aligned(state)
         vars(self).update({k: v for k, v in state.items() if k not in (*_saving.STATE, "_folded")})
         if "_arrays" in state:
             parameters = as_json(self.get_params(deep=False))

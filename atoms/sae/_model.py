@@ -250,7 +250,7 @@ class Model:
             except ValueError as error:
                 named = re.sub(r"\brow (\d+)", lambda found: row_name(int(found[1])), str(error))
                 raise ValueError(named) from None
-        return sp.csr_array((values, indices, indptr), shape=(len(batch), self.d_sae))
+        return narrow(values, indices, indptr, (len(batch), self.d_sae))
 
     def decode(self, ctx: Any, codes: sp.csr_array) -> np.ndarray:
         """Reconstructions (n, d_out), less a skip connection's part."""
@@ -273,12 +273,12 @@ def decode(ctx: Any, codes: sp.csr_array, W: np.ndarray, b: np.ndarray) -> np.nd
 def as_lists(codes: sp.csr_array) -> dict[str, np.ndarray]:
     """Codes as the core takes them."""
     return {
-        "indptr": codes.indptr.astype(np.int64, copy=False),
-        "indices": codes.indices.astype(np.int32, copy=False),
-        "values": np.ascontiguousarray(codes.data, np.float32),
+        "indptr": np.require(codes.indptr, np.int64, ["C", "A"]),
+        "indices": np.require(codes.indices, np.int32, ["C", "A"]),
+        "values": np.require(codes.data, np.float32, ["C", "A"]),
     }
 
 
 def stacked(parts: list[sp.csr_array]) -> sp.csr_array:
-    """Codes of blocks as codes of all rows, numbered by int32 where that holds them."""
-    return narrow(sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0])
+    """Codes of blocks as codes of all rows."""
+    return sp.csr_array(sp.vstack(parts, format="csr")) if len(parts) > 1 else parts[0]

@@ -46,9 +46,8 @@ def write(
 ) -> None:
     """A safetensors file; `training_state` adds what `resume` needs."""
     space, model, control, history, parameters, data = trained
-    names = model.fields if training_state else (*model.weights, "counters")
-    twins = ("W_enc", "W_enc_m", "W_enc_v") if parameters["tied"] else ()  # tied: the same arrays as W_dec's
-    shapes = {name: layout(name, model.d_in, model.d_sae, model.d_out) for name in names if name not in twins}
+    names = _kept(trained, training_state)
+    shapes = {name: layout(name, model.d_in, model.d_sae, model.d_out) for name in names}
     tensors: dict[str, Any] = {k: Later(*v, functools.partial(model.get, k)) for k, v in shapes.items()}
     meta: dict[str, Any] = {
         "parameters": parameters,
@@ -65,6 +64,16 @@ def write(
     ):  # all arrays of one step; copies of all at once would be larger than the model
         control.publish_cut(model)
         save_tensors(path, kind, tensors, {**meta, "control": vars(control)})
+
+
+def _kept(trained: Trained, training_state: bool) -> list[str]:
+    """Names of the arrays that determine all others, or all others that results depend on."""
+    model = trained.model
+    twins = (
+        ("W_enc", "W_enc_m", "W_enc_v") if trained.parameters["tied"] else ()
+    )  # the same arrays as W_dec's
+    names = model.fields if training_state else (*model.weights, "counters")
+    return [name for name in names if name not in twins]
 
 
 def write_space(space: TrainingSpace, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -241,12 +250,17 @@ def seed_in(path: str | os.PathLike[str]) -> int | None:
     return seed if isinstance(seed, int) and seed >= 0 else None
 
 
-def as_state(trained: Trained) -> dict[str, Any]:
-    """What a pickle holds of a trained autoencoder, under the names that pickles have always had."""
+def as_state(trained: Trained, training_state: bool = True) -> dict[str, Any]:
+    """What a pickle holds of a trained autoencoder, under the names that pickles have always had.
+
+    None stands for arrays that need not be there: those of zeros, of an autoencoder that is not to be trained further.
+    """
     space, model, control, _, parameters, data = trained
+    kept = _kept(trained, training_state)
     with model.turns.reading():
+        found = (model.get(name) if name in kept else None for name in model.fields)
         state: dict[str, Any] = {
-            "_arrays": [model.get(name) for name in model.fields],
+            "_arrays": [None if array is None or not array.any() else array for array in found],
             "_control": dict(vars(control)),
         }
     state = {**state, "_parameters": parameters, "_data": data, "_metric": space.metric}
@@ -277,5 +291,6 @@ def from_state(state: dict[str, Any], parameters: dict[str, Any], ctx: Any) -> T
     out = None if space.target is None else space.target.d
     model = Model.of(ctx, d, Settings.of_json(parameters), out)
     for name, value in zip(model.fields, state["_arrays"], strict=True):
-        model.set(name, value)
+        if value is not None:
+            model.set(name, value)
     return Trained(space, model, control, _complete(state["history_"]), parameters, state.get("_data"))

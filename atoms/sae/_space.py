@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .._arrays import as_array
+from .._checks import Sent
 from .._config import one_blas_thread
 from .._frames import without_frames
 from .._rows import Pair, PairedRows, Rows, columns
@@ -28,7 +29,7 @@ def check_metric(metric: Any, d: int) -> None:
         )
 
 
-class TrainingSpace:
+class TrainingSpace(Sent):
     """``t(x) = (x - mean) S^(1/2)`` under a metric, else ``t(x) = scale (x - mean)``.
 
     Parameters

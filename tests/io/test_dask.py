@@ -436,6 +436,8 @@ def test_on_a_cluster(client, X, metric):
     same(codes, sae.transform(X))
     same(sae.reconstruct(rows), sae.reconstruct(X))
     assert sae.score(rows) == sae.score(X)
+    own = client.submit(sae.transform, X).result()  # a task of the user's
+    assert (own != sae.transform(X)).nnz == 0
     assert theory.stability(sae, codes, metric) == theory.stability(sae, sae.transform(X), metric)
     heavy = X.copy()
     heavy[1717, 3] = np.nan

@@ -18,6 +18,7 @@ __all__ = [
     "Lazy",
     "as_array",
     "check_bits",
+    "check_whole",
     "chunk_of",
     "flatter",
     "is_stream",
@@ -378,6 +379,7 @@ def chunk_of(part: Any, name: str) -> np.ndarray:
         )
     if isinstance(part, (str, bytes)):
         _refuse_items(part, name)
+    check_whole(part, name)
     a = np.asarray(as_array(part, name))
     if a.ndim == 1 and len(a):
         a = a[None]
@@ -444,6 +446,16 @@ def refuse(X: Any, name: str) -> None:
         )
     if isinstance(X, (set, frozenset)):
         raise TypeError(f"{name}: a set has no order; pass a list of arrays")
+    check_whole(X, name)
+
+
+def check_whole(X: Any, name: str) -> None:
+    """ValueError for an array of which some values are masked."""
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise ValueError(
+            f"{name}: a masked array, whose masked values have no number; pass the rows that are whole, "
+            f"{name}[~numpy.ma.getmaskarray({name}).any(axis=1)].data"
+        )
 
 
 def _keys(X: Any) -> list[Any] | None:

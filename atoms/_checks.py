@@ -103,11 +103,6 @@ def _numbers(X: Any, name: str) -> np.ndarray:
             f"supported; pass {name}.toarray()"
         )
     refuse(X, name)
-    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-        raise ValueError(
-            f"{name}: a masked array, whose masked values have no number; pass the rows that are whole, "
-            f"{name}[~numpy.ma.getmaskarray({name}).any(axis=1)].data"
-        )
     try:
         a = np.asarray(as_array(X, name))
     except ValueError as error:

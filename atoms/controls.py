@@ -19,7 +19,7 @@ import scipy.sparse
 
 from . import _core, recovery
 from . import metric as metrics
-from ._arrays import as_array
+from ._arrays import as_array, check_whole
 from ._checks import narrow, nonfinite_error, seed_of, whitener_of
 from ._config import context, one_blas_thread
 from ._frames import framed
@@ -624,6 +624,7 @@ def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.nd
     >>> bool((np.sort(shuffle_coordinates(X), axis=0) == X).all())
     True
     """
+    check_whole(X, "X")
     X = np.asarray(as_array(X))
     if X.ndim != 2:
         raise ValueError(f"X: expected two dimensions (n, d), got shape {X.shape}")

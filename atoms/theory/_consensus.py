@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import atoms_of
+from .._checks import atoms_of, check_rows
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 from ._matching import nearest
@@ -98,7 +98,7 @@ def consensus(
     group's atom is the mean of its unit atoms, their signs made equal.
 
     What one seed finds and no other is of that seed, not of the data; but seeds agree on what the method prefers, also
-    where it is wrong, so `found_in` bounds what is real from above. Controls: `atoms.controls.random_dictionary` in
+    where it is wrong, so `found_in` bounds what is real from above. Controls: `atoms.controls.RandomDictionary` in
     place of the dictionaries, or dictionaries of shuffled activations.
 
     Parameters
@@ -135,7 +135,7 @@ def consensus(
     >>> found.found_in, found.members[0]
     (array([3, 2, 1, 1]), array([1, 0, 0]))
     """
-    dictionaries = [np.asarray(atoms_of(D, f"dictionaries[{k}]")) for k, D in enumerate(dictionaries)]
+    dictionaries = [_atoms(D, f"dictionaries[{k}]") for k, D in enumerate(dictionaries)]
     if len(dictionaries) < 2:
         raise ValueError(f"dictionaries: expected two or more, got {len(dictionaries)}")
     if not 0 < cosine <= 1:
@@ -154,6 +154,10 @@ def consensus(
     count = (members >= 0).sum(axis=1)
     order = np.lexsort([np.arange(len(members)), -cosines, -count])
     return Consensus(atoms[order].astype(np.float32), count[order], cosines[order], members[order])
+
+
+def _atoms(D: Any, name: str) -> np.ndarray:
+    return np.asarray(check_rows(atoms_of(D, name), name))
 
 
 def _means(

@@ -478,6 +478,7 @@ WRONG = {
     "sparse": (lambda X: torch.from_numpy(X).to_sparse(), TypeError, r"a sparse one .*X.to_dense\(\)"),
     "meta": (lambda X: torch.zeros(4, 4, device="meta"), ValueError, "meta device has no numbers"),
     "masked": (lambda X: np.ma.masked_greater(X, 2), ValueError, r"masked values have no number; .*getmaskarray\(X\).any\(axis=1\)"),
+    "stream of masked": (lambda X: iter([X[:9], np.ma.masked_greater(X, 2)]), ValueError, "masked values have no number"),
     "NA": (lambda X: pd.DataFrame(X).astype(object).where(X < 2, pd.NA), TypeError, r"X.dropna\(\)"),
     "complex": (lambda X: in_zarr(X.astype(np.complex64)), ValueError, "expected numbers, got dtype complex64"),
     "bits": (
@@ -488,6 +489,29 @@ WRONG = {
     "no sizes": (lambda X: Unset(), ValueError, "Unset has no sizes; a BlockSource sets sizes and d"),
     "bad sizes": (lambda X: Blocks(X, [5, -1]), ValueError, "expected the number of rows of each block"),
 }  # fmt: skip
+
+
+OF_ARRAYS = {
+    "explained_variance": lambda X, M: atoms.theory.explained_variance(M, X),
+    "of what rebuilt them": lambda X, M: atoms.theory.explained_variance(X, M),
+    "coherence": lambda X, M: atoms.theory.coherence(M),
+    "certificate": lambda X, M: atoms.theory.certificate(M),
+    "match_dictionaries": lambda X, M: atoms.theory.match_dictionaries(X, M),
+    "consensus": lambda X, M: atoms.theory.consensus([X, M]),
+    "stability": lambda X, M: atoms.theory.stability(M, 2),
+    "omp": lambda X, M: atoms.recovery.omp(X, M, 2),
+    "inverse_transform": lambda X, M: (
+        atoms.SparseAutoencoder(**SAE).fit(X).inverse_transform(np.ma.hstack([M, M]))
+    ),
+    "shuffle_coordinates": lambda X, M: atoms.controls.shuffle_coordinates(M),
+}
+
+
+@pytest.mark.parametrize("function", OF_ARRAYS.values(), ids=OF_ARRAYS)
+def test_masked_values_are_no_numbers_anywhere(function, X):
+    with pytest.raises(ValueError, match="masked values have no number"):
+        function(X[:40], np.ma.masked_greater(X[:40], 2))
+    function(X[:40], np.ma.masked_array(X[:40, :D]))  # none is masked
 
 
 @pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 __all__ = [
     "Lazy",
+    "array_of",
     "as_array",
+    "as_codes",
     "check_bits",
     "check_whole",
     "chunk_of",
@@ -447,6 +450,32 @@ def refuse(X: Any, name: str) -> None:
     if isinstance(X, (set, frozenset)):
         raise TypeError(f"{name}: a set has no order; pass a list of arrays")
     check_whole(X, name)
+
+
+def array_of(values: Any, name: str) -> np.ndarray:
+    """What NumPy makes of them."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: expected rows of equal length, got a ragged {type(values).__name__}: {error}"
+        ) from None
+
+
+def as_codes(codes: Any, name: str = "codes") -> Any:
+    """Codes as a matrix: a sparse one as it is, tensors and frames as arrays, frames of sparse columns sparse."""
+    check_whole(codes, name)
+    codes = as_array(codes, name)
+    if hasattr(codes, "sparse"):  # pandas', where all columns are
+        return scipy.sparse.csr_array(codes.sparse.to_coo())
+    codes = codes if scipy.sparse.issparse(codes) else array_of(codes, name)
+    if codes.ndim != 2:
+        raise ValueError(f"{name}: expected a matrix, a row for each sample, got shape {codes.shape}")
+    if codes.dtype.kind not in "biuf" and codes.dtype.name != "bfloat16":
+        raise ValueError(f"{name}: expected real numbers, got dtype {codes.dtype}")
+    return codes
 
 
 def check_whole(X: Any, name: str) -> None:

@@ -6,26 +6,33 @@ import contextlib
 import contextvars
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse
 
-from ._arrays import Lazy, as_array, check_bits, flatter, opened, refuse
+from ._arrays import Lazy, array_of, as_array, check_bits, flatter, opened, refuse
 
 __all__ = [
     "Place",
     "Sent",
     "aligned",
+    "as_number",
+    "as_numbers",
     "atoms_of",
     "check_array",
+    "check_between_0_and_1",
+    "check_choice",
     "check_count",
+    "check_flag",
     "check_metric",
     "check_number",
     "check_rows",
     "feature_names",
     "first_nonfinite_row",
+    "generator_of",
+    "listed",
     "narrow",
     "native",
     "nonfinite_error",
@@ -39,6 +46,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+_MOST = np.iinfo(np.int64).max  # what the core counts to
 
 # ---------------------------------------------------------------------------- arrays
 
@@ -103,14 +111,7 @@ def _numbers(X: Any, name: str) -> np.ndarray:
             f"supported; pass {name}.toarray()"
         )
     refuse(X, name)
-    try:
-        a = np.asarray(as_array(X, name))
-    except ValueError as error:
-        if "inhomogeneous" not in str(error):
-            raise
-        raise ValueError(
-            f"{name}: expected rows of equal length, got a ragged {type(X).__name__}: {error}"
-        ) from None
+    a = array_of(as_array(X, name), name)
     if a.dtype.kind == "c":
         raise ValueError(f"{name}: Complex data not supported, got dtype {a.dtype}; pass its real part")
     return a
@@ -158,7 +159,7 @@ def check_rows(a: Any, name: str) -> np.ndarray:
     """``a`` as a two-dimensional array, nothing copied that is an array (or is read block by block) already."""
     refuse(a, name)
     array: Any = opened(a, name)
-    array = array if isinstance(array, (np.ndarray, Lazy)) else np.asarray(array)
+    array = array if isinstance(array, (np.ndarray, Lazy)) else array_of(array, name)
     if array.ndim != 2:
         raise ValueError(
             f"{name}: expected two dimensions (rows, d_in), got shape {array.shape}; "
@@ -345,12 +346,33 @@ def why_not_finite(X: np.ndarray, name: str, error: Exception | None, first: int
 # --------------------------------------------------------------------------- numbers
 
 
+def as_number(value: Any, name: str) -> float:
+    """A number, NaN and the infinities too."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+
+
+def as_numbers(values: Any, name: str) -> np.ndarray:
+    """Numbers as a float64 array of any dimensions."""
+    try:
+        return np.asarray(as_array(values, name), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name}: expected numbers, got {type(values).__name__}: {error}") from None
+
+
+def check_between_0_and_1(value: Any, name: str) -> float:
+    """A number between them."""
+    number = as_number(value, name)
+    if not 0 < number < 1:
+        raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
+    return number
+
+
 def check_number(value: Any, name: str, low: float, *, strict: bool = False) -> float:
     """A finite number of at least `low`, or above it with `strict`."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    number = as_number(value, name)
     if not (number > low if strict else number >= low) or number == np.inf:
         raise ValueError(
             f"{name}: expected a finite number {'above' if strict else 'of at least'} {low:g}, got {value!r}"
@@ -362,7 +384,34 @@ def check_count(value: Any, name: str) -> int:
     """An integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if value > _MOST:
+        raise ValueError(f"{name}: expected at most {_MOST:,}, got {value!r}")
     return int(value)
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """True or False; a text such as "no" would count as True."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def check_choice(value: Any, name: str, choices: Collection[str]) -> str:
+    """One of these names."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def listed(values: Any, name: str) -> list[Any]:
+    """What can be gone through, as a list; a text is not gone through letter by letter."""
+    if (
+        isinstance(values, (str, bytes))
+        or not isinstance(values, Iterable)
+        or getattr(values, "ndim", 1) == 0
+    ):
+        raise TypeError(f"{name}: expected several, in a list, got {values!r}")
+    return list(values)
 
 
 def seed_of(random_state: Any) -> int:
@@ -379,6 +428,15 @@ def seed_of(random_state: Any) -> int:
             f"got {random_state!r}"
         )
     return int(random_state)
+
+
+def generator_of(random_state: Any) -> np.random.Generator:
+    """The generator that a `random_state` stands for."""
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(2**31))
+    if isinstance(random_state, np.random.Generator):
+        return random_state
+    return np.random.default_rng(seed_of(random_state))
 
 
 def outside() -> int:

@@ -27,13 +27,19 @@ def _positive(value: object, name: str) -> int:
     """``value`` as a number of threads, from Python or from the environment."""
     try:
         n = int(value) if isinstance(value, str) else value.__index__()  # type: ignore[attr-defined]
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError):  # an array of many has `__index__` too
         n = 0
     if n < 1 or isinstance(value, bool):
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
     if n > _core.MAX_THREADS:
         raise ValueError(f"{name}: expected at most {_core.MAX_THREADS} threads, got {n}")
     return n
+
+
+def check_num_threads(n: int | None) -> None:
+    """ValueError for what is no number of threads, nor None."""
+    if n is not None:
+        _positive(n, "num_threads")
 
 
 def available_cpus() -> int:

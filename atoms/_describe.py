@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ._attribution import logit_attribution
+from ._checks import check_count
 from ._contexts import HEAD, Context, context_html, top_contexts
 from ._files import replacing
 from ._frames import without_frames
@@ -165,7 +166,8 @@ def describe(sae: Any, latents: Any, place: dict[str, Any], asked: dict[str, Any
     """See `SparseAutoencoder.describe`, whose other arguments are in `asked`; `place` is what a file says of it."""
     W = np.asarray(sae.W_dec)
     chosen = _chosen(latents, len(W))
-    count, tokens, model = int(asked["count"]), asked["tokens"], asked["model"]
+    count, window = check_count(asked["count"], "count"), check_count(asked["window"], "window")
+    tokens, model = asked["tokens"], asked["model"]
     decode = _decoder(asked["tokenizer"], model)
     notes: list[str] = []
     parts: list[dict[str, Any]] = [
@@ -186,7 +188,7 @@ def describe(sae: Any, latents: Any, place: dict[str, Any], asked: dict[str, Any
             notes.append(
                 f"{share:.2g}% of the activations are negative; contexts and strongest are of the positive ones"
             )
-        _add_firing(parts, codes, rows, decode, count, int(asked["window"]), codes.shape[0] - massive)
+        _add_firing(parts, codes, rows, decode, count, window, codes.shape[0] - massive)
     if model is not None:
         try:
             effect = logit_attribution(model, sae, chosen, k=count)

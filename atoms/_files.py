@@ -253,6 +253,10 @@ class Tensors(Mapping[str, np.ndarray]):
 def opened_tensors(path: Any, kind: str) -> Iterator[tuple[Tensors, dict[str, Any]]]:
     """Arrays and metadata of a file written by `save_tensors` for the same `kind`: of this file, though another takes its name."""
     path = os.fspath(path)
+    if os.path.isdir(path):
+        raise ValueError(
+            f"{path}: expected a file saved by atoms.{kind}, found a folder; atoms.load opens other tools'"
+        )
     with contextlib.ExitStack() as stack:
         place = path
         if os.path.isfile(path):  # what is none, safetensors refuses

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ._checks import check_choice
+
 __all__ = ["OUTPUTS", "check_output", "framed", "without_frames"]
 
 OUTPUTS = ("default", "pandas", "polars")
@@ -25,8 +27,7 @@ _SPARSE = (
 
 def check_output(kind: Any) -> None:
     """One of OUTPUTS, whose library is installed."""
-    if kind not in OUTPUTS:
-        raise ValueError(f"transform: expected one of {', '.join(OUTPUTS)}, got {kind!r}")
+    check_choice(kind, "transform", OUTPUTS)
     if kind != "default" and importlib.util.find_spec(kind) is None:
         raise ImportError(f"transform: {kind!r} needs {kind}, which is not installed: pip install {kind}")
 

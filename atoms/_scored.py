@@ -7,23 +7,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._arrays import as_array, check_whole
 from ._estimator import Estimator
 from ._frames import without_frames
 from ._rows import Blocks, as_now, finite_blocks, is_dask
 from .theory import ExplainedVariance
 from .theory._variance import seen_beside
 
-__all__ = ["Scored", "as_codes"]
-
-
-def as_codes(codes: Any) -> Any:
-    """Codes as a matrix: a sparse one as it is, tensors and frames as arrays, frames of sparse columns sparse."""
-    check_whole(codes, "codes")
-    codes = as_array(codes, "codes")
-    if hasattr(codes, "sparse"):  # pandas', where all columns are
-        return sp.csr_array(codes.sparse.to_coo())
-    return codes if sp.issparse(codes) else np.asarray(codes)
+__all__ = ["Scored"]
 
 
 class Scored(Estimator):

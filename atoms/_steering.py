@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ._checks import check_flag
 from .activations import Key, Model
 
 __all__ = ["steer"]
@@ -83,6 +84,8 @@ def steer(
     >>> [bool(torch.equal(a, b)) for a, b in zip(steered[0], model(ids)[0])]  # the first token is left alone
     [True, False, False]
     """
+    check_flag(error_term, "error_term")
+    check_flag(drop_first, "drop_first")
     wrapped = Model(model)
     keys = wrapped.keys(layer, site)
     if len(keys) != 1:

@@ -19,12 +19,12 @@ import scipy.sparse
 
 from . import _core, recovery
 from . import metric as metrics
-from ._arrays import as_array, check_whole
+from ._arrays import as_array, as_codes, check_whole
 from ._checks import narrow, nonfinite_error, seed_of, whitener_of
 from ._config import context, one_blas_thread
 from ._frames import framed
 from ._rows import by_blocks
-from ._scored import Scored, as_codes
+from ._scored import Scored
 from ._unit_rows import unit_rows
 
 __all__ = [

@@ -19,6 +19,7 @@ from . import _plot as plot
 # `as` the same name: classes of results, public but in no `__all__`
 from ._attribution import LogitAttribution as LogitAttribution
 from ._attribution import latent_attribution, logit_attribution
+from ._checks import as_number, check_between_0_and_1, check_choice, check_count, listed
 from ._config import one_blas_thread
 from ._contexts import Context as Context
 from ._contexts import top_contexts
@@ -33,7 +34,7 @@ from ._steering import check_one_place
 from ._steering import steer as steer
 from .activations import FarModel, Forward, Key, Model, Pass, check_shape
 from .sae._autoencoder import as_fitted
-from .theory import ExplainedVariance, Interval
+from .theory import CONVENTIONS, ExplainedVariance, Interval
 
 __all__ = ["latent_attribution", "logit_attribution", "top_contexts"]
 
@@ -252,7 +253,8 @@ def _losses(
 
 def _metric_of(sae: Any) -> Any:
     """The metric that it was fitted under, or None."""
-    return getattr(sae, "metric_", getattr(sae, "metric", None))
+    metric = getattr(sae, "metric_", getattr(sae, "metric", None))
+    return metric if hasattr(metric, "whitener_") else None  # a metric's own `metric_` is its matrix
 
 
 def _reconstruction(sae: Any, X: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -396,12 +398,10 @@ def evaluate(
 
 
 def _check_settings(dense_above: float, level: float, n_boot: int) -> None:
-    if not 0 <= dense_above < 1:
+    if not 0 <= as_number(dense_above, "dense_above") < 1:
         raise ValueError(f"dense_above: expected at least 0 and less than 1, got {dense_above}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    if n_boot < 1:
-        raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
+    check_between_0_and_1(level, "level")
+    check_count(n_boot, "n_boot")
 
 
 def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) -> list[str]:
@@ -413,7 +413,7 @@ def _conventions(named: Mapping[str, Any], conventions: Sequence[str] | None) ->
                 raise TypeError(f"dictionaries: {name} ({type(sae).__name__}) has no {method}")
         check_one_place(sae, f"dictionaries: {name}")
     if conventions is not None:
-        return list(conventions)
+        return [check_choice(one, "conventions", CONVENTIONS) for one in listed(conventions, "conventions")]
     geometric = all(_metric_of(as_fitted(sae)) is not None for sae in named.values())
     return ["centered", "uncentered", *(["metric"] if geometric else [])]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import Sent, check_count, check_number, seed_of
+from .._checks import Sent, check_choice, check_count, check_number, seed_of
 from .._files import check_tensor, load_tensors, reading, save_tensors
 from ..sae._saving import check_resumed, read_space, write_space
 from ..sae._space import TrainingSpace
@@ -143,8 +143,7 @@ def checked(model: Any, seed: int | None = None) -> dict[str, Any]:
 
 def _check_coder(p: dict[str, Any]) -> None:
     """It, and the parameter that is its own."""
-    if p["coder"] not in CODERS:
-        raise ValueError(f"coder: expected one of {', '.join(CODERS)}, got {p['coder']!r}")
+    check_choice(p["coder"], "coder", CODERS)
     counted = not p["coder"].endswith("lasso")
     used, other = ("n_nonzero", "alpha") if counted else ("alpha", "n_nonzero")
     if p[other] is not None:

@@ -14,13 +14,14 @@ import scipy.sparse as sp
 
 from .. import _plot as plot
 from .. import metric as metrics
+from .._arrays import as_codes
 from .._checks import first_nonfinite_row, nonfinite_error, part_by_part
 from .._config import context
 from .._estimator import Routed, restored
 from .._files import load_tensors, reading
 from .._frames import framed
 from .._rows import Rows, by_blocks, finite_blocks, rows_of, warn_of_massive
-from .._scored import Scored, as_codes
+from .._scored import Scored
 from ..recovery import Dictionary
 from ..recovery._coding import complain
 from ..sae._checkpoints import held
@@ -29,7 +30,7 @@ from ..sae._model import BLOCK, decode, stacked
 from ..sae._saving import read_metric, seed_in
 from ..sae._settings import check_same_parameters
 from ..sae._space import check_metric, through
-from ..sae._training import PART, check_labels, latest, shuffled_batches, train, training_rows
+from ..sae._training import PART, check_between, check_labels, latest, shuffled_batches, train, training_rows
 from ._learned import KIND, Learned, checked, resume
 from ._start import start
 from ._steps import Steps, code
@@ -230,6 +231,7 @@ class DictionaryLearning(Described, Scored, Routed):
             of squares or more; rows ended before `max_steps`; with spikes, hardly an atom fires.
         """
         check_labels(y, X)
+        check_between(callback, checkpoint_minutes, checkpoint_steps, [checkpoint])
         parameters = checked(self, None if checkpoint is None else seed_in(checkpoint))
         rows, val, dropped = training_rows(X, X_val, massive)
         metric = metrics.fitted(self.metric, rows.blocks)

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+import inspect
 import operator
 import pickle
 import re
@@ -207,12 +208,16 @@ def as_now(estimator: Any) -> Any:
 def by_blocks(method: _F) -> _F:
     """A method of rows X, each of which has its own part in what comes back, and, of arrays of Dask, arrays of Dask."""
 
+    first = list(inspect.signature(method).parameters)[1]  # the name of the rows
+
     @functools.wraps(method)
-    def wrapped(self: Any, X: Any, *args: Any, **options: Any) -> Any:
+    def wrapped(self: Any, *args: Any, **options: Any) -> Any:
+        rows = args[0] if args else options.get(first)
         # into an array in memory they are read one after the other
-        if not is_dask(X) or any(isinstance(a, np.ndarray) for a in (*args, *options.values())):
-            return method(self, X, *args, **options)
-        return Blocks(X).mapped(_method, as_now(self), method.__name__, args, options)
+        if not is_dask(rows) or any(isinstance(a, np.ndarray) for a in (*args, *options.values())):
+            return method(self, *args, **options)
+        more = {name: value for name, value in options.items() if args or name != first}
+        return Blocks(rows).mapped(_method, as_now(self), method.__name__, args[1:], more)
 
     return wrapped  # type: ignore[return-value]
 

@@ -12,6 +12,7 @@ from typing import IO, Any, overload
 
 import numpy as np
 
+from .._checks import as_number
 from .._files import replacing
 from .._old import old_keyword
 from .._progress import progress_bar
@@ -331,9 +332,9 @@ def capture(
 
 def _check(massive: Any, massive_multiple: float, out: Any, store: Any, client: Any) -> None:
     """ValueError for settings that do not go together."""
-    if massive not in ("keep", "drop"):
+    if not isinstance(massive, str) or massive not in ("keep", "drop"):
         raise ValueError(f"massive: expected 'keep' or 'drop', got {massive!r}")
-    if not massive_multiple > 1:
+    if not as_number(massive_multiple, "massive_multiple") > 1:
         raise ValueError(f"massive_multiple: expected a number above 1, got {massive_multiple}")
     if client is not None and store is None:
         raise ValueError("client: workers write into a store; pass store=, a folder that all of them see")

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import listed
+
 __all__: list[str] = []
 
 
@@ -41,12 +43,12 @@ def _array(values: Any) -> Any:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else values
 
 
-def _rows(values: Any) -> list[Any]:
+def _rows(values: Any, name: str) -> list[Any]:
     """The rows of a 2-D array, one context as a list of one, or a list of contexts."""
     values = _array(values)
     if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype != object:
         return [values]
-    values = [_array(row) for row in values]
+    values = [_array(row) for row in listed(values, name)]
     return [values] if values and np.ndim(values[0]) == 0 and not isinstance(values[0], Mapping) else values
 
 
@@ -54,14 +56,14 @@ def _unpadded(tokens: Any, mask: Any, padding: tuple[int, int | None] | None) ->
     """Contexts that are left where a mask says what is text; without one there must be no padding."""
     if isinstance(tokens, Mapping):
         return _unpadded(*_taken_apart(tokens, mask), padding)
-    rows = _rows(tokens)
+    rows = _rows(tokens, "tokens")
     if any(isinstance(row, Mapping) for row in rows):
         if mask is not None:
             raise ValueError("attention_mask: tokens are dictionaries; give each its own attention_mask")
         return [context for row in rows for context in _unpadded(row, None, padding)]
     contexts = [np.asarray(row) for row in rows]
     if mask is not None:
-        return _all_masked(contexts, [np.asarray(row) for row in _rows(mask)])
+        return _all_masked(contexts, [np.asarray(row) for row in _rows(mask, "attention_mask")])
     if padding is not None and _is_table(tokens, rows):
         _refuse_padding(np.stack(contexts), *padding)
     return contexts

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import check_count, check_flag, listed
 from .._config import context
 from ._contexts import as_contexts
 from ._models import decoder_blocks, if_text, import_torch, tokenize
@@ -103,12 +104,12 @@ class Model:
 
     def keys(self, layers: Any, site: str | Sequence[str]) -> list[Key]:
         """(layer, site) of each place asked for, checked; (name, "output") where a module is named."""
-        wanted = [layers] if isinstance(layers, (int, np.integer, str)) else list(layers)
-        sites = [site] if isinstance(site, str) else list(site)
+        wanted = [layers] if isinstance(layers, (int, np.integer, str)) else listed(layers, "layers")
+        sites = [site] if isinstance(site, str) else listed(site, "site")
         if not wanted:
             raise ValueError("layers: expected at least one layer")
         for name in sites:
-            if name not in SITES:
+            if not isinstance(name, str) or name not in SITES:
                 raise ValueError(f"site: expected one or more of {', '.join(SITES)}, got {name!r}")
         if not sites:
             raise ValueError(f"site: expected one or more of {', '.join(SITES)}, got none")
@@ -442,8 +443,7 @@ class Pass:
         tokenizer: Any = None,
         compute_dtype: str | None = None,
     ):
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens: expected a positive integer, got {batch_tokens}")
+        check_count(batch_tokens, "batch_tokens")
         self.model = Model(model, forward)
         self.model.check_compute(compute_dtype)
         self.compute_dtype = compute_dtype
@@ -452,7 +452,7 @@ class Pass:
         self.contexts = as_contexts(
             tokens, attention_mask, limits=self.model.limits(), padding=self.model.padding()
         )
-        self.skip = int(drop_first)
+        self.skip = int(check_flag(drop_first, "drop_first"))
         self.lengths = np.array([len(c) - self.skip for c in self.contexts])
         if self.lengths.sum() < 1:
             raise ValueError(

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import check_count
+
 __all__ = ["decoder_blocks", "language_reference", "load_model", "read_text", "smollm2", "tokenize"]
 
 
@@ -133,10 +135,10 @@ def tokenize(
     """
     first = getattr(tokenizer, "bos_token_id", None) if bos else None
     prefix = [] if first is None else [first]
-    if context_length < 2:
+    if check_count(context_length, "context_length") < 2:
         raise ValueError(f"context_length: expected at least 2, got {context_length}")
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens: expected a positive integer or None, got {max_tokens}")
+    if max_tokens is not None:
+        check_count(max_tokens, "max_tokens")
     step, left = context_length - len(prefix), max_tokens
     contexts: list[np.ndarray] = []
     for one in [text] if isinstance(text, str) else texts_of(text):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import check_between_0_and_1, check_count
 from .._config import ForkedLock
 from .._files import only_user, plain_name, read_json, read_npz, reading, replacing
 from .._rows import BlockSource
@@ -816,14 +817,13 @@ class StoredRows(BlockSource):
         ValueError
             There is one block only.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
+        check_between_0_and_1(fraction, "fraction")
         count = len(self._chosen)
         if count < 2:
             raise ValueError(
                 "held_out: a split needs at least 2 forward passes, there is 1; capture with smaller batch_tokens"
             )
-        if n_chunks < 2:
+        if check_count(n_chunks, "n_chunks") < 2:
             raise ValueError(f"n_chunks: expected at least 2, got {n_chunks}")
         n_chunks = min(n_chunks, count)
         n_held = min(max(1, round(fraction * n_chunks)), n_chunks - 1)

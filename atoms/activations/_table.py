@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import check_between_0_and_1, check_count
 from .._files import check_tensor, map_npy, plain_name, read_json, read_npz, reading, replacing
 from .._shown import Shown, Table
 from ._models import require
@@ -143,9 +144,8 @@ class Activations(Shown):
         ValueError
             There is one context only: it cannot be split without leaking.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
-        if n_chunks < 2:
+        check_between_0_and_1(fraction, "fraction")
+        if check_count(n_chunks, "n_chunks") < 2:
             raise ValueError(f"n_chunks: expected at least 2, got {n_chunks}")
         _, context = np.unique(self.contexts, return_inverse=True)
         n_contexts = int(context.max()) + 1 if len(context) else 0

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from .. import _dictionary
+from .._config import check_num_threads
 from .._files import replacing, sync_folder
 from .._version import __version__
 from ..metric import AtomicInnerProduct
@@ -138,6 +139,7 @@ def load(
     ...     print(atoms.load(folder + "/sae"))
     PretrainedSAE(d_in=3, d_sae=3, relu, from saelens)
     """
+    check_num_threads(num_threads)
     if sae_id is not None:
         path = _fetched(*_registered(os.fspath(path), sae_id))
     elif os.fspath(path).startswith(_HUB):
@@ -379,6 +381,15 @@ def _check_expressible(format: str, threshold: np.ndarray, activation: str, norm
         raise ValueError(f"format: 'npz' has no place for {what}; use 'saelens'")
 
 
+def _plain(value: Any) -> Any:
+    """What JSON has no word for."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(
+        f"metadata: expected numbers, texts, lists and dictionaries, got a {type(value).__name__}"
+    )
+
+
 def _write_folder(
     path: Path, weights: str, config: dict[str, Any], arrays: dict[str, Any], named: str = "cfg.json"
 ) -> None:
@@ -392,7 +403,7 @@ def _write_folder(
         with replacing(folder / weights) as file:
             file.write_bytes(packed(arrays))
         with replacing(folder / named) as file:
-            file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(config, indent=1, default=_plain) + "\n", encoding="utf-8")
         os.rename(folder, path)
         sync_folder(path.parent)
     finally:
@@ -579,6 +590,10 @@ def _fetched(
     parts = Path(subfolder).parts
     if Path(subfolder).is_absolute() or ".." in parts:
         raise ValueError(f"subfolder: expected a path inside the repository, got {subfolder!r}")
+    if Path(name).is_file():
+        raise ValueError(
+            f"name: {name} is a file, with no folders of models in it; atoms.load(path) opens it"
+        )
     if Path(name).is_dir():
         return Path(name) / subfolder
     try:

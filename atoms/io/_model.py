@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _core
-from .._arrays import as_array
-from .._checks import Sent, narrow, part_by_part
+from .._arrays import as_codes
+from .._checks import Sent, check_choice, narrow, part_by_part
 from .._config import context, one_blas_thread
 from .._rows import by_blocks, rows_of
 from .._shown import Shown, Table
@@ -133,10 +133,8 @@ class PretrainedSAE(InModel, Shown, Sent):
         source: str = "",
         num_threads: int | None = None,
     ) -> None:
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
-        if input_norm not in _NORMS:
-            raise ValueError(f"input_norm: expected one of {', '.join(_NORMS)}, got {input_norm!r}")
+        check_choice(activation, "activation", _ACTIVATIONS)
+        check_choice(input_norm, "input_norm", _NORMS)
         W_enc, W_dec = (a if isinstance(a, StoredMatrix) else np.asarray(a) for a in (W_enc, W_dec))
         if W_enc.ndim != 2 or W_dec.ndim != 2 or 0 in W_enc.shape or 0 in W_dec.shape:
             raise ValueError(f"W_enc, W_dec: expected matrices, got shapes {W_enc.shape} and {W_dec.shape}")
@@ -299,7 +297,7 @@ class PretrainedSAE(InModel, Shown, Sent):
         if self.input_norm != "none" or self.W_skip is not None:
             why = "a skip connection" if self.W_skip is not None else f"input_norm {self.input_norm!r}"
             raise ValueError(f"codes: with {why} they do not determine the output; use reconstruct(X)")
-        codes = sp.csr_array(as_array(codes, "codes"))
+        codes = sp.csr_array(as_codes(codes))
         if codes.shape[1] != self.d_sae:
             raise ValueError(f"codes: expected {self.d_sae} columns (d_sae), got {codes.shape[1]}")
         return self._decode(codes)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from .. import _plot as plot
-from .._checks import check_count, first_nonfinite_row, nonfinite_error, why_not_finite
+from .._checks import check_count, first_nonfinite_row, generator_of, nonfinite_error, why_not_finite
 from .._config import context
 from .._shown import Shown, Table
 from ._moments import Array
@@ -134,17 +134,11 @@ def draw_pairs(n: int, pairs: int | None, random_state: Any) -> Pairs:
     check_count(pairs, "pairs")
     if pairs >= total:
         return Pairs(total)
-    rng = _generator(random_state)
+    rng = generator_of(random_state)
     first = rng.integers(0, n, int(pairs))
     second = rng.integers(0, n - 1, int(pairs))
     second += second >= first
     return Pairs(int(pairs), first, second)
-
-
-def _generator(random_state: Any) -> np.random.Generator:
-    if isinstance(random_state, np.random.RandomState):
-        return np.random.default_rng(random_state.randint(2**31))
-    return np.random.default_rng(random_state)
 
 
 def rows_in(pairs: Pairs) -> tuple[Array, Pairs] | None:

@@ -14,7 +14,9 @@ from .._checks import (
     aligned,
     block_number,
     check_array,
+    check_choice,
     check_count,
+    check_flag,
     first_nonfinite_row,
     nonfinite_error,
     part_by_part,
@@ -244,8 +246,7 @@ class AtomicInnerProduct(Routed):
             raise
 
     def _check_parameters(self) -> None:
-        if not isinstance(self.centered, (bool, np.bool_)):
-            raise ValueError(f"centered: expected True or False, got {self.centered!r}")
+        check_flag(self.centered, "centered")
         check_shrinkage(self.shrinkage)
 
     def _sums(self, rows: Any, seen: Moments | None = None, norms: SomeNorms | None = None) -> Moments:
@@ -519,8 +520,7 @@ class AtomicInnerProduct(Routed):
         >>> round(aip.angles(X, geometry="euclidean").mean), round(aip.angles(X).mean)
         (34, 81)
         """
-        if geometry not in ("metric", "euclidean"):
-            raise ValueError(f"geometry: expected 'metric' or 'euclidean', got {geometry!r}")
+        check_choice(geometry, "geometry", ("metric", "euclidean"))
         check_count(bins, "bins")
         if geometry == "metric":
             self._check_fitted()

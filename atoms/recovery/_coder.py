@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import atoms_of, check_array, first_nonfinite_row, nonfinite_error
+from .._arrays import as_codes
+from .._checks import atoms_of, check_array, check_choice, first_nonfinite_row, nonfinite_error
 from .._config import one_blas_thread
 from .._frames import framed
 from .._rows import by_blocks
-from .._scored import Scored, as_codes
+from .._scored import Scored
 from ._dictionary import Array, Dictionary, atoms_given, same_metric
 from ._lasso import basis_pursuit, basis_pursuit_denoise, lasso
 from ._pursuits import cosamp, gradient_pursuit, iht, matching_pursuit, omp, threshold_code
@@ -111,8 +112,7 @@ def code(
     >>> code(np.array([[0.0, 3.0, -1.0]]), np.eye(3), "cosamp", n_nonzero=1).toarray()
     array([[0., 3., 0.]])
     """
-    if method not in _METHODS:
-        raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
+    check_choice(method, "method", _METHODS)
     known = inspect.signature(_METHODS[method]).parameters
     own = [name for name in known if name not in (*_COMMON, *getattr(_METHODS[method], "keywords", {}))]
     unknown = [name for name in settings if name not in own]
@@ -194,8 +194,11 @@ class SparseCoder(Scored):
 
     def fit(self, X: Any, y: Any = None) -> SparseCoder:
         """Check the arguments and prepare the dictionary; of X only the width counts, where a dictionary was given."""
-        if self.method not in _METHODS:
-            raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {self.method!r}")
+        check_choice(self.method, "method", _METHODS)
+        if self.n_nonzero is not None and self.method not in _COUNTED:
+            raise ValueError(f"n_nonzero: method={self.method!r} does not count atoms; leave n_nonzero None")
+        if self.tol is not None and self.method == "threshold":
+            raise ValueError("tol: method='threshold' takes one pass; leave tol None")
         X = self._check_X(X, reset=True)
         if (row := first_nonfinite_row(X)) >= 0:
             raise nonfinite_error(X, "X", row)
@@ -233,7 +236,7 @@ class SparseCoder(Scored):
         extra: dict[str, Any] = {"num_threads": self.num_threads, "verbose": self.verbose}
         if self.method in _COUNTED:
             extra["n_nonzero"] = self.n_nonzero
-        if self.tol is not None and self.method != "threshold":
+        if self.tol is not None:
             extra["tol"] = self.tol
         named = {"lasso": "alpha", "basis_pursuit_denoise": "sigma", "threshold": "tau"}
         if self.method in named:

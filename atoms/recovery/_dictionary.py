@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import atoms_of, check_array, check_metric, nonfinite_error
+from .._checks import as_number, atoms_of, check_array, check_metric, nonfinite_error
 from .._config import ForkedLock, context, one_blas_thread
 from .._shown import Shown, Table
 
@@ -49,15 +49,13 @@ class Dictionary(Shown):
         num_threads: int | None = None,
     ) -> None:
         given = a = np.array(check_array(atoms_of(atoms, "dictionary"), "dictionary"))
-        self.dtype = np.dtype(a.dtype if dtype is None and a.dtype == np.float64 else dtype or np.float32)
-        if self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
+        self.dtype = _dtype(dtype, a.dtype)
         metric = copy.deepcopy(
             metric
         )  # both as they are now: fitted further or changed, the caller's are others
         self.metric = metric
         self.n_atoms, self.d_in = a.shape
-        self.gram_bytes = gram_bytes
+        self.gram_bytes = as_number(gram_bytes, "gram_bytes")
         self.num_threads = num_threads
         if metric is not None:
             check_metric(metric)
@@ -156,6 +154,19 @@ def same_metric(a: Any, b: Any) -> bool:
     if b is None or a.centered != b.centered or not np.array_equal(a.whitener_, b.whitener_):
         return False
     return not a.centered or np.array_equal(a.mean_, b.mean_)
+
+
+def _dtype(wanted: Any, own: np.dtype) -> np.dtype:
+    """That which a dictionary works in; by default its atoms' own."""
+    if wanted is None:
+        return np.dtype(np.float64 if own == np.float64 else np.float32)
+    try:
+        dtype: np.dtype = np.dtype(wanted)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype: expected float32 or float64, got {wanted!r}")
+    return dtype
 
 
 def remake(atoms: Any, metric: Any, dtype: Any, gram_bytes: int, num_threads: int | None) -> Dictionary:

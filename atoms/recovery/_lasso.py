@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import check_count, check_number, rows_in_all
+from .._checks import as_numbers, check_count, check_flag, check_number, rows_in_all
 from .._config import context
 from .._rows import Blocks, is_dask, table
 from ._coding import BLOCK_BYTES, Codes, RecoveryInfo, by_blocks, code, complain, csr, packed
@@ -107,6 +107,7 @@ def lasso(
     X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
     alphas = np.array([check_number(alpha, "alpha", 0, strict=True)])
+    check_flag(positive, "positive")
     stop, rounds = check_number(tol, "tol", 0, strict=True), check_count(max_iter, "max_iter")
     most = _prepare(d, X.shape[0])
     ctx = context(num_threads)
@@ -172,6 +173,7 @@ def lasso_path(
     if some.shape[1] != d.d_in:
         raise ValueError(f"X: expected {d.d_in} columns, as the dictionary has, got {some.shape[1]}")
     grid = _penalties(alphas, n_alphas, eps, rows, d)
+    check_flag(positive, "positive")
     stop, rounds = check_number(tol, "tol", 0, strict=True), check_count(max_iter, "max_iter")
     settings = d, grid, positive, stop, rounds, num_threads
     codes, infos = rows.mapped(_path, *settings) if isinstance(rows, Blocks) else _path(rows, *settings)
@@ -247,7 +249,7 @@ def _penalties(alphas: Any, n_alphas: int, eps: float, X: Array | Blocks, d: Dic
             top = _largest_correlation(X, d) or 1.0
         low, count = check_number(eps, "eps", 0, strict=True), check_count(n_alphas, "n_alphas")
         return np.ascontiguousarray(np.geomspace(1, low, count) * top)
-    grid = np.sort(np.atleast_1d(np.asarray(alphas, np.float64)))[::-1]
+    grid = np.sort(np.atleast_1d(as_numbers(alphas, "alphas")))[::-1]
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
         raise ValueError("alphas: expected finite numbers above 0")
     return np.ascontiguousarray(grid)

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.sparse
 
 from .. import _core
-from .._checks import check_count, check_number, outside, rows_in_all
+from .._arrays import as_codes
+from .._checks import as_numbers, check_choice, check_count, check_flag, check_number, outside, rows_in_all
 from .._config import context
 from .._rows import table
 from ._coding import Codes, RecoveryWarning, by_blocks, code
@@ -109,9 +110,8 @@ def omp(
     """
     X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
-    if selection not in ("omp", "ols"):
-        raise ValueError(f"selection: expected 'omp' or 'ols', got {selection!r}")
-    if nonnegative and selection == "ols":
+    check_choice(selection, "selection", ("omp", "ols"))
+    if check_flag(nonnegative, "nonnegative") and selection == "ols":
         raise ValueError("nonnegative: only with selection='omp'")
     most, stop = _length(d, n_nonzero, tol)
     warm = _support(support, X.shape[0], d.n_atoms)
@@ -164,7 +164,7 @@ def _support(support: Any, n: int, n_atoms: int) -> tuple[Array, Array] | None:
     """A CSR pattern; within a row the atoms come largest coefficient first."""
     if support is None:
         return None
-    s = scipy.sparse.csr_array(support)
+    s = scipy.sparse.csr_array(as_codes(support, "support"))
     if s.shape != (n, n_atoms):
         raise ValueError(f"support: expected shape ({n}, {n_atoms}), got {s.shape}")
     row = np.repeat(np.arange(n), np.diff(s.indptr))
@@ -360,7 +360,11 @@ def threshold_interval(codes: Any, coherence: float) -> tuple[Array, Array]:
     (array([0.5]), array([0.75]))
     """
     mu = check_number(coherence, "coherence", 0)
-    z = scipy.sparse.csr_array(codes, copy=True)
+    if mu > 1:
+        raise ValueError(f"coherence: expected a number from 0 to 1, got {coherence!r}")
+    z = scipy.sparse.csr_array(as_codes(codes), copy=True)
+    if not np.isfinite(z.data).all():
+        raise ValueError("codes: contain NaN or infinity; drop such rows")
     z.eliminate_zeros()
     size = abs(z.data.astype(np.float64))
     k = np.diff(z.indptr)
@@ -404,7 +408,12 @@ def threshold_code(
     """
     X = table(X, min_rows=0)
     d = dictionary_of(dictionary, X, metric, num_threads)
-    taus = np.ascontiguousarray(np.broadcast_to(np.asarray(tau, np.float64), X.shape[:1]))
+    taus = as_numbers(tau, "tau")
+    if taus.shape not in ((), (1,), X.shape[:1]):
+        raise ValueError(
+            f"tau: expected a number, or one for each of {X.shape[0]} signals, got shape {taus.shape}"
+        )
+    taus = np.ascontiguousarray(np.broadcast_to(taus, X.shape[:1]))
     if not (taus >= 0).all():
         raise ValueError("tau: expected numbers of at least 0")
     ctx = context(num_threads)

@@ -16,7 +16,8 @@ import scipy.sparse as sp
 from .. import _core
 from .. import _plot as plot
 from .. import metric as metrics
-from .._checks import aligned, part_by_part
+from .._arrays import as_codes
+from .._checks import aligned, as_number, check_choice, check_count, check_flag, listed, part_by_part
 from .._config import context
 from .._estimator import Routed, restored
 from .._files import opened_tensors, reading
@@ -35,7 +36,7 @@ from .._rows import (
     rows_of,
     warn_of_massive,
 )
-from .._scored import Scored, as_codes
+from .._scored import Scored
 from ..theory import ExplainedVariance
 from . import _calibration, _checkpoints, _hub, _saving
 from ._in_model import InModel
@@ -47,7 +48,17 @@ from ._settings import Settings, as_json, check_no_target, check_same_parameters
 from ._space import TrainingSpace, check_metric
 from ._start import initialise, starting_rows
 from ._steering import Control
-from ._training import PART, Run, check_labels, latest, paired, shuffled_batches, train, training_rows
+from ._training import (
+    PART,
+    Run,
+    check_between,
+    check_labels,
+    latest,
+    paired,
+    shuffled_batches,
+    train,
+    training_rows,
+)
 
 
 class SparseAutoencoder(InModel, Scored, Routed):
@@ -427,8 +438,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         >>> sae.n_samples_seen_
         12800
         """
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        check_choice(schedule, "schedule", SCHEDULES)
         fitted = "_fitted" in vars(self)
         settings = self._settings(self._fitted.parameters["random_state"] if fitted else None)
         parameters, rows = self._parameters(settings), paired(X, target)
@@ -466,7 +476,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         space, model = _start(ctx, _as_rows(part), settings, metric, None, rows.widths)
         history: dict[str, list[Any]] = {name: [] for name in HISTORY}
         self._check_X(rows.shards[0], reset=True, names=rows.feature_names)
-        control = Control(l1=settings.l1_coefficient or 0.0)
+        control = Control(l1=float(settings.l1_coefficient or 0))
         self._take(Trained(space, model, control, history, parameters, None))
         warn_of_massive(read_side(_as_rows(part)), 4, rows.widths)
 
@@ -534,7 +544,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         else:
             space, model = _start(ctx, sampler.first(), settings, metric, init, rows.widths)
             history: dict[str, list[Any]] = {name: [] for name in HISTORY}
-            control = Control(l1=settings.l1_coefficient or 0.0)
+            control = Control(l1=float(settings.l1_coefficient or 0))
             trained = Trained(space, model, control, history, parameters, data)
         return Run(
             settings,
@@ -578,7 +588,7 @@ class SparseAutoencoder(InModel, Scored, Routed):
         space, model, control, _, parameters, _ = self._fitted
         if model.activation not in ("jumprelu", "batchtopk"):
             raise ValueError(f"activation: {model.activation!r} has no threshold to calibrate")
-        target = float(parameters["target_l0"] if target_l0 is None else target_l0)
+        target = as_number(parameters["target_l0"] if target_l0 is None else target_l0, "target_l0")
         if not 0 < target <= model.d_sae:
             raise ValueError(
                 f"target_l0: expected more than 0 and at most d_sae ({model.d_sae}), got {target!r}"
@@ -1100,7 +1110,9 @@ def fit_many(
         `saes` holds something else.
     """
     _check_kinds(saes)
-    paths = list(checkpoints) if checkpoints is not None else [None] * len(saes)
+    paths = [None] * len(saes) if checkpoints is None else _paths(checkpoints)
+    check_between(callback, checkpoint_minutes, checkpoint_steps, paths)
+    check_flag(calibrate, "calibrate")
     _check_together(saes, paths)
     rows, val, dropped = training_rows(X, X_val, massive, target, target_val)
     settings = [
@@ -1130,6 +1142,14 @@ def fit_many(
     return saes
 
 
+def _paths(checkpoints: Any) -> list[Any]:
+    paths = listed(checkpoints, "checkpoints")
+    for path in paths:
+        if path is not None and not isinstance(path, (str, bytes, os.PathLike)):
+            raise TypeError(f"checkpoints: expected a path for each autoencoder, got {path!r}")
+    return paths
+
+
 def _asks(callback: Any) -> int:
     """After how many steps a callback is called again: its `every` where that is a number of steps."""
     every = getattr(callback, "every", 1)
@@ -1150,10 +1170,10 @@ def _check_together(saes: list[SparseAutoencoder], paths: list[Any]) -> None:
     """ValueError where these autoencoders cannot be trained in one pass."""
     if not saes or len(paths) != len(saes):
         raise ValueError(
-            f"saes: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}"
+            f"saes, checkpoints: expected at least one, with a checkpoint each, got {len(saes)} and {len(paths)}"
         )
     for name in ("batch_size", "max_steps"):
-        if len({getattr(s, name) for s in saes}) > 1:
+        if len({check_count(getattr(s, name), name) for s in saes}) > 1:
             raise ValueError(f"{name}: expected the same for all autoencoders trained in one pass")
     if len({id(s) for s in saes}) < len(saes):
         raise ValueError("saes: the same autoencoder is there twice; make another")

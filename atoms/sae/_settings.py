@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import seed_of
+from .._checks import as_number, check_choice, check_count, check_flag, check_number, seed_of
 
 # by name, the core's numbers
 ACTIVATIONS = {
@@ -24,6 +24,7 @@ SCREENS = {
     "int8": _core.SCREEN_INT8,
     "int16": _core.SCREEN_INT16,
 }
+_MOST = float(np.finfo(np.float32).max)  # the core works in float32
 MOST_WIDTHS = 16  # that the core takes, d_sae among them
 
 
@@ -66,8 +67,10 @@ class Settings:
         _check_ranges(parameters)
         _check_aux(parameters)
         widths = _widths(parameters)
-        if parameters.l1_coefficient is not None and parameters.activation != "relu":
-            raise ValueError("l1_coefficient: only activation='relu' has an L1 penalty; leave it None")
+        if parameters.l1_coefficient is not None:
+            if parameters.activation != "relu":
+                raise ValueError("l1_coefficient: only activation='relu' has an L1 penalty; leave it None")
+            check_number(parameters.l1_coefficient, "l1_coefficient", 0)
         seed = seed_of(parameters.random_state if seed is None else seed)
         # a file has no word of a skip connection where there is none
         own = {"skip_connection": False, **vars(parameters)}
@@ -114,7 +117,7 @@ def as_json(parameters: dict[str, Any]) -> dict[str, Any]:
         plain.pop("skip_connection", None)
     if plain["matryoshka_widths"] is not None:
         plain["matryoshka_widths"] = [int(w) for w in plain["matryoshka_widths"]]
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
+    return {k: v.item() if isinstance(v, (np.generic, np.ndarray)) else v for k, v in plain.items()}
 
 
 def differing(now: dict[str, Any], before: dict[str, Any], free: str = "") -> list[str]:
@@ -156,40 +159,37 @@ def check_same_parameters(now: dict[str, Any], before: dict[str, Any], free: str
 
 def _check_counts_and_choices(p: Any) -> None:
     for name in ("d_sae", "batch_size", "max_steps"):
-        value = getattr(p, name)
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        check_count(getattr(p, name), name)
     for name, choices in (("activation", ACTIVATIONS), ("screen", SCREENS)):
-        if getattr(p, name) not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(p, name)!r}")
+        check_choice(getattr(p, name), name, choices)
+    check_flag(p.tied, "tied")
 
 
 def _check_ranges(p: Any) -> None:
     ranges = {
         "target_l0": (0, p.d_sae, "d_sae"),
-        "learning_rate": (0, np.inf, "infinity"),
-        "bandwidth": (0, np.inf, "infinity"),
+        "learning_rate": (0, _MOST, "the largest float32"),
+        "bandwidth": (0, _MOST, "the largest float32"),
     }
     for name, (low, high, high_name) in ranges.items():
         value = getattr(p, name)
-        if not low < value <= high:
+        if not low < as_number(value, name) <= high:
             raise ValueError(
                 f"{name}: expected more than {low} and at most {high_name} ({high}), got {value!r}"
             )
-    bounds = {"warmup": 1, "decay": 1, "clip": np.inf, "dead_after": np.inf, "aux_coefficient": np.inf}
+    bounds = {"warmup": 1, "decay": 1, "clip": np.inf, "dead_after": np.inf, "aux_coefficient": _MOST}
     for name, high in {**bounds, "aux_k": p.d_sae}.items():
-        if not 0 <= getattr(p, name) <= high:
+        if not 0 <= as_number(getattr(p, name), name) <= high:
             raise ValueError(f"{name}: expected 0 to {high}, got {getattr(p, name)!r}")
     for name in ("beta1", "beta2"):
-        if not 0 <= getattr(p, name) < 1:
+        if not 0 <= as_number(getattr(p, name), name) < 1:
             raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(p, name)!r}")
 
 
 def _check_aux(p: Any) -> None:
     if not isinstance(p.aux_k, (int, np.integer)):
         raise ValueError(f"aux_k: expected an integer, got {p.aux_k!r}")
-    if not isinstance(getattr(p, "skip_connection", False), (bool, np.bool_)):
-        raise ValueError(f"skip_connection: expected True or False, got {p.skip_connection!r}")
+    check_flag(getattr(p, "skip_connection", False), "skip_connection")
     if p.aux_k and not p.dead_after:
         raise ValueError("aux_k: dead_after=0 counts no latent as dead; leave dead_after at its default")
 
@@ -198,7 +198,10 @@ def _widths(p: Any) -> tuple[int, ...] | None:
     """The Matryoshka widths, d_sae the last."""
     if p.matryoshka_widths is None:
         return None
-    widths = [int(w) for w in p.matryoshka_widths]
+    try:
+        widths = [int(w) for w in p.matryoshka_widths]
+    except (TypeError, ValueError, OverflowError):
+        widths = []
     if widths and widths[-1] != p.d_sae:
         widths.append(int(p.d_sae))
     if not widths or widths[0] < 1 or sorted(set(widths)) != widths or len(widths) > MOST_WIDTHS:

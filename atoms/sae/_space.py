@@ -85,6 +85,11 @@ class TrainingSpace(Sent):
             if not np.isfinite(block).all():
                 row = part.start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
                 raise ValueError(f"{name}: row {row} holds NaN or infinity; drop it first")
+            if (largest := np.abs(block).max(initial=0)) > np.finfo(np.float32).max:
+                raise ValueError(
+                    f"{name}: holds values up to {largest:.3g}, beyond float32, in which atoms are trained; multiply "
+                    f"{name} by a number that brings it nearer to 1"
+                )
             mean += block.sum(axis=0)
             square += [float((block[:, of] * block[:, of]).sum()) for of in parts]
         mean /= rows.n

@@ -95,7 +95,8 @@ class Steering:
 
     def _dead_window(self) -> int:
         """Samples without firing after which a latent counts as dead; 0: none ever does."""
-        return int(self.settings.dead_after * self.settings.d_sae / self.settings.target_l0)
+        samples = self.settings.dead_after * self.settings.d_sae / self.settings.target_l0
+        return int(min(samples, np.iinfo(np.int64).max // 2))
 
     def dead(self) -> np.ndarray:
         """Numbers of the latents that are dead, or with ``dead_after=0`` would be by default."""

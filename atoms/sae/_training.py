@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .._checks import as_number, check_count
 from .._config import context
 from .._progress import progress_bar
 from .._rows import (
@@ -285,6 +286,20 @@ def check_labels(y: Any, X: Any) -> None:
         raise ValueError(
             f"y: expected a label for each of the {n} rows, got {given} rows; pass held-out rows as X_val="
         )
+
+
+def check_between(callback: Any, minutes: Any, steps: Any, paths: Any) -> None:
+    """What is done between the steps of `train`: the function that is called, and when checkpoints are written."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function of (model, record) or None, got {callback!r}")
+    if not as_number(minutes, "checkpoint_minutes") >= 0:
+        raise ValueError(f"checkpoint_minutes: expected a number of at least 0, got {minutes!r}")
+    if steps is not None:
+        check_count(steps, "checkpoint_steps")
+        if not paths or all(path is None for path in paths):
+            raise ValueError(
+                "checkpoint_steps: nothing is written where no path is given; pass checkpoint=, too"
+            )
 
 
 def train(

@@ -14,14 +14,14 @@ from .._config import context, one_blas_thread
 from .._rows import Blocks, is_dask
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
-from ._coherence import Coherence, coherence, unit_of
+from ._coherence import Coherence, coherence_of, unit_of
 
 _TILE_BYTES = 64 << 20
 
 
 def _unit_of(D: Any, metric: Any, num_threads: int | None) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(D, Coherence):
-        return unit_of(D), D.norms
+        return unit_of(coherence_of(D, metric, (), num_threads)), D.norms
     return unit_rows(D, metric, num_threads)
 
 
@@ -176,7 +176,7 @@ def certificate(
     >>> c.coherence.max, c.unique_k, c.recovery_k, c.rip(5)
     (0.125, 4, 4, (0.5, 0.5))
     """
-    spectrum = D if isinstance(D, Coherence) else coherence(D, metric, quantiles, num_threads=num_threads)
+    spectrum = coherence_of(D, metric, quantiles, num_threads)
     unit, norms = unit_of(spectrum), spectrum.norms
     n = unit.shape[0]
     mu1 = babel(spectrum, num_threads=num_threads)

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import _core
 from .. import _plot as plot
+from .._checks import as_numbers, check_count, check_metric
 from .._config import context, one_blas_thread
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
@@ -88,7 +89,7 @@ class _Cosines:
 
 def check_q(q: Any, name: str) -> np.ndarray:
     """Quantiles' q as an array (n,), all of them from 0 to 1."""
-    found = np.atleast_1d(np.asarray(q, dtype=np.float64))
+    found = np.atleast_1d(as_numbers(q, name))
     if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
         raise ValueError(f"{name}: expected numbers between 0 and 1, got {found!r}")
     return found
@@ -105,8 +106,7 @@ def welch_bound(n: int, d: int) -> float:
     >>> round(welch_bound(4 * 576, 576), 5)
     0.03609
     """
-    if n < 1 or d < 1:
-        raise ValueError(f"n, d: expected positive integers, got {n}, {d}")
+    n, d = check_count(n, "n"), check_count(d, "d")
     return math.sqrt((n - d) / (d * (n - 1))) if n > d else 0.0
 
 
@@ -133,10 +133,11 @@ class Coherence(Shown):
     """
 
     def __init__(self, D: Any, metric: Any, quantiles: Any, method: str, num_threads: int | None) -> None:
-        if method not in ("linear", "inverted_cdf"):
+        if not isinstance(method, str) or method not in ("linear", "inverted_cdf"):
             raise ValueError(f"method: expected 'linear' or 'inverted_cdf', got {method!r}")
         wanted = check_q(quantiles, "quantiles")
         unit, self.norms = unit_rows(D, metric, num_threads)
+        self._whitener: Any = None if metric is None else metric.whitener_
         if unit.shape[0] == 0:
             raise ValueError(f"D: expected at least one atom, got shape {unit.shape}")
         self.shape = unit.shape
@@ -210,6 +211,18 @@ class Coherence(Shown):
         rows += [("largest", self.max), ("Welch bound, the least largest", self.welch_bound)]
         n, d = self.shape
         return Table(f"|cosine| of {n:,} atoms of {d:,} features", [*rows, ("pairs", self.n_pairs)])
+
+
+def coherence_of(D: Any, metric: Any, quantiles: Any, num_threads: int | None) -> Coherence:
+    """What `coherence` gave for the atoms, or gives now."""
+    if not isinstance(D, Coherence):
+        return coherence(D, metric, quantiles, num_threads=num_threads)
+    check_metric(metric)
+    if metric is not None and not np.array_equal(metric.whitener_, D._whitener):
+        raise ValueError(
+            "metric: D is a Coherence, taken in another geometry; pass its atoms, or leave metric None"
+        )
+    return D
 
 
 def unit_of(c: Coherence) -> np.ndarray:

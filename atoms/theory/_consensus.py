@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import atoms_of, check_rows
+from .._checks import as_number, atoms_of, check_rows, listed
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
 from ._matching import nearest
@@ -135,10 +135,12 @@ def consensus(
     >>> found.found_in, found.members[0]
     (array([3, 2, 1, 1]), array([1, 0, 0]))
     """
-    dictionaries = [_atoms(D, f"dictionaries[{k}]") for k, D in enumerate(dictionaries)]
+    dictionaries = [
+        _atoms(D, f"dictionaries[{k}]") for k, D in enumerate(listed(dictionaries, "dictionaries"))
+    ]
     if len(dictionaries) < 2:
         raise ValueError(f"dictionaries: expected two or more, got {len(dictionaries)}")
-    if not 0 < cosine <= 1:
+    if not 0 < as_number(cosine, "cosine") <= 1:
         raise ValueError(f"cosine: expected a number above 0 and at most 1, got {cosine}")
     pairs = [unit_rows(D, metric, num_threads, f"dictionaries[{k}]") for k, D in enumerate(dictionaries)]
     units, d = [unit for unit, _ in pairs], dictionaries[0].shape[1]

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import check_between_0_and_1, check_count, generator_of
 from .._config import one_blas_thread
 from .._shown import Shown, Table
-from ._coherence import Coherence, coherence
+from ._coherence import coherence_of
 from ._stability import active, q_star_of_levels
 from ._variance import ExplainedVarianceResult
 
@@ -35,11 +36,9 @@ class Interval(Shown):
 
 
 def _check(n_boot: int, level: float, block_size: int, n: int) -> None:
-    if n_boot < 1:
-        raise ValueError(f"n_boot: expected at least 1, got {n_boot}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a number between 0 and 1, got {level}")
-    if not 1 <= block_size <= n:
+    check_count(n_boot, "n_boot")
+    check_between_0_and_1(level, "level")
+    if check_count(block_size, "block_size") > n:
         raise ValueError(f"block_size: expected 1 to {n} (samples), got {block_size}")
 
 
@@ -96,6 +95,10 @@ def explained_variance_interval(
     >>> round(interval.low, 6), round(interval.high, 6)
     (0.75, 0.75)
     """
+    if not isinstance(result, ExplainedVarianceResult):
+        raise TypeError(
+            f"result: expected what explained_variance(X, X_hat) gives, got {type(result).__name__}"
+        )
     if result.squared_deviation is None:
         raise ValueError(
             f"result: the convention {result.convention!r} has no form for single samples (or the "
@@ -106,7 +109,7 @@ def explained_variance_interval(
     starts = np.arange(0, n, block_size)
     error = np.add.reduceat(result.squared_error, starts)
     deviation = np.add.reduceat(result.squared_deviation, starts)
-    rng = np.random.default_rng(random_state)
+    rng = generator_of(random_state)
     draws = np.empty(n_boot)
     for b in range(n_boot):
         times = _draw(rng, n, block_size)
@@ -159,7 +162,7 @@ def stability_interval(
     >>> stability_interval(np.eye(5), [1, 2, 3]).low
     1.0
     """
-    c = D if isinstance(D, Coherence) else coherence(D, metric, (), num_threads=num_threads)
+    c = coherence_of(D, metric, (), num_threads)
     counts = active(l0)
     n = len(counts)
     _check(n_boot, level, block_size, n)
@@ -168,7 +171,7 @@ def stability_interval(
     table = np.zeros((int(block[-1]) + 1, len(levels)))  # samples of each level in each block
     np.add.at(table, (block, which), 1)
     shares: dict[int, float] = {}
-    rng = np.random.default_rng(random_state)
+    rng = generator_of(random_state)
     draws = np.array(
         [q_star_of_levels(c, levels, _draw(rng, n, block_size) @ table, shares) for _ in range(n_boot)]
     )

@@ -12,7 +12,7 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from .. import _core
-from .._checks import atoms_of, check_rows, whitener_of
+from .._checks import atoms_of, check_count, check_rows, listed, whitener_of
 from .._config import context, one_blas_thread
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
@@ -165,8 +165,7 @@ def match_dictionaries(
         raise ValueError(f"B: expected {a.shape[1]} columns as A has, got {b.shape[1]}")
     if min(len(a), len(b)) == 0:
         raise ValueError("A, B: expected at least one atom in each, got none")
-    if candidates < 1:
-        raise ValueError(f"candidates: expected at least 1, got {candidates}")
+    check_count(candidates, "candidates")
     nearest_a, nearest_b = (
         np.minimum(value.astype(np.float64), 1.0) for _, value in nearest(a, b, num_threads)
     )
@@ -216,13 +215,15 @@ def pairwise_mcc(
     >>> pairwise_mcc([np.eye(3), np.eye(3)[::-1], np.eye(3)]).min()
     np.float64(1.0)
     """
-    count = len(dictionaries)
+    atoms = [
+        np.asarray(check_rows(atoms_of(D, f"dictionaries[{i}]"), f"dictionaries[{i}]"))
+        for i, D in enumerate(listed(dictionaries, "dictionaries"))
+    ]
+    count = len(atoms)
     out = np.eye(count)
     for i in range(count):
         for j in range(i):
-            m = match_dictionaries(
-                dictionaries[i], dictionaries[j], metric, candidates=candidates, num_threads=num_threads
-            )
+            m = match_dictionaries(atoms[i], atoms[j], metric, candidates=candidates, num_threads=num_threads)
             out[i, j] = out[j, i] = m.mcc
     return out
 
@@ -272,7 +273,7 @@ def subspace_overlap(A: Any, B: Any, metric: Any = None, k: int | None = None) -
         bases.append(vectors[:, ::-1])
     if bases[0].shape != bases[1].shape:
         raise ValueError(f"B: expected {len(bases[0])} columns as A has, got {len(bases[1])}")
-    k = min(ranks) if k is None else k
-    if not 1 <= k <= min(ranks):
+    k = min(ranks) if k is None else check_count(k, "k")
+    if k > min(ranks):
         raise ValueError(f"k: expected 1 to {min(ranks)}, the smaller rank, got {k}")
     return float(((bases[0][:, :k].T @ bases[1][:, :k]) ** 2).sum() / k)

@@ -12,9 +12,10 @@ import scipy  # its special, when it is used
 import scipy.sparse
 
 from .. import _plot as plot
+from .._arrays import array_of, as_array, check_whole
 from .._rows import Blocks, is_dask
 from .._shown import Shown, Table
-from ._coherence import Coherence, check_q, coherence, inverse_cdf_ranks, welch_bound
+from ._coherence import Coherence, check_q, coherence_of, inverse_cdf_ranks, welch_bound
 
 _PARALLEL = 1.0 - 2.0**-20  # cosines from here on are 1 up to the rounding of float32 products
 
@@ -38,7 +39,10 @@ def active(l0: Any) -> np.ndarray:
     elif scipy.sparse.issparse(l0):
         counts = _active(l0)
     else:
-        counts = np.atleast_1d(np.asarray(l0))
+        check_whole(l0, "l0")
+        counts = np.atleast_1d(array_of(as_array(l0, "l0"), "l0"))
+        if counts.size and counts.dtype.kind not in "biuf":
+            raise ValueError(f"l0: expected numbers or sparse codes, got dtype {counts.dtype}")
         if counts.ndim != 1:
             raise ValueError(
                 f"l0: expected one number for each sample or sparse codes, got shape {counts.shape}"
@@ -242,7 +246,7 @@ def stability(
     >>> s.q_star, s.l0_quantiles[0.5]
     (1.0, 8)
     """
-    c = D if isinstance(D, Coherence) else coherence(D, metric, (), num_threads=num_threads)
+    c = coherence_of(D, metric, (), num_threads)
     counts = np.sort(active(l0))
     n, d = c.shape
     levels, times = np.unique(counts, return_counts=True)

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .._checks import check_rows, native, row_name, whitener_of
+from .._checks import (
+    as_number,
+    as_numbers,
+    check_choice,
+    check_count,
+    check_metric,
+    check_rows,
+    native,
+    row_name,
+    whitener_of,
+)
 from .._config import context, one_blas_thread
 from .._rows import Blocks, is_dask, table
 from .._shown import Shown, Table
@@ -87,9 +97,11 @@ class ExplainedVarianceResult(Shown):
         return hash(self._compared())
 
 
-def _convention(convention: str, metric: Any) -> str:
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
+def _convention(convention: str | None, metric: Any) -> str:
+    check_metric(metric)
+    if convention is None:
+        return "centered" if metric is None else "metric_centered"
+    check_choice(convention, "convention", CONVENTIONS)
     if convention.startswith("metric") and metric is None:
         raise ValueError(f"convention: {convention!r} needs metric=, a fitted AtomicInnerProduct, got None")
     if convention == "metric":
@@ -146,7 +158,7 @@ class ExplainedVariance:
 
     Parameters
     ----------
-    convention : str
+    convention : str, optional
         See :func:`explained_variance`.
     metric : AtomicInnerProduct, optional
         For the metric conventions.
@@ -175,18 +187,18 @@ class ExplainedVariance:
 
     def __init__(
         self,
-        convention: str = "centered",
+        convention: str | None = None,
         metric: Any = None,
         *,
         mean: Any = None,
         massive_norm: float = math.inf,
         num_threads: int | None = None,
     ) -> None:
-        if not massive_norm >= 0:
+        if not as_number(massive_norm, "massive_norm") >= 0:
             raise ValueError(f"massive_norm: expected a number >= 0, got {massive_norm!r}")
         self.convention = _convention(convention, metric)
         self.metric = metric
-        self.mean = None if mean is None else np.ascontiguousarray(mean, dtype=np.float64)
+        self.mean = None if mean is None else np.ascontiguousarray(as_numbers(mean, "mean"))
         self.massive_norm = float(massive_norm)
         self.num_threads = num_threads
         self.n_samples = 0
@@ -353,7 +365,7 @@ def _reconstructions(X: np.ndarray, X_hat: Any, step: int) -> Iterator[tuple[np.
 def explained_variance(
     X: Any,
     X_hat: Any | Callable[[np.ndarray], Any] | Iterable[Any],
-    convention: str = "centered",
+    convention: str | None = None,
     metric: Any = None,
     *,
     massive_multiple: float = 10.0,
@@ -387,8 +399,8 @@ def explained_variance(
     X_hat : array (n, d), callable, or iterable of blocks
         A callable gets blocks of X and returns their reconstructions; an iterable yields
         reconstructions of consecutive rows of X, n in all.
-    convention : str
-        One of the above; the result carries it.
+    convention : str, optional
+        One of the above, by default "centered", under a metric "metric_centered"; the result carries it.
     metric : AtomicInnerProduct, optional
         For the metric conventions.
     massive_multiple : float
@@ -438,11 +450,10 @@ def explained_variance(
     convention = _convention(convention, metric)
     if X.shape[0] == 0:
         raise ValueError(f"X: expected at least one sample, got shape {X.shape}")
-    if not massive_multiple > 0:
+    if not as_number(massive_multiple, "massive_multiple") > 0:
         raise ValueError(f"massive_multiple: expected a number > 0, got {massive_multiple!r}")
-    step = block_size or max(1, (32 << 20) // (4 * X.shape[1]))
-    if not isinstance(step, int) or step < 1:
-        raise ValueError(f"block_size: expected a positive integer or None, got {block_size!r}")
+    fitting = max(1, (32 << 20) // (4 * X.shape[1]))
+    step = fitting if block_size is None else check_count(block_size, "block_size")
     first = ExplainedVariance("uncentered", num_threads=num_threads)
     rows = X if far is None else far
     _see_alone(first, rows, step)

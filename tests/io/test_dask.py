@@ -178,8 +178,9 @@ def test_codes_and_reconstructions(X, metric, name):
     for make in (lazy, unknown):
         codes = one.transform(make(X))
         same(codes, want)
-        same(one.inverse_transform(codes), one.inverse_transform(want))
-        same(one.reconstruct(make(X)), one.reconstruct(X))
+        same(one.inverse_transform(codes), one.inverse_transform(codes=want))
+        same(one.inverse_transform(codes=codes), one.inverse_transform(want))
+        same(one.reconstruct(X=make(X)), one.reconstruct(X))
         if hasattr(one, "score"):
             assert one.score(make(X)) == one.score(X)
     with pytest.raises(ValueError, match="5 features"):

@@ -23,6 +23,7 @@ __all__ = [
     "check_bits",
     "check_whole",
     "chunk_of",
+    "common_type",
     "flatter",
     "is_stream",
     "is_tensor",
@@ -450,6 +451,15 @@ def refuse(X: Any, name: str) -> None:
     if isinstance(X, (set, frozenset)):
         raise TypeError(f"{name}: a set has no order; pass a list of arrays")
     check_whole(X, name)
+
+
+def common_type(kinds: Iterable[np.dtype]) -> np.dtype:
+    """One that holds the numbers of all of these."""
+    kinds = list(kinds)
+    try:
+        return np.result_type(*kinds)
+    except TypeError:  # bfloat16 beside float16, of which NumPy knows none
+        return np.dtype(np.float32 if all(kind.itemsize <= 2 for kind in kinds) else np.float64)
 
 
 def array_of(values: Any, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import is_stream
+from .._arrays import common_type, is_stream
 from .._shown import Table
 from .numbered import BlockRows, BlockSource, ReadBlocks, Rows, RowSampler
 
@@ -43,7 +43,7 @@ class SideBySide(BlockSource):
         self._starts = np.cumsum(self.sizes) - self.sizes
         self._columns = columns([rows.d for rows in sides])
         self.d = self._columns[-1].stop
-        self.dtype = np.result_type(*(rows.shards[0].dtype for rows in sides))
+        self.dtype = common_type(rows.shards[0].dtype for rows in sides)
 
     def read(self, block: int, out: np.ndarray) -> None:
         start, size = int(self._starts[block]), int(self.sizes[block])
@@ -166,7 +166,7 @@ class _Beside(Rows):
     def __init__(self, sides: Sequence[Any], widths: tuple[int, ...]) -> None:
         self._sides, self.widths, self.feature_names = sides, widths, None
         self.n, self.d = sides[0].n, sum(widths)
-        self.dtype = np.result_type(*(side.dtype for side in sides))
+        self.dtype = common_type(side.dtype for side in sides)
         self.shards = [np.zeros((1, self.d), self.dtype)]  # checks look at nothing but shape and dtype
         self.starts = np.array([0, self.n])
 

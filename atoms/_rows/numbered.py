@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Lazy, flatter, is_tensor, opened, refuse, regrouped
+from .._arrays import Lazy, common_type, flatter, is_tensor, opened, refuse, regrouped
 from .._checks import check_array, feature_names, native
 from .._shown import Shown, Table
 
@@ -262,7 +262,7 @@ class Rows:
         self.starts = np.cumsum([0] + [len(s) for s in self.shards])
         self.n = int(self.starts[-1])
         self.d = self.shards[0].shape[1]
-        self.dtype = np.result_type(*(s.dtype for s in self.shards))
+        self.dtype = common_type(s.dtype for s in self.shards)
         self.read = any(isinstance(s, Lazy) for s in self.shards)  # block by block
 
     @property

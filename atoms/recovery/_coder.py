@@ -195,10 +195,6 @@ class SparseCoder(Scored):
     def fit(self, X: Any, y: Any = None) -> SparseCoder:
         """Check the arguments and prepare the dictionary; of X only the width counts, where a dictionary was given."""
         check_choice(self.method, "method", _METHODS)
-        if self.n_nonzero is not None and self.method not in _COUNTED:
-            raise ValueError(f"n_nonzero: method={self.method!r} does not count atoms; leave n_nonzero None")
-        if self.tol is not None and self.method == "threshold":
-            raise ValueError("tol: method='threshold' takes one pass; leave tol None")
         X = self._check_X(X, reset=True)
         if (row := first_nonfinite_row(X)) >= 0:
             raise nonfinite_error(X, "X", row)
@@ -236,7 +232,7 @@ class SparseCoder(Scored):
         extra: dict[str, Any] = {"num_threads": self.num_threads, "verbose": self.verbose}
         if self.method in _COUNTED:
             extra["n_nonzero"] = self.n_nonzero
-        if self.tol is not None:
+        if self.tol is not None and self.method != "threshold":
             extra["tol"] = self.tol
         named = {"lasso": "alpha", "basis_pursuit_denoise": "sigma", "threshold": "tau"}
         if self.method in named:

@@ -172,3 +172,20 @@ def test_codes_are_numbered_as_scikit_learn_takes_them(monkeypatch):
             assert codes.indices.dtype == codes.indptr.dtype == np.int32
     forest = pytest.importorskip("sklearn.ensemble").RandomForestClassifier(2)
     forest.fit(atoms.SparseAutoencoder(**SAE).fit(X).transform(X), X[:, 0] > 0)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("bfloat16", "float16"), ("float16", "bfloat16"), ("bfloat16", "int64"), ("float16", "float64")]
+)
+def test_parts_of_two_types(kinds):
+    """Also of bfloat16 and float16, for which NumPy knows no common one."""
+    parts = [(3 * X).astype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind) for kind in kinds]
+    both = np.concatenate([part.astype(np.float64) for part in parts])
+    for got, want in zip(estimators(), estimators(), strict=True):
+        if not isinstance(got, atoms.SparseCoder):
+            got, want = got.fit(parts), want.fit(both)
+            name = "second_moment_" if hasattr(got, "second_moment_") else "W_dec"
+            np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-12)
+    for other in (atoms.activations.Sites(*parts), parts[0]):
+        target = parts[1] if other is parts[0] else None
+        assert np.isfinite(atoms.SparseAutoencoder(**SAE).fit(other, target=target).W_dec).all()

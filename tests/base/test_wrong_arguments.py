@@ -224,18 +224,6 @@ def test_a_metric_is_used_where_no_convention_is_named():
     assert theory.explained_variance(X, X).convention == "centered"
 
 
-@pytest.mark.parametrize(
-    ("method", "more", "message"),
-    [
-        ("lasso", {"n_nonzero": 3}, "n_nonzero: method='lasso' does not count atoms"),
-        ("threshold", {"tol": 0.1}, "tol: method='threshold' takes one pass"),
-    ],
-)
-def test_settings_of_other_methods(method, more, message):
-    with pytest.raises(ValueError, match=message):
-        atoms.SparseCoder(D, method, **more).fit(X)
-
-
 def test_rows_beyond_float32():
     for model in (sae(), atoms.DictionaryLearning(**LEARNING)):
         with pytest.raises(ValueError, match="X: holds values up to .* beyond float32.* multiply X by"):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import check_count
+from .._checks import check_count, check_flag
 
 __all__ = ["decoder_blocks", "language_reference", "load_model", "read_text", "smollm2", "tokenize"]
 
@@ -133,7 +133,11 @@ def tokenize(
     >>> [c.tolist() for c in tokenize("abcde", Letters(), context_length=4)]
     [[0, 97, 98, 99], [0, 100, 101]]
     """
-    first = getattr(tokenizer, "bos_token_id", None) if bos else None
+    if not callable(tokenizer):
+        raise TypeError(
+            f"tokenizer: expected one that can be called with a text, got {type(tokenizer).__name__}"
+        )
+    first = getattr(tokenizer, "bos_token_id", None) if check_flag(bos, "bos") else None
     prefix = [] if first is None else [first]
     if check_count(context_length, "context_length") < 2:
         raise ValueError(f"context_length: expected at least 2, got {context_length}")
@@ -259,7 +263,8 @@ def load_model(
         return smollm2(dtype=dtype, head=head)
     torch = import_torch()
     transformers = require("transformers", "pip install transformers")
-    if dtype not in ("float32", "bfloat16", "float16"):
+    check_flag(head, "head")
+    if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
     path = Path(name)
     options: dict[str, Any] = {}

@@ -553,3 +553,33 @@ def test_manifest_is_plain_json(llama, tmp_path):
     capture(llama, contexts_of([5]), [0], out=tmp_path / "rows", verbose=False)
     manifest = json.loads((tmp_path / "rows" / "activations.json").read_text())
     assert manifest["arrays"] == [[0, "residual", 0]] and manifest["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"tokenizer": "gpt2"}, TypeError, "tokenizer: expected one that can be called with a text, got str"),
+        ({"bos": "no"}, ValueError, "bos: expected True or False, got 'no'"),
+        ({"context_length": 2.5}, ValueError, "context_length: expected a positive integer"),
+        ({"max_tokens": "10"}, ValueError, "max_tokens: expected a positive integer"),
+    ],
+)
+def test_tokenize_names_what_is_wrong(change, error, message):
+    with pytest.raises(error, match=message):
+        tokenize(**{"text": "a", "tokenizer": lambda text, **_: {"input_ids": [1]}, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"drop_first": 2}, ValueError, "drop_first: expected True or False, got 2"),
+        ({"tokens": 3}, TypeError, "tokens: expected several, in a list, got 3"),
+        ({"layers": 1.5}, TypeError, "layers: expected several"),
+        ({"site": None}, TypeError, "site: expected several"),
+        ({"attention_mask": 1}, TypeError, "attention_mask: expected several"),
+        ({"batch_tokens": "many"}, ValueError, "batch_tokens: expected a positive integer"),
+    ],
+)
+def test_capture_names_what_is_wrong(llama, change, error, message):
+    with pytest.raises(error, match=message):
+        capture(**{"model": llama, "tokens": [[1, 2, 3]], "layers": 0, "verbose": False, **change})

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import activations, controls
 from .._files import plain_name, replacing
+from .._rows import MASSIVE
 from ..activations import MANIFEST, Activations
 from .config import Config
 from .kinds import KINDS
@@ -278,7 +279,7 @@ def _from_disk(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         norms = np.concatenate(
             [np.linalg.norm(X[i : i + step].astype(np.float64), axis=1) for i in range(0, len(X), step)]
         )
-        massive = norms > 10 * np.median(norms)
+        massive = norms > MASSIVE * np.median(norms)
         for part in ("metric", "train"):
             index[f"{part}-{layer}"] = np.flatnonzero(~held & ~massive)
         index[f"massive-{layer}"] = np.flatnonzero(~held & massive)

@@ -19,8 +19,17 @@ import scipy.sparse
 
 from . import _core, recovery
 from . import metric as metrics
-from ._arrays import as_array, as_codes, check_whole
-from ._checks import narrow, nonfinite_error, seed_of, whitener_of
+from ._arrays import array_of, as_array, as_codes, check_whole
+from ._checks import (
+    check_count,
+    check_flag,
+    check_number,
+    generator_of,
+    narrow,
+    nonfinite_error,
+    seed_of,
+    whitener_of,
+)
 from ._config import context, one_blas_thread
 from ._frames import framed
 from ._rows import by_blocks
@@ -98,6 +107,9 @@ class _Dictionary(Scored):
 
     def _start(self, X: Any) -> np.ndarray:
         """X checked; metric, whitener and b_dec are set, and the numbers of atoms of another fit forgotten."""
+        check_flag(self.center, "center")
+        if (wanted := vars(self).get("d_sae")) is not None:
+            check_count(wanted, "d_sae")
         for name in ("d_sae_", "l0_"):
             vars(self).pop(name, None)
         rows: np.ndarray = self._check_X(X, reset=True)
@@ -319,7 +331,7 @@ class RandomDictionary(_Dictionary):
 
     def fit(self, X: Any, y: Any = None) -> RandomDictionary:
         """X gives the dimension and the mean alone."""
-        if self.encoder not in ("omp", "top_k"):
+        if not isinstance(self.encoder, str) or self.encoder not in ("omp", "top_k"):
             raise ValueError(f"encoder: expected 'omp' or 'top_k', got {self.encoder!r}")
         X = self._start(X)
         self.random_state_ = seed_of(self.random_state)
@@ -456,6 +468,7 @@ class KMeansDictionary(_Dictionary):
     def fit(self, X: Any, y: Any = None) -> KMeansDictionary:
         """Whitened directions are held once in float32: 4 n d bytes."""
         X = self._start(X)
+        check_number(self.max_iter, "max_iter", 0)
         Z = np.concatenate([self._whiten(part) for part in self._blocks(X)])
         Z = Z[np.any(Z != 0, axis=1)]
         if not 1 <= self.d_sae <= len(Z):
@@ -625,16 +638,18 @@ def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.nd
     True
     """
     check_whole(X, "X")
-    X = np.asarray(as_array(X))
+    X = array_of(as_array(X), "X")
     if X.ndim != 2:
         raise ValueError(f"X: expected two dimensions (n, d), got shape {X.shape}")
     if out is None:
         out = np.empty_like(X, subok=False)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected an array, got {type(out).__name__}")
     if out.shape != X.shape:
         raise ValueError(f"out: expected shape {X.shape} as X has, got {out.shape}")
     if np.may_share_memory(out, X):
         raise ValueError("out: shares memory with X; pass a separate array")
-    rng = np.random.default_rng(random_state)
+    rng = generator_of(random_state)
     for j in range(X.shape[1]):
         out[:, j] = X[rng.permutation(len(X)), j]
     shuffled: np.ndarray = out
@@ -657,7 +672,7 @@ def random_model(model: Any, random_state: int = 0) -> Any:
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(random_state)
+        torch.manual_seed(seed_of(random_state))
         if hasattr(model, "config") and hasattr(model, "_init_weights"):
             fresh = type(model)(copy.deepcopy(model.config))
         else:

@@ -19,7 +19,7 @@ from . import _plot as plot
 # `as` the same name: classes of results, public but in no `__all__`
 from ._attribution import LogitAttribution as LogitAttribution
 from ._attribution import latent_attribution, logit_attribution
-from ._checks import as_number, check_between_0_and_1, check_choice, check_count, listed
+from ._checks import as_number, check_between_0_and_1, check_choice, check_count, listed, seed_of
 from ._config import one_blas_thread
 from ._contexts import Context as Context
 from ._contexts import top_contexts
@@ -369,6 +369,7 @@ def evaluate(
         dict(dictionaries) if isinstance(dictionaries, Mapping) else {"autoencoder": dictionaries}
     )
     _check_settings(dense_above, level, n_boot)
+    random_state = seed_of(random_state)
     conventions = _conventions(named, conventions)
     settings = layer, site, batch_tokens, drop_first, forward
     if is_dask(tokens):

@@ -133,10 +133,7 @@ def tokenize(
     >>> [c.tolist() for c in tokenize("abcde", Letters(), context_length=4)]
     [[0, 97, 98, 99], [0, 100, 101]]
     """
-    if not callable(tokenizer):
-        raise TypeError(
-            f"tokenizer: expected one that can be called with a text, got {type(tokenizer).__name__}"
-        )
+    _check_tokenizer(tokenizer)
     first = getattr(tokenizer, "bos_token_id", None) if check_flag(bos, "bos") else None
     prefix = [] if first is None else [first]
     if check_count(context_length, "context_length") < 2:
@@ -154,6 +151,13 @@ def tokenize(
     if not contexts:
         raise ValueError("text: it is empty; give a text with at least one token")
     return contexts
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not callable(tokenizer):
+        raise TypeError(
+            f"tokenizer: expected one that can be called with a text, got {type(tokenizer).__name__}"
+        )
 
 
 def texts_of(items: Any) -> Iterator[str]:

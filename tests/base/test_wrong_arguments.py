@@ -117,6 +117,18 @@ CALLS = {
     "pretrained.inverse_transform": (
         lambda **changed: pretrained().inverse_transform(**changed), {"codes": sp.csr_array(np.eye(6))}
     ),
+    "RandomDictionary": made(
+        atoms.controls.RandomDictionary, d_sae=9, l0=2, metric=None, center=True, encoder="omp", random_state=0
+    ),
+    "MemorizingDictionary": made(
+        atoms.controls.MemorizingDictionary, d_sae=9, metric=None, center=True, random_state=0
+    ),
+    "KMeansDictionary": made(
+        atoms.controls.KMeansDictionary, d_sae=9, metric=None, center=True, max_iter=2, random_state=0
+    ),
+    "PCADictionary": made(atoms.controls.PCADictionary, l0=2, metric=None, center=True, d_sae=4),
+    "NeuronBasis": made(atoms.controls.NeuronBasis, l0=2, metric=None, center=True),
+    "shuffle_coordinates": (atoms.controls.shuffle_coordinates, {"X": X, "random_state": 0, "out": None}),
     "Dictionary": (recovery.Dictionary, {"atoms": D, "metric": None, "dtype": None, "gram_bytes": 0, "num_threads": 1}),
     "omp": (
         recovery.omp,

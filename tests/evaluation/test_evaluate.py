@@ -271,7 +271,13 @@ def test_errors(model, sae, tiny, rows):
     ]:
         with pytest.raises(kind, match=message):
             evaluate(*arguments, verbose=False)
-    for bad in ({"dense_above": 1}, {"level": 0}, {"n_boot": 0}):
+    for bad in (
+        {"dense_above": 1},
+        {"level": 0},
+        {"n_boot": 0},
+        {"random_state": "x"},
+        {"conventions": ["r2"]},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             evaluate(model, contexts, sae, 1, verbose=False, **bad)
 

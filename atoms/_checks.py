@@ -348,6 +348,8 @@ def why_not_finite(X: np.ndarray, name: str, error: Exception | None, first: int
 
 def as_number(value: Any, name: str) -> float:
     """A number, NaN and the infinities too."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

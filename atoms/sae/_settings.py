@@ -117,7 +117,7 @@ def as_json(parameters: dict[str, Any]) -> dict[str, Any]:
         plain.pop("skip_connection", None)
     if plain["matryoshka_widths"] is not None:
         plain["matryoshka_widths"] = [int(w) for w in plain["matryoshka_widths"]]
-    return {k: v.item() if isinstance(v, (np.generic, np.ndarray)) else v for k, v in plain.items()}
+    return {k: v.item() if hasattr(v, "item") else v for k, v in plain.items()}
 
 
 def differing(now: dict[str, Any], before: dict[str, Any], free: str = "") -> list[str]:

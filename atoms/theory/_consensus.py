@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import as_number, atoms_of, check_rows, listed
+from .._checks import as_number
 from .._shown import Shown, Table
 from .._unit_rows import unit_rows
-from ._matching import nearest
+from ._matching import nearest, several_atoms
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,7 @@ def consensus(
     >>> found.found_in, found.members[0]
     (array([3, 2, 1, 1]), array([1, 0, 0]))
     """
-    dictionaries = [
-        _atoms(D, f"dictionaries[{k}]") for k, D in enumerate(listed(dictionaries, "dictionaries"))
-    ]
+    dictionaries = several_atoms(dictionaries)
     if len(dictionaries) < 2:
         raise ValueError(f"dictionaries: expected two or more, got {len(dictionaries)}")
     if not 0 < as_number(cosine, "cosine") <= 1:
@@ -156,10 +154,6 @@ def consensus(
     count = (members >= 0).sum(axis=1)
     order = np.lexsort([np.arange(len(members)), -cosines, -count])
     return Consensus(atoms[order].astype(np.float32), count[order], cosines[order], members[order])
-
-
-def _atoms(D: Any, name: str) -> np.ndarray:
-    return np.asarray(check_rows(atoms_of(D, name), name))
 
 
 def _means(

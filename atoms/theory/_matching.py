@@ -192,6 +192,12 @@ def match_dictionaries(
     )
 
 
+def several_atoms(dictionaries: Any) -> list[np.ndarray]:
+    """The atoms of each dictionary, as rows."""
+    named = [(D, f"dictionaries[{k}]") for k, D in enumerate(listed(dictionaries, "dictionaries"))]
+    return [np.asarray(check_rows(atoms_of(D, name), name)) for D, name in named]
+
+
 def pairwise_mcc(
     dictionaries: Sequence[Any], metric: Any = None, *, candidates: int = 32, num_threads: int | None = None
 ) -> np.ndarray:
@@ -215,10 +221,7 @@ def pairwise_mcc(
     >>> pairwise_mcc([np.eye(3), np.eye(3)[::-1], np.eye(3)]).min()
     np.float64(1.0)
     """
-    atoms = [
-        np.asarray(check_rows(atoms_of(D, f"dictionaries[{i}]"), f"dictionaries[{i}]"))
-        for i, D in enumerate(listed(dictionaries, "dictionaries"))
-    ]
+    atoms = several_atoms(dictionaries)
     count = len(atoms)
     out = np.eye(count)
     for i in range(count):

@@ -220,6 +220,19 @@ def test_checkpoints_that_would_never_be_written(model, steps, tmp_path):
             model().fit(X, checkpoint=tmp_path / "x.safetensors", checkpoint_minutes=minutes)
 
 
+@pytest.mark.parametrize("argument", ["learning_rate", "beta1", "clip", "dead_after", "target_l0"])
+def test_a_number_in_a_text_is_none(argument):
+    with pytest.raises(TypeError, match=f"{argument}: expected a number, got '0.5'"):
+        atoms.SparseAutoencoder(**{**SAE, argument: "0.5"}).fit(X)
+
+
+def test_numbers_in_arrays_are_saved(tmp_path):
+    numbers = {"learning_rate": np.array(1e-3), "beta1": np.float32(0.5), "max_steps": np.int64(2)}
+    atoms.SparseAutoencoder(**{**SAE, **numbers}).fit(X).save(tmp_path / "x.safetensors")
+    again = atoms.load(tmp_path / "x.safetensors").get_params()
+    assert {name: again[name] for name in numbers} == {name: value.item() for name, value in numbers.items()}
+
+
 def test_dead_after_infinity_counts_no_latent_as_dead():
     forever = atoms.SparseAutoencoder(**{**SAE, "dead_after": math.inf}).fit(X)
     np.testing.assert_array_equal(

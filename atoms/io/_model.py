@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from .. import _core
-from .._arrays import as_codes
-from .._checks import Sent, check_choice, narrow, part_by_part
+from .._arrays import array_of, as_array, as_codes, check_whole
+from .._checks import Sent, check_choice, check_count, narrow, part_by_part
 from .._config import context, one_blas_thread
 from .._rows import by_blocks, rows_of
 from .._shown import Shown, Table
@@ -135,7 +135,7 @@ class PretrainedSAE(InModel, Shown, Sent):
     ) -> None:
         check_choice(activation, "activation", _ACTIVATIONS)
         check_choice(input_norm, "input_norm", _NORMS)
-        W_enc, W_dec = (a if isinstance(a, StoredMatrix) else np.asarray(a) for a in (W_enc, W_dec))
+        W_enc, W_dec = _real(W_enc, "W_enc"), _real(W_dec, "W_dec")
         if W_enc.ndim != 2 or W_dec.ndim != 2 or 0 in W_enc.shape or 0 in W_dec.shape:
             raise ValueError(f"W_enc, W_dec: expected matrices, got shapes {W_enc.shape} and {W_dec.shape}")
         (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
@@ -154,6 +154,8 @@ class PretrainedSAE(InModel, Shown, Sent):
         self.b_enc = _weight(self._b_enc - self._at_center(), "b_enc", (d_sae,))
         self.is_transcoder = bool(is_transcoder) or W_skip is not None
         self.activation, self.k, self.input_norm = activation, k, input_norm
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(f"config: expected a dictionary, got {type(config).__name__}")
         self.config, self.source, self.num_threads = dict(config or {}), source, num_threads
         self._check()
 
@@ -176,7 +178,7 @@ class PretrainedSAE(InModel, Shown, Sent):
             )
         if (k is None) == (self.activation == "topk"):
             raise ValueError(f"k: activation {self.activation!r} {'needs' if k is None else 'has no'} k")
-        if k is not None and not 1 <= k <= self.d_sae:
+        if k is not None and check_count(k, "k") > self.d_sae:
             raise ValueError(f"k: expected 1 to d_sae = {self.d_sae}, got {k}")
 
     def __repr__(self) -> str:
@@ -332,9 +334,19 @@ def _largest(codes: sp.csr_array, k: int) -> sp.csr_array:
     return narrow(codes.data[keep], codes.indices[keep], indptr, codes.shape)
 
 
+def _real(a: Any, name: str) -> Any:
+    """An array of real numbers, or a matrix that stays in its file."""
+    if isinstance(a, StoredMatrix):
+        return a
+    check_whole(a, name)
+    a = array_of(as_array(a, name), name)
+    if a.dtype.kind in "cSUMmO":
+        raise ValueError(f"{name}: expected real numbers, got dtype {a.dtype}")
+    return a
+
+
 def _weight(a: Any, name: str, shape: tuple[int, ...]) -> Any:
-    stored = isinstance(a, StoredMatrix)
-    a = a if stored else np.asarray(a)
+    a, stored = _real(a, name), isinstance(a, StoredMatrix)
     if a.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
     if not stored:

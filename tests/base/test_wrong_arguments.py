@@ -114,6 +114,11 @@ CALLS = {
     },
     "metric.inverse_transform": of("metric", "inverse_transform", Z=X, out=None),
     "metric.unwhiten": of("metric", "unwhiten", Z=X, out=None),
+    "PretrainedSAE": (
+        PretrainedSAE,
+        {"W_enc": D.T, "b_enc": np.zeros(9), "W_dec": D, "b_dec": np.zeros(6), "threshold": None, "activation": "topk", "k": 2,
+         "center": None, "input_norm": "none", "W_skip": None, "config": None},
+    ),
     "pretrained.inverse_transform": (
         lambda **changed: pretrained().inverse_transform(**changed), {"codes": sp.csr_array(np.eye(6))}
     ),

@@ -197,6 +197,8 @@ def test_models_whose_codes_are_pursued_and_those_of_scikit_learn(model, rows):
         assert got[name].explained_variance["centered"].estimate == pytest.approx(by_hand, abs=1e-4)
     alone = evaluate(model, contexts_of(20), learned, 1, verbose=False)["autoencoder"]
     assert list(alone.explained_variance) == ["centered", "uncentered", "metric"]
+    alone = evaluate(model, contexts_of(20), every["metric"], 1, verbose=False)["autoencoder"]
+    assert list(alone.explained_variance) == ["centered", "uncentered"]
     with pytest.raises(ValueError, match="not fitted"):
         evaluate(model, contexts_of(2), atoms.DictionaryLearning(24, 3), 1, verbose=False)
     with pytest.raises(TypeError, match=r"PCA \(PCA\) does not say how wide .* is it fitted"):

@@ -21,7 +21,6 @@ __all__ = [
     "as_array",
     "as_codes",
     "check_bits",
-    "check_whole",
     "chunk_of",
     "common_type",
     "flatter",
@@ -383,8 +382,7 @@ def chunk_of(part: Any, name: str) -> np.ndarray:
         )
     if isinstance(part, (str, bytes)):
         _refuse_items(part, name)
-    check_whole(part, name)
-    a = np.asarray(as_array(part, name))
+    a = array_of(part, name)
     if a.ndim == 1 and len(a):
         a = a[None]
     if a.ndim != 2:
@@ -463,9 +461,10 @@ def common_type(kinds: Iterable[np.dtype]) -> np.dtype:
 
 
 def array_of(values: Any, name: str) -> np.ndarray:
-    """What NumPy makes of them."""
+    """What NumPy makes of tensors, arrays without masked values, and lists."""
+    check_whole(values, name)
     try:
-        return np.asarray(values)
+        return np.asarray(as_array(values, name))
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
@@ -476,8 +475,6 @@ def array_of(values: Any, name: str) -> np.ndarray:
 
 def as_codes(codes: Any, name: str = "codes") -> Any:
     """Codes as a matrix: a sparse one as it is, tensors and frames as arrays, frames of sparse columns sparse."""
-    check_whole(codes, name)
-    codes = as_array(codes, name)
     if hasattr(codes, "sparse"):  # pandas', where all columns are
         return scipy.sparse.csr_array(codes.sparse.to_coo())
     codes = codes if scipy.sparse.issparse(codes) else array_of(codes, name)

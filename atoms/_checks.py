@@ -111,7 +111,7 @@ def _numbers(X: Any, name: str) -> np.ndarray:
             f"supported; pass {name}.toarray()"
         )
     refuse(X, name)
-    a = array_of(as_array(X, name), name)
+    a = array_of(X, name)
     if a.dtype.kind == "c":
         raise ValueError(f"{name}: Complex data not supported, got dtype {a.dtype}; pass its real part")
     return a

@@ -55,9 +55,7 @@ class Scored(Estimator):
         different units.
         """
         self._check_fitted()
-        metric = self.metric_
-        convention = "centered" if metric is None else "metric_centered"
-        found = ExplainedVariance(convention, metric, num_threads=self.num_threads)
+        found = ExplainedVariance(metric=self.metric_, num_threads=self.num_threads)
         if is_dask(X):
             for part in Blocks(X).gathered(_explained, as_now(self), found):
                 found.merge(part)

@@ -19,7 +19,7 @@ import scipy.sparse
 
 from . import _core, recovery
 from . import metric as metrics
-from ._arrays import array_of, as_array, as_codes, check_whole
+from ._arrays import array_of, as_codes
 from ._checks import (
     check_count,
     check_flag,
@@ -637,8 +637,7 @@ def shuffle_coordinates(X: Any, random_state: int = 0, out: Any = None) -> np.nd
     >>> bool((np.sort(shuffle_coordinates(X), axis=0) == X).all())
     True
     """
-    check_whole(X, "X")
-    X = array_of(as_array(X), "X")
+    X = array_of(X, "X")
     if X.ndim != 2:
         raise ValueError(f"X: expected two dimensions (n, d), got shape {X.shape}")
     if out is None:

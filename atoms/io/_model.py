@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _core
-from .._arrays import array_of, as_array, as_codes, check_whole
+from .._arrays import array_of, as_codes
 from .._checks import Sent, check_choice, check_count, narrow, part_by_part
 from .._config import context, one_blas_thread
 from .._rows import by_blocks, rows_of
@@ -338,8 +338,7 @@ def _real(a: Any, name: str) -> Any:
     """An array of real numbers, or a matrix that stays in its file."""
     if isinstance(a, StoredMatrix):
         return a
-    check_whole(a, name)
-    a = array_of(as_array(a, name), name)
+    a = array_of(a, name)
     if a.dtype.kind in "cSUMmO":
         raise ValueError(f"{name}: expected real numbers, got dtype {a.dtype}")
     return a

@@ -618,7 +618,7 @@ class AtomicInnerProduct(Routed):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(aligned(state))
+        state = aligned(state)
         if "_second" in state:
             sums = {field: state.pop(name) for name, field in _PICKLED.items()}
             state["_moments"] = Moments(n=state["n_samples_seen_"], **sums)

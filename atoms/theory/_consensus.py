@@ -135,7 +135,7 @@ def consensus(
     >>> found.found_in, found.members[0]
     (array([3, 2, 1, 1]), array([1, 0, 0]))
     """
-    dictionaries = several_atoms(dictionaries)
+    dictionaries = [np.asarray(D) for D in several_atoms(dictionaries)]
     if len(dictionaries) < 2:
         raise ValueError(f"dictionaries: expected two or more, got {len(dictionaries)}")
     if not 0 < as_number(cosine, "cosine") <= 1:

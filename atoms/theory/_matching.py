@@ -193,9 +193,9 @@ def match_dictionaries(
 
 
 def several_atoms(dictionaries: Any) -> list[np.ndarray]:
-    """The atoms of each dictionary, as rows."""
+    """The atoms of each dictionary, as rows; those that lie in a file stay there."""
     named = [(D, f"dictionaries[{k}]") for k, D in enumerate(listed(dictionaries, "dictionaries"))]
-    return [np.asarray(check_rows(atoms_of(D, name), name)) for D, name in named]
+    return [check_rows(atoms_of(D, name), name) for D, name in named]
 
 
 def pairwise_mcc(

@@ -12,7 +12,7 @@ import scipy  # its special, when it is used
 import scipy.sparse
 
 from .. import _plot as plot
-from .._arrays import array_of, as_array, check_whole
+from .._arrays import array_of
 from .._rows import Blocks, is_dask
 from .._shown import Shown, Table
 from ._coherence import Coherence, check_q, coherence_of, inverse_cdf_ranks, welch_bound
@@ -39,8 +39,7 @@ def active(l0: Any) -> np.ndarray:
     elif scipy.sparse.issparse(l0):
         counts = _active(l0)
     else:
-        check_whole(l0, "l0")
-        counts = np.atleast_1d(array_of(as_array(l0, "l0"), "l0"))
+        counts = np.atleast_1d(array_of(l0, "l0"))
         if counts.size and counts.dtype.kind not in "biuf":
             raise ValueError(f"l0: expected numbers or sparse codes, got dtype {counts.dtype}")
         if counts.ndim != 1:

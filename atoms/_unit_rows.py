@@ -15,8 +15,7 @@ def unit_rows(D: Any, metric: Any, num_threads: int | None, name: str = "D") -> 
     """Whitened rows of unit norm in float32, and the norms that they had, in float64; of a model, its ``W_dec``."""
     D = check_rows(atoms_of(D, name), name)
     root = whitener_of(metric, D.shape[1])
-    # BLIS before 1.1 reads on from the last of rows that are left over (flame/blis 821): one more row is there for it
-    unit = np.empty((D.shape[0] + 1, D.shape[1]), np.float32)[:-1]
+    unit = np.empty(D.shape, np.float32)
     norms = np.empty(D.shape[0])
     step = max(1, (64 << 20) // (8 * D.shape[1]))
     for first in range(0, D.shape[0], step):

@@ -1,8 +1,9 @@
 /* test_base.c: context, instruction sets, memory, polling, products, converters. */
-#define _POSIX_C_SOURCE 200809L /* fork, nanosleep */
+#define _DEFAULT_SOURCE /* fork, nanosleep, MAP_ANONYMOUS */
 #include "check.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -356,6 +357,43 @@ TEST(base_gemm)
         CHECK((atoms_test_fortran_calls > 0) == (ctx->p.blas == ATOMS_BLAS_FORTRAN));
         atoms_ctx_free(ctx);
     }
+}
+
+/* n floats before a page that nobody may read, `spare` bytes from it; *mapped and *bytes are to be unmapped. */
+static float *at_the_edge(int64_t n, size_t spare, void **mapped, size_t *bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = ((size_t)n * 4 + spare + page - 1) / page * page;
+    *bytes = room + page;
+    *mapped = mmap(NULL, *bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(*mapped != MAP_FAILED && !mprotect((char *)*mapped + room, page, PROT_NONE));
+    return (float *)((char *)*mapped + room - spare) - n;
+}
+
+/* Nothing is read behind A and B, and behind C no more than core.h says: a fault ends the test. */
+TEST(base_gemm_reads_what_is_there)
+{
+    static const int sizes[] = {1, 2, 3, 4, 5, 7, 8, 10, 16, 17, 18, 25, 48, 97},
+                     inner[] = {1, 7, 8, 9, 15, 24, 33, 97, 100};
+    enum { SIZES = sizeof sizes / sizeof *sizes, INNER = sizeof inner / sizeof *inner, MOST = 97 * 100 };
+    void *mapped[3];
+    size_t bytes[3];
+    float *end[3];
+    for (int i = 0; i < 3; i++)
+        end[i] = at_the_edge(MOST, i == 2 ? 8 : 0, &mapped[i], &bytes[i]) + MOST;
+    for (int c = 0; c < atoms_test_contexts(); c += 2 * (atoms_cpu_isa() + 1)) {
+        atoms_ctx *ctx = atoms_test_context(c);
+        for (int i = 0; i < SIZES * SIZES * INNER; i++)
+            for (int layout = 0; layout < 8; layout++) {
+                int64_t m = sizes[i % SIZES], n = sizes[i / SIZES % SIZES], k = inner[i / (SIZES * SIZES)];
+                bool at = layout & 1, bt = layout & 2, ct = layout & 4;
+                atoms_gemm_f32(ctx, (atoms_mnk){m, n, k}, (atoms_f32_in){end[0] - m * k, at ? 1 : k, at ? m : 1},
+                               (atoms_f32_in){end[1] - k * n, bt ? 1 : n, bt ? k : 1}, (float)(i % 2),
+                               (atoms_f32_out){end[2] - m * n, ct ? 1 : n, ct ? m : 1});
+            }
+        atoms_ctx_free(ctx);
+    }
+    for (int i = 0; i < 3; i++)
+        munmap(mapped[i], bytes[i]);
 }
 
 /* Strides that BLIS would end the process for: rows that repeat, and rows that overlap. */

@@ -19,7 +19,6 @@ from support import run
 
 from atoms import AtomicInnerProduct, _core
 from atoms import _reference as reference
-from atoms._unit_rows import unit_rows
 from atoms.theory import (
     CONVENTIONS,
     Coherence,
@@ -503,10 +502,3 @@ def test_core_checks_its_buffers():
     with pytest.raises(ValueError, match="read-only"):
         _core.unit_rows(ctx, unit, None, np.zeros((3, 3), np.float32), frozen)
     assert Coherence(unit, None, [], "linear", 1).quantiles == {}
-
-
-def test_a_row_follows_the_last_unit_row():
-    """BLIS before 1.1 reads one more row than there is, where rows are left over (flame/blis 821)."""
-    unit, _ = unit_rows(np.random.default_rng(0).standard_normal((7, 97)), None, 1)
-    assert unit.shape == (7, 97) and unit.flags.c_contiguous
-    assert unit.base.shape == (8, 97) and np.shares_memory(unit, unit.base[:7])

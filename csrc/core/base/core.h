@@ -192,7 +192,8 @@ typedef struct {
 
 /* C (m, n) = A (m, k) B (k, n) + beta C. Fast when one stride of each pair is 1 and the other at least the length it
  * steps over; right, by plain loops, for any others. Runs on the calling thread only, from any thread, inside or
- * outside OpenMP regions. beta = 0 overwrites C, NaN included. */
+ * outside OpenMP regions. beta = 0 overwrites C, NaN included. Of a float32 C up to 8 bytes behind the last element are
+ * read: what atoms_alloc gives has them. */
 void atoms_gemm_f32(const atoms_ctx *ctx, atoms_mnk size, atoms_f32_in a, atoms_f32_in b, float beta, atoms_f32_out c);
 void atoms_gemm_f64(const atoms_ctx *ctx, atoms_mnk size, atoms_f64_in a, atoms_f64_in b, double beta, atoms_f64_out c);
 

@@ -7,13 +7,15 @@
 #include <sys/resource.h>
 
 #define HUGE_PAGE ((size_t)2 << 20)
+/* BLIS reads whole registers at the end of a result's last row, up to 8 bytes beyond it (flame/blis 635) */
+#define READ_AHEAD 8
 
 void *atoms_alloc(int64_t n, size_t size)
 {
     if (n < 0 || (n > 0 && size > (SIZE_MAX - 2 * ATOMS_ALIGN) / (size_t)n))
         return NULL;
     size_t bytes = (size_t)n * size;
-    bytes = (bytes + ATOMS_ALIGN - 1) / ATOMS_ALIGN * ATOMS_ALIGN;
+    bytes = (bytes + READ_AHEAD + ATOMS_ALIGN - 1) / ATOMS_ALIGN * ATOMS_ALIGN;
 #ifdef MADV_HUGEPAGE
     /* large arrays have their rows met in no order: with 4 KB pages, half the time would go to address translation */
     if (bytes >= 2 * HUGE_PAGE) {
@@ -23,7 +25,7 @@ void *atoms_alloc(int64_t n, size_t size)
         return p;
     }
 #endif
-    return aligned_alloc(ATOMS_ALIGN, bytes ? bytes : ATOMS_ALIGN);
+    return aligned_alloc(ATOMS_ALIGN, bytes);
 }
 
 void *atoms_calloc(int64_t n, size_t size)

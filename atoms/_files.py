@@ -58,6 +58,18 @@ def plain_name(name: Any) -> str:
     return name
 
 
+def as_path(value: Any, name: str) -> Path:
+    """A path, of the argument `name`."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise TypeError(
+            f"{name}: expected a path (str or os.PathLike), got the {type(value).__name__} {value!r:.60}"
+        )
+    if not text or "\0" in text:
+        raise ValueError(f"{name}: expected a path, got {text!r}")
+    return Path(text)
+
+
 @contextlib.contextmanager
 def replacing(target: Any) -> Iterator[Path]:
     """The path of an empty file beside the target, to be written; where the block ends well, it is renamed there.
@@ -65,7 +77,7 @@ def replacing(target: Any) -> Iterator[Path]:
     The target is never half written, and both are on disk afterwards. Where the block raises, nothing is left, and
     an error of the disk names the target. What killed processes left for the same target is removed first.
     """
-    target = Path(target)
+    target = as_path(target, "path")
     folder, name = target.parent, target.name
     temporary = folder / f".{name}.{secrets.token_hex(4)}.part"
     with _naming(target):
@@ -252,7 +264,7 @@ class Tensors(Mapping[str, np.ndarray]):
 @contextlib.contextmanager
 def opened_tensors(path: Any, kind: str) -> Iterator[tuple[Tensors, dict[str, Any]]]:
     """Arrays and metadata of a file written by `save_tensors` for the same `kind`: of this file, though another takes its name."""
-    path = os.fspath(path)
+    path = os.fspath(as_path(path, "path"))
     if os.path.isdir(path):
         raise ValueError(
             f"{path}: expected a file saved by atoms.{kind}, found a folder; atoms.load opens other tools'"

@@ -120,8 +120,12 @@ def axes_of(axes: Any, size: tuple[float, float] = (6.5, 4)) -> Any:
     ------
     ImportError
         matplotlib is not installed; the message says how to install it.
+    TypeError
+        `axes` are none, or several.
     """
     if axes is not None:
+        if not callable(getattr(axes, "plot", None)):
+            raise TypeError(f"axes: expected one matplotlib Axes, got the {type(axes).__name__} {axes!r:.60}")
         return axes
     from matplotlib import pyplot
 

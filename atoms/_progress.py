@@ -7,6 +7,8 @@ import os
 import threading
 from typing import Any
 
+import numpy as np
+
 from ._config import warnings_as
 
 __all__ = ["progress_bar"]
@@ -56,6 +58,8 @@ def progress_bar(
 
     `first` steps are done already; without `keep` it goes when it is through.
     """
+    if not isinstance(verbose, (int, np.integer, np.bool_)):
+        raise TypeError(f"verbose: expected True or False, got {verbose!r}")
     if not verbose:
         return _Silent()
     return _tqdm()(desc=what, total=total, initial=first, unit=unit, unit_scale=total >= 100_000, leave=keep)

@@ -16,6 +16,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ._files import as_path
+
 __all__ = ["TensorBoard", "WandB"]
 
 
@@ -112,7 +114,7 @@ class TensorBoard(_Logger):
             raise ImportError(
                 "TensorBoard needs the tensorboard package: run `pip install tensorboard`"
             ) from error
-        self.log_dir = os.fspath(log_dir)
+        self.log_dir = os.fspath(as_path(log_dir, "log_dir"))
         self._Writer = Writer
         self._writers: dict[str, Any] = {}
 

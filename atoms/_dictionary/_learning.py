@@ -231,7 +231,7 @@ class DictionaryLearning(Described, Scored, Routed):
             of squares or more; rows ended before `max_steps`; with spikes, hardly an atom fires.
         """
         check_labels(y, X)
-        check_between(callback, checkpoint_minutes, checkpoint_steps, [checkpoint])
+        check_between(callback, checkpoint_minutes, checkpoint_steps, [checkpoint], "checkpoint")
         parameters = checked(self, None if checkpoint is None else seed_in(checkpoint))
         rows, val, dropped = training_rows(X, X_val, massive)
         metric = metrics.fitted(self.metric, rows.blocks)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .._files import as_path
 from .kinds import CONTROLS, DICTIONARIES, VARIANTS
 
 __all__ = ["CONTROLS", "DICTIONARIES", "READY", "Config", "Frontier", "Grid", "Monosemanticity", "load"]
@@ -351,7 +352,7 @@ def load(config: Config | Mapping[str, Any] | str | Path, **changes: Any) -> Con
     elif str(config) in READY:
         return _build(Config, changes, READY[str(config)])
     else:
-        path = Path(config)
+        path = as_path(config, "config")
         if not path.exists():
             raise FileNotFoundError(
                 f"config: no file {path}; name a TOML or JSON file, or one of {', '.join(READY)}"

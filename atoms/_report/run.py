@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _config, _core
 from .. import _plot as plot
+from .._files import as_path
 from .._old import old_keyword
 from .._version import __version__
 from . import cost, data, monosemanticity, writing
@@ -80,7 +81,7 @@ def report(
     """
     config = load(config, **changes)
     plot.require()
-    out = Path(output)
+    out = as_path(output, "output")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"output: {out} is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import IO, Any, overload
 import numpy as np
 
 from .._checks import as_number
-from .._files import replacing
+from .._files import as_path, replacing
 from .._old import old_keyword
 from .._progress import progress_bar
 from ._far import FarPass
@@ -302,11 +302,11 @@ def capture(
     if store is not None and client is not None:
         far = FarPass(model, tokens, settings)
         with _bar(0, verbose, drop_first) as bar:
-            return write_store_far(Path(store), far, row_type, tokenizer, shard_mb, client, bar)
+            return write_store_far(as_path(store, "store"), far, row_type, tokenizer, shard_mb, client, bar)
     plan = Pass(model, tokens, *settings)
     if store is not None:
         with _bar(plan.n, verbose, drop_first) as bar:
-            return write_store(Path(store), plan, row_type, tokenizer, shard_mb, bar.update)
+            return write_store(as_path(store, "store"), plan, row_type, tokenizer, shard_mb, bar.update)
 
     rows = _Rows(plan.keys, plan.n, row_type, None if out is None else new_folder(out))
     started = time.perf_counter()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import check_count, check_flag
+from .._files import as_path
 
 __all__ = ["decoder_blocks", "language_reference", "load_model", "read_text", "smollm2", "tokenize"]
 
@@ -74,7 +75,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     ValueError
         The file is empty or is not UTF-8 text.
     """
-    path = Path(path)
+    path = as_path(path, "text")
     if path.is_dir():
         raise IsADirectoryError(f"text: {path} is a folder; name a text file in it")
     if not path.exists():

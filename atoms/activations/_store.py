@@ -17,7 +17,7 @@ import numpy as np
 
 from .._checks import check_between_0_and_1, check_count
 from .._config import ForkedLock
-from .._files import only_user, plain_name, read_json, read_npz, reading, replacing
+from .._files import as_path, only_user, plain_name, read_json, read_npz, reading, replacing
 from .._rows import BlockSource
 from .._shown import Shown, Table
 from ._far import FarPass
@@ -466,7 +466,7 @@ class ActivationStore(Shown):
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, verify: bool = False) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "folder")
         self.manifest = _read_manifest(self.folder)
         if not self.manifest["complete"]:
             tokens = self.manifest["tokens"]
@@ -609,7 +609,7 @@ class ActivationStore(Shown):
         ValueError
             There is no shard of that number, or the manifest is none of ours.
         """
-        folder = Path(folder)
+        folder = as_path(folder, "folder")
         with only_user(folder / MANIFEST, "store"):
             manifest = _read_manifest(folder)
             if not 0 <= shard < len(manifest["shards"]):

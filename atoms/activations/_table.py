@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import check_between_0_and_1, check_count
-from .._files import check_tensor, map_npy, plain_name, read_json, read_npz, reading, replacing
+from .._files import as_path, check_tensor, map_npy, plain_name, read_json, read_npz, reading, replacing
 from .._shown import Shown, Table
 from ._models import require
 
@@ -181,7 +181,7 @@ class Activations(Shown):
         FileExistsError
             The folder already holds activations.
         """
-        folder = new_folder(folder)
+        folder = new_folder(as_path(folder, "folder"))
         for key, array in self.arrays.items():
             with replacing(folder / file_name(key)) as temporary, open(temporary, "wb") as file:
                 np.save(file, storable(array))
@@ -198,7 +198,7 @@ class Activations(Shown):
         ValueError
             A file is damaged, or not what this release writes; the message names it.
         """
-        folder = Path(folder)
+        folder = as_path(folder, "folder")
         if not (folder / MANIFEST).exists():
             raise FileNotFoundError(
                 f"{folder}: no {MANIFEST}: not a finished capture; run capture(..., out=...) again"
@@ -278,7 +278,7 @@ def point_name(key: Key) -> str:
 
 def new_folder(folder: str | os.PathLike[str]) -> Path:
     """Make a folder that must not hold activations yet."""
-    folder = Path(folder)
+    folder = as_path(folder, "out")
     if (folder / MANIFEST).exists():
         raise FileExistsError(f"out: {folder} already holds activations; name another folder or remove it")
     if folder.exists() and not folder.is_dir():

@@ -37,7 +37,7 @@ import numpy as np
 
 from .. import _dictionary
 from .._config import check_num_threads
-from .._files import replacing, sync_folder
+from .._files import as_path, replacing, sync_folder
 from .._version import __version__
 from ..metric import AtomicInnerProduct
 from ..sae import SparseAutoencoder
@@ -141,11 +141,11 @@ def load(
     """
     check_num_threads(num_threads)
     if sae_id is not None:
-        path = _fetched(*_registered(os.fspath(path), sae_id))
-    elif os.fspath(path).startswith(_HUB):
-        repository, revision, folder = _address(os.fspath(path))
+        path = _fetched(*_registered(os.fspath(as_path(path, "path")), sae_id))
+    elif isinstance(path, str) and path.startswith(_HUB):
+        repository, revision, folder = _address(path)
         path = _fetched(repository, folder, revision=revision)
-    file, kind = _found(Path(path))
+    file, kind = _found(as_path(path, "path"))
     if not in_memory and kind not in _BY_PARTS:
         once = '; load it into memory once, and write it with atoms.io.save(model, folder, "saelens")'
         raise ValueError(
@@ -326,7 +326,7 @@ def save(sae: Any, path: str | os.PathLike[str], format: str = "saelens", **meta
     """
     if format not in ("saelens", "npz", "sparsify", "crosscoder"):
         raise ValueError(f"format: expected 'saelens' or 'npz', 'sparsify' or 'crosscoder', got {format!r}")
-    path = Path(path)
+    path = as_path(path, "path")
     if path.exists():
         raise FileExistsError(f"{path}: is there already; name another or remove it")
     sae, names = as_fitted(sae), ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
@@ -519,11 +519,13 @@ def convert(
     str
         One line that says what was read and written.
     """
+    to = as_path(target, "target")
+    as_path(source, "source")
     sae = load(source, is_transcoder=is_transcoder)
     if not hasattr(sae, "W_enc"):
         raise ValueError(f"{source}: holds no autoencoder but a {type(sae).__name__}")
     topk = getattr(sae, "is_transcoder", False) and sae.activation == "topk"
-    format = "npz" if Path(target).suffix == ".npz" else "sparsify" if topk else "saelens"
+    format = "npz" if to.suffix == ".npz" else "sparsify" if topk else "saelens"
     save(sae, target, format)
     return f"{source}: {sae!r}, written to {target} ({format})"
 
@@ -590,7 +592,7 @@ def _fetched(
     parts = Path(subfolder).parts
     if Path(subfolder).is_absolute() or ".." in parts:
         raise ValueError(f"subfolder: expected a path inside the repository, got {subfolder!r}")
-    if Path(name).is_file():
+    if as_path(name, "name").is_file():
         raise ValueError(
             f"name: {name} is a file, with no folders of models in it; atoms.load(path) opens it"
         )

@@ -20,7 +20,7 @@ from .._arrays import as_codes
 from .._checks import aligned, as_number, check_choice, check_count, check_flag, listed, part_by_part
 from .._config import context
 from .._estimator import Routed, restored
-from .._files import opened_tensors, reading
+from .._files import as_path, opened_tensors, reading
 from .._frames import framed
 from .._rows import (
     BlockRows,
@@ -381,6 +381,8 @@ class SparseAutoencoder(InModel, Scored, Routed):
         meanwhile: they have the model of one step or another.
         """
         check_labels(y, X)
+        if checkpoint is not None:
+            as_path(checkpoint, "checkpoint")
         fit_many(
             [self], X, X_val, target=target, target_val=target_val, calibrate=calibrate, massive=massive,
             callback=callback, init=init, checkpoints=[checkpoint],
@@ -1110,8 +1112,8 @@ def fit_many(
         `saes` holds something else.
     """
     _check_kinds(saes)
-    paths = [None] * len(saes) if checkpoints is None else _paths(checkpoints)
-    check_between(callback, checkpoint_minutes, checkpoint_steps, paths)
+    paths = [None] * len(saes) if checkpoints is None else listed(checkpoints, "checkpoints")
+    check_between(callback, checkpoint_minutes, checkpoint_steps, paths, "checkpoints")
     check_flag(calibrate, "calibrate")
     _check_together(saes, paths)
     rows, val, dropped = training_rows(X, X_val, massive, target, target_val)
@@ -1140,14 +1142,6 @@ def fit_many(
             )  # fmt: skip
     _warn_of_the_end(saes, rows.n, last, type(X).__name__, val is None)
     return saes
-
-
-def _paths(checkpoints: Any) -> list[Any]:
-    paths = listed(checkpoints, "checkpoints")
-    for path in paths:
-        if path is not None and not isinstance(path, (str, bytes, os.PathLike)):
-            raise TypeError(f"checkpoints: expected a path for each autoencoder, got {path!r}")
-    return paths
 
 
 def _asks(callback: Any) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._checks import as_number, check_count
 from .._config import context
+from .._files import as_path
 from .._progress import progress_bar
 from .._rows import (
     BlockRows,
@@ -288,15 +289,19 @@ def check_labels(y: Any, X: Any) -> None:
         )
 
 
-def check_between(callback: Any, minutes: Any, steps: Any, paths: Any) -> None:
-    """What is done between the steps of `train`: the function that is called, and when checkpoints are written."""
+def check_between(callback: Any, minutes: Any, steps: Any, paths: Any, name: str) -> None:
+    """What is done between the steps of `train`: the function that is called, and when checkpoints are written to `paths`, the
+    argument `name`."""
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: expected a function of (model, record) or None, got {callback!r}")
     if not as_number(minutes, "checkpoint_minutes") >= 0:
         raise ValueError(f"checkpoint_minutes: expected a number of at least 0, got {minutes!r}")
+    for path in paths:
+        if path is not None:
+            as_path(path, name)
     if steps is not None:
         check_count(steps, "checkpoint_steps")
-        if not paths or all(path is None for path in paths):
+        if all(path is None for path in paths):
             raise ValueError(
                 "checkpoint_steps: nothing is written where no path is given; pass checkpoint=, too"
             )

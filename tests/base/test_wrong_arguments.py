@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 import atoms
 from atoms import recovery, theory
+from atoms.activations import Activations, ActivationStore
 from atoms.io import PretrainedSAE
 
 rng = np.random.default_rng(0)
@@ -282,6 +283,50 @@ def test_cosines_of_another_geometry():
     ):
         with pytest.raises(ValueError, match="metric: D is a Coherence, taken in another geometry"):
             call(plain)
+
+
+def learning():
+    return atoms.DictionaryLearning(**LEARNING)
+
+
+PATHS = {
+    **{
+        f"{kind}.save": ("path", lambda p, kind=kind: fitted(kind).save(p))
+        for kind in ("sae", "learning", "metric")
+    },
+    "SparseAutoencoder.load": ("path", atoms.SparseAutoencoder.load),
+    "DictionaryLearning.load": ("path", atoms.DictionaryLearning.load),
+    "AtomicInnerProduct.load": ("path", atoms.AtomicInnerProduct.load),
+    "load": ("path", atoms.load),
+    "io.save": ("path", lambda p: atoms.io.save(fitted("sae"), p)),
+    "from_pretrained": ("name", atoms.io.from_pretrained),
+    "convert from": ("source", lambda p: atoms.io.convert(p, "y")),
+    "convert to": ("target", lambda p: atoms.io.convert("y", p)),
+    "fit": ("checkpoint", lambda p: sae().fit(X, checkpoint=p)),
+    "fit_many": ("checkpoints", lambda p: atoms.fit_many([sae()], X, checkpoints=[p])),
+    "DictionaryLearning.fit": ("checkpoint", lambda p: learning().fit(X, checkpoint=p)),
+    "ActivationStore": ("folder", ActivationStore),
+    "ActivationStore.discard": ("folder", lambda p: ActivationStore.discard(p, 0)),
+    "Activations.load": ("folder", Activations.load),
+    "report": ("output", lambda p: atoms.report("smollm2", p)),
+}
+
+
+@pytest.mark.parametrize("call", PATHS)
+def test_what_is_no_path_is_named(call):
+    name, call = PATHS[call]
+    for wrong in (3, object(), b"x", ["x"], math.nan, X, "", "a\0b"):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected a path"):
+            call(wrong)
+
+
+def test_what_shows_itself():
+    for wrong in ("no", None, [True], X):
+        with pytest.raises(TypeError, match="^verbose: expected True or False"):
+            atoms.SparseAutoencoder(**{**SAE, "verbose": wrong}).fit(X)
+    for wrong in (np.empty(2, object), "x", 3):  # as pyplot.subplots(1, 2) gives them
+        with pytest.raises(TypeError, match="^axes: expected one matplotlib Axes, got the "):
+            theory.coherence(D).plot(wrong)
 
 
 def test_files_are_opened_by_what_can(tmp_path):

@@ -407,6 +407,9 @@ static bool fits_int(int64_t x, int64_t y, int64_t z)
     return x <= INT_MAX && y <= INT_MAX && z <= INT_MAX;
 }
 
+/* Products of fewer rows or columns are mostly BLIS's packing of the other matrix, which its kernels for small ones do without. */
+#define FEW 16
+
 #define T float
 #define IN atoms_f32_in
 #define OUT atoms_f32_out

@@ -64,15 +64,16 @@ typedef double number_f64;
 #endif
 
 enum {
-    MOST_TRIES = 64, /* atoms that a step of OMP evaluates after a coarse screen */
-    LEFT_OVER = 8,   /* signals that it leaves open, taken together */
-    ASK_EVERY = 8,   /* rounds of steps: the question whether to stop reads a clock */
-    IN_FLIGHT = 2,   /* signals in flight on a thread: one's Gram row is fetched during the other's pass */
-    OPEN = -2,       /* no atom was chosen: a coarse screen cannot tell */
-    CROWDED = -3,    /* nor was one here: evaluating those that may be best costs more than alphas made anew */
-    NEAR_SHARE = 8,  /* lasso: one atom in so many is evaluated by itself at most: all at once cost less each */
-    SWEEPS = 14,     /* lasso: of coordinate descent, after which it is taken to creep */
-    NEWCOMERS = 48,  /* lasso: atoms that join the set in a round, or as many as are in the code */
+    MOST_TRIES = 64,  /* atoms that a step of OMP evaluates after a coarse screen */
+    LEFT_OVER = 8,    /* signals that it leaves open, taken together */
+    ASK_EVERY = 8,    /* rounds of steps: the question whether to stop reads a clock */
+    IN_FLIGHT = 2,    /* signals in flight on a thread: one's Gram row is fetched during the other's pass; */
+    FLIGHT = 1 << 20, /* bytes of rows u of T, or one signal at a time: a second-level cache would not hold both */
+    OPEN = -2,        /* no atom was chosen: a coarse screen cannot tell */
+    CROWDED = -3,     /* nor was one here: evaluating those that may be best costs more than alphas made anew */
+    NEAR_SHARE = 8,   /* lasso: one atom in so many is evaluated by itself at most: all at once cost less each */
+    SWEEPS = 14,      /* lasso: of coordinate descent, after which it is taken to creep */
+    NEWCOMERS = 48,   /* lasso: atoms that join the set in a round, or as many as are in the code */
     ADMISSION_BINS = 64,
     CREEPS = 30,     /* lasso: rounds after which the set is solved exactly: others need 2 to 25; */
     STALLS = 3,      /* or so many in a row without a gap that falls */
